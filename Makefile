@@ -1,0 +1,39 @@
+# Each target does its own set-up: the first call makes a virtual environment in .venv.
+PYTHON ?= python3
+VENV ?= .venv
+# The only place where torch is pinned; `make demo TORCH=2.14.0` takes another one, and an
+# environment of your own needs no make at all (see README, "Your own torch").
+TORCH ?= 2.13.0
+
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test test-slow lint format clean
+.DELETE_ON_ERROR:
+
+$(READY): pyproject.toml Makefile
+	$(PYTHON) -m venv $(VENV)
+	echo "torch==$(TORCH)" > $(VENV)/constraints.txt
+	$(BIN)/python -m pip install --quiet --constraint $(VENV)/constraints.txt --editable ".[demo,dev]"
+	touch $@
+
+demo: $(READY)
+	$(BIN)/palenka demo
+
+lint: $(READY)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(READY)
+	$(BIN)/python -m pytest -m slow
+
+format: $(READY)
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+
+clean:
+	rm -rf $(VENV) dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,35 @@
+"""Mistakes that a user can mend, each told in one sentence: the value, the rule, what to do."""
+
+from collections.abc import Mapping
+
+
+class UserError(Exception):
+    """A mistake of the user's: a command prints its one sentence and exits with status 2."""
+
+
+def refuse_difference(what: str, expected: object, found: object, remedy: str) -> None:
+    """Raise a `UserError` that names the first field in which `found` differs from `expected`, and both sides.
+
+    Args:
+        what: what is compared, as the sentence's subject, such as ``"cache runs/caches/gpt2"``.
+        expected: nested mappings and plain values: what is asked for now.
+        found: the same for what is on disk.
+        remedy: what the user can do, as the sentence's end.
+
+    Raises:
+        UserError: if the two differ anywhere.
+    """
+    difference = _first_difference(expected, found, "")
+    if difference is not None:
+        field, wanted, got = difference
+        raise UserError(f"{what} does not match: {field} is {got!r} there, but {wanted!r} is expected; {remedy}")
+
+
+def _first_difference(expected: object, found: object, path: str) -> tuple[str, object, object] | None:
+    if isinstance(expected, Mapping) and isinstance(found, Mapping):
+        for key in [*expected, *(key for key in found if key not in expected)]:
+            inner = _first_difference(expected.get(key), found.get(key), f"{path}.{key}" if path else str(key))
+            if inner is not None:
+                return inner
+        return None
+    return None if expected == found else (path, expected, found)
