@@ -1,0 +1,1 @@
+"""From raw text to tokens, windows and teacher caches."""

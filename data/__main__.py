@@ -1,0 +1,73 @@
+"""Text in, tokens out.
+
+python -m data fetch babylm-10m
+python -m data prepare --config configs/corpora/babylm-10m.yaml
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from configs.command_line import parse, run, subcommand
+from configs.errors import UserError
+
+PROGRAM = "python -m data"
+COMMANDS = {
+    "fetch": "download BabyLM text from the Hugging Face Hub",
+    "prepare": "clean raw text, learn a tokenizer and store the tokens",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command of this room; returns its exit status."""
+    return run(_command, arguments)
+
+
+def _command(arguments: Sequence[str]) -> None:
+    name, rest = subcommand(PROGRAM, COMMANDS, arguments)
+    if name == "fetch":
+        _fetch(rest)
+    else:
+        _prepare(rest)
+
+
+def _fetch(arguments: Sequence[str]) -> None:
+    from data.fetch import TEXTS, FetchSettings, fetch
+
+    names, options = arguments[:1], arguments[1:]
+    if not names or names[0].startswith("-"):
+        names, options = [], arguments
+    settings = parse(FetchSettings, options, f"{PROGRAM} fetch NAME")
+    if not names:
+        raise UserError(f"fetch needs the name of a text; choose from {', '.join(TEXTS)}")
+    fetch(names[0], settings.output)
+
+
+def _prepare(arguments: Sequence[str]) -> None:
+    from data.prepare import CorpusSettings, prepare
+
+    settings = parse(CorpusSettings, arguments, f"{PROGRAM} prepare")
+    prepare(settings)
+    _report(settings.output)
+
+
+def _report(directory: Path) -> None:
+    """Show what a prepared corpus holds."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from data.corpus import Corpus, splits_of
+
+    corpora = [Corpus.open(directory, split) for split in splits_of(directory)]
+    table = Table("split", title=f"{directory}: {corpora[0].vocabulary_size:,} tokens in the vocabulary")
+    for heading in ("documents", "tokens", "words", "bytes"):
+        table.add_column(heading, justify="right")
+    for corpus in corpora:
+        counts = corpus.counts
+        numbers = (counts.documents, counts.tokens, counts.words, counts.bytes)
+        table.add_row(corpus.split, *(f"{number:,}" for number in numbers))
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

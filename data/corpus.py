@@ -1,0 +1,315 @@
+"""The corpus store: a split's tokens in one flat stream, with its documents, its sources and its fingerprint.
+
+A prepared corpus is a directory::
+
+    config.yaml      the settings that it was made with
+    tokenizer/       the tokenizer, as a Hugging Face directory
+    train.zarr       one Zarr v3 group a split; dev.zarr and test.zarr where the sources had them
+        tokens           [N] uint16; uint32 from a vocabulary of 65,536 tokens up
+        document_starts  [D] int64, the position of each document's first token, ascending
+
+`tokens` is a single chunk that no codec touched, so the chunk's file is the array: the writer appends to it without
+knowing N, every Zarr reader reads it, and `Corpus` maps it into memory. Both sides cost the same memory for any N.
+"""
+
+import array
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from pydantic import ValidationError
+from zarr.codecs import BytesCodec
+
+from configs.errors import UserError
+from configs.settings import Settings
+from data.records import sha256_of_file
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+FORMAT_VERSION = 1
+"""Raised whenever the layout changes, or when cleaning or tokenising come to give other tokens for the same text."""
+
+SPLITS = ("train", "dev", "test")
+CONFIG_FILE = "config.yaml"
+TOKENIZER_FOLDER = "tokenizer"
+LARGEST_UINT16_VOCABULARY = 65_535
+_BLOCK_BYTES = 1 << 20
+
+TokenArray = NDArray[np.uint16] | NDArray[np.uint32]
+
+
+class Counts(Settings):
+    """How much text there is; words and bytes are those of the cleaned text, so they compare tokenizers."""
+
+    tokens: int = 0
+    """All tokens, the `<s>` that open documents included."""
+
+    documents: int = 0
+    """Documents with any text."""
+
+    words: int = 0
+    """Runs of anything but white space."""
+
+    bytes: int = 0
+    """UTF-8 bytes of the documents' text."""
+
+    def __add__(self, other: "Counts") -> "Counts":
+        return Counts(
+            tokens=self.tokens + other.tokens,
+            documents=self.documents + other.documents,
+            words=self.words + other.words,
+            bytes=self.bytes + other.bytes,
+        )
+
+
+class Source(Settings):
+    """One file of raw text, as it went into a split."""
+
+    path: str
+    """Relative to the folder of the sources, with forward slashes."""
+
+    sha256: str
+    """Of the raw file."""
+
+    cleaner: str
+    """Which cleaner was applied."""
+
+    counts: Counts
+    """What the file gave."""
+
+
+class StoreRecord(Settings):
+    """The attributes of a split's Zarr group."""
+
+    format_version: int
+    split: str
+    tokenizer: str
+    vocabulary_size: int
+    fingerprint: str
+    counts: Counts
+    sources: tuple[Source, ...]
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """One split of a prepared corpus, open for reading.
+
+    Attributes:
+        directory: of the prepared corpus.
+        split: such as ``"train"``.
+        tokens: [N] uint16 or uint32, read-only and mapped from the file: any slice is free until it is used.
+        document_starts: [D] int64, ascending, the first is 0.
+        fingerprint: SHA-256 over the token type, `tokens`, `document_starts` and `tokenizer_hash`; two splits with
+            the same fingerprint hold the same tokens of the same tokenizer.
+        tokenizer_hash: SHA-256 of ``tokenizer/tokenizer.json``.
+        vocabulary_size: tokens that the tokenizer knows, its special tokens included.
+        counts: tokens, documents, words and bytes.
+        sources: the files that the split was made from, in order.
+    """
+
+    directory: Path
+    split: str
+    tokens: TokenArray
+    document_starts: NDArray[np.int64]
+    fingerprint: str
+    tokenizer_hash: str
+    vocabulary_size: int
+    counts: Counts
+    sources: tuple[Source, ...]
+
+    @classmethod
+    def open(cls, directory: Path, split: str) -> Self:
+        """Open a split and make sure that it is what was written: reads it once, about 1 s for 500 M tokens.
+
+        Raises:
+            UserError: if there is no such corpus or split, it is of another format version, damaged, or its tokenizer
+                is another one than it was made with.
+        """
+        store = _require_store(directory, split)
+        try:
+            record, starts, shape, dtype = _read_group(store)
+        except (ValidationError, ValueError, KeyError, TypeError, OSError) as error:
+            raise _damaged(store, f"its records cannot be read ({type(error).__name__})") from error
+        file = _chunk_file(store)
+        found = file.stat().st_size if file.is_file() else 0
+        if found != (expected := shape * dtype.itemsize):
+            raise _damaged(store, f"tokens hold {found} bytes, but {expected} are expected")
+        fingerprint = fingerprint_of(_blocks(file), dtype, starts, record.tokenizer)
+        if fingerprint != record.fingerprint:
+            raise _damaged(store, f"its fingerprint is {fingerprint}, but {record.fingerprint} was recorded")
+        _require_tokenizer(directory, split, record.tokenizer)
+        return cls(
+            directory=directory,
+            split=split,
+            tokens=np.memmap(file, dtype=dtype, mode="r", shape=(shape,)),
+            document_starts=starts,
+            fingerprint=fingerprint,
+            tokenizer_hash=record.tokenizer,
+            vocabulary_size=record.vocabulary_size,
+            counts=record.counts,
+            sources=record.sources,
+        )
+
+    def tokenizer(self) -> "PreTrainedTokenizerFast":
+        """The corpus's tokenizer; it adds no special tokens by itself."""
+        from data.tokenizer import load_tokenizer
+
+        return load_tokenizer(self.directory / TOKENIZER_FOLDER)
+
+
+@dataclass
+class CorpusWriter:
+    """Writes one split: tokens go to disk as they come, and nothing opens as a store before `finish`.
+
+    A context manager, which closes the file whatever happens.
+
+    Args:
+        directory: of the corpus being made.
+        split: such as ``"train"``.
+        tokenizer_hash: SHA-256 of the tokenizer's ``tokenizer.json``.
+        vocabulary_size: decides the type of the tokens.
+    """
+
+    directory: Path
+    split: str
+    tokenizer_hash: str
+    vocabulary_size: int
+    num_tokens: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        self._dtype = token_dtype(self.vocabulary_size)
+        self._spool = self.directory / f"{self.split}.tokens"
+        self._file = self._spool.open("wb")
+        self._starts = array.array("q")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
+
+    def start_document(self) -> None:
+        """The next token appended is a document's first."""
+        self._starts.append(self.num_tokens)
+
+    def append(self, tokens: NDArray[np.integer]) -> None:
+        """Add tokens [n] at the end of the stream."""
+        self._file.write(np.ascontiguousarray(tokens, dtype=self._dtype).data)
+        self.num_tokens += len(tokens)
+
+    def finish(self, sources: tuple[Source, ...]) -> None:
+        """Turn what was appended into ``<split>.zarr``.
+
+        Raises:
+            UserError: if nothing was appended.
+        """
+        self._file.close()
+        if self.num_tokens == 0:
+            raise UserError(f"the {self.split} split has no text: its sources are empty; add text or remove them")
+        starts = np.array(self._starts, dtype="<i8")
+        record = StoreRecord(
+            format_version=FORMAT_VERSION,
+            split=self.split,
+            tokenizer=self.tokenizer_hash,
+            vocabulary_size=self.vocabulary_size,
+            fingerprint=fingerprint_of(_blocks(self._spool), self._dtype, starts, self.tokenizer_hash),
+            counts=sum((source.counts for source in sources), Counts()),
+            sources=sources,
+        )
+        store = self.directory / f"{self.split}.zarr"
+        group = zarr.create_group(store, attributes=record.as_plain())
+        _create_array(group, "tokens", (self.num_tokens,), self._dtype)
+        _create_array(group, "document_starts", starts.shape, starts.dtype)[:] = starts
+        _chunk_file(store).parent.mkdir(parents=True)
+        self._spool.rename(_chunk_file(store))
+
+
+def token_dtype(vocabulary_size: int) -> np.dtype[np.uint16] | np.dtype[np.uint32]:
+    """The smallest little-endian type that holds every token's id."""
+    return np.dtype("<u2") if vocabulary_size <= LARGEST_UINT16_VOCABULARY else np.dtype("<u4")
+
+
+def fingerprint_of(
+    tokens: Iterator[bytes], dtype: np.dtype[np.generic], document_starts: NDArray[np.int64], tokenizer_hash: str
+) -> str:
+    """The identity of a split's content; `tokens` are their bytes in order, cut anywhere."""
+    digest = hashlib.sha256(dtype.str.encode())
+    for block in tokens:
+        digest.update(block)
+    digest.update(np.ascontiguousarray(document_starts, dtype="<i8").data)
+    digest.update(tokenizer_hash.encode())
+    return digest.hexdigest()
+
+
+def splits_of(directory: Path) -> list[str]:
+    """The splits that a prepared corpus holds."""
+    return [split for split in SPLITS if (directory / f"{split}.zarr").is_dir()]
+
+
+def _require_store(directory: Path, split: str) -> Path:
+    if not (directory / CONFIG_FILE).is_file():
+        raise UserError(f"{directory} is no corpus, without {CONFIG_FILE}; make one with `python -m data prepare`")
+    store = directory / f"{split}.zarr"
+    if split not in SPLITS or not store.is_dir():
+        existing = ", ".join(splits_of(directory)) or "none"
+        raise UserError(f"corpus {directory} has no split {split!r}; choose one that it has: {existing}")
+    return store
+
+
+def _read_group(store: Path) -> tuple[StoreRecord, NDArray[np.int64], int, np.dtype[np.generic]]:
+    """The record, the document starts, and the number and the type of the tokens."""
+    group = zarr.open_group(store, mode="r", zarr_format=3)
+    attributes = group.attrs.asdict()
+    if (version := attributes.get("format_version")) != FORMAT_VERSION:
+        raise UserError(
+            f"corpus store {store} has format version {version}, but {FORMAT_VERSION} is read here; prepare it again"
+        )
+    tokens, starts = group["tokens"], group["document_starts"]
+    if not (isinstance(tokens, zarr.Array) and isinstance(starts, zarr.Array)) or tokens.chunks != tokens.shape:
+        raise ValueError("tokens are not one chunk")
+    return StoreRecord.model_validate(attributes), np.asarray(starts[:], dtype=np.int64), tokens.shape[0], tokens.dtype
+
+
+def _require_tokenizer(directory: Path, split: str, expected: str) -> None:
+    path = directory / TOKENIZER_FOLDER / "tokenizer.json"
+    found = sha256_of_file(path) if path.is_file() else "missing"
+    if found != expected:
+        raise UserError(
+            f"the {split} split of corpus {directory} was made with tokenizer {expected}, but {path} is {found}; "
+            "restore the tokenizer, or delete the corpus and prepare it again"
+        )
+
+
+def _create_array(group: zarr.Group, name: str, shape: tuple[int, ...], dtype: np.dtype[np.integer]) -> zarr.Array[Any]:
+    """An array of one chunk, which is its little-endian bytes and nothing else."""
+    return group.create_array(
+        name,
+        shape=shape,
+        chunks=shape,
+        dtype=dtype,
+        serializer=BytesCodec(endian="little"),
+        filters=None,
+        compressors=None,
+        config={"write_empty_chunks": True},
+    )
+
+
+def _damaged(store: Path, how: str) -> UserError:
+    return UserError(f"corpus store {store} is damaged: {how}; delete {store.parent} and prepare it again")
+
+
+def _chunk_file(store: Path) -> Path:
+    return store / "tokens" / "c" / "0"
+
+
+def _blocks(path: Path) -> Iterator[bytes]:
+    """A file's bytes; read, not mapped, so that checking a store does not make it resident."""
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK_BYTES):
+            yield block
