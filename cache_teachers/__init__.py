@@ -1,0 +1,1 @@
+"""Stage one: a teacher's forward pass, and its capture into a cache."""

@@ -1,0 +1,260 @@
+"""The teacher cache: a sharded Zarr v3 group of what one teacher says about every window of its views.
+
+    zarr.json            the manifest, as the group's attributes
+    logits/ids           [views, windows, length, k]  kept tokens, ascending
+    logits/values        [views, windows, length, k]  their log-probabilities at T = 1
+    logits/log_tail      [views, windows, length, T]  float32
+    commits/store.json   checksums of the metadata above
+    commits/V-S.json     checksums of shard S of view V
+
+Windows lie in slots (see `windows.py`). Zarr reads a missing shard as zeros without an error, so a shard counts
+only once its commit record is there; the record is written last, by renaming. Only native Zarr codecs are used.
+"""
+
+import shutil
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+import zarr
+from numpy.typing import NDArray
+from pydantic import ValidationError
+from zarr.codecs import BloscCodec, Crc32cCodec
+
+from configs.errors import UserError, refuse_difference
+from data.manifest import CacheManifest, Shard
+from data.records import read_record, sha256_of_file, write_record
+from data.signal import TeacherSignal
+from data.windows import BLOCK_WINDOWS
+
+Arrays = Mapping[str, NDArray[np.generic]]
+
+_STORE_RECORD = "commits/store.json"
+_BLOCKS_KEPT = 4
+
+
+class CacheWriter:
+    """Writes the shards of a cache, each of them whole or not at all.
+
+    Many processes may write one cache, each its own shards; `create_cache` comes first, in one of them.
+    """
+
+    def __init__(self, directory: Path, manifest: CacheManifest) -> None:
+        self.directory = directory
+        self.manifest = manifest
+        group = zarr.open_group(directory, mode="r+", zarr_format=3)
+        self._arrays = {name: _array(group, name) for name in _array_types(manifest)}
+
+    def empty(self, shard: Shard) -> dict[str, NDArray[np.generic]]:
+        """Room for one shard: an array [windows, length, width] for every array of the cache."""
+        windows = shard.stop - shard.start
+        return {name: np.zeros((windows, *array.shape[2:]), dtype=array.dtype) for name, array in self._arrays.items()}
+
+    def write(self, shard: Shard, arrays: Arrays) -> None:
+        """Write one shard's arrays, each [shard.stop − shard.start, …], and then its commit record."""
+        for name, array in self._arrays.items():
+            # The last shard of a view ends before its array does: Zarr would read what is there, damaged or not.
+            (self.directory / shard.file_of(name)).unlink(missing_ok=True)
+            array[shard.view, shard.start : shard.stop] = arrays[name]
+        _commit(self.directory, shard.record, [shard.file_of(name) for name in self._arrays])
+
+
+def create_cache(directory: Path, manifest: CacheManifest) -> None:
+    """Make an empty cache at `directory`, or make one that was begun with the same manifest fit to go on with.
+
+    Raises:
+        UserError: if something else is there, or a cache of another corpus, teacher, window rule or encoding.
+    """
+    aside = directory.with_name(f"{directory.name}.partial")
+    shutil.rmtree(aside, ignore_errors=True)
+    if directory.exists() and any(directory.iterdir()):
+        remedy = "delete it or choose another output"
+        refuse_difference(f"cache {directory}", manifest.as_plain(), read_manifest(directory).as_plain(), remedy)
+        for leftover in directory.rglob("*.partial"):
+            leftover.unlink()
+        return
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    group = zarr.open_group(aside, mode="w", zarr_format=3)
+    group.attrs.update(manifest.model_dump(mode="json"))
+    num_windows = max(manifest.num_windows(view) for view in range(manifest.windows.views))
+    for name, (width, dtype) in _array_types(manifest).items():
+        shape = (manifest.windows.views, num_windows, manifest.windows.length, width)
+        chunk_windows = min(BLOCK_WINDOWS, manifest.windows_per_shard)
+        group.create_array(
+            name,
+            shape=shape,
+            dtype=dtype,
+            chunks=(1, chunk_windows, *shape[2:]),
+            shards=(1, manifest.windows_per_shard, *shape[2:]),
+            compressors=[BloscCodec(cname="zstd", clevel=3, shuffle="bitshuffle"), Crc32cCodec()],
+            config={"write_empty_chunks": True},
+        )
+    (aside / "commits").mkdir()
+    _commit(aside, _STORE_RECORD, sorted(str(path.relative_to(aside)) for path in aside.rglob("zarr.json")))
+    if directory.exists():
+        directory.rmdir()
+    aside.rename(directory)
+
+
+def read_manifest(directory: Path) -> CacheManifest:
+    """The manifest of a cache, its metadata checked.
+
+    Raises:
+        UserError: if there is no cache, or its metadata is damaged or of another format version.
+    """
+    if not (directory / "zarr.json").is_file():
+        raise UserError(f"{directory} is not a teacher cache: it has no zarr.json; make one with `palenka cache run`")
+    if damage := damage_of(directory, _STORE_RECORD):
+        raise UserError(f"teacher cache {directory} is damaged: {damage}; delete it and capture it again")
+    try:
+        return CacheManifest.model_validate(dict(zarr.open_group(directory, mode="r").attrs))
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise UserError(
+            f"teacher cache {directory} has a manifest of another format: {field} is {first['input']!r}; "
+            "capture it again"
+        ) from None
+
+
+def damage_of(directory: Path, record: str, contents: bool = True) -> str | None:
+    """What is wrong with the files that a commit record names, in a few words; None if nothing is.
+
+    Args:
+        directory: the cache.
+        record: path of the record in it.
+        contents: also compare checksums, at about 1 s a gigabyte; otherwise only presence and sizes.
+    """
+    try:
+        written = read_record(directory / record)["files"].items()
+        files = [(name, entry["bytes"], entry["sha256"]) for name, entry in written]
+    except FileNotFoundError:
+        return f"{record} is missing"
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return f"{record} is not a commit record"
+    for name, size, checksum in files:
+        path = directory / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != size:
+            return f"{name} has {path.stat().st_size} bytes where {size} were written"
+        if contents and sha256_of_file(path) != checksum:
+            return f"{name} differs from its checksum"
+    return None
+
+
+class TeacherCache:
+    """Reads a cache; every shard's checksums are compared once, when it is first read.
+
+    Memory: a few blocks of `BLOCK_WINDOWS` windows, whatever the corpus.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.manifest = read_manifest(directory)
+        group = zarr.open_group(directory, mode="r")
+        self._arrays = {name: _array(group, name) for name in _array_types(self.manifest)}
+        self._checked: set[Shard] = set()
+        self._blocks: OrderedDict[tuple[int, int], dict[str, NDArray[np.generic]]] = OrderedDict()
+
+    def require_shards(self, shards: Iterable[Shard]) -> None:
+        """Refuse to go on unless all these shards are there; sizes are compared, checksums when they are read.
+
+        Raises:
+            UserError: naming how many shards are missing and what is wrong with the first.
+        """
+        damages = [damage for shard in shards if (damage := damage_of(self.directory, shard.record, contents=False))]
+        if damages:
+            raise UserError(
+                f"teacher cache {self.directory} lacks {len(damages)} of the shards needed: {damages[0]}; "
+                "run `palenka cache run` again, it captures just these"
+            )
+
+    def read(self, view: int, slots: NDArray[np.int64]) -> TeacherSignal:
+        """The signal for the windows at some slots of a view, in their order, on the CPU.
+
+        Raises:
+            UserError: if a shard is missing or damaged; it is named.
+        """
+        blocks = slots // BLOCK_WINDOWS
+        rows = slots % BLOCK_WINDOWS
+        parts = {
+            name: np.empty((len(slots), *array.shape[2:]), dtype=array.dtype) for name, array in self._arrays.items()
+        }
+        for block in np.unique(blocks):
+            here = blocks == block
+            for name, values in self._block(view, int(block)).items():
+                parts[name][here] = values[rows[here]]
+        return TeacherSignal(
+            ids=torch.from_numpy(parts["logits/ids"].astype(np.int64)),
+            values=torch.from_numpy(parts["logits/values"]),
+            log_tail=torch.from_numpy(parts["logits/log_tail"]),
+            temperatures=self.manifest.logits.temperatures,
+        )
+
+    def bytes_per_token(self) -> float:
+        """Bytes on disk for every token of the committed shards."""
+        committed = [shard for shard in self.manifest.shards() if (self.directory / shard.record).is_file()]
+        stored = sum(
+            (self.directory / shard.file_of(name)).stat().st_size for shard in committed for name in self._arrays
+        )
+        return stored / sum((shard.stop - shard.start) * self.manifest.windows.length for shard in committed)
+
+    def kept_mass(self) -> dict[float, float]:
+        """Mean mass of the kept tokens at each temperature, over the committed shards."""
+        sums, count = np.zeros(len(self.manifest.logits.temperatures)), 0
+        for shard in self.manifest.shards():
+            if (self.directory / shard.record).is_file():
+                log_tail = np.asarray(self._arrays["logits/log_tail"][shard.view, shard.start : shard.stop], np.float64)
+                sums += -np.expm1(log_tail).sum(axis=(0, 1))
+                count += log_tail.shape[0] * log_tail.shape[1]
+        return dict(zip(self.manifest.logits.temperatures, (sums / count).tolist(), strict=True))
+
+    def _block(self, view: int, block: int) -> dict[str, NDArray[np.generic]]:
+        """All arrays of one block of slots, kept for the next batch."""
+        if (view, block) not in self._blocks:
+            start = block * BLOCK_WINDOWS
+            stop = min(start + BLOCK_WINDOWS, self.manifest.num_windows(view))
+            for shard in self.manifest.shards_over(view, start, stop):
+                self._check(shard)
+            self._blocks[view, block] = {
+                name: np.asarray(array[view, start:stop]) for name, array in self._arrays.items()
+            }
+            if len(self._blocks) > _BLOCKS_KEPT:
+                self._blocks.popitem(last=False)
+        return self._blocks[view, block]
+
+    def _check(self, shard: Shard) -> None:
+        if shard in self._checked:
+            return
+        if damage := damage_of(self.directory, shard.record):
+            raise UserError(
+                f"teacher cache {self.directory} is damaged: {damage}; `palenka cache run` captures it anew"
+            )
+        self._checked.add(shard)
+
+
+def _array_types(manifest: CacheManifest) -> dict[str, tuple[int, str]]:
+    """Last dimension and type of every array."""
+    encoding = manifest.logits
+    return {
+        "logits/ids": (encoding.k, "uint16" if manifest.vocabulary_size <= 2**16 else "uint32"),
+        "logits/values": (encoding.k, encoding.values),
+        "logits/log_tail": (len(encoding.temperatures), "float32"),
+    }
+
+
+def _array(group: zarr.Group, name: str) -> zarr.Array:  # type: ignore[type-arg]
+    array = group[name]
+    assert isinstance(array, zarr.Array)
+    return array
+
+
+def _commit(directory: Path, record: str, files: Iterable[str]) -> None:
+    """Record the size and checksum of files that are whole: from here on they count."""
+    written = {
+        name: {"bytes": (directory / name).stat().st_size, "sha256": sha256_of_file(directory / name)} for name in files
+    }
+    write_record(directory / record, {"files": written})

@@ -1,0 +1,158 @@
+"""The stream: tokens beside teacher signals, in an order that only a seed, an epoch and the corpus decide.
+
+A run reads one long sequence of windows, epoch after epoch; a position in it is all that a resume needs. Batches are
+slices of the sequence, so neither their size nor the number of processes changes what is read, or when.
+"""
+
+import queue
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from data.cache import TeacherCache
+from data.corpus import Corpus
+from data.manifest import num_used
+from data.signal import TeacherSignal
+from data.windows import WindowRule, epoch_order, gather
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Windows and what the cached teachers say of them.
+
+    Attributes:
+        tokens: [B, L] int64.
+        signals: by the teacher's name.
+    """
+
+    tokens: Tensor
+    signals: Mapping[str, TeacherSignal]
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same batch on another device."""
+        signals = {name: signal.to(device) for name, signal in self.signals.items()}
+        return Batch(self.tokens.to(device, non_blocking=True), signals)
+
+    def pin_memory(self) -> "Batch":
+        """The same batch in page-locked memory."""
+        return Batch(self.tokens.pin_memory(), {name: signal.pin_memory() for name, signal in self.signals.items()})
+
+
+class ReadingOrder:
+    """The sequence of windows that a run reads: all epochs, one after the other.
+
+    Args:
+        rule: the window rule; epoch e reads view e mod `rule.views`.
+        num_tokens: tokens in the corpus store.
+        seed: the run's seed.
+        epochs: how often the corpus is read.
+        fraction: read only the first part of each view's slots, a uniform sample of the corpus.
+    """
+
+    def __init__(self, rule: WindowRule, num_tokens: int, seed: int, epochs: int, fraction: float = 1.0) -> None:
+        self.rule = rule
+        self.num_tokens = num_tokens
+        self.seed = seed
+        used = [num_used(rule.count(num_tokens, epoch % rule.views), fraction) for epoch in range(epochs)]
+        self._ends = np.cumsum(used)
+        self._opened: tuple[int, NDArray[np.int64], NDArray[np.int64]] | None = None
+
+    def __len__(self) -> int:
+        """Windows in all epochs together."""
+        return int(self._ends[-1])
+
+    def epoch_at(self, position: int) -> int:
+        """The epoch that a position belongs to."""
+        return int(np.searchsorted(self._ends, position, side="right"))
+
+    def pieces(self, start: int, stop: int) -> Iterator[tuple[int, NDArray[np.int64], NDArray[np.int64]]]:
+        """Positions [start, stop) as (view, slots, window indices), one piece for every epoch they touch."""
+        while start < stop:
+            epoch = self.epoch_at(start)
+            end = int(self._ends[epoch])
+            first = end - self._in_epoch(epoch)
+            order, index_of_slot = self._order(epoch)
+            slots = order[start - first : min(stop, end) - first]
+            yield epoch % self.rule.views, slots, index_of_slot[slots]
+            start = min(stop, end)
+
+    def _in_epoch(self, epoch: int) -> int:
+        return int(self._ends[epoch] - (self._ends[epoch - 1] if epoch else 0))
+
+    def _order(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The epoch's slots in reading order, and the window at every slot of its view; kept for one epoch."""
+        if self._opened is None or self._opened[0] != epoch:
+            order = epoch_order(self._in_epoch(epoch), self.seed, epoch)
+            self._opened = (epoch, order, self.rule.slots(self.num_tokens, epoch % self.rule.views))
+        return self._opened[1:]
+
+
+def read_batch(corpus: Corpus, order: ReadingOrder, caches: Mapping[str, TeacherCache], start: int, stop: int) -> Batch:
+    """The windows at positions [start, stop) of the order, with their cached signals."""
+    tokens: list[Tensor] = []
+    signals: dict[str, list[TeacherSignal]] = {name: [] for name in caches}
+    for view, slots, indices in order.pieces(start, stop):
+        tokens.append(torch.from_numpy(gather(corpus.tokens, order.rule, view, indices)))
+        for name, cache in caches.items():
+            signals[name].append(cache.read(view, slots))
+    return Batch(torch.cat(tokens), {name: TeacherSignal.cat(parts) for name, parts in signals.items()})
+
+
+def stream(
+    corpus: Corpus,
+    order: ReadingOrder,
+    caches: Mapping[str, TeacherCache],
+    slices: Iterator[tuple[int, int]],
+    prefetch: int = 4,
+    pin_memory: bool = False,
+) -> Iterator[Batch]:
+    """Batches for the given slices of the order, read ahead by a background thread.
+
+    Args:
+        corpus: where the tokens are.
+        order: the sequence of windows.
+        caches: teacher caches by name.
+        slices: [start, stop) positions, one for each batch.
+        prefetch: how many batches may lie ready; memory grows with it.
+        pin_memory: put batches in page-locked memory, so that copies to a GPU overlap with work.
+
+    Raises:
+        UserError: what reading raised, at the batch where it happened.
+    """
+    ready: queue.Queue[Batch | BaseException | None] = queue.Queue(maxsize=prefetch)
+    stopped = threading.Event()
+
+    def put(item: Batch | BaseException | None) -> None:
+        while not stopped.is_set():
+            try:
+                ready.put(item, timeout=0.1)
+                break
+            except queue.Full:
+                pass
+
+    def read_ahead() -> None:
+        try:
+            for start, stop in slices:
+                batch = read_batch(corpus, order, caches, start, stop)
+                put(batch.pin_memory() if pin_memory else batch)
+                if stopped.is_set():
+                    return
+            put(None)
+        except BaseException as error:  # the reader raises it
+            put(error)
+
+    thread = threading.Thread(target=read_ahead, name="prefetch", daemon=True)
+    thread.start()
+    try:
+        while (item := ready.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        stopped.set()
+        thread.join()

@@ -1,0 +1,96 @@
+"""Windows: how a flat token stream is cut into training examples, and in which order they are read.
+
+A window is `length` consecutive tokens; its address is (view, index). A view is one cutting of the whole
+stream, at one offset. Nothing here depends on batch size, world size, epoch or shuffling, so a cache made
+by one program in one order serves any other.
+
+On disk the windows of a view lie in a fixed random permutation: the place of a window there is its slot.
+Consecutive slots are already a random sample of the corpus, so a reader goes through blocks of slots and
+never seeks for single windows.
+"""
+
+from functools import lru_cache
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, model_validator
+
+from configs.settings import Settings
+
+BLOCK_WINDOWS = 64
+"""Windows that are read together: one chunk of a cache (see docs/design.md, "Reading order")."""
+
+
+class WindowRule(Settings):
+    """How the token stream is cut into windows."""
+
+    length: int = Field(default=128, ge=2)
+    """Tokens in a window."""
+    views: int = Field(default=1, ge=1)
+    """Cuttings of the stream at different offsets; epoch e reads view e mod views."""
+    permutation_seed: int = Field(default=0, ge=0, lt=2**32)
+    """Seed of the order in which a view's windows lie on disk; the same for all caches of a corpus."""
+
+    @model_validator(mode="after")
+    def _views_differ(self) -> Self:
+        if self.views > self.length:
+            raise ValueError(f"views is {self.views}, but windows of {self.length} tokens have {self.length} offsets")
+        return self
+
+    def offset(self, view: int) -> int:
+        """Where view `view` begins in the stream: 0, then halves, quarters, ... of a window.
+
+        More views never move an earlier one. At most `length` views differ.
+
+        Raises:
+            ValueError: if a window of this length has no such view.
+        """
+        if not 0 <= view < self.length:
+            raise ValueError(f"view {view} does not exist: windows of {self.length} tokens have {self.length} offsets")
+        return _spread_offsets(self.length)[view]
+
+    def count(self, num_tokens: int, view: int) -> int:
+        """How many whole windows view `view` cuts from a stream of `num_tokens` tokens."""
+        return max(0, num_tokens - self.offset(view)) // self.length
+
+    def span(self, view: int, index: int) -> tuple[int, int]:
+        """The [start, stop) of window (view, index) in the token stream."""
+        start = self.offset(view) + index * self.length
+        return start, start + self.length
+
+    def slots(self, num_tokens: int, view: int) -> NDArray[np.int64]:
+        """The window index at every slot of view `view`: a permutation, the same on every machine."""
+        # RandomState, because NumPy promises never to change its stream (NEP 19); that of Generator may change.
+        generator = np.random.RandomState([self.permutation_seed, view])
+        return generator.permutation(self.count(num_tokens, view)).astype(np.int64)
+
+
+def gather(
+    tokens: NDArray[np.unsignedinteger], rule: WindowRule, view: int, indices: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """The tokens of some windows of a view, [len(indices), length]."""
+    starts = rule.offset(view) + indices * rule.length
+    windows: NDArray[np.int64] = tokens[starts[:, None] + np.arange(rule.length)].astype(np.int64)
+    return windows
+
+
+def epoch_order(num_windows: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    """The slots of a view in the order in which epoch `epoch` of a run with this seed reads them.
+
+    Blocks of `BLOCK_WINDOWS` slots in random order, and the slots of each block in random order: the slots are
+    a random permutation of the corpus already, so a batch is well mixed though reading stays sequential in blocks.
+    """
+    generator = np.random.RandomState([seed, epoch])
+    block = np.arange(num_windows) // BLOCK_WINDOWS
+    place_of_block = generator.permutation(-(-num_windows // BLOCK_WINDOWS))
+    place_within = generator.random_sample(num_windows)
+    return np.lexsort((place_within, place_of_block[block])).astype(np.int64)
+
+
+@lru_cache(maxsize=16)
+def _spread_offsets(length: int) -> tuple[int, ...]:
+    """All offsets 0..length-1 in bit-reversed order, so that any first few of them are spread evenly."""
+    bits = (length - 1).bit_length()
+    reversed_bits = (int(f"{number:0{bits}b}"[::-1], 2) for number in range(2**bits))
+    return tuple(offset for offset in reversed_bits if offset < length)

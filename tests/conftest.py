@@ -1,0 +1,122 @@
+"""A small real corpus and small real teachers, made once for all tests."""
+
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import settings
+
+from cache_teachers.capture import CaptureSettings, capture
+from data.corpus import Corpus
+from data.prepare import CorpusSettings, prepare
+from train_student.shapes import ModelShape
+
+# A busy machine is no failure.
+settings.register_profile("palenka", deadline=None)
+settings.load_profile("palenka")
+
+LENGTH = 16
+VOCABULARY = 320
+
+
+def _sentences(seed: int, count: int) -> str:
+    """Sentences of a small grammar: enough structure for a model to learn something of in a few steps."""
+    draw = random.Random(seed)
+    nouns = ["teacher", "student", "window", "token", "river", "stone", "lantern", "garden"]
+    verbs = ["sees", "follows", "keeps", "reads", "crosses", "paints"]
+    lines = []
+    for number in range(count):
+        lines.append(f"the {draw.choice(nouns)} {draw.choice(verbs)} the {draw.choice(nouns)} .")
+        if number % 20 == 19:
+            lines.append("")
+    return "\n".join(lines) + "\n"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Models of this size only wait for each other's threads."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def corpus_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A prepared corpus with a train and a dev split."""
+    folder = tmp_path_factory.mktemp("corpus")
+    sources = folder / "text"
+    sources.mkdir()
+    (sources / "switchboard.train").write_text(_sentences(0, 2000), encoding="utf-8")
+    (sources / "switchboard.dev").write_text(_sentences(1, 300), encoding="utf-8")
+    prepare(CorpusSettings(sources=sources, output=folder / "corpus", vocabulary_size=VOCABULARY))
+    return folder / "corpus"
+
+
+@pytest.fixture(scope="session")
+def corpus(corpus_directory: Path) -> Corpus:
+    """Its train split, open."""
+    return Corpus.open(corpus_directory, "train")
+
+
+def shape(architecture: str = "llama", **changes: object) -> ModelShape:
+    """A shape that trains in milliseconds."""
+    fields: dict[str, object] = {
+        "architecture": architecture,
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "max_position_embeddings": 32,
+    }
+    return ModelShape.model_validate(fields | changes)
+
+
+@pytest.fixture(scope="session")
+def make_shape() -> Callable[..., ModelShape]:
+    """`shape` for tests: they cannot import from here."""
+    return shape
+
+
+@pytest.fixture(scope="session")
+def make_teacher(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Makes model directories with random weights, sharp enough to have opinions."""
+
+    def make(architecture: str = "llama", seed: int = 0, **changes: object) -> Path:
+        directory = tmp_path_factory.mktemp(f"teacher-{architecture}")
+        model = shape(architecture, **changes).build(corpus.tokenizer(), seed)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.mul_(3.0)
+        model.save_pretrained(directory)
+        for path in (corpus.directory / "tokenizer").iterdir():
+            shutil.copyfile(path, directory / path.name)
+        return directory
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def teacher(make_teacher: Callable[..., Path]) -> Path:
+    """A Llama teacher."""
+    return make_teacher("llama", seed=1)
+
+
+@pytest.fixture
+def capture_settings(teacher: Path, corpus_directory: Path, tmp_path: Path) -> CaptureSettings:
+    """Settings of a small capture into a directory of the test's own."""
+    return CaptureSettings.model_validate(
+        {
+            "teacher": teacher,
+            "corpus": corpus_directory,
+            "output": tmp_path / "cache",
+            "windows": {"length": LENGTH},
+            "logits": {"k": 8},
+        }
+    )
+
+
+@pytest.fixture
+def cache_directory(capture_settings: CaptureSettings) -> Path:
+    """A captured cache of the test's own: it may be damaged."""
+    capture(capture_settings)
+    return capture_settings.output
