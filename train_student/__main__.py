@@ -1,0 +1,22 @@
+"""`accelerate launch -m train_student --config configs/students/NAME.yaml`, or `palenka train` on one device."""
+
+import sys
+from collections.abc import Sequence
+
+from configs.command_line import parse, run
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line of stage two; returns the exit status."""
+    return run(_train, arguments)
+
+
+def _train(arguments: Sequence[str]) -> None:
+    from train_student.settings import TrainSettings
+    from train_student.train import train
+
+    train(parse(TrainSettings, arguments, "palenka train"))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,81 @@
+"""A run on disk: resolved settings, the best model in Hugging Face format, metrics, and the result, written last.
+
+config.yaml            resolved settings
+config.json, generation_config.json, model.safetensors, tokenizer.json, tokenizer_config.json
+metrics.jsonl          a line for every logged step and every validation
+result.json            what came of it: there once the run is whole
+"""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import PreTrainedModel
+
+from configs.errors import UserError, refuse_difference
+from data.corpus import Corpus
+from data.records import read_record, write_record
+from train_student.settings import TrainSettings
+
+_LAST = "model.safetensors"
+
+
+class Run:
+    """The directory of a training run."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def result(self) -> dict[str, Any] | None:
+        """What `finish` recorded; None while the run is not whole."""
+        path = self.directory / "result.json"
+        return read_record(path) if path.is_file() else None
+
+    def begin(self, settings: TrainSettings) -> None:
+        """Make the directory, or make sure that what it holds was begun with the same settings.
+
+        A run that is not whole begins anew: its metrics are removed.
+
+        Raises:
+            UserError: if it holds a run with other settings, or something else.
+        """
+        path = self.directory / "config.yaml"
+        if path.is_file():
+            self._require_same(settings, path)
+        elif self.directory.exists() and any(self.directory.iterdir()):
+            raise UserError(f"{self.directory} is not empty and not a run; choose another output")
+        else:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            settings.write_yaml(path)
+        if self.result() is None:
+            (self.directory / "metrics.jsonl").unlink(missing_ok=True)
+
+    def log(self, line: dict[str, Any]) -> None:
+        """Append a line to the metrics."""
+        with (self.directory / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def save_model(self, model: PreTrainedModel, corpus: Corpus) -> None:
+        """Keep a model, and the corpus's tokenizer as it is, so that both load with `from_pretrained`.
+
+        Written aside first; the weights replace the old ones last.
+        """
+        aside = self.directory / "model.partial"
+        shutil.rmtree(aside, ignore_errors=True)
+        model.save_pretrained(aside)
+        for path in (corpus.directory / "tokenizer").iterdir():
+            shutil.copyfile(path, aside / path.name)
+        for path in sorted(aside.iterdir(), key=lambda path: path.name == _LAST):
+            path.replace(self.directory / path.name)
+        aside.rmdir()
+
+    def finish(self, result: dict[str, Any]) -> None:
+        """Record what came of the run; from here on it is whole."""
+        write_record(self.directory / "result.json", result)
+
+    def _require_same(self, settings: TrainSettings, path: Path) -> None:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        expected = settings.as_plain() | {"output": found.get("output")}
+        refuse_difference(f"run {self.directory}", expected, found, "delete it or choose another output")

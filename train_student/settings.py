@@ -1,0 +1,73 @@
+"""What a training run is told: the same settings for baselines, teachers and students."""
+
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from configs.settings import Precision, Settings
+from data.windows import WindowRule
+from train_student.objective import ObjectiveSettings
+from train_student.optimizer import OptimizerSettings
+from train_student.shapes import ModelShape
+from train_student.teachers import TeacherSource
+
+
+class ValidationSettings(Settings):
+    """Cross-entropy on windows that stay the same for all runs on a corpus."""
+
+    split: str = "dev"
+    """Split of the corpus."""
+    windows: int = Field(default=512, ge=1)
+    """How many windows, a fixed sample of the split."""
+    every: int | None = Field(default=None, ge=1)
+    """Validate after so many steps; at the end of every epoch unless given, and always at the end."""
+
+
+class TrainSettings(Settings):
+    """Train a model: a baseline or a teacher without teachers, a student with them."""
+
+    corpus: Path
+    """Directory of the prepared corpus."""
+    output: Path
+    """Directory of the run."""
+    model: ModelShape
+    """Shape of the model."""
+    split: str = "train"
+    """Split of the corpus to train on."""
+    windows: WindowRule = WindowRule()
+    """How the token stream is cut into windows."""
+    fraction: float = Field(default=1.0, gt=0, le=1)
+    """Train on only this part of each view's windows, a uniform sample."""
+    teachers: dict[str, TeacherSource] = Field(default={})
+    """Teachers by name."""
+    objective: ObjectiveSettings = ObjectiveSettings()
+    """What is minimised."""
+    epochs: int = Field(default=1, ge=1)
+    """How often the corpus is read."""
+    global_batch: int = Field(default=32, ge=1)
+    """Windows in an optimizer step, over all processes."""
+    micro_batch: int = Field(default=32, ge=1)
+    """Windows in a forward pass of one process, at most."""
+    optimizer: OptimizerSettings = OptimizerSettings()
+    """How the weights move."""
+    precision: Precision = "float32"
+    """Type that the model computes in; weights, losses and optimizer are float32 in any case."""
+    validation: ValidationSettings = ValidationSettings()
+    """How the run is validated; the best model is the one that is kept."""
+    log_every: int = Field(default=10, ge=1)
+    """Steps between two lines of the log."""
+    trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    """Where to log beside metrics.jsonl."""
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    """Decides the initial weights, the reading order and dropout."""
+
+    @model_validator(mode="after")
+    def _terms_and_teachers_agree(self) -> Self:
+        if self.objective.logit and not self.teachers:
+            raise ValueError(
+                f"objective.logit is {self.objective.logit}, but there are no teachers; name one under teachers"
+            )
+        if not self.objective.hard and not self.objective.logit:
+            raise ValueError("objective.hard and objective.logit are both 0; give at least one a weight")
+        return self
