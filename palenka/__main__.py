@@ -1,0 +1,34 @@
+"""`palenka COMMAND`: lists the programs of all rooms and forwards to them; `python -m palenka` is the same."""
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from configs.command_line import run, subcommand
+
+_PROGRAMS = {
+    "data": ("data", "prepare a corpus: clean text, learn a tokenizer, store tokens; fetch BabyLM text"),
+    "cache": ("cache_teachers", "capture a teacher's signal into a cache"),
+    "train": ("train_student", "train a baseline, a teacher or a student"),
+    "eval": ("eval", "measure a model"),
+    "study": ("palenka.study", "run all stages of a study, from raw text to a table"),
+    "demo": ("palenka.demo", "the study that comes with Palenka: offline, real text, under five minutes on two cores"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    return run(_forward, arguments)
+
+
+def _forward(arguments: Sequence[str]) -> int:
+    name, rest = subcommand("palenka", {name: text for name, (_, text) in _PROGRAMS.items()}, arguments)
+    module, _ = _PROGRAMS[name]
+    # Imported only now: `palenka --help` should not wait for torch.
+    program = importlib.import_module(module if module.startswith("palenka.") else f"{module}.__main__")
+    status: int = program.main(rest)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,181 @@
+"""A study: all stages from raw text to a table of students, each from its own file, finished stages skipped.
+
+`palenka study --config configs/demo/study.yaml`. Every file that a study names also works by itself, with
+`palenka data prepare`, `palenka train` or `palenka cache run`.
+"""
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import Field
+from rich.console import Console
+from rich.table import Table
+
+from cache_teachers.capture import CaptureSettings, capture
+from configs.command_line import SettingsType, parse, run
+from configs.errors import UserError
+from configs.settings import Settings
+from data.cache import TeacherCache
+from data.corpus import Corpus
+from data.prepare import CorpusSettings, prepare
+from data.records import read_record, write_record
+from eval.held_out import measure_held_out
+from train_student.settings import TrainSettings
+from train_student.train import train
+
+Result = TypeVar("Result")
+
+
+class StudySettings(Settings):
+    """Run all stages of a study; each is a file of its own, and finished ones are skipped."""
+
+    output: Path
+    """Directory for the results."""
+    corpus: Path
+    """Settings of the corpus."""
+    teachers: dict[str, Path] = Field(default={})
+    """Settings of the teachers' training, by name."""
+    caches: dict[str, Path] = Field(default={})
+    """Settings of the captures, by name."""
+    students: dict[str, Path]
+    """Settings of the students' training, by name; those without teachers are controls."""
+    held_out_split: str = "dev"
+    """Split on which all models are measured."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a study; returns the exit status."""
+    return run(_study, arguments)
+
+
+def _study(arguments: Sequence[str]) -> None:
+    given = arguments[1:] if arguments[:1] == ["--config"] else arguments
+    if not given or given[0].startswith("-"):
+        parse(StudySettings, arguments, "palenka study")  # prints --help, or says what is missing
+        raise UserError("palenka study needs the study's file first: palenka study --config FILE.yaml")
+    run_study(Study(Path(given[0]), given[1:]))
+
+
+class Study:
+    """A study's settings and those of its stages.
+
+    Args:
+        file: the study's YAML file; the files that it names are found relative to it.
+        overrides: as on the command line.
+
+    Raises:
+        UserError: if any of the files is missing or wrong, before anything is run.
+    """
+
+    def __init__(self, file: Path, overrides: Sequence[str] = ()) -> None:
+        self.settings = parse(StudySettings, ["--config", str(file), *overrides], "palenka study")
+
+        def load(schema: type[SettingsType], stage: Path, program: str) -> SettingsType:
+            return parse(schema, ["--config", str(file.parent / stage)], program)
+
+        def load_runs(stages: dict[str, Path]) -> dict[str, TrainSettings]:
+            return {name: load(TrainSettings, stage, "palenka train") for name, stage in stages.items()}
+
+        self.corpus = load(CorpusSettings, self.settings.corpus, "palenka data prepare")
+        self.teachers = load_runs(self.settings.teachers)
+        self.caches = {
+            name: load(CaptureSettings, stage, "palenka cache run") for name, stage in self.settings.caches.items()
+        }
+        self.students = load_runs(self.settings.students)
+
+
+def run_study(study: Study) -> dict[str, Any]:
+    """Run what is not finished of a study, print its tables and write them to results.json in its output.
+
+    The seconds of a stage are those of the call that finished it.
+    """
+    output = study.settings.output
+    output.mkdir(parents=True, exist_ok=True)
+    stages = _Stages(output / "seconds.json")
+    stages.run("corpus", lambda: prepare(study.corpus))
+    for name, teacher in study.teachers.items():
+        stages.run(f"teacher {name}", partial(train, teacher))
+    for name, cache in study.caches.items():
+        stages.run(f"cache {name}", partial(capture, cache))
+    for name, student in study.students.items():
+        stages.run(f"student {name}", partial(train, student))
+    corpus = Corpus.open(study.corpus.output, study.settings.held_out_split)
+    models: list[dict[str, Any]] = []
+    for name, run_settings in (study.teachers | study.students).items():
+        out = output / "held_out" / f"{name}.json"
+        length = run_settings.windows.length
+        measured = stages.run(f"held out {name}", partial(measure_held_out, run_settings.output, corpus, length, out))
+        models.append(_model_row(name, run_settings, name in study.teachers, measured))
+    caches = [_cache_row(name, TeacherCache(cache.output)) for name, cache in study.caches.items()]
+    results = {"models": models, "caches": caches, "seconds": stages.seconds}
+    write_record(output / "results.json", results)
+    _print_tables(results)
+    Console().print(f"Written to {output / 'results.json'}")
+    return results
+
+
+class _Stages:
+    """Runs stages and keeps the seconds that each of them took when it was finished."""
+
+    def __init__(self, record: Path) -> None:
+        self._record = record
+        self.seconds: dict[str, float] = read_record(record) if record.is_file() else {}
+
+    def run(self, name: str, stage: Callable[[], Result]) -> Result:
+        started = time.perf_counter()
+        result = stage()
+        if name not in self.seconds:
+            self.seconds[name] = round(time.perf_counter() - started, 1)
+            write_record(self._record, self.seconds)
+        return result
+
+
+def _model_row(name: str, settings: TrainSettings, is_teacher: bool, measured: dict[str, Any]) -> dict[str, Any]:
+    role = "teacher" if is_teacher else "student" if settings.teachers else "control"
+    return {
+        "name": name,
+        "role": role,
+        "parameters": measured["parameters"],
+        "held_out_cross_entropy": measured["cross_entropy"],
+        "interval": measured["interval"],
+    }
+
+
+def _cache_row(name: str, cache: TeacherCache) -> dict[str, Any]:
+    by_temperature = cache.kept_mass()
+    return {
+        "name": name,
+        "bytes_per_token": round(cache.bytes_per_token(), 2),
+        "kept_mass": by_temperature.get(1.0, next(iter(by_temperature.values()))),
+        "kept_mass_by_temperature": {str(temperature): mass for temperature, mass in by_temperature.items()},
+    }
+
+
+def _print_tables(results: dict[str, Any]) -> None:
+    models = Table("model", "role", title="Held-out cross-entropy, nats per token")
+    for heading in ("parameters", "cross-entropy", "95 % interval"):
+        models.add_column(heading, justify="right")
+    for row in results["models"]:
+        low, high = row["interval"]
+        loss = f"{row['held_out_cross_entropy']:.4f}"
+        models.add_row(row["name"], row["role"], f"{row['parameters']:,}", loss, f"{low:.4f} to {high:.4f}")
+    caches = Table("cache", title="Teacher caches")
+    for heading in ("bytes per token", "kept mass by temperature"):
+        caches.add_column(heading, justify="right")
+    for row in results["caches"]:
+        masses = ", ".join(f"{mass:.3f} at {t}" for t, mass in row["kept_mass_by_temperature"].items())
+        caches.add_row(row["name"], f"{row['bytes_per_token']:.1f}", masses)
+    seconds = Table("stage", title="Seconds per stage")
+    seconds.add_column("seconds", justify="right")
+    for stage, duration in results["seconds"].items():
+        seconds.add_row(stage, f"{duration:.1f}")
+    seconds.add_row("all", f"{sum(results['seconds'].values()):.1f}")
+    Console().print(models, caches, seconds)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
