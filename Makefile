@@ -6,7 +6,7 @@ VENV ?= .venv
 TORCH ?= 2.13.0
 
 BIN := $(VENV)/bin
-READY := $(VENV)/.ready
+READY := $(VENV)/.ready-$(TORCH)
 
 .PHONY: demo test test-slow lint format clean
 .DELETE_ON_ERROR:

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import PartialState
-from accelerate.utils import parse_flag_from_env
 from numpy.typing import NDArray
 from pydantic import Field
 
@@ -19,7 +18,7 @@ from configs.settings import Precision, Settings
 from data.cache import CacheWriter, create_cache, damage_of
 from data.corpus import Corpus
 from data.manifest import CacheManifest, LogitEncoding, Shard
-from data.processes import require_all_processes
+from data.processes import open_processes
 from data.progress import notice, progress_bar
 from data.windows import WindowRule, gather
 
@@ -56,9 +55,7 @@ def capture(settings: CaptureSettings) -> None:
     Raises:
         UserError: if the teacher does not fit the corpus, the cache there is another one, or the disk is full.
     """
-    # As Accelerator does; PartialState by itself overlooks the flag, and each process would capture everything.
-    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
-    require_all_processes(state.num_processes)
+    state = open_processes()
     corpus = Corpus.open(settings.corpus, settings.split)
     _require_windows(settings, corpus)
     teacher = Teacher(settings.teacher, settings.precision, state.device, corpus, settings.windows.length)
@@ -85,8 +82,8 @@ def capture(settings: CaptureSettings) -> None:
         _capture_shards(mine, corpus, teacher, CacheWriter(settings.output, manifest), settings.micro_batch)
     except OSError as error:
         raise UserError(
-            f"cannot write {settings.output}: {error.strerror or error}; make room, then run the "
-            "same command: finished shards are kept"
+            f"cannot write {settings.output}: {error.strerror or error}; mend that and run the same command again: "
+            "finished shards are kept"
         ) from error
     state.wait_for_everyone()
 

@@ -8,13 +8,11 @@ from torch import Tensor
 from configs.errors import UserError
 from configs.settings import Precision
 from data.corpus import Corpus
-from data.manifest import LogitEncoding, TeacherIdentity
-from data.model_files import load_model, read_config, require_fit, weights_hash
+from data.manifest import LogitEncoding
+from data.model_files import identity_of, load_model, require_fit
 from data.signal import TeacherSignal, top_k_signal
 
 _DTYPES: dict[Precision, torch.dtype] = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-_NOT_IDENTITY = ("_name_or_path", "dtype", "torch_dtype", "transformers_version")
 
 
 class Teacher:
@@ -56,9 +54,3 @@ class Teacher:
                 "try precision float32, or train it again"
             )
         return signal
-
-
-def identity_of(directory: Path, precision: Precision) -> TeacherIdentity:
-    """What makes the model in a directory the same teacher: a hash of its tensors, its configuration, its precision."""
-    config = {key: value for key, value in read_config(directory).items() if key not in _NOT_IDENTITY}
-    return TeacherIdentity(weights=weights_hash(directory), config=config, precision=precision)

@@ -1,4 +1,7 @@
-"""From a YAML file and dotted overrides to checked settings: defaults < file < command line."""
+"""The command line of every program: settings from YAML files and dotted overrides, subcommands, exit statuses.
+
+Precedence of settings: defaults < file < command line.
+"""
 
 import argparse
 import difflib
@@ -10,12 +13,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-import yaml
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser
 from pydantic import BaseModel, ValidationError
 
 from configs.errors import UserError
-from configs.settings import Settings
+from configs.settings import Settings, read_yaml
 
 SettingsType = TypeVar("SettingsType", bound=Settings)
 
@@ -55,8 +57,12 @@ def run(command: Callable[[Sequence[str]], int | None], arguments: Sequence[str]
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
         return USER_MISTAKE
+    except OSError as error:
+        where = f" {error.filename}" if error.filename else ""
+        sys.stderr.write(f"error: cannot read or write{where}: {error.strerror or error}; mend that and run it again\n")
+        return USER_MISTAKE
     except KeyboardInterrupt:
-        sys.stderr.write("interrupted; the same command goes on from what is finished\n")
+        sys.stderr.write("interrupted; run the same command again: what is finished is kept\n")
         return INTERRUPTED
 
 
@@ -92,17 +98,7 @@ def _split_off_files(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def _check_file(schema: type[BaseModel], file: str) -> None:
     """Refuse a file with unknown keys or wrong values; what it lacks may still come from the command line."""
-    try:
-        content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read configuration {file}: {error.strerror}; give a YAML file") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"configuration {file} is not UTF-8 text: {error}; save it as UTF-8") from None
-    except yaml.YAMLError as error:
-        where = " ".join(str(error).replace(' in "<unicode string>",', " at").split())
-        raise UserError(f"configuration {file} is not YAML: {where}; mend it there") from None
-    if not isinstance(content, dict):
-        raise UserError(f"configuration {file} has no options: it should hold lines such as `output: runs/mine`")
+    content = read_yaml(Path(file))
     try:
         schema.model_validate(content)
     except ValidationError as error:

@@ -1,4 +1,4 @@
-"""The base of every configuration: frozen, checked, unknown keys refused."""
+"""The base of every configuration: frozen, checked, unknown keys refused; and its YAML files."""
 
 from pathlib import Path
 from typing import Literal
@@ -6,8 +6,30 @@ from typing import Literal
 import yaml
 from pydantic import BaseModel, ConfigDict
 
+from configs.errors import UserError
+
 Precision = Literal["float32", "bf16", "fp16"]
 """The type that a model computes in."""
+
+
+def read_yaml(path: Path) -> dict[str, object]:
+    """The options in a YAML file.
+
+    Raises:
+        UserError: if it cannot be read, or holds something else than options.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read configuration {path}: {error.strerror}; give a YAML file") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"configuration {path} is not UTF-8 text: {error}; save it as UTF-8") from None
+    except yaml.YAMLError as error:
+        where = " ".join(str(error).replace(' in "<unicode string>",', " at").split())
+        raise UserError(f"configuration {path} is not YAML: {where}; mend it there") from None
+    if not isinstance(content, dict):
+        raise UserError(f"configuration {path} has no options: it should hold lines such as `output: runs/mine`")
+    return content
 
 
 class Settings(BaseModel):

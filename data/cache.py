@@ -32,7 +32,7 @@ from data.windows import BLOCK_WINDOWS
 Arrays = Mapping[str, NDArray[np.generic]]
 
 _STORE_RECORD = "commits/store.json"
-_BLOCKS_KEPT = 4
+_BLOCKS_KEPT = 2
 
 
 class CacheWriter:
@@ -67,6 +67,7 @@ def create_cache(directory: Path, manifest: CacheManifest) -> None:
     Raises:
         UserError: if something else is there, or a cache of another corpus, teacher, window rule or encoding.
     """
+    directory = directory.absolute()
     aside = directory.with_name(f"{directory.name}.partial")
     shutil.rmtree(aside, ignore_errors=True)
     if directory.exists() and any(directory.iterdir()):
@@ -132,7 +133,7 @@ def damage_of(directory: Path, record: str, contents: bool = True) -> str | None
         files = [(name, entry["bytes"], entry["sha256"]) for name, entry in written]
     except FileNotFoundError:
         return f"{record} is missing"
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (UserError, KeyError, TypeError, AttributeError):
         return f"{record} is not a commit record"
     for name, size, checksum in files:
         path = directory / name

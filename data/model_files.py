@@ -1,54 +1,121 @@
-"""What the files of a model say before it is loaded: its configuration, its fingerprint, whether it fits a corpus."""
+"""A model's directory: its configuration, its identity, whether it fits a corpus, and loading it for use."""
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from configs.errors import UserError
+from configs.settings import Precision
 from data.corpus import Corpus
+from data.manifest import TeacherIdentity
 from data.records import sha256_of_file
 
 # Its bars for loading and saving would break up those of `progress.py`.
 transformers_logging.disable_progress_bar()
 
+_NOT_IDENTITY = ("_name_or_path", "dtype", "torch_dtype", "transformers_version")
+
+
+def identity_of(directory: Path, precision: Precision) -> TeacherIdentity:
+    """What makes the model in a directory the same model: a hash of its tensors, its configuration, its precision.
+
+    Reads every weight once, about 1 s a gigabyte, one tensor in memory at a time.
+
+    Raises:
+        UserError: if the directory is not a model with safetensors weights.
+    """
+    config = {key: value for key, value in _read_config(directory).items() if key not in _NOT_IDENTITY}
+    with _reading(directory):
+        return TeacherIdentity(weights=_weights_hash(directory), config=config, precision=precision)
+
+
+def require_fit(subject: str, directory: Path, corpus: Corpus, length: int) -> None:
+    """Refuse a model that does not know a corpus's tokens, or has too few positions for its windows.
+
+    Args:
+        subject: what the model is, as the sentence's subject, such as ``"teacher"``.
+        directory: of the model.
+        corpus: what it is to read.
+        length: tokens in a window.
+
+    Raises:
+        UserError: naming both sides.
+    """
+    _read_config(directory)
+    with _reading(directory):
+        config = AutoConfig.from_pretrained(directory)
+        positions = getattr(config, "max_position_embeddings", None)
+        vocabulary_size = config.vocab_size
+    if positions is not None:
+        require_positions(f"{subject} {directory}", positions, length)
+    if vocabulary_size != corpus.vocabulary_size:
+        raise UserError(
+            f"{subject} {directory} has a vocabulary of {vocabulary_size} tokens, but corpus {corpus.directory} has "
+            f"{corpus.vocabulary_size}; both must come from one tokenizer"
+        )
+    tokenizer = directory / "tokenizer.json"
+    if not tokenizer.is_file():
+        raise UserError(f"{subject} {directory} has no tokenizer.json; save its tokenizer there")
+    if (found := sha256_of_file(tokenizer)) != corpus.tokenizer_hash:
+        raise UserError(
+            f"{subject} {directory} was trained with tokenizer {found}, but corpus {corpus.directory} was made with "
+            f"{corpus.tokenizer_hash}; use the corpus that it was trained on, or train it on this one"
+        )
+
+
+def require_positions(subject: str, positions: int, length: int) -> None:
+    """Refuse windows that are longer than a model's positions."""
+    if length > positions:
+        raise UserError(
+            f"windows have {length} tokens, but {subject} has {positions} positions; shorten windows.length, or give "
+            "the model more positions (max_position_embeddings)"
+        )
+
 
 def load_model(directory: Path, device: torch.device, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """A trained model on a device, ready to be run (not trained) in a type; from safetensors only."""
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, use_safetensors=True)
+    """A trained model on a device, ready to be run (not trained), its weights in a type; from safetensors only.
+
+    Raises:
+        UserError: if the weights are not those of the configuration; transformers would make up the missing ones.
+    """
+    with _reading(directory):
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            directory, dtype=dtype, use_safetensors=True, output_loading_info=True
+        )
+    model, report = loaded
+    for problem in ("missing_keys", "mismatched_keys"):
+        if wrong := sorted(map(str, report[problem])):
+            kind = problem.removesuffix("_keys")
+            raise UserError(f"model {directory} has {len(wrong)} {kind} tensors, such as {wrong[0]}; save it again")
+    assert isinstance(model, PreTrainedModel)
     model.to(device=device)  # type: ignore[call-arg]
     model.train(False)
     return model
 
 
-def read_config(directory: Path) -> dict[str, Any]:
-    """A model's Hugging Face configuration as it is written.
-
-    Raises:
-        UserError: if the directory is not a model.
-    """
+def _read_config(directory: Path) -> dict[str, Any]:
     path = directory / "config.json"
     if not path.is_file():
         raise UserError(
             f"{directory} is not a Hugging Face model: it has no config.json; give a trained run's directory"
         )
-    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return config
+    with _reading(directory):
+        config = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(config, dict):
+            raise TypeError("config.json is not an object")
+        return config
 
 
-def weights_hash(directory: Path) -> str:
-    """SHA-256 over names, types, shapes and bytes of all tensors, however they are spread over files.
-
-    Reads every weight once, about 1 s a gigabyte, one tensor in memory at a time.
-
-    Raises:
-        UserError: if there are no safetensors files; pickled weights are never loaded.
-    """
+def _weights_hash(directory: Path) -> str:
+    """SHA-256 over names, types, shapes and bytes of all tensors, however they are spread over files."""
     files = sorted(directory.glob("*.safetensors"))
     if not files:
         raise UserError(
@@ -67,42 +134,14 @@ def weights_hash(directory: Path) -> str:
     return digest.hexdigest()
 
 
-def require_fit(subject: str, directory: Path, corpus: Corpus, length: int) -> None:
-    """Refuse a model that does not know a corpus's tokens, or has too few positions for its windows.
-
-    Args:
-        subject: what the model is, as the sentence's subject, such as ``"teacher"``.
-        directory: of the model.
-        corpus: what it is to read.
-        length: tokens in a window.
-
-    Raises:
-        UserError: naming both sides.
-    """
-    read_config(directory)
-    config = AutoConfig.from_pretrained(directory)
-    require_positions(f"{subject} {directory}", config.max_position_embeddings, length)
-    if config.vocab_size != corpus.vocabulary_size:
+@contextmanager
+def _reading(directory: Path) -> Iterator[None]:
+    """Whatever transformers or safetensors raise about a model that they cannot read, as one sentence."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"{subject} {directory} has a vocabulary of {config.vocab_size} tokens, but corpus {corpus.directory} has "
-            f"{corpus.vocabulary_size}; both must come from one tokenizer"
-        )
-    tokenizer = directory / "tokenizer.json"
-    if not tokenizer.is_file():
-        raise UserError(
-            f"{subject} {directory} has no tokenizer.json; save the tokenizer that it was trained with there"
-        )
-    if (found := sha256_of_file(tokenizer)) != corpus.tokenizer_hash:
-        raise UserError(
-            f"{subject} {directory} was trained with tokenizer {found}, but corpus {corpus.directory} was made with "
-            f"{corpus.tokenizer_hash}; use the corpus that it was trained on, or train it on this one"
-        )
-
-
-def require_positions(subject: str, positions: int, length: int) -> None:
-    """Refuse windows that are longer than a model's positions."""
-    if length > positions:
-        raise UserError(
-            f"windows have {length} tokens, but {subject} has {positions} positions; shorten windows.length, or give "
-            "the model more positions (max_position_embeddings)"
-        )
+            f"{directory} is not a causal language model that can be read ({type(error).__name__}: {reason}); "
+            "save it again with save_pretrained"
+        ) from error

@@ -14,12 +14,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-import yaml
 from pydantic import Field
 from tokenizers import Tokenizer
 
 from configs.errors import UserError, refuse_difference
-from configs.settings import Settings
+from configs.settings import Settings, read_yaml
 from data.cleaners import CLEANERS, GENERAL, cleaner_for
 from data.corpus import CONFIG_FILE, TOKENIZER_FOLDER, Corpus, CorpusWriter, Counts, Source, splits_of
 from data.documents import Piece, read_documents
@@ -169,10 +168,7 @@ def _require_same(settings: CorpusSettings, hashes: dict[str, str]) -> None:
     output = settings.output
     if not (output / CONFIG_FILE).is_file():
         raise UserError(f"output {output} exists and is no prepared corpus; choose another output")
-    try:
-        config = yaml.safe_load((output / CONFIG_FILE).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{output / CONFIG_FILE} cannot be read: {error}; delete {output}") from error
+    config = read_yaml(output / CONFIG_FILE)
     found = {split: Corpus.open(output, split).sources for split in splits_of(output)}
     refuse_difference(
         f"corpus {output}",
@@ -196,6 +192,7 @@ def _aside(output: Path) -> Iterator[Path]:
 
     What a killed run left there is removed. A lock, which ends with the process, keeps two runs apart.
     """
+    output = output.absolute()
     partial = output.with_name(f".{output.name}.partial")
     partial.mkdir(parents=True, exist_ok=True)
     lock = os.open(partial, os.O_RDONLY)

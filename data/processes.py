@@ -1,8 +1,23 @@
-"""The processes of a launch: they share one run, so each must know of the others."""
+"""The processes of a launch: they share one output, so each must know of the others."""
 
 import os
 
+from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
+
 from configs.errors import UserError
+
+
+def open_processes() -> PartialState:
+    """This process among those of its launch, and its device.
+
+    Raises:
+        UserError: as `require_all_processes`.
+    """
+    # As Accelerator does; PartialState by itself overlooks the flag, and each process would believe to be alone.
+    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+    require_all_processes(state.num_processes)
+    return state
 
 
 def require_all_processes(num_processes: int) -> None:

@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from configs.errors import UserError
+
 
 def sha256_of_file(path: Path) -> str:
     """The SHA-256 of a file's bytes in hexadecimal; about 1 s a gigabyte, memory flat."""
@@ -29,9 +31,12 @@ def read_record(path: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: if there is no record.
-        ValueError: if it is not a JSON object.
+        UserError: if it is not a JSON object.
     """
-    record = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        record = None
     if not isinstance(record, dict):
-        raise ValueError(f"{path} is not a JSON object")
+        raise UserError(f"{path} is damaged: it is not a JSON object; delete it and run the same command again")
     return record

@@ -61,9 +61,7 @@ class WindowRule(Settings):
 
     def slots(self, num_tokens: int, view: int) -> NDArray[np.int64]:
         """The window index at every slot of view `view`: a permutation, the same on every machine."""
-        # RandomState, because NumPy promises never to change its stream (NEP 19); that of Generator may change.
-        generator = np.random.RandomState([self.permutation_seed, view])
-        return generator.permutation(self.count(num_tokens, view)).astype(np.int64)
+        return _permutation(self.permutation_seed, view, self.count(num_tokens, view))
 
 
 def gather(
@@ -86,6 +84,15 @@ def epoch_order(num_windows: int, seed: int, epoch: int) -> NDArray[np.int64]:
     place_of_block = generator.permutation(-(-num_windows // BLOCK_WINDOWS))
     place_within = generator.random_sample(num_windows)
     return np.lexsort((place_within, place_of_block[block])).astype(np.int64)
+
+
+@lru_cache(maxsize=4)
+def _permutation(seed: int, view: int, count: int) -> NDArray[np.int64]:
+    """A permutation of `count` numbers, read-only; kept, since a capture asks for it with every shard."""
+    # RandomState, because NumPy promises never to change its stream (NEP 19); that of Generator may change.
+    permutation = np.random.RandomState([seed, view]).permutation(count).astype(np.int64)
+    permutation.flags.writeable = False
+    return permutation
 
 
 @lru_cache(maxsize=16)

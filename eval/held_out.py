@@ -15,7 +15,8 @@ from transformers import PreTrainedModel
 
 from configs.errors import UserError
 from data.corpus import Corpus
-from data.model_files import load_model, require_fit, weights_hash
+from data.model_files import identity_of, load_model, require_fit
+from data.processes import open_processes
 from data.progress import progress_bar
 from data.records import read_record, write_record
 from data.windows import WindowRule, gather
@@ -53,7 +54,7 @@ def window_losses(
             tokens = torch.from_numpy(windows[start : start + micro_batch]).to(model.device)
             logits = model(input_ids=tokens, use_cache=False).logits[:, :-1].float()
             losses = F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
-            yield losses.view(len(tokens), -1).mean(dim=1).double().cpu().numpy()
+            yield losses.view(len(tokens), -1).mean(dim=1).cpu().double().numpy()
     finally:
         model.train(was_training)
 
@@ -61,7 +62,7 @@ def window_losses(
 def measure_held_out(model_directory: Path, corpus: Corpus, length: int, out: Path) -> dict[str, Any]:
     """Held-out cross-entropy per token of a model, with a bootstrap interval over windows, written to a file.
 
-    A file that was made from the same weights, corpus and length is not made again.
+    A file that was made from the same model, corpus and length is not made again.
 
     Raises:
         UserError: if the model does not fit the corpus, the file is something else, or the disk does not take it.
@@ -69,14 +70,13 @@ def measure_held_out(model_directory: Path, corpus: Corpus, length: int, out: Pa
     require_fit("model", model_directory, corpus, length)
     asked = {
         "suite": "held_out",
-        "weights": weights_hash(model_directory),
+        "model": identity_of(model_directory, "float32").as_plain(),
         "corpus": corpus.fingerprint,
         "length": length,
     }
     if asked.items() <= (found := _earlier_result(out)).items():
         return found
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = load_model(model_directory, device)
+    model = load_model(model_directory, open_processes().device)
     windows = fixed_windows(corpus, length)
     losses = []
     with progress_bar(f"held out {model_directory.name}", windows.size) as advance:
@@ -110,6 +110,6 @@ def _earlier_result(out: Path) -> dict[str, Any]:
         found = read_record(out)
         if found.get("suite") == "held_out":
             return found
-    except (OSError, ValueError):
+    except (OSError, UserError):
         pass
     raise UserError(f"{out} exists and is no result of the suite held_out; choose another out")

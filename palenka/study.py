@@ -19,11 +19,12 @@ from cache_teachers.capture import CaptureSettings, capture
 from configs.command_line import SettingsType, parse, run
 from configs.errors import UserError
 from configs.settings import Settings
-from data.cache import TeacherCache
+from data.cache import TeacherCache, damage_of, read_manifest
 from data.corpus import Corpus
 from data.prepare import CorpusSettings, prepare
 from data.records import read_record, write_record
 from eval.held_out import measure_held_out
+from train_student.run import Run
 from train_student.settings import TrainSettings
 from train_student.train import train
 
@@ -96,19 +97,20 @@ def run_study(study: Study) -> dict[str, Any]:
     output = study.settings.output
     output.mkdir(parents=True, exist_ok=True)
     stages = _Stages(output / "seconds.json")
-    stages.run("corpus", lambda: prepare(study.corpus))
-    for name, teacher in study.teachers.items():
-        stages.run(f"teacher {name}", partial(train, teacher))
-    for name, cache in study.caches.items():
-        stages.run(f"cache {name}", partial(capture, cache))
-    for name, student in study.students.items():
-        stages.run(f"student {name}", partial(train, student))
+    stages.run("corpus", study.corpus.output.exists(), lambda: prepare(study.corpus))
     corpus = Corpus.open(study.corpus.output, study.settings.held_out_split)
+    for name, teacher in study.teachers.items():
+        stages.run(f"teacher {name}", _is_trained(teacher), partial(train, teacher))
+    for name, cache in study.caches.items():
+        stages.run(f"cache {name}", _is_captured(cache), partial(capture, cache))
+    for name, student in study.students.items():
+        stages.run(f"student {name}", _is_trained(student), partial(train, student))
     models: list[dict[str, Any]] = []
     for name, run_settings in (study.teachers | study.students).items():
         out = output / "held_out" / f"{name}.json"
         length = run_settings.windows.length
-        measured = stages.run(f"held out {name}", partial(measure_held_out, run_settings.output, corpus, length, out))
+        measure = partial(measure_held_out, run_settings.output, corpus, length, out)
+        measured = stages.run(f"held out {name}", out.exists(), measure)
         models.append(_model_row(name, run_settings, name in study.teachers, measured))
     caches = [_cache_row(name, TeacherCache(cache.output)) for name, cache in study.caches.items()]
     results = {"models": models, "caches": caches, "seconds": stages.seconds}
@@ -125,13 +127,25 @@ class _Stages:
         self._record = record
         self.seconds: dict[str, float] = read_record(record) if record.is_file() else {}
 
-    def run(self, name: str, stage: Callable[[], Result]) -> Result:
+    def run(self, name: str, is_finished: bool, stage: Callable[[], Result]) -> Result:
+        """Run a stage; one that was finished before only makes sure that it still fits, which is not its time."""
         started = time.perf_counter()
         result = stage()
-        if name not in self.seconds:
+        if not is_finished:
             self.seconds[name] = round(time.perf_counter() - started, 1)
             write_record(self._record, self.seconds)
         return result
+
+
+def _is_trained(settings: TrainSettings) -> bool:
+    return Run(settings.output).result() is not None
+
+
+def _is_captured(settings: CaptureSettings) -> bool:
+    if not settings.output.exists():
+        return False
+    shards = read_manifest(settings.output).shards(settings.fraction)
+    return not any(damage_of(settings.output, shard.record, contents=False) for shard in shards)
 
 
 def _model_row(name: str, settings: TrainSettings, is_teacher: bool, measured: dict[str, Any]) -> dict[str, Any]:

@@ -182,3 +182,34 @@ def test_float16_values_are_close_and_smaller(capture_settings: CaptureSettings,
 def test_encoding_and_rule_round_trip_to_json() -> None:
     for value in (LogitEncoding(k=3, temperatures=(1.0, 4.0)), WindowRule(length=5, views=3)):
         assert type(value).model_validate_json(value.model_dump_json()) == value
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("config.json", "{"),
+        ("config.json", "[]"),
+        ("config.json", "{}"),
+        ("config.json", '{"model_type": "oracle"}'),
+        ("model.safetensors", "not tensors"),
+    ],
+)
+def test_a_model_that_cannot_be_read_is_one_sentence(
+    capture_settings: CaptureSettings, make_teacher: Callable[..., Path], file: str, content: str
+) -> None:
+    directory = make_teacher("llama", seed=7)
+    (directory / file).write_text(content)
+    with pytest.raises(UserError, match=f"{directory} is not a causal language model that can be read") as refusal:
+        capture(changed(capture_settings, teacher=str(directory)))
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_teacher_that_lacks_a_tensor_is_refused(
+    capture_settings: CaptureSettings, make_teacher: Callable[..., Path]
+) -> None:
+    directory = make_teacher("llama", seed=8)
+    weights = load_file(directory / "model.safetensors")
+    del weights["model.layers.0.mlp.up_proj.weight"]
+    save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"has 1 missing tensors, such as model.layers.0.mlp.up_proj.weight"):
+        capture(changed(capture_settings, teacher=str(directory)))

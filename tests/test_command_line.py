@@ -248,7 +248,7 @@ def test_an_interruption_has_a_status_of_its_own(capsys: pytest.CaptureFixture[s
         raise KeyboardInterrupt
 
     assert run(interrupted, []) == INTERRUPTED == 130
-    assert capsys.readouterr().err == "interrupted; the same command goes on from what is finished\n"
+    assert capsys.readouterr().err == "interrupted; run the same command again: what is finished is kept\n"
 
 
 def test_a_mistake_of_the_programs_own_is_not_hidden() -> None:

@@ -124,6 +124,30 @@ def test_bf16_logits_are_summed_in_float32() -> None:
     torch.testing.assert_close(rough.grad.float(), exact.grad, rtol=1e-2, atol=1e-5)
 
 
+def test_fp16_gradients_survive_until_the_loss_scaler_acts() -> None:
+    generator = torch.Generator().manual_seed(0)
+    teacher, student = (torch.randn(1, 4096, 512, generator=generator) * 3 for _ in range(2))
+    signal = top_k_signal(teacher, 8, (2.0,))
+    scale = 16_384.0
+    rough, exact = student.half().requires_grad_(), student.half().float().requires_grad_()
+    for logits in (rough, exact):
+        (scale * tail_bucket_kl(logits, {"t": signal}, {"t": 1.0}, 2.0)[0]).backward()
+    assert rough.grad is not None
+    assert exact.grad is not None
+    error = (rough.grad.float() - exact.grad).norm() / exact.grad.norm()
+    assert error < 2e-3
+
+
+def test_a_common_shift_of_the_logits_changes_nothing() -> None:
+    teacher, student = logits_of(0), logits_of(1)
+    signal = top_k_signal(teacher, 6, (1.0, 2.0))
+    shifted = top_k_signal(teacher - 1000.0, 6, (1.0, 2.0))
+    torch.testing.assert_close(shifted.log_tail, signal.log_tail, rtol=0, atol=2e-4)
+    value, _ = tail_bucket_kl(student, {"t": signal}, {"t": 1.0}, 2.0)
+    moved, _ = tail_bucket_kl(student - 1000.0, {"t": shifted}, {"t": 1.0}, 2.0)
+    torch.testing.assert_close(moved, value, rtol=0, atol=2e-4)
+
+
 def test_hard_loss_is_the_shifted_cross_entropy() -> None:
     logits, tokens = logits_of(0), torch.tensor([[1, 5, 9], [3, 3, 0]])
     log_probabilities = logits.double().log_softmax(-1)

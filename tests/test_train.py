@@ -161,7 +161,8 @@ def test_the_log_holds_rates_by_the_closed_form_and_a_speed(make_settings: MakeS
     train(settings)
     log = lines(settings, "loss")
     assert [line["step"] for line in log] == [3, 6, 9, 12, 15, 18, 20]
-    for line in log:
+    assert log[0]["learning_rate"] == pytest.approx(1e-2 * 2 / 3)
+    for line in log[1:]:
         assert set(line) == {
             *("step", "epoch", "tokens", "learning_rate", "loss", "hard"),
             *("tokens_per_second", "gradient_norm"),
@@ -169,8 +170,8 @@ def test_the_log_holds_rates_by_the_closed_form_and_a_speed(make_settings: MakeS
         assert line["tokens"] == line["step"] * 16 * LENGTH
         assert line["tokens_per_second"] > 0
         assert line["gradient_norm"] > 0
-        # Warm-up over 3 steps, then half a cosine over the other 17.
-        progress = (line["step"] - 3) / 17
+        # The rate that the step was made with: warm-up over 3 steps from 0, then half a cosine over the other 17.
+        progress = (line["step"] - 1 - 3) / 17
         assert line["learning_rate"] == pytest.approx(1e-2 * (1 + math.cos(math.pi * progress)) / 2, abs=1e-9)
 
 
@@ -525,3 +526,24 @@ def test_teacher_terms_without_teachers_and_no_terms_at_all_are_refused(make_set
         make_settings(objective={"logit": 0.5})
     with pytest.raises(ValueError, match="objective.hard and objective.logit are both 0"):
         make_settings(objective={"hard": 0})
+
+
+def test_a_finished_run_is_not_taken_for_that_of_a_cache_captured_anew(
+    make_settings: MakeSettings, caches: dict[str, CaptureSettings], make_teacher: Callable[..., Path], tmp_path: Path
+) -> None:
+    first = CaptureSettings.model_validate(
+        caches["llama"].as_plain() | {"output": str(tmp_path / "c"), "fraction": 0.05}
+    )
+    capture(first)
+    settings = make_settings(fraction=0.05, teachers={"t": {"cache": first.output}}, objective={"logit": 1.0})
+    train(settings)
+    shutil.rmtree(first.output)
+    capture(CaptureSettings.model_validate(first.as_plain() | {"teacher": str(make_teacher("llama", seed=77))}))
+    with pytest.raises(UserError, match=r"teachers.t.teacher.weights is '\w{64}' there, but '\w{64}' is expected"):
+        train(settings)
+
+
+def test_a_refused_validation_split_leaves_the_output_free(make_settings: MakeSettings) -> None:
+    with pytest.raises(UserError, match="has no split 'test'"):
+        train(make_settings(validation={"split": "test"}))
+    train(make_settings())

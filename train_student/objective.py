@@ -8,6 +8,7 @@ divergences over teachers has the gradient of the divergence to the mixture of t
 
 from collections.abc import Mapping
 
+import torch
 from pydantic import Field
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -52,7 +53,7 @@ class Objective(nn.Module):
         """
         logits = self.student(input_ids=tokens, use_cache=False).logits
         terms: dict[str, Tensor] = {}
-        loss = logits.new_zeros((), dtype=logits.float().dtype)
+        loss = torch.zeros((), device=logits.device)
         if self.settings.hard:
             terms["hard"] = hard_loss(logits, tokens)
             loss = loss + self.settings.hard * terms["hard"]

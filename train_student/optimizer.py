@@ -36,6 +36,6 @@ def adamw(module: torch.nn.Module, settings: OptimizerSettings) -> torch.optim.A
 
 
 def cosine_schedule(optimizer: torch.optim.Optimizer, settings: OptimizerSettings, num_steps: int) -> LambdaLR:
-    """Linear warm-up to the peak, then half a cosine down to 0 at the last of `num_steps`."""
+    """Linear warm-up from 0 at the first step to the peak, then half a cosine to 0 just after the last."""
     schedule: LambdaLR = get_cosine_schedule_with_warmup(optimizer, settings.warmup_steps, num_steps)
     return schedule

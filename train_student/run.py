@@ -1,20 +1,23 @@
 """A run on disk: resolved settings, the best model in Hugging Face format, metrics, and the result, written last.
 
 config.yaml            resolved settings
+inputs.json            fingerprints of the corpus and of the caches
 config.json, generation_config.json, model.safetensors, tokenizer.json, tokenizer_config.json
 metrics.jsonl          a line for every logged step and every validation
 result.json            what came of it: there once the run is whole
 """
 
 import json
+import math
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from transformers import PreTrainedModel
 
 from configs.errors import UserError, refuse_difference
+from configs.settings import read_yaml
 from data.corpus import Corpus
 from data.records import read_record, write_record
 from train_student.settings import TrainSettings
@@ -33,29 +36,44 @@ class Run:
         path = self.directory / "result.json"
         return read_record(path) if path.is_file() else None
 
-    def begin(self, settings: TrainSettings) -> None:
-        """Make the directory, or make sure that what it holds was begun with the same settings.
+    def begin(self, settings: TrainSettings, inputs: dict[str, Any]) -> None:
+        """Make the directory, or make sure that what it holds was begun with the same settings and inputs.
 
         A run that is not whole begins anew: its metrics are removed.
 
+        Args:
+            settings: of the run; they name its inputs by path.
+            inputs: what is at these paths: fingerprints of the corpus and of the caches.
+
         Raises:
-            UserError: if it holds a run with other settings, or something else.
+            UserError: if it holds a run with other settings or inputs, or something else.
         """
         path = self.directory / "config.yaml"
+        (self.directory / "config.yaml.partial").unlink(missing_ok=True)
+        remedy = "delete it or choose another output"
         if path.is_file():
-            self._require_same(settings, path)
+            found = read_yaml(path)
+            expected = settings.as_plain() | {"output": found.get("output")}
+            refuse_difference(f"run {self.directory}", expected, found, remedy)
         elif self.directory.exists() and any(self.directory.iterdir()):
             raise UserError(f"{self.directory} is not empty and not a run; choose another output")
         else:
             self.directory.mkdir(parents=True, exist_ok=True)
             settings.write_yaml(path)
+        recorded = self.directory / "inputs.json"
+        if recorded.is_file():
+            refuse_difference(f"run {self.directory}", inputs, read_record(recorded), remedy)
+        else:
+            write_record(recorded, inputs)
         if self.result() is None:
             (self.directory / "metrics.jsonl").unlink(missing_ok=True)
 
-    def log(self, line: dict[str, Any]) -> None:
+    def log(self, line: Mapping[str, float]) -> None:
         """Append a line to the metrics."""
         with (self.directory / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+            # A gradient may overflow in fp16: the step is skipped then, and JSON has no infinity.
+            finite = {name: value if math.isfinite(value) else None for name, value in line.items()}
+            file.write(json.dumps(finite, allow_nan=False) + "\n")
 
     def save_model(self, model: PreTrainedModel, corpus: Corpus) -> None:
         """Keep a model, and the corpus's tokenizer as it is, so that both load with `from_pretrained`.
@@ -74,8 +92,3 @@ class Run:
     def finish(self, result: dict[str, Any]) -> None:
         """Record what came of the run; from here on it is whole."""
         write_record(self.directory / "result.json", result)
-
-    def _require_same(self, settings: TrainSettings, path: Path) -> None:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-        expected = settings.as_plain() | {"output": found.get("output")}
-        refuse_difference(f"run {self.directory}", expected, found, "delete it or choose another output")

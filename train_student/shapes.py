@@ -88,7 +88,7 @@ class ModelShape(Settings):
 
     def build(self, tokenizer: PreTrainedTokenizerFast, seed: int) -> PreTrainedModel:
         """A model of this shape with float32 weights that only the seed decides."""
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = AutoModelForCausalLM.from_config(self.configuration(tokenizer), dtype=torch.float32)
         assert isinstance(model, PreTrainedModel)

@@ -5,12 +5,12 @@ from pathlib import Path
 
 from pydantic import Field
 
-from cache_teachers.teacher import identity_of
 from configs.errors import UserError, refuse_difference
 from configs.settings import Settings
 from data.cache import TeacherCache
 from data.corpus import Corpus
 from data.manifest import num_used
+from data.model_files import identity_of
 from data.windows import WindowRule
 
 
@@ -35,7 +35,7 @@ def open_caches(
         corpus: what the student is trained on.
         rule: its window rule; a cache may hold more views.
         fraction: the part of each view that the student reads; a cache may hold more.
-        temperature: of the logit term; None if there is none.
+        temperature: of the logit term; None if it has no weight.
 
     Raises:
         UserError: naming the cache, the field, and both sides; or the shards that are missing.

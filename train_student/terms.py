@@ -70,7 +70,6 @@ class _TailBucketKL(torch.autograd.Function):
         float_type = torch.promote_types(logits.dtype, torch.float32)
         gradient = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
         sums = torch.zeros(len(kept), dtype=float_type, device=logits.device)
-        scale = 1 / (temperature * len(logits))
         start = 0
         for chunk in token_chunks(logits):
             rows = slice(start, start + len(chunk))
@@ -78,9 +77,10 @@ class _TailBucketKL(torch.autograd.Function):
             here = [(ids[rows], *(part[rows].to(float_type) for part in parts)) for ids, *parts in kept]
             difference = _add_chunk(scaled, here, weights, sums, gradient is not None)
             if gradient is not None and difference is not None:
-                gradient[rows] = difference.mul_(scale)
+                gradient[rows] = difference
             start += len(chunk)
         ctx.save_for_backward(gradient)
+        ctx.scale = 1 / (temperature * len(logits))
         divergences = sums / len(logits)
         ctx.mark_non_differentiable(divergences)
         return (divergences * divergences.new_tensor(weights)).sum(), divergences
@@ -88,14 +88,19 @@ class _TailBucketKL(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_total: Tensor, _: Tensor) -> tuple[Tensor, None, None, None]:  # noqa: ANN401
-        (gradient,) = ctx.saved_tensors
-        return gradient * grad_total, None, None, None
+        (difference,) = ctx.saved_tensors
+        # Scaled only here and in float32: 1 / N alone would vanish in fp16, before the loss scaler could act.
+        factor = grad_total * ctx.scale
+        gradient = torch.cat([(chunk.to(factor.dtype) * factor).to(chunk.dtype) for chunk in token_chunks(difference)])
+        return gradient, None, None, None
 
 
 def _add_chunk(
     scaled: Tensor, teachers: list[tuple[Tensor, ...]], weights: list[float], sums: Tensor, with_gradient: bool
 ) -> Tensor | None:
     """Add a chunk's divergences to `sums`; returns Σ weight · (q − t) [n, V], the gradient for logits / T."""
+    # Logits may be far from 0 all together; float32 would spend its digits on that.
+    scaled -= scaled.amax(dim=-1, keepdim=True)
     normalizer = scaled.logsumexp(dim=-1, keepdim=True)
     gradient = (scaled - normalizer).exp_().mul_(sum(weights)) if with_gradient else None
     for number, ((ids, log_kept, log_tail), weight) in enumerate(zip(teachers, weights, strict=True)):

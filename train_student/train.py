@@ -11,10 +11,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
+from numpy.typing import NDArray
 from torch import Tensor
 
 from configs.errors import UserError
@@ -38,7 +40,7 @@ _ACCELERATE_PRECISION = {"float32": "no", "bf16": "bf16", "fp16": "fp16"}
 def train(settings: TrainSettings) -> dict[str, Any]:
     """Train a model and return what came of it: parameters, steps, tokens, validation cross-entropy, seconds.
 
-    A run that is whole is not trained again. Memory does not grow with the corpus.
+    A run that is whole is not trained again. Beside the model, memory is some 32 bytes for each window of a view.
 
     Raises:
         UserError: if corpus, caches, model and settings do not fit each other, or the loss stops being finite.
@@ -49,8 +51,10 @@ def train(settings: TrainSettings) -> dict[str, Any]:
         corpus = Corpus.open(settings.corpus, settings.split)
         order = _reading_order(settings, corpus)
         caches = _open_caches(settings, corpus)
+        validation = Corpus.open(settings.corpus, settings.validation.split)
+        windows = fixed_windows(validation, settings.windows.length, settings.validation.windows)
         if accelerator.is_main_process:
-            run.begin(settings)
+            run.begin(settings, _inputs(corpus, caches))
         accelerator.wait_for_everyone()
         if (result := run.result()) is not None:
             if accelerator.is_main_process:
@@ -58,10 +62,11 @@ def train(settings: TrainSettings) -> dict[str, Any]:
             return result
         names = {"wandb": {"name": run.directory.name}}
         accelerator.init_trackers("palenka", config=_flat(settings.as_plain()), init_kwargs=names)
-        return _Trainer(settings, run, accelerator, corpus, order, caches).fit()
+        return _Trainer(settings, run, accelerator, corpus, order, caches, windows).fit()
     except OSError as error:
         raise UserError(
-            f"cannot write {settings.output}: {error.strerror or error}; make room or choose another output"
+            f"cannot train {settings.output}: {error.strerror or error} {error.filename or ''}; "
+            "mend that and run it again"
         ) from error
     finally:
         accelerator.end_training()
@@ -80,24 +85,23 @@ class _Trainer:
         corpus: Corpus,
         order: ReadingOrder,
         caches: Mapping[str, TeacherCache],
+        validation_windows: NDArray[np.int64],
     ) -> None:
-        set_seed(settings.seed)
+        # Dropout draws other masks in every process; the initial weights have a seed of their own.
+        set_seed(settings.seed, device_specific=True)
         self.settings, self.run, self.accelerator = settings, run, accelerator
         self.corpus, self.order, self.caches = corpus, order, caches
         self.student = settings.model.build(corpus.tokenizer(), settings.seed)
-        teacher_weights = {name: source.weight for name, source in settings.teachers.items()}
+        teacher_weights = {name: settings.teachers[name].weight for name in caches}
         objective = Objective(self.student, settings.objective, teacher_weights)
         self.num_steps = len(order) // settings.global_batch
         optimizer = adamw(objective, settings.optimizer)
         self.schedule = cosine_schedule(optimizer, settings.optimizer, self.num_steps)
         self.objective, self.optimizer = accelerator.prepare(objective, optimizer)
-        self.validation_windows = fixed_windows(
-            Corpus.open(settings.corpus, settings.validation.split),
-            settings.windows.length,
-            settings.validation.windows,
-        )
+        self.validation_windows = validation_windows
         self.best = math.inf
         self.best_step = 0
+        self.learning_rate = 0.0
 
     def fit(self) -> dict[str, Any]:
         settings, started = self.settings, time.perf_counter()
@@ -114,7 +118,8 @@ class _Trainer:
                 if step % settings.log_every == 0 or step == self.num_steps:
                     self._log(step, meter.read() | {"gradient_norm": float(gradient_norm)})
                 if self._validates(step):
-                    self._validate(step)
+                    with meter.paused():
+                        self._validate(step)
         seconds = time.perf_counter() - started
         return self._finish(seconds)
 
@@ -130,6 +135,7 @@ class _Trainer:
                 self.accelerator.backward(loss / micro_batches)
             meter.add({"loss": loss.detach(), **terms}, batch.tokens.numel())
         norm = self.accelerator.clip_grad_norm_(self.objective.parameters(), self.settings.optimizer.max_grad_norm)
+        self.learning_rate = float(self.schedule.get_last_lr()[0])
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.schedule.step()
@@ -167,7 +173,7 @@ class _Trainer:
             {
                 "epoch": self.order.epoch_at(windows - 1),
                 "tokens": windows * self.settings.windows.length,
-                "learning_rate": float(self.schedule.get_last_lr()[0]),
+                "learning_rate": self.learning_rate,
                 **measured,
             },
         )
@@ -212,7 +218,7 @@ class _Trainer:
         return stream(
             self.corpus,
             self.order,
-            self.caches,
+            self.caches if self.settings.objective.logit else {},
             self._slices(),
             pin_memory=self.accelerator.device.type == "cuda",
         )
@@ -254,6 +260,13 @@ class _Meter:
             self.sums[name] = self.sums.get(name, 0.0) + value.detach().float()
         self.count += 1
         self.tokens += tokens
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time that does not count against the tokens per second."""
+        began = time.perf_counter()
+        yield
+        self.since += time.perf_counter() - began
 
     def read(self) -> dict[str, float]:
         means = self.accelerator.reduce(torch.stack(list(self.sums.values())) / self.count, "mean")
@@ -309,3 +322,9 @@ def _reading_order(settings: TrainSettings, corpus: Corpus) -> ReadingOrder:
 def _open_caches(settings: TrainSettings, corpus: Corpus) -> dict[str, TeacherCache]:
     temperature = settings.objective.temperature if settings.objective.logit else None
     return open_caches(settings.teachers, corpus, settings.windows, settings.fraction, temperature)
+
+
+def _inputs(corpus: Corpus, caches: Mapping[str, TeacherCache]) -> dict[str, Any]:
+    """What a run is made from, whatever path it lies at."""
+    teachers = {name: cache.manifest.as_plain() for name, cache in caches.items()}
+    return {"corpus": corpus.fingerprint, "tokenizer": corpus.tokenizer_hash, "teachers": teachers}
