@@ -107,6 +107,8 @@ def _require_windows(settings: CaptureSettings, corpus: Corpus) -> None:
 def _capture_shards(
     shards: list[Shard], corpus: Corpus, teacher: Teacher, writer: CacheWriter, micro_batch: int
 ) -> None:
+    if not shards:
+        return
     rule = writer.manifest.windows
     total = sum(shard.stop - shard.start for shard in shards) * rule.length
     with progress_bar("capture", total, shown=PartialState().is_main_process) as advance:

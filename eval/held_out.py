@@ -22,6 +22,9 @@ from data.records import read_record, write_record
 from data.windows import WindowRule, gather
 from eval.statistics import bootstrap_interval
 
+_MICRO_BATCH, _GPU_MICRO_BATCH = 4, 64
+"""On a CPU the logits of more windows than these few are slower to allocate than to compute."""
+
 
 def fixed_windows(corpus: Corpus, length: int, at_most: int | None = None) -> NDArray[np.int64]:
     """Windows of a held-out split, [n, length]: all of view 0, or a sample of it that is the same for every model.
@@ -41,7 +44,7 @@ def fixed_windows(corpus: Corpus, length: int, at_most: int | None = None) -> ND
 
 @torch.inference_mode()
 def window_losses(
-    model: PreTrainedModel, windows: NDArray[np.int64], micro_batch: int = 16
+    model: PreTrainedModel, windows: NDArray[np.int64], micro_batch: int
 ) -> Iterator[NDArray[np.float64]]:
     """Mean cross-entropy in nats of the next tokens of each window, micro-batch by micro-batch.
 
@@ -76,11 +79,12 @@ def measure_held_out(model_directory: Path, corpus: Corpus, length: int, out: Pa
     }
     if asked.items() <= (found := _earlier_result(out)).items():
         return found
-    model = load_model(model_directory, open_processes().device)
+    device = open_processes().device
+    model = load_model(model_directory, device)
     windows = fixed_windows(corpus, length)
     losses = []
     with progress_bar(f"held out {model_directory.name}", windows.size) as advance:
-        for part in window_losses(model, windows):
+        for part in window_losses(model, windows, _MICRO_BATCH if device.type == "cpu" else _GPU_MICRO_BATCH):
             losses.append(part)
             advance(len(part) * length)
     values = np.concatenate(losses)
