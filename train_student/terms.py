@@ -14,6 +14,9 @@ from torch.autograd.function import once_differentiable
 
 from data.signal import TeacherSignal, token_chunks
 
+_LARGEST_RATIO = 16.0
+"""Of a teacher's mass outside K to the student's, for both to come from one exponential in float32."""
+
 
 def hard_loss(logits: Tensor, tokens: Tensor) -> Tensor:
     """Cross-entropy of every next token inside its window: logits [B, L, V], tokens [B, L]; a mean over B · (L − 1)."""
@@ -41,8 +44,8 @@ def tail_bucket_kl(
 
     Returns:
         The weighted sum, and each teacher's divergence without its weight and without a gradient; means over B · L
-        tokens. The gradient is computed together with the value: one softmax for all teachers, and one over the
-        complement for each, in chunks; it is kept at the size of the logits until the backward pass.
+        tokens. The gradient is computed together with the value, in chunks, with one softmax for all teachers; it is
+        kept at the size of the logits until the backward pass.
     """
     names = list(signals)
     kept = [(signals[name].ids.flatten(0, -2), *_flat(signals[name].at(temperature))) for name in names]
@@ -98,25 +101,43 @@ class _TailBucketKL(torch.autograd.Function):
 def _add_chunk(
     scaled: Tensor, teachers: list[tuple[Tensor, ...]], weights: list[float], sums: Tensor, with_gradient: bool
 ) -> Tensor | None:
-    """Add a chunk's divergences to `sums`; returns Σ weight · (q − t) [n, V], the gradient for logits / T."""
+    """Add a chunk's divergences to `sums`; returns Σ weight · (q − t) [n, V], the gradient for logits / T.
+
+    With r = (1 − a) / (1 − b) a teacher's t is r · q off K: the gradient is (1 − r) · q there, and on K it needs
+    r · q − t more. So one exponential serves all teachers. Where r is large that would cancel, or 1 − b has underflown:
+    these rare tokens are computed apart, from the logits outside K.
+    """
     # Logits may be far from 0 all together; float32 would spend its digits on that.
     scaled -= scaled.amax(dim=-1, keepdim=True)
     normalizer = scaled.logsumexp(dim=-1, keepdim=True)
-    gradient = (scaled - normalizer).exp_().mul_(sum(weights)) if with_gradient else None
+    student = (scaled - normalizer).exp_()
+    coefficient = torch.zeros_like(normalizer)
+    corrections: list[tuple[Tensor, Tensor]] = []
+    apart: list[tuple[Tensor, Tensor]] = []
     for number, ((ids, log_kept, log_tail), weight) in enumerate(zip(teachers, weights, strict=True)):
-        probabilities = log_kept.exp()
-        kept_logits = scaled.gather(-1, ids)
-        divergence = (probabilities * (log_kept - (kept_logits - normalizer))).sum(dim=-1)
+        probabilities, kept = log_kept.exp(), student.gather(-1, ids)
+        divergence = (probabilities * (log_kept - (scaled.gather(-1, ids) - normalizer))).sum(dim=-1)
+        ratio = torch.zeros_like(normalizer)
         if ids.shape[-1] < scaled.shape[-1]:
-            outside = scaled.scatter_(-1, ids, -math.inf)
-            outside_normalizer = outside.logsumexp(dim=-1, keepdim=True)
-            tail = log_tail.exp()
-            log_ratio = log_tail - (outside_normalizer - normalizer).squeeze(-1)
-            divergence += torch.where(tail > 0, tail * log_ratio, 0.0)
-            if gradient is not None:
-                gradient.addcmul_((outside - outside_normalizer).exp_(), tail.unsqueeze(-1), value=-weight)
-            scaled.scatter_(-1, ids, kept_logits)
-        if gradient is not None:
-            gradient.scatter_add_(-1, ids, probabilities * -weight)
+            outside = student.scatter_(-1, ids, 0.0).sum(dim=-1)
+            student.scatter_(-1, ids, kept)
+            tail, log_outside = log_tail.exp(), outside.log()
+            rows = (tail > _LARGEST_RATIO * outside).nonzero().flatten()
+            if len(rows):
+                complement = scaled[rows].scatter_(-1, ids[rows], -math.inf)
+                log_outside[rows] = complement.logsumexp(dim=-1) - normalizer[rows].squeeze(-1)
+                apart.append((rows, complement.softmax(dim=-1).mul_(-weight * tail[rows].unsqueeze(-1))))
+                outside[rows] = math.inf
+            divergence += torch.where(tail > 0, tail * (log_tail - log_outside), 0.0)
+            ratio = torch.where(tail > 0, tail / outside, 0.0).unsqueeze(-1)
+        coefficient += weight * (1 - ratio)
+        corrections.append((ids, weight * (ratio * kept - probabilities)))
         sums[number] += divergence.sum()
+    if not with_gradient:
+        return None
+    gradient = student.mul_(coefficient)
+    for ids, correction in corrections:
+        gradient.scatter_add_(-1, ids, correction)
+    for rows, addition in apart:
+        gradient.index_add_(0, rows, addition)
     return gradient
