@@ -1,7 +1,7 @@
 """Text in, tokens out.
 
-python -m data fetch babylm-10m
-python -m data prepare --config configs/corpora/babylm-10m.yaml
+palenka data fetch babylm-10m
+palenka data prepare --config configs/corpora/babylm-10m.yaml
 """
 
 import sys
@@ -11,7 +11,7 @@ from pathlib import Path
 from configs.command_line import parse, run, subcommand
 from configs.errors import UserError
 
-PROGRAM = "python -m data"
+PROGRAM = "palenka data"
 COMMANDS = {
     "fetch": "download BabyLM text from the Hugging Face Hub",
     "prepare": "clean raw text, learn a tokenizer and store the tokens",

@@ -170,7 +170,7 @@ class TeacherCache:
         if damages:
             raise UserError(
                 f"teacher cache {self.directory} lacks {len(damages)} of the shards needed: {damages[0]}; "
-                "run `palenka cache run` again, it captures just these"
+                "run `palenka cache run` again for all of the fraction that is read, it captures just these"
             )
 
     def read(self, view: int, slots: NDArray[np.int64]) -> TeacherSignal:

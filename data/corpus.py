@@ -28,6 +28,7 @@ from zarr.codecs import BytesCodec
 from configs.errors import UserError
 from configs.settings import Settings
 from data.records import sha256_of_file
+from data.text import SPLITS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
 FORMAT_VERSION = 1
 """Raised whenever the layout changes, or when cleaning or tokenising come to give other tokens for the same text."""
 
-SPLITS = ("train", "dev", "test")
 CONFIG_FILE = "config.yaml"
 TOKENIZER_FOLDER = "tokenizer"
 LARGEST_UINT16_VOCABULARY = 65_535
@@ -254,7 +254,7 @@ def splits_of(directory: Path) -> list[str]:
 
 def _require_store(directory: Path, split: str) -> Path:
     if not (directory / CONFIG_FILE).is_file():
-        raise UserError(f"{directory} is no corpus, without {CONFIG_FILE}; make one with `python -m data prepare`")
+        raise UserError(f"{directory} is no corpus, without {CONFIG_FILE}; make one with `palenka data prepare`")
     store = directory / f"{split}.zarr"
     if split not in SPLITS or not store.is_dir():
         existing = ", ".join(splits_of(directory)) or "none"

@@ -1,6 +1,6 @@
 """Fetch BabyLM text from the Hugging Face Hub, into files named as `prepare` wants them.
 
-python -m data fetch babylm-10m --output runs/text/babylm-10m
+palenka data fetch babylm-10m --output runs/text/babylm-10m
 """
 
 import shutil
@@ -12,9 +12,8 @@ from huggingface_hub.errors import GatedRepoError, HTTPError, RepositoryNotFound
 
 from configs.errors import UserError
 from configs.settings import Settings
-from data.corpus import SPLITS
 from data.progress import notice
-from data.text import find_sources
+from data.text import SPLITS, find_sources
 
 # What is known of these dataset repositories, from public code that reads them in 2026: the two of the training text
 # hold <source>.train.txt at their root, for bnc_spoken, childes, gutenberg, open_subtitles, simple_wiki and
@@ -93,7 +92,7 @@ def fetch(name: str, output: Path | None = None) -> Path:
         partial.replace(folder)
     except OSError as error:
         raise UserError(f"cannot write {folder}: {error.strerror}; free the disk or mend the permissions") from error
-    notice(f"{name} is in {folder}; prepare it with: python -m data prepare --config configs/corpora/{name}.yaml")
+    notice(f"{name} is in {folder}; prepare it with: palenka data prepare --config configs/corpora/{name}.yaml")
     return folder
 
 

@@ -1,6 +1,6 @@
 """Prepare a corpus: clean raw text, learn a tokenizer on its train split, and store every split's tokens.
 
-    python -m data prepare --config configs/corpora/babylm-10m.yaml
+    palenka data prepare --config configs/corpora/babylm-10m.yaml
 
 The text is read twice, once to learn the tokenizer and once to encode it, and kept in memory never. Everything is
 written beside the output and renamed at the end, so a corpus is either whole or not there.

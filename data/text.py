@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from configs.errors import UserError
-from data.corpus import SPLITS
+
+SPLITS = ("train", "dev", "test")
+"""What a corpus is divided into; the suffix of every file of text says which."""
 
 PART_CHARACTERS = 65_536
 """Longest part of a line, in characters."""

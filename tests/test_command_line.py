@@ -206,7 +206,7 @@ def test_a_file_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[
         ("palenka", ["study", "/nowhere.yaml"], "cannot read configuration /nowhere.yaml: No such file or directory"),
         ("palenka", ["study", "--config"], "argument --config: expected one argument"),
         ("palenka", ["demo", "--outptu", "x"], "outptu is not an option; did you mean 'output'?"),
-        ("data", [], "python -m data needs a command; choose from fetch, prepare"),
+        ("data", [], "palenka data needs a command; choose from fetch, prepare"),
         ("data", ["prepare"], "these options are missing: sources, output"),
         ("data", ["prepare", "--sources", "/nowhere", "--output", "/nowhere/out"], "sources /nowhere does not exist"),
         ("cache_teachers", [], "palenka cache needs a command; choose from run"),

@@ -190,7 +190,7 @@ def test_the_command(settings: CorpusSettings, capsys: pytest.CaptureFixture[str
     for help_of in (["--help"], ["prepare", "--help"], ["fetch", "--help"]):
         with pytest.raises(SystemExit, match="0"):
             main(help_of)
-        assert "usage: python -m data" in capsys.readouterr().out
+        assert "usage: palenka data" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["babylm-10m", "babylm-100m"])

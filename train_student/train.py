@@ -8,7 +8,6 @@ import importlib.util
 import math
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -27,6 +26,7 @@ from data.processes import require_all_processes
 from data.progress import notice, progress_bar
 from data.stream import Batch, ReadingOrder, stream
 from eval.held_out import fixed_windows, window_losses
+from train_student.meter import Meter
 from train_student.objective import Objective
 from train_student.optimizer import adamw, cosine_schedule
 from train_student.run import Run
@@ -106,7 +106,7 @@ class _Trainer:
     def fit(self) -> dict[str, Any]:
         settings, started = self.settings, time.perf_counter()
         tokens_per_step = settings.global_batch * settings.windows.length
-        meter = _Meter(self.accelerator)
+        meter = Meter(self.accelerator)
         batches = self._batches()
         self._announce()
         with progress_bar(
@@ -123,7 +123,7 @@ class _Trainer:
         seconds = time.perf_counter() - started
         return self._finish(seconds)
 
-    def _step(self, batches: Iterator[Batch], meter: "_Meter") -> Tensor:
+    def _step(self, batches: Iterator[Batch], meter: Meter) -> Tensor:
         """One optimizer step over a global batch; returns the gradient's norm before clipping."""
         self.objective.train()
         micro_batches = self._per_process() // self._micro_batch()
@@ -243,38 +243,6 @@ class _Trainer:
         while per_process % size:
             size -= 1
         return size
-
-
-@dataclass
-class _Meter:
-    """Means of the loss and its terms, and tokens per second, since the last reading."""
-
-    accelerator: Accelerator
-    sums: dict[str, Tensor] = field(default_factory=dict)
-    count: int = 0
-    tokens: int = 0
-    since: float = field(default_factory=time.perf_counter)
-
-    def add(self, values: Mapping[str, Tensor], tokens: int) -> None:
-        for name, value in values.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value.detach().float()
-        self.count += 1
-        self.tokens += tokens
-
-    @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        """Time that does not count against the tokens per second."""
-        began = time.perf_counter()
-        yield
-        self.since += time.perf_counter() - began
-
-    def read(self) -> dict[str, float]:
-        means = self.accelerator.reduce(torch.stack(list(self.sums.values())) / self.count, "mean")
-        now = time.perf_counter()
-        rate = self.tokens * self.accelerator.num_processes / (now - self.since)
-        measured = dict(zip(self.sums, means.tolist(), strict=True)) | {"tokens_per_second": round(rate, 1)}
-        self.sums, self.count, self.tokens, self.since = {}, 0, 0, now
-        return measured
 
 
 def _flat(settings: Mapping[str, object], prefix: str = "") -> dict[str, int | float | str | bool]:

@@ -1,0 +1,44 @@
+"""The meter: what the log says of the steps since its last line."""
+
+import contextlib
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+
+@dataclass
+class Meter:
+    """Means of the loss and its terms, and tokens per second, since the last reading."""
+
+    accelerator: Accelerator
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    count: int = 0
+    tokens: int = 0
+    since: float = field(default_factory=time.perf_counter)
+
+    def add(self, values: Mapping[str, Tensor], tokens: int) -> None:
+        """Count a micro-batch of this process: the loss and its terms, means over its tokens."""
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value.detach().float()
+        self.count += 1
+        self.tokens += tokens
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time that does not count against the tokens per second."""
+        began = time.perf_counter()
+        yield
+        self.since += time.perf_counter() - began
+
+    def read(self) -> dict[str, float]:
+        """The means over all processes since the last reading, and begin anew; every process must call it."""
+        means = self.accelerator.reduce(torch.stack(list(self.sums.values())) / self.count, "mean")
+        now = time.perf_counter()
+        rate = self.tokens * self.accelerator.num_processes / (now - self.since)
+        measured = dict(zip(self.sums, means.tolist(), strict=True)) | {"tokens_per_second": round(rate, 1)}
+        self.sums, self.count, self.tokens, self.since = {}, 0, 0, now
+        return measured
