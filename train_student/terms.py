@@ -70,6 +70,7 @@ class _TailBucketKL(torch.autograd.Function):
         weights: list[float],
         temperature: float,
     ) -> tuple[Tensor, Tensor]:
+        """The weighted mean over tokens, and every teacher's own; Σ weight · (q − t) is kept for `backward`."""
         float_type = torch.promote_types(logits.dtype, torch.float32)
         gradient = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
         sums = torch.zeros(len(kept), dtype=float_type, device=logits.device)

@@ -54,7 +54,7 @@ def train(settings: TrainSettings) -> dict[str, Any]:
         validation = Corpus.open(settings.corpus, settings.validation.split)
         windows = fixed_windows(validation, settings.windows.length, settings.validation.windows)
         if accelerator.is_main_process:
-            run.begin(settings, _inputs(corpus, caches))
+            run.begin(settings, _inputs(corpus, validation, caches))
         accelerator.wait_for_everyone()
         if (result := run.result()) is not None:
             if accelerator.is_main_process:
@@ -104,6 +104,7 @@ class _Trainer:
         self.learning_rate = 0.0
 
     def fit(self) -> dict[str, Any]:
+        """Train from the first step to the last, and record the result; what `train` returns."""
         settings, started = self.settings, time.perf_counter()
         tokens_per_step = settings.global_batch * settings.windows.length
         meter = Meter(self.accelerator)
@@ -292,7 +293,11 @@ def _open_caches(settings: TrainSettings, corpus: Corpus) -> dict[str, TeacherCa
     return open_caches(settings.teachers, corpus, settings.windows, settings.fraction, temperature)
 
 
-def _inputs(corpus: Corpus, caches: Mapping[str, TeacherCache]) -> dict[str, Any]:
+def _inputs(corpus: Corpus, validation: Corpus, caches: Mapping[str, TeacherCache]) -> dict[str, Any]:
     """What a run is made from, whatever path it lies at."""
-    teachers = {name: cache.manifest.as_plain() for name, cache in caches.items()}
-    return {"corpus": corpus.fingerprint, "tokenizer": corpus.tokenizer_hash, "teachers": teachers}
+    return {
+        "corpus": corpus.fingerprint,
+        "validation": validation.fingerprint,
+        "tokenizer": corpus.tokenizer_hash,
+        "teachers": {name: cache.manifest.as_plain() for name, cache in caches.items()},
+    }
