@@ -1,33 +1,40 @@
-"""Capture: one teacher over every window of every view, shard by shard, into a cache.
+"""Capture: one teacher, or an ensemble, over every window of every view, shard by shard, into a cache.
 
 `accelerate launch -m cache_teachers run --config configs/caches/NAME.yaml` (or `palenka cache run` on one device).
 The same command goes on after any interruption: shards whose commit records are whole are kept.
 """
 
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
 from accelerate import PartialState
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from cache_teachers.teacher import Teacher
+from cache_teachers.teacher import Teacher, named_models
 from configs.errors import UserError
 from configs.settings import Precision, Settings
-from data.cache import CacheWriter, create_cache, damage_of
+from data.cache import CacheWriter, codes_of, create_cache, is_begun
 from data.corpus import Corpus
-from data.manifest import CacheManifest, LogitEncoding, Shard
+from data.hidden import HiddenEncoding, bytes_per_window
+from data.lock import sole_writer
+from data.manifest import CacheManifest, LogitEncoding, Shard, windows_per_shard
 from data.processes import open_processes
 from data.progress import notice, progress_bar
+from data.records import damage_of
 from data.windows import WindowRule, gather
 
 
 class CaptureSettings(Settings):
     """Capture a teacher: run it once over a corpus and keep what it says in a cache."""
 
-    teacher: Path
+    teacher: Path | None = None
     """Directory of the teacher, in Hugging Face format."""
+    ensemble: dict[str, Path] = Field(default={})
+    """Directories of several teachers by name, instead of one: their geometric mean, captured in one pass."""
     corpus: Path
     """Directory of the prepared corpus."""
     output: Path
@@ -40,10 +47,21 @@ class CaptureSettings(Settings):
     """Capture only this part of each view's windows, a uniform sample, in whole shards; the rest can follow later."""
     logits: LogitEncoding = LogitEncoding()
     """What is kept of the teacher's distribution at every token."""
+    hidden: HiddenEncoding | None = None
+    """What is kept of the teacher's hidden states; nothing unless given."""
     precision: Precision = "float32"
     """Type that the teacher computes in."""
     micro_batch: int = Field(default=32, ge=1)
     """Windows per forward pass and process."""
+
+    @model_validator(mode="after")
+    def _teacher_is_given(self) -> Self:
+        self.models()
+        return self
+
+    def models(self) -> dict[str, Path]:
+        """The directories of the models by name."""
+        return named_models("teacher", self.teacher, self.ensemble)
 
 
 def capture(settings: CaptureSettings) -> None:
@@ -58,34 +76,51 @@ def capture(settings: CaptureSettings) -> None:
     state = open_processes()
     corpus = Corpus.open(settings.corpus, settings.split)
     _require_windows(settings, corpus)
-    teacher = Teacher(settings.teacher, settings.precision, state.device, corpus, settings.windows.length)
-    manifest = CacheManifest(
-        corpus=corpus.fingerprint,
-        tokenizer=corpus.tokenizer_hash,
-        num_tokens=len(corpus.tokens),
-        vocabulary_size=corpus.vocabulary_size,
-        windows=settings.windows,
-        teacher=teacher.identity,
-        logits=settings.logits,
-        windows_per_shard=settings.logits.windows_per_shard(settings.windows.length),
+    rule = settings.windows
+    teacher = Teacher(
+        settings.models(), settings.precision, state.device, corpus, rule.length, settings.logits, settings.hidden
     )
+    manifest = _manifest(settings, corpus, teacher)
     try:
-        if state.is_main_process:
-            create_cache(settings.output, manifest)
-        state.wait_for_everyone()
-        shards = list(manifest.shards(settings.fraction))
-        missing = [shard for shard in shards if damage_of(settings.output, shard.record)]
-        state.wait_for_everyone()
-        mine = missing[state.process_index :: state.num_processes]
-        if state.is_main_process:
-            notice(f"{settings.output}: {len(missing)} of {len(shards)} shards to capture")
-        _capture_shards(mine, corpus, teacher, CacheWriter(settings.output, manifest), settings.micro_batch)
+        with sole_writer(settings.output) if state.is_main_process else nullcontext():
+            if state.is_main_process and not is_begun(settings.output, manifest):
+                teacher.measure(corpus, rule, settings.micro_batch)
+                create_cache(settings.output, manifest, teacher.statistics)
+            state.wait_for_everyone()
+            shards = list(manifest.shards(settings.fraction))
+            missing = [shard for shard in shards if damage_of(settings.output, shard.record)]
+            state.wait_for_everyone()
+            mine = missing[state.process_index :: state.num_processes]
+            if state.is_main_process:
+                notice(f"{settings.output}: {len(missing)} of {len(shards)} shards to capture")
+            writer = CacheWriter(settings.output, manifest)
+            teacher.use(writer.statistics)
+            _capture_shards(mine, corpus, teacher, writer, settings.micro_batch)
+            state.wait_for_everyone()
     except OSError as error:
         raise UserError(
             f"cannot write {settings.output}: {error.strerror or error}; mend that and run the same command again: "
             "finished shards are kept"
         ) from error
-    state.wait_for_everyone()
+
+
+def _manifest(settings: CaptureSettings, corpus: Corpus, teacher: Teacher) -> CacheManifest:
+    rule = settings.windows
+    bytes_of_window = settings.logits.bytes_per_token() * rule.length
+    if settings.hidden:
+        bytes_of_window += bytes_per_window(settings.hidden, teacher.hidden_layers)
+    return CacheManifest(
+        corpus=corpus.fingerprint,
+        tokenizer=corpus.tokenizer_hash,
+        num_tokens=len(corpus.tokens),
+        vocabulary_size=corpus.vocabulary_size,
+        windows=rule,
+        teachers=teacher.identities,
+        logits=settings.logits,
+        hidden=settings.hidden,
+        hidden_layers=teacher.hidden_layers,
+        windows_per_shard=windows_per_shard(bytes_of_window),
+    )
 
 
 def _require_windows(settings: CaptureSettings, corpus: Corpus) -> None:
@@ -97,11 +132,6 @@ def _require_windows(settings: CaptureSettings, corpus: Corpus) -> None:
                 f"windows.length is {rule.length}, but the {corpus.split} split of {corpus.directory} has only "
                 f"{len(corpus.tokens)} tokens: view {view} has no window; shorten the windows or add text"
             )
-    if settings.logits.k > corpus.vocabulary_size:
-        raise UserError(
-            f"logits.k is {settings.logits.k}, but the vocabulary of corpus {corpus.directory} has "
-            f"{corpus.vocabulary_size} tokens; set logits.k to {corpus.vocabulary_size} at most"
-        )
 
 
 def _capture_shards(
@@ -114,20 +144,36 @@ def _capture_shards(
     with progress_bar("capture", total, shown=PartialState().is_main_process) as advance:
         for shard in shards:
             indices = rule.slots(len(corpus.tokens), shard.view)[shard.start : shard.stop]
-            arrays = writer.empty(shard)
+            filled = _ShardInMemory(writer.empty(shard), teacher, writer.manifest)
             for start in range(0, len(indices), micro_batch):
-                tokens = gather(corpus.tokens, rule, shard.view, indices[start : start + micro_batch])
-                _fill(arrays, start, teacher, torch.from_numpy(tokens), writer.manifest.logits)
-                advance(tokens.size)
-            writer.write(shard, arrays)
+                some = indices[start : start + micro_batch]
+                filled.add(start, gather(corpus.tokens, rule, shard.view, some), shard.view, some)
+                advance(len(some) * rule.length)
+            writer.write(shard, filled.arrays, filled.hidden_error)
 
 
-def _fill(
-    arrays: dict[str, NDArray[np.generic]], start: int, teacher: Teacher, tokens: torch.Tensor, encoding: LogitEncoding
-) -> None:
-    """Put what the teacher says about some windows into a shard's arrays, from row `start` on."""
-    signal = teacher.signal(tokens, encoding)
-    rows = slice(start, start + len(tokens))
-    arrays["logits/ids"][rows] = signal.ids.cpu().numpy()
-    arrays["logits/values"][rows] = signal.values.cpu().numpy()
-    arrays["logits/log_tail"][rows] = signal.log_tail.cpu().numpy()
+class _ShardInMemory:
+    """One shard while it is captured: its arrays, and what the codes of its hidden states miss."""
+
+    def __init__(self, arrays: dict[str, NDArray[np.generic]], teacher: Teacher, manifest: CacheManifest) -> None:
+        self.arrays = arrays
+        self.hidden_error: dict[str, tuple[float, float]] = {}
+        self._teacher = teacher
+        self._rule = manifest.windows
+        self._num_positions = manifest.hidden.positions if manifest.hidden else 0
+
+    def add(self, start: int, tokens: NDArray[np.int64], view: int, indices: NDArray[np.int64]) -> None:
+        """Put what the teacher says about the windows (view, indices) into the arrays, from row `start` on."""
+        logits, states = self._teacher.outputs(torch.from_numpy(tokens))
+        positions = torch.from_numpy(self._rule.positions(view, indices, self._num_positions))
+        states = self._teacher.at(states, positions)
+        signal = self._teacher.encode(logits, states)
+        rows = slice(start, start + len(tokens))
+        self.arrays["logits/ids"][rows] = signal.ids.cpu().numpy()
+        self.arrays["logits/values"][rows] = signal.values.cpu().numpy()
+        self.arrays["logits/log_tail"][rows] = signal.log_tail.cpu().numpy()
+        for key, codes in signal.hidden.items():
+            self.arrays[codes_of(key)][rows] = codes.cpu().numpy()
+            missed, total = self._teacher.statistics[key].squared_error(states[key], codes)
+            before = self.hidden_error.get(key, (0.0, 0.0))
+            self.hidden_error[key] = (before[0] + missed, before[1] + total)

@@ -1,5 +1,14 @@
-"""A live teacher: a causal language model in Hugging Face format whose forward pass yields the teacher signal."""
+"""A live teacher: causal language models in Hugging Face format whose forward pass yields the teacher signal.
 
+Several models are an ensemble: its distribution is the normalised geometric mean of theirs (the softmax of the mean of
+their logits), and each of them keeps its own hidden states.
+
+Shapes: B batch, L window length, V vocabulary, P positions, W width of a model, C components.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -8,49 +17,164 @@ from torch import Tensor
 from configs.errors import UserError
 from configs.settings import Precision
 from data.corpus import Corpus
-from data.manifest import LogitEncoding
+from data.hidden import HiddenEncoding, HiddenLayers, LayerStatistics, StatisticsFit, at_positions
+from data.manifest import LogitEncoding, hidden_key
 from data.model_files import identity_of, load_model, require_fit
 from data.signal import TeacherSignal, top_k_signal
+from data.windows import WindowRule, gather
 
+SINGLE = "teacher"
+"""The name of a teacher that is no ensemble among the hidden states of its signal."""
 _DTYPES: dict[Precision, torch.dtype] = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Teacher:
-    """A frozen model on a device, fit for a corpus.
+    """One frozen model or an ensemble of them on a device, fit for a corpus.
 
     Args:
-        directory: Hugging Face model directory with safetensors weights and the corpus's tokenizer.
-        precision: the type of its weights; the signal is float32 whatever it is.
-        device: where it runs.
-        corpus: what it is to read.
+        models: Hugging Face model directories by name, with safetensors weights and the corpus's tokenizer.
+        precision: the type of their weights; the signal is float32 whatever it is.
+        device: where they run.
+        corpus: what they are to read.
         length: tokens in a window.
+        logits: what is kept of their distribution.
+        hidden: what is kept of their hidden states, if anything.
+
+    Attributes:
+        identities: what makes each model the same model, by name.
+        hidden_layers: the layers kept of each model, by name; empty without hidden states.
+        statistics: the coordinates of each layer kept, by "model/layer"; `measure` makes them, or a cache has them.
 
     Raises:
-        UserError: if the directory holds no such model, or it does not fit the corpus; both sides are named.
+        UserError: if a directory holds no such model or layer, or it does not fit the corpus; both sides are named.
     """
 
     def __init__(
-        self, directory: Path, precision: Precision, device: torch.device, corpus: Corpus, length: int
+        self,
+        models: Mapping[str, Path],
+        precision: Precision,
+        device: torch.device,
+        corpus: Corpus,
+        length: int,
+        logits: LogitEncoding,
+        hidden: HiddenEncoding | None = None,
     ) -> None:
-        require_fit("teacher", directory, corpus, length)
-        self.directory = directory
-        self.precision = precision
-        self.identity = identity_of(directory, precision)
-        self._device = device
-        self._model = load_model(directory, device, _DTYPES[precision])
+        _require_room(corpus, length, logits, hidden)
+        for directory in models.values():
+            require_fit("teacher", directory, corpus, length)
+        self.identities = {name: identity_of(directory, precision) for name, directory in models.items()}
+        self.hidden_layers = (
+            {name: HiddenLayers.of(identity.config, hidden) for name, identity in self.identities.items()}
+            if hidden
+            else {}
+        )
+        self.statistics: dict[str, LayerStatistics] = {}
+        self._directories, self._precision, self._device = models, precision, device
+        self._logits, self._hidden = logits, hidden
+        self._models = {name: load_model(directory, device, _DTYPES[precision]) for name, directory in models.items()}
 
-    @torch.inference_mode()
-    def signal(self, tokens: Tensor, encoding: LogitEncoding) -> TeacherSignal:
-        """What it says about windows [B, L]: one forward pass.
+    def signal(self, tokens: Tensor, positions: Tensor) -> TeacherSignal:
+        """What it says about windows [B, L], with the hidden states at positions [B, P or more]: one forward pass.
 
         Raises:
             UserError: if its output is not finite.
         """
-        logits = self._model(input_ids=tokens.to(self._device), use_cache=False).logits
-        signal = top_k_signal(logits, encoding.k, encoding.temperatures)
-        if not bool(signal.values.isfinite().all()):
+        logits, states = self.outputs(tokens)
+        return self.encode(logits, self.at(states, positions))
+
+    @torch.no_grad()
+    def outputs(self, tokens: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Logits [B, L, V] for windows [B, L], and the hidden states [B, L, W] of every layer kept."""
+        logits: list[Tensor] = []
+        states: dict[str, Tensor] = {}
+        for name, model in self._models.items():
+            kept = self.hidden_layers[name].layers if self.hidden_layers else ()
+            given = model(input_ids=tokens.to(self._device), use_cache=False, output_hidden_states=bool(kept))
+            logits.append(given.logits)
+            states |= {hidden_key(name, layer): given.hidden_states[layer] for layer in kept}
+        return logits[0] if len(logits) == 1 else torch.stack([part.float() for part in logits]).mean(0), states
+
+    def at(self, states: Mapping[str, Tensor], positions: Tensor) -> dict[str, Tensor]:
+        """Hidden states [B, L, W] at the first of the positions [B, P or more], as many as are kept: [B, P, W]."""
+        if self._hidden is None:
+            return {}
+        kept = positions[:, : self._hidden.positions].to(self._device)
+        return {key: at_positions(layer, kept) for key, layer in states.items()}
+
+    @torch.no_grad()
+    def encode(self, logits: Tensor, states: Mapping[str, Tensor]) -> TeacherSignal:
+        """The signal of logits [B, L, V] and of hidden states [B, P, W].
+
+        Raises:
+            UserError: if anything is not finite.
+        """
+        signal = top_k_signal(logits, self._logits.k, self._logits.temperatures)
+        self._require_finite("logits", signal.values)
+        if self._hidden is None:
+            return signal
+        for key, layer in states.items():
+            self._require_finite(f"hidden states ({key})", layer)
+        return replace(
+            signal, hidden={key: self.statistics[key].encode(layer, self._hidden) for key, layer in states.items()}
+        )
+
+    @torch.no_grad()
+    def measure(self, corpus: Corpus, rule: WindowRule, micro_batch: int) -> None:
+        """Measure the statistics of every layer kept on the first windows on disk, a random sample of the corpus.
+
+        Costs a forward pass over `sample_windows` windows; with a basis also W² float64 for every layer.
+        """
+        if self._hidden is None:
+            return
+        fits: dict[str, StatisticsFit] = {}
+        sample = rule.slots(len(corpus.tokens), 0)[: self._hidden.sample_windows]
+        for start in range(0, len(sample), micro_batch):
+            tokens = torch.from_numpy(gather(corpus.tokens, rule, 0, sample[start : start + micro_batch]))
+            for key, layer in self.outputs(tokens)[1].items():
+                self._require_finite(f"hidden states ({key})", layer)
+                fits.setdefault(key, StatisticsFit(self._hidden)).add(layer[:, 1:])
+        self.use({key: fit.finish() for key, fit in fits.items()})
+
+    def use(self, statistics: Mapping[str, LayerStatistics]) -> None:
+        """Encode hidden states with these statistics, of a cache for instance."""
+        self.statistics = {key: layer.to(self._device) for key, layer in statistics.items()}
+
+    def _require_finite(self, what: str, values: Tensor) -> None:
+        if not bool(values.isfinite().all()):
+            names = ", ".join(str(directory) for directory in self._directories.values())
             raise UserError(
-                f"teacher {self.directory} gives logits that are not finite in {self.precision}; "
+                f"teacher {names} gives {what} that are not finite in {self._precision}; "
                 "try precision float32, or train it again"
             )
-        return signal
+
+
+def _require_room(corpus: Corpus, length: int, logits: LogitEncoding, hidden: HiddenEncoding | None) -> None:
+    """Refuse to keep more tokens than a corpus has, or more positions than a window."""
+    if logits.k > corpus.vocabulary_size:
+        raise UserError(
+            f"logits.k is {logits.k}, but the vocabulary of corpus {corpus.directory} has "
+            f"{corpus.vocabulary_size} tokens; set it to {corpus.vocabulary_size} at most"
+        )
+    if hidden and hidden.positions >= length:
+        raise UserError(
+            f"hidden.positions is {hidden.positions}, but windows of {length} tokens have only {length - 1} beside "
+            f"position 0; set it to {length - 1} at most"
+        )
+
+
+def named_models(option: str, model: Path | None, ensemble: Mapping[str, Path]) -> dict[str, Path]:
+    """The models of a teacher by name, from two options of which one must be given: `option` and ``ensemble``.
+
+    Raises:
+        ValueError: unless exactly one is given, or for an ensemble of one or with a name that no path can hold.
+    """
+    if (model is None) != bool(ensemble):
+        raise ValueError(f"give {option}, a model's directory, or ensemble, several by name, not both or neither")
+    if model is not None:
+        return {SINGLE: model}
+    if len(ensemble) == 1:
+        raise ValueError(f"ensemble has only {next(iter(ensemble))}; give {option} instead, or more models")
+    for name in ensemble:
+        if not re.fullmatch(r"[\w-]+", name):
+            raise ValueError(f"ensemble has the name '{name}'; use letters, digits, _ and - alone")
+    return dict(ensemble)

@@ -4,8 +4,9 @@
     logits/ids           [views, windows, length, k]  kept tokens, ascending
     logits/values        [views, windows, length, k]  their log-probabilities at T = 1
     logits/log_tail      [views, windows, length, T]  float32
-    commits/store.json   checksums of the metadata above
-    commits/V-S.json     checksums of shard S of view V
+    hidden/MODEL/LAYER/  codes [views, windows, positions, components], and the layer's mean, variance, scale, basis
+    commits/store.json   checksums of the metadata and of the layers' statistics
+    commits/V-S.json     checksums of shard S of view V, and the error of its hidden states
 
 Windows lie in slots (see `windows.py`). Zarr reads a missing shard as zeros without an error, so a shard counts
 only once its commit record is there; the record is written last, by renaming. Only native Zarr codecs are used.
@@ -13,7 +14,7 @@ only once its commit record is there; the record is written last, by renaming. O
 
 import shutil
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -21,15 +22,20 @@ import torch
 import zarr
 from numpy.typing import NDArray
 from pydantic import ValidationError
+from torch import Tensor
 from zarr.codecs import BloscCodec, Crc32cCodec
 
 from configs.errors import UserError, refuse_difference
-from data.manifest import CacheManifest, Shard
-from data.records import read_record, sha256_of_file, write_record
+from data.hidden import LayerStatistics
+from data.manifest import CacheManifest, Shard, hidden_key
+from data.records import commit, damage_of, read_record
 from data.signal import TeacherSignal
 from data.windows import BLOCK_WINDOWS
 
 Arrays = Mapping[str, NDArray[np.generic]]
+
+HiddenError = Mapping[str, tuple[float, float]]
+"""For every layer the sums of squares that its codes miss, and that there are (`LayerStatistics.squared_error`)."""
 
 _STORE_RECORD = "commits/store.json"
 _BLOCKS_KEPT = 2
@@ -46,42 +52,55 @@ class CacheWriter:
         self.manifest = manifest
         group = zarr.open_group(directory, mode="r+", zarr_format=3)
         self._arrays = {name: _array(group, name) for name in _array_types(manifest)}
+        self.statistics = _read_statistics(group, manifest.hidden_keys())
 
     def empty(self, shard: Shard) -> dict[str, NDArray[np.generic]]:
-        """Room for one shard: an array [windows, length, width] for every array of the cache."""
+        """Room for one shard: an array [windows, …] for every array of the cache."""
         windows = shard.stop - shard.start
         return {name: np.zeros((windows, *array.shape[2:]), dtype=array.dtype) for name, array in self._arrays.items()}
 
-    def write(self, shard: Shard, arrays: Arrays) -> None:
+    def write(self, shard: Shard, arrays: Arrays, hidden_error: HiddenError) -> None:
         """Write one shard's arrays, each [shard.stop − shard.start, …], and then its commit record."""
         for name, array in self._arrays.items():
             # The last shard of a view ends before its array does: Zarr would read what is there, damaged or not.
             (self.directory / shard.file_of(name)).unlink(missing_ok=True)
             array[shard.view, shard.start : shard.stop] = arrays[name]
-        _commit(self.directory, shard.record, [shard.file_of(name) for name in self._arrays])
+        files = [shard.file_of(name) for name in self._arrays]
+        commit(self.directory, shard.record, files, hidden_error=dict(hidden_error))
 
 
-def create_cache(directory: Path, manifest: CacheManifest) -> None:
-    """Make an empty cache at `directory`, or make one that was begun with the same manifest fit to go on with.
+def is_begun(directory: Path, manifest: CacheManifest) -> bool:
+    """Whether a cache with this manifest was begun at `directory`; it is then made fit to go on with.
 
     Raises:
         UserError: if something else is there, or a cache of another corpus, teacher, window rule or encoding.
     """
+    if not directory.exists() or not any(directory.iterdir()):
+        return False
+    remedy = "delete it or choose another output"
+    refuse_difference(f"cache {directory}", manifest.as_plain(), read_manifest(directory).as_plain(), remedy)
+    for leftover in directory.rglob("*.partial"):
+        leftover.unlink()
+    return True
+
+
+def create_cache(directory: Path, manifest: CacheManifest, statistics: Mapping[str, LayerStatistics]) -> None:
+    """Make an empty cache at `directory`, where nothing is.
+
+    Args:
+        directory: where it will be; it appears there whole.
+        manifest: what it says of itself.
+        statistics: of every layer in `manifest.hidden_keys()`.
+    """
     directory = directory.absolute()
     aside = directory.with_name(f"{directory.name}.partial")
     shutil.rmtree(aside, ignore_errors=True)
-    if directory.exists() and any(directory.iterdir()):
-        remedy = "delete it or choose another output"
-        refuse_difference(f"cache {directory}", manifest.as_plain(), read_manifest(directory).as_plain(), remedy)
-        for leftover in directory.rglob("*.partial"):
-            leftover.unlink()
-        return
     directory.parent.mkdir(parents=True, exist_ok=True)
     group = zarr.open_group(aside, mode="w", zarr_format=3)
     group.attrs.update(manifest.model_dump(mode="json"))
     num_windows = max(manifest.num_windows(view) for view in range(manifest.windows.views))
-    for name, (width, dtype) in _array_types(manifest).items():
-        shape = (manifest.windows.views, num_windows, manifest.windows.length, width)
+    for name, (rows, width, dtype) in _array_types(manifest).items():
+        shape = (manifest.windows.views, num_windows, rows, width)
         chunk_windows = min(BLOCK_WINDOWS, manifest.windows_per_shard)
         group.create_array(
             name,
@@ -92,8 +111,13 @@ def create_cache(directory: Path, manifest: CacheManifest) -> None:
             compressors=[BloscCodec(cname="zstd", clevel=3, shuffle="bitshuffle"), Crc32cCodec()],
             config={"write_empty_chunks": True},
         )
+    for key, layer in statistics.items():
+        for name, values in vars(layer).items():
+            if values is not None:
+                group.create_array(f"hidden/{key}/{name}", data=values.numpy())
+    files = sorted(str(path.relative_to(aside)) for path in aside.rglob("*") if path.is_file())
     (aside / "commits").mkdir()
-    _commit(aside, _STORE_RECORD, sorted(str(path.relative_to(aside)) for path in aside.rglob("zarr.json")))
+    commit(aside, _STORE_RECORD, files)
     if directory.exists():
         directory.rmdir()
     aside.rename(directory)
@@ -120,47 +144,26 @@ def read_manifest(directory: Path) -> CacheManifest:
         ) from None
 
 
-def damage_of(directory: Path, record: str, contents: bool = True) -> str | None:
-    """What is wrong with the files that a commit record names, in a few words; None if nothing is.
-
-    Args:
-        directory: the cache.
-        record: path of the record in it.
-        contents: also compare checksums, at about 1 s a gigabyte; otherwise only presence and sizes.
-    """
-    try:
-        written = read_record(directory / record)["files"].items()
-        files = [(name, entry["bytes"], entry["sha256"]) for name, entry in written]
-    except FileNotFoundError:
-        return f"{record} is missing"
-    except (UserError, KeyError, TypeError, AttributeError):
-        return f"{record} is not a commit record"
-    if not files:
-        return f"{record} names no file"
-    for name, size, checksum in files:
-        path = directory / name
-        if not path.is_file():
-            return f"{name} is missing"
-        if path.stat().st_size != size:
-            return f"{name} has {path.stat().st_size} bytes where {size} were written"
-        if contents and sha256_of_file(path) != checksum:
-            return f"{name} differs from its checksum"
-    return None
-
-
 class TeacherCache:
     """Reads a cache; every shard's checksums are compared once, when it is first read.
 
     Memory: a few blocks of `BLOCK_WINDOWS` windows, whatever the corpus.
+
+    Hidden states are read only of the layers that were asked for with `read_statistics`.
     """
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.manifest = read_manifest(directory)
-        group = zarr.open_group(directory, mode="r")
-        self._arrays = {name: _array(group, name) for name in _array_types(self.manifest)}
+        self._group = zarr.open_group(directory, mode="r")
+        self._arrays = {name: _array(self._group, name) for name in _array_types(self.manifest) if "hidden" not in name}
         self._checked: set[Shard] = set()
         self._blocks: OrderedDict[tuple[int, int], dict[str, NDArray[np.generic]]] = OrderedDict()
+
+    def read_statistics(self, keys: Collection[str]) -> dict[str, LayerStatistics]:
+        """The coordinates of some of the layers in `manifest.hidden_keys()`; signals hold their states from now on."""
+        self._arrays |= {codes_of(key): _array(self._group, codes_of(key)) for key in keys}
+        return _read_statistics(self._group, keys)
 
     def require_shards(self, shards: Iterable[Shard]) -> None:
         """Refuse to go on unless all these shards are there; sizes are compared, checksums when they are read.
@@ -195,25 +198,41 @@ class TeacherCache:
             values=torch.from_numpy(parts["logits/values"]),
             log_tail=torch.from_numpy(parts["logits/log_tail"]),
             temperatures=self.manifest.logits.temperatures,
+            hidden={
+                key: torch.from_numpy(parts[codes_of(key)])
+                for key in self.manifest.hidden_keys()
+                if codes_of(key) in parts
+            },
         )
 
-    def bytes_per_token(self) -> float:
-        """Bytes on disk for every token of the committed shards."""
-        committed = [shard for shard in self.manifest.shards() if (self.directory / shard.record).is_file()]
-        stored = sum(
-            (self.directory / shard.file_of(name)).stat().st_size for shard in committed for name in self._arrays
-        )
-        return stored / sum((shard.stop - shard.start) * self.manifest.windows.length for shard in committed)
+    def bytes_per_token(self) -> dict[str, float]:
+        """Bytes on disk for every token of the committed shards, by array."""
+        shards = self._committed()
+        tokens = sum(shard.stop - shard.start for shard in shards) * self.manifest.windows.length
+        return {
+            name: sum((self.directory / shard.file_of(name)).stat().st_size for shard in shards) / tokens
+            for name in _array_types(self.manifest)
+        }
+
+    def hidden_errors(self) -> dict[str, float]:
+        """What the codes of every layer miss of its hidden states' squares about their mean, as measured at capture."""
+        sums: dict[str, NDArray[np.float64]] = {}
+        for shard in self._committed():
+            for key, missed_and_all in read_record(self.directory / shard.record)["hidden_error"].items():
+                sums[key] = sums.get(key, np.zeros(2)) + np.array(missed_and_all)
+        return {key: float(missed / max(total, 1e-30)) for key, (missed, total) in sums.items()}
 
     def kept_mass(self) -> dict[float, float]:
         """Mean mass of the kept tokens at each temperature, over the committed shards."""
         sums, count = np.zeros(len(self.manifest.logits.temperatures)), 0
-        for shard in self.manifest.shards():
-            if (self.directory / shard.record).is_file():
-                log_tail = np.asarray(self._arrays["logits/log_tail"][shard.view, shard.start : shard.stop], np.float64)
-                sums += -np.expm1(log_tail).sum(axis=(0, 1))
-                count += log_tail.shape[0] * log_tail.shape[1]
+        for shard in self._committed():
+            log_tail = np.asarray(self._arrays["logits/log_tail"][shard.view, shard.start : shard.stop], np.float64)
+            sums += -np.expm1(log_tail).sum(axis=(0, 1))
+            count += log_tail.shape[0] * log_tail.shape[1]
         return dict(zip(self.manifest.logits.temperatures, (sums / count).tolist(), strict=True))
+
+    def _committed(self) -> list[Shard]:
+        return [shard for shard in self.manifest.shards() if (self.directory / shard.record).is_file()]
 
     def _block(self, view: int, block: int) -> dict[str, NDArray[np.generic]]:
         """All arrays of one block of slots, kept for the next batch."""
@@ -239,13 +258,39 @@ class TeacherCache:
         self._checked.add(shard)
 
 
-def _array_types(manifest: CacheManifest) -> dict[str, tuple[int, str]]:
-    """Last dimension and type of every array."""
-    encoding = manifest.logits
+def _array_types(manifest: CacheManifest) -> dict[str, tuple[int, int, str]]:
+    """The last two dimensions and the type of every array."""
+    length, encoding = manifest.windows.length, manifest.logits
+    types = {
+        "logits/ids": (length, encoding.k, "uint16" if manifest.vocabulary_size <= 2**16 else "uint32"),
+        "logits/values": (length, encoding.k, encoding.values),
+        "logits/log_tail": (length, len(encoding.temperatures), "float32"),
+    }
+    if hidden := manifest.hidden:
+        for model, kept in manifest.hidden_layers.items():
+            for layer in kept.layers:
+                width = hidden.components or kept.width
+                types[codes_of(hidden_key(model, layer))] = (hidden.positions, width, hidden.values)
+    return types
+
+
+def codes_of(key: str) -> str:
+    """The array with the codes of a layer."""
+    return f"hidden/{key}/codes"
+
+
+def _read_statistics(group: zarr.Group, keys: Iterable[str]) -> dict[str, LayerStatistics]:
+    def read(name: str) -> Tensor:
+        return torch.from_numpy(np.asarray(_array(group, name)[:]))
+
     return {
-        "logits/ids": (encoding.k, "uint16" if manifest.vocabulary_size <= 2**16 else "uint32"),
-        "logits/values": (encoding.k, encoding.values),
-        "logits/log_tail": (len(encoding.temperatures), "float32"),
+        key: LayerStatistics(
+            mean=read(f"hidden/{key}/mean"),
+            variance=read(f"hidden/{key}/variance"),
+            scale=read(f"hidden/{key}/scale"),
+            basis=read(f"hidden/{key}/basis") if f"hidden/{key}/basis" in group else None,
+        )
+        for key in keys
     }
 
 
@@ -253,11 +298,3 @@ def _array(group: zarr.Group, name: str) -> zarr.Array:  # type: ignore[type-arg
     array = group[name]
     assert isinstance(array, zarr.Array)
     return array
-
-
-def _commit(directory: Path, record: str, files: Iterable[str]) -> None:
-    """Record the size and checksum of files that are whole: from here on they count."""
-    written = {
-        name: {"bytes": (directory / name).stat().st_size, "sha256": sha256_of_file(directory / name)} for name in files
-    }
-    write_record(directory / record, {"files": written})

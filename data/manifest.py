@@ -13,6 +13,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from configs.settings import Precision, Settings
+from data.hidden import HiddenEncoding, HiddenLayers
 from data.windows import BLOCK_WINDOWS, WindowRule
 
 LARGEST_SHARD_BYTES = 64 * 2**20
@@ -37,11 +38,9 @@ class LogitEncoding(Settings):
             )
         return self
 
-    def windows_per_shard(self, length: int) -> int:
-        """As many windows as fit in `LARGEST_SHARD_BYTES`, a power of two, `LARGEST_SHARD_WINDOWS` at most."""
-        bytes_per_token = self.k * (4 + np.dtype(self.values).itemsize) + 4 * len(self.temperatures)
-        fit = LARGEST_SHARD_BYTES // (bytes_per_token * length)
-        return min(LARGEST_SHARD_WINDOWS, 1 << max(0, fit.bit_length() - 1))
+    def bytes_per_token(self) -> int:
+        """Bytes before compression."""
+        return self.k * (4 + np.dtype(self.values).itemsize) + 4 * len(self.temperatures)
 
 
 class TeacherIdentity(Settings):
@@ -67,10 +66,18 @@ class CacheManifest(Settings):
     """Tokens in the corpus store."""
     vocabulary_size: int
     windows: WindowRule
-    teacher: TeacherIdentity
+    teachers: dict[str, TeacherIdentity]
+    """By name; several are an ensemble, whose distribution is the geometric mean of theirs."""
     logits: LogitEncoding
+    hidden: HiddenEncoding | None = None
+    hidden_layers: dict[str, HiddenLayers] = Field(default={})
+    """Layers kept of each teacher's hidden states, by its name; empty unless hidden states are kept."""
     windows_per_shard: int = Field(ge=1)
     """Slots that are written, committed and, if damaged, captured again together."""
+
+    def hidden_keys(self) -> tuple[str, ...]:
+        """The names of the layers kept, in the order of teachers and layers."""
+        return tuple(hidden_key(model, layer) for model, kept in self.hidden_layers.items() for layer in kept.layers)
 
     def num_windows(self, view: int) -> int:
         """Windows of a view."""
@@ -105,6 +112,17 @@ class Shard:
     def file_of(self, array: str) -> str:
         """Path of this shard's file of an array in the cache."""
         return f"{array}/c/{self.view}/{self.number}/0/0"
+
+
+def hidden_key(model: str, layer: int) -> str:
+    """The name of a model's layer among the hidden states of a signal."""
+    return f"{model}/{layer}"
+
+
+def windows_per_shard(bytes_per_window: int) -> int:
+    """As many windows as fit in `LARGEST_SHARD_BYTES`, a power of two, `LARGEST_SHARD_WINDOWS` at most."""
+    fit = LARGEST_SHARD_BYTES // bytes_per_window
+    return min(LARGEST_SHARD_WINDOWS, 1 << max(0, fit.bit_length() - 1))
 
 
 def num_used(num_windows: int, fraction: float) -> int:

@@ -116,10 +116,10 @@ def _read_config(directory: Path) -> dict[str, Any]:
 
 def _weights_hash(directory: Path) -> str:
     """SHA-256 over names, types, shapes and bytes of all tensors, however they are spread over files."""
-    files = sorted(directory.glob("*.safetensors"))
+    files = sorted(directory.glob("model*.safetensors"))
     if not files:
         raise UserError(
-            f"{directory} has no *.safetensors weights; save the model with save_pretrained (pickles are not loaded)"
+            f"{directory} has no model*.safetensors weights; save it with save_pretrained (pickles are not loaded)"
         )
     file_of: dict[str, Path] = {}
     for path in files:

@@ -6,8 +6,6 @@ The text is read twice, once to learn the tokenizer and once to encode it, and k
 written beside the output and renamed at the end, so a corpus is either whole or not there.
 """
 
-import fcntl
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,6 +20,7 @@ from configs.settings import Settings, read_yaml
 from data.cleaners import CLEANERS, GENERAL, cleaner_for
 from data.corpus import CONFIG_FILE, TOKENIZER_FOLDER, Corpus, CorpusWriter, Counts, Source, splits_of
 from data.documents import Piece, read_documents
+from data.lock import sole_writer
 from data.progress import notice, progress_bar
 from data.records import sha256_of_file
 from data.text import SourceFile, find_sources
@@ -190,31 +189,16 @@ def _comparable(config: dict[str, object]) -> dict[str, object]:
 def _aside(output: Path) -> Iterator[Path]:
     """A fresh directory beside the output that takes its place at the end, or is removed if anything goes wrong.
 
-    What a killed run left there is removed. A lock, which ends with the process, keeps two runs apart.
+    What a killed run left there is removed.
     """
     output = output.absolute()
     partial = output.with_name(f".{output.name}.partial")
-    partial.mkdir(parents=True, exist_ok=True)
-    lock = os.open(partial, os.O_RDONLY)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(lock)
-        raise UserError(f"another process is preparing corpus {output}; wait for it or choose another output") from None
-    try:
-        _empty(partial)
-        yield partial
-        partial.replace(output)
-    except BaseException:
+    with sole_writer(output):
         shutil.rmtree(partial, ignore_errors=True)
-        raise
-    finally:
-        os.close(lock)
-
-
-def _empty(directory: Path) -> None:
-    for path in directory.iterdir():
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
+        partial.mkdir()
+        try:
+            yield partial
+            partial.replace(output)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise

@@ -1,8 +1,13 @@
-"""Whole files or none: checksums, and JSON records that are written aside and renamed."""
+"""Whole files or none: checksums, JSON records that are written aside and renamed, and commit records.
+
+A commit record names files that belong together, with sizes and checksums. It is written last: they count
+once it is there.
+"""
 
 import hashlib
 import json
 import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +20,7 @@ def sha256_of_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_record(path: Path, record: dict[str, Any]) -> None:
+def write_record(path: Path, record: Mapping[str, Any]) -> None:
     """Write a JSON record that is either whole or absent, whenever the process or the machine stops."""
     aside = path.with_name(f"{path.name}.partial")
     with aside.open("w", encoding="utf-8") as file:
@@ -40,3 +45,39 @@ def read_record(path: Path) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise UserError(f"{path} is damaged: it is not a JSON object; delete it and run the same command again")
     return record
+
+
+def commit(directory: Path, record: str, files: Iterable[str], **facts: object) -> None:
+    """Record size and checksum of files that are whole, and facts about them: from here on they count."""
+    written = {
+        name: {"bytes": (directory / name).stat().st_size, "sha256": sha256_of_file(directory / name)} for name in files
+    }
+    write_record(directory / record, {"files": written, **facts})
+
+
+def damage_of(directory: Path, record: str, contents: bool = True) -> str | None:
+    """What is wrong with the files that a commit record names, in a few words; None if nothing is.
+
+    Args:
+        directory: that the files are in.
+        record: path of the record in it.
+        contents: also compare checksums, at about 1 s a gigabyte; otherwise only presence and sizes.
+    """
+    try:
+        written = read_record(directory / record)["files"].items()
+        files = [(name, entry["bytes"], entry["sha256"]) for name, entry in written]
+    except FileNotFoundError:
+        return f"{record} is missing"
+    except (UserError, KeyError, TypeError, AttributeError):
+        return f"{record} is not a commit record"
+    if not files:
+        return f"{record} names no file"
+    for name, size, checksum in files:
+        path = directory / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != size:
+            return f"{name} has {path.stat().st_size} bytes where {size} were written"
+        if contents and sha256_of_file(path) != checksum:
+            return f"{name} differs from its checksum"
+    return None

@@ -4,12 +4,14 @@ A teacher's distribution over V tokens is kept as its k most probable tokens and
 outside them (the tail), at every temperature of interest. Decoding keeps that mass exact however coarse the
 values are: with a_T = 1 − exp(log_tail_T), p_i(T) = a_T · softmax_K(value_i / T). With k = V nothing is lost.
 
-Shapes: B batch, L window length, k kept tokens, V vocabulary, T number of temperatures.
+Beside it lie hidden states of some layers at some positions of each window (`hidden.py`).
+
+Shapes: B batch, L window length, k kept tokens, V vocabulary, T number of temperatures, P positions, C components.
 """
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -17,19 +19,21 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class TeacherSignal:
-    """One teacher's top-k log-probabilities and tail mass for a batch.
+    """One teacher's top-k log-probabilities, tail mass and hidden states for a batch.
 
     Attributes:
         ids: kept tokens in ascending order, [B, L, k] int64.
         values: their log-probabilities at T = 1 (any common shift is allowed), [B, L, k] floating point.
         log_tail: log of the mass outside the kept tokens per temperature, [B, L, T] float32; −inf where it is 0.
         temperatures: the temperatures of `log_tail`.
+        hidden: codes of hidden states by "model/layer", [B, P, C] each, at the window's positions in their order.
     """
 
     ids: Tensor
     values: Tensor
     log_tail: Tensor
     temperatures: tuple[float, ...]
+    hidden: Mapping[str, Tensor] = field(default_factory=dict)
 
     def at(self, temperature: float) -> tuple[Tensor, Tensor]:
         """Log-probabilities of the kept tokens [B, L, k] and of the tail [B, L] at a temperature, float32.
@@ -59,10 +63,12 @@ class TeacherSignal:
             values=torch.cat([signal.values for signal in signals]),
             log_tail=torch.cat([signal.log_tail for signal in signals]),
             temperatures=signals[0].temperatures,
+            hidden={key: torch.cat([signal.hidden[key] for signal in signals]) for key in signals[0].hidden},
         )
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> "TeacherSignal":
-        return TeacherSignal(change(self.ids), change(self.values), change(self.log_tail), self.temperatures)
+        hidden = {key: change(codes) for key, codes in self.hidden.items()}
+        return TeacherSignal(change(self.ids), change(self.values), change(self.log_tail), self.temperatures, hidden)
 
 
 def top_k_signal(logits: Tensor, k: int, temperatures: tuple[float, ...]) -> TeacherSignal:
@@ -89,7 +95,10 @@ def token_chunks(flat: Tensor) -> tuple[Tensor, ...]:
 def _top_k(logits: Tensor, k: int, temperatures: tuple[float, ...]) -> tuple[Tensor, Tensor, Tensor]:
     # Logits may be far from 0 all together; float32 would spend its digits on that.
     logits = logits - logits.amax(dim=-1, keepdim=True)
-    ids = logits.topk(k, dim=-1, sorted=False).indices.sort(dim=-1).values
+    if k == logits.shape[-1]:
+        ids = torch.arange(k, device=logits.device).expand(len(logits), k)
+    else:
+        ids = logits.topk(k, dim=-1, sorted=False).indices.sort(dim=-1).values
     values = logits.gather(-1, ids) - logits.logsumexp(dim=-1, keepdim=True)
     outside = logits.scatter(-1, ids, -math.inf)
     tails = [(outside / t).logsumexp(-1) - (logits / t).logsumexp(-1) for t in temperatures]

@@ -27,20 +27,24 @@ class Batch:
 
     Attributes:
         tokens: [B, L] int64.
+        positions: at which hidden states are known, [B, P] int64; a signal with fewer has the first of them.
         signals: by the teacher's name.
     """
 
     tokens: Tensor
+    positions: Tensor
     signals: Mapping[str, TeacherSignal]
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on another device."""
         signals = {name: signal.to(device) for name, signal in self.signals.items()}
-        return Batch(self.tokens.to(device, non_blocking=True), signals)
+        positions = self.positions.to(device, non_blocking=True)
+        return Batch(self.tokens.to(device, non_blocking=True), positions, signals)
 
     def pin_memory(self) -> "Batch":
         """The same batch in page-locked memory."""
-        return Batch(self.tokens.pin_memory(), {name: signal.pin_memory() for name, signal in self.signals.items()})
+        signals = {name: signal.pin_memory() for name, signal in self.signals.items()}
+        return Batch(self.tokens.pin_memory(), self.positions.pin_memory(), signals)
 
 
 class ReadingOrder:
@@ -92,15 +96,25 @@ class ReadingOrder:
         return self._opened[1:]
 
 
-def read_batch(corpus: Corpus, order: ReadingOrder, caches: Mapping[str, TeacherCache], start: int, stop: int) -> Batch:
-    """The windows at positions [start, stop) of the order, with their cached signals."""
+def read_batch(
+    corpus: Corpus,
+    order: ReadingOrder,
+    caches: Mapping[str, TeacherCache],
+    start: int,
+    stop: int,
+    num_positions: int = 0,
+) -> Batch:
+    """The windows at positions [start, stop) of the order, with their cached signals; see `stream`."""
     tokens: list[Tensor] = []
+    positions: list[Tensor] = []
     signals: dict[str, list[TeacherSignal]] = {name: [] for name in caches}
     for view, slots, indices in order.pieces(start, stop):
         tokens.append(torch.from_numpy(gather(corpus.tokens, order.rule, view, indices)))
+        positions.append(torch.from_numpy(order.rule.positions(view, indices, num_positions)))
         for name, cache in caches.items():
             signals[name].append(cache.read(view, slots))
-    return Batch(torch.cat(tokens), {name: TeacherSignal.cat(parts) for name, parts in signals.items()})
+    cached = {name: TeacherSignal.cat(parts) for name, parts in signals.items()}
+    return Batch(torch.cat(tokens), torch.cat(positions), cached)
 
 
 def stream(
@@ -108,6 +122,7 @@ def stream(
     order: ReadingOrder,
     caches: Mapping[str, TeacherCache],
     slices: Iterator[tuple[int, int]],
+    num_positions: int = 0,
     prefetch: int = 4,
     pin_memory: bool = False,
 ) -> Iterator[Batch]:
@@ -118,6 +133,7 @@ def stream(
         order: the sequence of windows.
         caches: teacher caches by name.
         slices: [start, stop) positions, one for each batch.
+        num_positions: in each window, at which hidden states are known.
         prefetch: how many batches may lie ready; memory grows with it.
         pin_memory: put batches in page-locked memory, so that copies to a GPU overlap with work.
 
@@ -138,7 +154,7 @@ def stream(
     def read_ahead() -> None:
         try:
             for start, stop in slices:
-                batch = read_batch(corpus, order, caches, start, stop)
+                batch = read_batch(corpus, order, caches, start, stop, num_positions)
                 put(batch.pin_memory() if pin_memory else batch)
                 if stopped.is_set():
                     return

@@ -59,6 +59,14 @@ class WindowRule(Settings):
         start = self.offset(view) + index * self.length
         return start, start + self.length
 
+    def positions(self, view: int, indices: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+        """The `count` positions of each window whose hidden states are kept, [len(indices), count].
+
+        Only (permutation_seed, view, index) decide them, so they are the same for all teachers and caches. More
+        positions only add to fewer. Position 0 is never among them: it alone can hold most of a layer's variance.
+        """
+        return 1 + _random_order(self.permutation_seed, view, indices, self.length - 1)[:, :count]
+
     def slots(self, num_tokens: int, view: int) -> NDArray[np.int64]:
         """The window index at every slot of view `view`: a permutation, the same on every machine."""
         return _permutation(self.permutation_seed, view, self.count(num_tokens, view))
@@ -93,6 +101,22 @@ def _permutation(seed: int, view: int, count: int) -> NDArray[np.int64]:
     permutation = np.random.RandomState([seed, view]).permutation(count).astype(np.int64)
     permutation.flags.writeable = False
     return permutation
+
+
+def _random_order(seed: int, view: int, indices: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """For each index a permutation of `count` numbers, [len(indices), count]: their order by a hash of all four."""
+    key = np.zeros((1, 1), np.uint64)
+    for part in (np.array([[seed]]), np.array([[view]]), indices[:, None], np.arange(count)[None, :]):
+        key = _mix(key + part.astype(np.uint64))
+    return np.argsort(key, axis=1, kind="stable").astype(np.int64)
+
+
+def _mix(number: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """A step of SplitMix64 (Steele, Lea and Flood 2014): a random-looking bijection of 64-bit numbers."""
+    number = number + np.uint64(0x9E3779B97F4A7C15)
+    number = (number ^ (number >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    number = (number ^ (number >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return number ^ (number >> np.uint64(31))
 
 
 @lru_cache(maxsize=16)

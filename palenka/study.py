@@ -19,10 +19,10 @@ from cache_teachers.capture import CaptureSettings, capture
 from configs.command_line import SettingsType, parse, run
 from configs.errors import UserError
 from configs.settings import Settings
-from data.cache import TeacherCache, damage_of, read_manifest
+from data.cache import TeacherCache, read_manifest
 from data.corpus import Corpus
 from data.prepare import CorpusSettings, prepare
-from data.records import read_record, write_record
+from data.records import damage_of, read_record, write_record
 from eval.held_out import measure_held_out
 from train_student.run import Run
 from train_student.settings import TrainSettings
@@ -163,7 +163,7 @@ def _cache_row(name: str, cache: TeacherCache) -> dict[str, Any]:
     by_temperature = cache.kept_mass()
     return {
         "name": name,
-        "bytes_per_token": round(cache.bytes_per_token(), 2),
+        "bytes_per_token": round(sum(cache.bytes_per_token().values()), 2),
         "kept_mass": by_temperature.get(1.0, next(iter(by_temperature.values()))),
         "kept_mass_by_temperature": {str(temperature): mass for temperature, mass in by_temperature.items()},
     }

@@ -11,14 +11,19 @@ import zarr
 from transformers import AutoModelForCausalLM
 
 from cache_teachers.capture import CaptureSettings, capture
+from cache_teachers.teacher import SINGLE
 from configs.errors import UserError
-from data.cache import TeacherCache, create_cache, read_manifest
+from data.cache import TeacherCache, create_cache, is_begun, read_manifest
 from data.corpus import Corpus
-from data.manifest import CacheManifest, LogitEncoding, TeacherIdentity
+from data.manifest import CacheManifest, LogitEncoding, TeacherIdentity, windows_per_shard
 from data.records import sha256_of_file
 from data.windows import WindowRule, gather
 
 Damage = Callable[[Path], object]
+
+
+def identity(weights: str) -> TeacherIdentity:
+    return TeacherIdentity(weights=weights, config={"hidden_size": 16}, precision="float32")
 
 
 def manifest_of(**changes: object) -> CacheManifest:
@@ -28,7 +33,7 @@ def manifest_of(**changes: object) -> CacheManifest:
         "num_tokens": 10_000,
         "vocabulary_size": 320,
         "windows": WindowRule(length=16, views=2),
-        "teacher": TeacherIdentity(weights="beef", config={"hidden_size": 16}, precision="float32"),
+        "teachers": {"teacher": identity("beef")},
         "logits": LogitEncoding(k=8),
         "windows_per_shard": 128,
     }
@@ -54,13 +59,13 @@ def test_every_shard_covers_its_slots_once() -> None:
 
 @pytest.mark.parametrize("k", [1, 32, 128, 4096, 16_000])
 def test_shards_stay_small_whatever_is_kept(k: int) -> None:
-    windows = LogitEncoding(k=k, values="float32").windows_per_shard(128)
+    windows = windows_per_shard(128 * LogitEncoding(k=k, values="float32").bytes_per_token())
     assert 1 <= windows <= 1024
     assert windows == 1 or windows * 128 * k * 8 <= 64 * 2**20
 
 
 def test_manifest_survives_the_store(tmp_path: Path) -> None:
-    create_cache(tmp_path / "cache", manifest_of())
+    create_cache(tmp_path / "cache", manifest_of(), {})
     assert read_manifest(tmp_path / "cache") == manifest_of()
 
 
@@ -72,8 +77,8 @@ def test_manifest_survives_the_store(tmp_path: Path) -> None:
         ({"windows": WindowRule(length=32, views=2)}, "windows.length", ("16", "32")),
         ({"logits": LogitEncoding(k=9)}, "logits.k", ("8", "9")),
         (
-            {"teacher": TeacherIdentity(weights="f00d", config={"hidden_size": 16}, precision="float32")},
-            "teacher.weights",
+            {"teachers": {"teacher": identity("f00d")}},
+            "teachers.teacher.weights",
             ("beef", "f00d"),
         ),
     ],
@@ -81,16 +86,17 @@ def test_manifest_survives_the_store(tmp_path: Path) -> None:
 def test_another_cache_is_not_overwritten(
     tmp_path: Path, changes: dict[str, object], field: str, both: tuple[str, str]
 ) -> None:
-    create_cache(tmp_path / "cache", manifest_of())
+    create_cache(tmp_path / "cache", manifest_of(), {})
+    assert is_begun(tmp_path / "cache", manifest_of())
     with pytest.raises(UserError, match=field) as refusal:
-        create_cache(tmp_path / "cache", manifest_of(**changes))
+        is_begun(tmp_path / "cache", manifest_of(**changes))
     assert all(side in str(refusal.value) for side in both)
 
 
 def test_a_directory_with_something_else_is_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("precious")
     with pytest.raises(UserError, match="not a teacher cache"):
-        create_cache(tmp_path, manifest_of())
+        is_begun(tmp_path, manifest_of())
     assert (tmp_path / "thesis.tex").read_text() == "precious"
 
 
@@ -100,7 +106,7 @@ def test_any_slots_read_the_signal_of_their_windows(capture_settings: CaptureSet
     )
     capture(settings)
     cache = TeacherCache(settings.output)
-    live = AutoModelForCausalLM.from_pretrained(settings.teacher)
+    live = AutoModelForCausalLM.from_pretrained(settings.models()[SINGLE])
     rule = cache.manifest.windows
     for view in range(2):
         slots = np.random.RandomState(view).permutation(rule.count(len(corpus.tokens), view))[:90].astype(np.int64)
@@ -186,7 +192,7 @@ def test_another_format_version_is_named(cache_directory: Path) -> None:
 def test_kept_mass_and_size_are_those_of_the_store(cache_directory: Path) -> None:
     cache = TeacherCache(cache_directory)
     tokens = cache.manifest.num_windows(0) * 16
-    assert cache.bytes_per_token() == pytest.approx(
+    assert sum(cache.bytes_per_token().values()) == pytest.approx(
         sum(path.stat().st_size for path in shard_files(cache_directory)) / tokens
     )
     signal = cache.read(0, np.arange(cache.manifest.num_windows(0), dtype=np.int64))

@@ -126,7 +126,7 @@ def test_resolved_settings_read_back_as_themselves(student: str, tmp_path: Path)
         (["--trackers", "[mlflow]"], "trackers is mlflow, but it should be one of 'tensorboard', 'wandb'"),
         (["--trackers", "tensorboard"], "trackers is tensorboard, but it should be a list [...]"),
         (["--teachers", "3"], "teachers is 3, but it should be a mapping {...}"),
-        (["--teachers.new.weight", "3"], "required: cache"),
+        (["--teachers.new.weight", "3"], "a teacher needs a cache, or source: live and a model"),
         (["--windows", "7"], "windows is 7, but it should be a mapping {...}"),
         (["--windows", "{length: ["], "windows is {length: [, but it should be a mapping {...}"),
         (["--model.hidden_size", "17"], "hidden_size 17 must be a multiple of num_attention_heads 2"),

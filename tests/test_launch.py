@@ -66,8 +66,8 @@ def long_capture(capture_settings: CaptureSettings) -> CaptureSettings:
 def student_settings(
     capture_settings: CaptureSettings, make_shape: Callable[..., ModelShape], tmp_path: Path
 ) -> TrainSettings:
-    """A student with a cached teacher: 20 steps."""
-    capture(capture_settings)
+    """A student with a cached teacher, logits and hidden states: 20 steps."""
+    capture(changed(capture_settings, hidden={"positions": 3, "sample_windows": 40}))
     return TrainSettings.model_validate(
         {
             "corpus": capture_settings.corpus,
@@ -76,7 +76,7 @@ def student_settings(
             "windows": capture_settings.windows,
             "fraction": 0.3,
             "teachers": {"t": {"cache": capture_settings.output}},
-            "objective": {"hard": 0.5, "logit": 0.5},
+            "objective": {"hard": 0.5, "logit": 0.5, "hidden": 0.5},
             "global_batch": 16,
             "micro_batch": 4,
             "optimizer": {"learning_rate": 3e-3, "warmup_steps": 3},
@@ -112,10 +112,52 @@ def test_two_processes_train_as_one(student_settings: TrainSettings, tmp_path: P
     assert {key: found[key] for key in ("steps", "tokens", "best_step", "parameters")} == {
         key: result[key] for key in ("steps", "tokens", "best_step", "parameters")
     }
-    ours, theirs = (load_file(settings.output / "model.safetensors") for settings in (one, two))
-    assert ours.keys() == theirs.keys()
-    for name in ours:
-        torch.testing.assert_close(theirs[name], ours[name], rtol=0, atol=1e-4)
+    for file in ("model.safetensors", "projections.safetensors"):
+        ours, theirs = (load_file(settings.output / file) for settings in (one, two))
+        assert ours.keys() == theirs.keys()
+        for name in ours:
+            torch.testing.assert_close(theirs[name], ours[name], rtol=0, atol=1e-4)
+
+
+WATCHED = """
+import hashlib, json, sys
+from accelerate.utils import gather_object
+import train_student.train
+from train_student.__main__ import main
+from train_student.trainer import Trainer
+
+class Watched(Trainer):
+    def fit(self):
+        before = {name: weight.detach().clone() for name, weight in self.objective.named_parameters()}
+        result = super().fit()
+        named = dict(self.objective.named_parameters())
+        told = {
+            "weights": {name: hashlib.sha256(bytes(weight.detach().numpy())).hexdigest() for name, weight in named.items()},
+            "unmoved": [name for name, weight in named.items() if (weight == before[name]).all()],
+            "slices": list(self._slices(1)),
+        }
+        with open(f"rank-{self.accelerator.process_index}.json", "w") as file:
+            json.dump(told, file)
+        return result
+
+train_student.train.Trainer = Watched
+sys.exit(main())
+"""
+
+
+def test_all_ranks_end_with_the_same_projections_and_read_each_window_once(
+    student_settings: TrainSettings, tmp_path: Path
+) -> None:
+    script = tmp_path / "watched.py"
+    script.write_text(WATCHED)
+    call([*TWO_PROCESSES[:-1], str(script), "--config", configuration(student_settings, tmp_path)], tmp_path)
+    ranks = [json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in range(2)]
+    assert ranks[0]["weights"] == ranks[1]["weights"]
+    projections = [name for name in ranks[0]["weights"] if name.startswith("hidden.projections.t.")]
+    assert len(projections) == 2 * 3
+    assert ranks[0]["unmoved"] == []
+    read = sorted(number for rank in ranks for start, stop in rank["slices"] for number in range(start, stop))
+    assert read == list(range(20 * 16))  # positions in the reading order, in which each window of an epoch stands once
 
 
 def test_two_processes_capture_the_bytes_of_one(long_capture: CaptureSettings, tmp_path: Path) -> None:
@@ -192,22 +234,66 @@ def test_a_capture_killed_at_random_moments_ends_as_an_undisturbed_one(
     assert sorted(path.name for path in output.parent.glob("cache*")) == ["cache"]
 
 
-def test_a_killed_training_ends_as_an_undisturbed_one(student_settings: TrainSettings, tmp_path: Path) -> None:
-    student_settings = student_settings.model_copy(update={"fraction": 1.0})  # long enough to be caught in the middle
-    undisturbed = elsewhere(student_settings, "undisturbed")
+def test_a_training_killed_at_random_moments_ends_as_an_undisturbed_one(
+    student_settings: TrainSettings, tmp_path: Path
+) -> None:
+    settings = student_settings.model_copy(update={"fraction": 1.0, "epochs": 3, "checkpoint_every": 7})
+    undisturbed = elsewhere(settings, "undisturbed")
     train(undisturbed)
-    command = [sys.executable, "-m", "train_student", "--config", configuration(student_settings, tmp_path)]
-    kept = student_settings.output / "model.safetensors"
-    assert stop(command, tmp_path, kept.exists, signal.SIGKILL) == -signal.SIGKILL
-    assert not (student_settings.output / "result.json").exists()
-    call(command, tmp_path)
-    after, expected = contents(student_settings.output), contents(undisturbed.output)
-    assert after.keys() == expected.keys()
-    # The output's name, seconds and tokens per second are each run's own.
-    different = {name for name in after if after[name] != expected[name]}
-    assert different <= {"config.yaml", "metrics.jsonl", "result.json"}
-    losses = [[line.get("loss") for line in metrics(settings)] for settings in (student_settings, undisturbed)]
-    assert losses[0] == losses[1]
+    command = [sys.executable, "-m", "train_student", "--config", configuration(settings, tmp_path)]
+    seed = random.SystemRandom().randrange(10**6)
+    draw = random.Random(seed)
+
+    def steps() -> int:
+        log = settings.output / "metrics.jsonl"
+        return log.read_bytes().count(b"\n") if log.exists() else 0
+
+    for _ in range(3):
+        enough = steps() + draw.randint(1, 60)
+        assert stop(command, tmp_path, lambda enough=enough: steps() >= enough, signal.SIGKILL) == -signal.SIGKILL  # type: ignore[misc]
+        assert not (settings.output / "result.json").exists(), f"seed {seed}"
+    assert "going on after step" in call(command, tmp_path)
+    after, expected = contents(settings.output), contents(undisturbed.output)
+    assert after.keys() == expected.keys(), f"seed {seed}"
+    # The output's name, seconds, tokens per second, and the length of the metrics with them, are each run's own.
+    own = ("config.yaml", "metrics.jsonl", "result.json", "state.json", "commit.json")
+    different = {name for name in after if after[name] != expected[name] and not name.endswith(own)}
+    assert different == set(), f"seed {seed}"
+    curves = [metrics(run) for run in (settings, undisturbed)]
+    for mine, theirs in zip(*curves, strict=True):
+        assert mine | {"tokens_per_second": 0} == theirs | {"tokens_per_second": 0}, f"seed {seed}"
+
+
+def test_a_killed_training_goes_on_with_another_number_of_processes(
+    student_settings: TrainSettings, tmp_path: Path
+) -> None:
+    settings = student_settings.model_copy(update={"checkpoint_every": 4, "fraction": 1.0})
+    undisturbed = elsewhere(settings, "undisturbed")
+    train(undisturbed)
+    file = configuration(settings, tmp_path)
+    begun = settings.output / "checkpoints" / "step-00000008"
+    command = [sys.executable, "-m", "train_student", "--config", file]
+    assert stop(command, tmp_path, begun.exists, signal.SIGKILL) == -signal.SIGKILL
+    told = call([*TWO_PROCESSES, "train_student", "--config", file], tmp_path)
+    assert "2 process(es), going on after step" in told
+    for name, tensor in load_file(undisturbed.output / "model.safetensors").items():
+        torch.testing.assert_close(load_file(settings.output / "model.safetensors")[name], tensor, rtol=0, atol=1e-3)
+
+
+def test_a_second_process_on_an_output_is_refused_and_a_killed_one_leaves_no_lock(
+    student_settings: TrainSettings, tmp_path: Path
+) -> None:
+    settings = student_settings.model_copy(update={"fraction": 1.0, "epochs": 5})
+    command = [sys.executable, "-m", "train_student", "--config", configuration(settings, tmp_path)]
+    with subprocess.Popen(command, cwd=tmp_path, env=ENVIRONMENT, stderr=subprocess.DEVNULL) as first:
+        while not (settings.output / "metrics.jsonl").exists():
+            assert first.poll() is None
+            time.sleep(0.01)
+        told = call(command, tmp_path, expected=2)
+        assert f"{settings.output} is being written by process {first.pid} on " in told
+        first.kill()
+    short = student_settings.model_copy(update={"output": settings.output, "fraction": 1.0, "epochs": 5})
+    assert train(short)["steps"] > 0
 
 
 def test_the_programs_work_from_any_directory_with_paths_relative_to_it(tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """Preparing a corpus, end to end: against an independent reading, and with everything that may go wrong."""
 
 import errno
-import fcntl
 import os
 import re
 from pathlib import Path
@@ -16,6 +15,7 @@ import data.prepare
 from configs.errors import UserError
 from data.__main__ import main
 from data.corpus import Corpus
+from data.lock import sole_writer
 from data.prepare import CorpusSettings, prepare
 
 REAL_TEXT = Path(__file__).parents[2] / "shared" / "data" / "babylm"
@@ -144,13 +144,11 @@ def test_what_a_killed_run_left_is_removed(settings: CorpusSettings) -> None:
 
 
 def test_two_runs_keep_apart(settings: CorpusSettings) -> None:
-    partial = settings.output.parent / ".corpus.partial"
-    partial.mkdir(parents=True)
-    other = os.open(partial, os.O_RDONLY)
-    fcntl.flock(other, fcntl.LOCK_EX)
-    with pytest.raises(UserError, match="another process is preparing corpus"):
+    with (
+        sole_writer(settings.output),
+        pytest.raises(UserError, match=f"{settings.output} is being written by process {os.getpid()} on "),
+    ):
         prepare(settings)
-    os.close(other)
     prepare(settings)
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cache_teachers.capture import CaptureSettings, capture
+from cache_teachers.teacher import SINGLE
 from configs.errors import UserError
 from data.corpus import Corpus
 from data.prepare import CorpusSettings, prepare
@@ -203,7 +204,7 @@ def test_a_step_with_two_teachers_is_the_one_that_live_teachers_in_float64_give(
     loss = 0.4 * F.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
     assert logged["hard"] == pytest.approx(loss.item() / 0.4, rel=1e-5)
     for name, share in shares.items():
-        teacher = AutoModelForCausalLM.from_pretrained(caches[name].teacher).double()
+        teacher = AutoModelForCausalLM.from_pretrained(caches[name].models()[SINGLE]).double()
         with torch.inference_mode():
             spoken = teacher(input_ids=tokens).logits
         term = 2.0**2 * tail_bucket(logits, spoken.clone(), k=8, temperature=2.0)
@@ -324,7 +325,10 @@ def test_what_a_killed_run_left_ends_as_an_undisturbed_one(make_settings: MakeSe
             {"optimizer": {"learning_rate": 0.02, "warmup_steps": 3}},
             "optimizer.learning_rate is 0.01 there, but 0.02 is expected",
         ),
-        ({"teachers": {"a": {"cache": "x"}}}, "teachers.a is None there, but {'cache': 'x'"),
+        (
+            {"teachers": {"a": {"cache": "x"}}},
+            "teachers.a is None there, but {'source': 'cache', 'weight': 1.0, 'cache': 'x'",
+        ),
     ],
 )
 def test_another_configuration_in_the_same_output_is_refused(
@@ -334,13 +338,9 @@ def test_another_configuration_in_the_same_output_is_refused(
     train(settings)
     before = contents(settings.output)
     other = make_settings(**{"fraction": 0.05} | changes)
-    if other.teachers:  # opened before the output is looked at
-        with pytest.raises(UserError, match="x is not a teacher cache"):
-            train(other)
-    else:
-        with pytest.raises(UserError, match=re.escape(message)) as refusal:
-            train(other)
-        assert str(refusal.value).endswith("delete it or choose another output")
+    with pytest.raises(UserError, match=re.escape(message)) as refusal:
+        train(other)
+    assert str(refusal.value).endswith("delete it or choose another output")
     assert contents(settings.output) == before
 
 
@@ -455,7 +455,8 @@ def test_a_cache_of_another_tokenizer_is_refused_with_both_sides(
         (tmp_path / "text" / f"other.{split}").write_text("quite another text , with other words .\n" * 200)
     prepare(CorpusSettings(sources=tmp_path / "text", output=tmp_path / "corpus", vocabulary_size=290))
     other = Corpus.open(tmp_path / "corpus", "train")
-    settings = make_settings(corpus=other.directory, teachers={"llama": {"cache": caches["llama"].output}})
+    distil = {"objective": {"logit": 1.0}}
+    settings = make_settings(corpus=other.directory, teachers={"llama": {"cache": caches["llama"].output}}, **distil)
     message = f"tokenizer is '{corpus.tokenizer_hash}' there, but '{other.tokenizer_hash}' is expected"
     with pytest.raises(UserError, match=message):
         train(settings)
@@ -468,12 +469,13 @@ def test_a_cache_of_another_teacher_is_refused_with_both_sides(
     other = make_teacher("llama", seed=99)
 
     def told(model: Path) -> TrainSettings:
-        return make_settings(fraction=0.05, teachers={"llama": {"cache": llama.output, "model": model}})
+        teachers = {"llama": {"cache": llama.output, "model": model}}
+        return make_settings(fraction=0.05, teachers=teachers, objective={"logit": 1.0})
 
     with pytest.raises(UserError, match=r"weights is '(\w{64})' there, but '(?!\1)\w{64}' is expected") as no:
         train(told(other))
     assert str(other) in str(no.value)
-    train(told(llama.teacher))
+    train(told(llama.models()[SINGLE]))
 
 
 def flip_bit(path: Path) -> None:
@@ -524,7 +526,7 @@ def test_shards_that_were_not_captured_are_not_missed_unless_they_are_read(
 def test_teacher_terms_without_teachers_and_no_terms_at_all_are_refused(make_settings: MakeSettings) -> None:
     with pytest.raises(ValueError, match="objective.logit is 0.5, but there are no teachers; name one under teachers"):
         make_settings(objective={"logit": 0.5})
-    with pytest.raises(ValueError, match="objective.hard and objective.logit are both 0"):
+    with pytest.raises(ValueError, match="no term has a weight; set objective.hard above 0"):
         make_settings(objective={"hard": 0})
 
 
@@ -539,7 +541,7 @@ def test_a_finished_run_is_not_taken_for_that_of_a_cache_captured_anew(
     train(settings)
     shutil.rmtree(first.output)
     capture(CaptureSettings.model_validate(first.as_plain() | {"teacher": str(make_teacher("llama", seed=77))}))
-    with pytest.raises(UserError, match=r"teachers.t.teacher.weights is '\w{64}' there, but '\w{64}' is expected"):
+    with pytest.raises(UserError, match=r"teachers.teacher.weights is '\w{64}' there, but '\w{64}' is expected"):
         train(settings)
 
 

@@ -1,12 +1,12 @@
 """The objective: the weighted sum of terms that a student minimises, in one module with the student.
 
-    J = hard · CE + Σ_teachers weight_t · logit · T² · KL(teacher_T ‖ student_T)
+    J = hard · CE + Σ_teachers weight_t · [logit · T² · KL(teacher_T ‖ student_T) + hidden · mean over layers (1 − R²)]
 
 accelerate wraps this module, so whatever it holds is trained, averaged over processes and saved together. Mixing
 divergences over teachers has the gradient of the divergence to the mixture of their probabilities.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from pydantic import Field
@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from configs.settings import Settings
-from data.signal import TeacherSignal
+from data.stream import Batch
+from train_student.hidden import HiddenDistance, HiddenTerm, LayerPair
 from train_student.terms import hard_loss, tail_bucket_kl
 
 
@@ -27,6 +28,21 @@ class ObjectiveSettings(Settings):
     """Weight of the divergence from the teachers' distributions, scaled by temperature²."""
     temperature: float = Field(default=2.0, gt=0)
     """Temperature of the logit term; the caches must hold the tail mass at it."""
+    hidden: float = Field(default=0.0, ge=0)
+    """Weight of the distance to the teachers' hidden states, a mean over the mapped layers."""
+    hidden_distance: HiddenDistance = "r2"
+    """The distance: r2 is 1 − R², in units of each layer's variance; mse is in the teacher's own; cosine is 1 − cos."""
+
+    def weights(self, teachers: Mapping[str, float]) -> dict[str, float]:
+        """The weight of every term that counts, by its name in the log.
+
+        Args:
+            teachers: share of every teacher by name.
+        """
+        weights = {"hard": self.hard}
+        for kind, weight in (("logit", self.logit), ("hidden", self.hidden)):
+            weights |= {f"{kind}/{name}": weight * share for name, share in teachers.items()}
+        return {name: weight for name, weight in weights.items() if weight > 0}
 
 
 class Objective(nn.Module):
@@ -34,32 +50,51 @@ class Objective(nn.Module):
 
     Args:
         student: the model to train.
-        settings: weights of the terms.
-        teacher_weights: weight of every teacher by name.
+        settings: of the terms.
+        pairs: the mapped layers of every teacher that has a hidden term, by the teacher's name.
+        seed: of the projections' first weights.
     """
 
     def __init__(
-        self, student: PreTrainedModel, settings: ObjectiveSettings, teacher_weights: Mapping[str, float]
+        self,
+        student: PreTrainedModel,
+        settings: ObjectiveSettings,
+        pairs: Mapping[str, Sequence[LayerPair]],
+        seed: int,
     ) -> None:
         super().__init__()
         self.student = student
-        self.settings = settings
-        self.teacher_weights = dict(teacher_weights)
+        self.temperature = settings.temperature
+        self.hidden = HiddenTerm(student.config.hidden_size, pairs, settings.hidden_distance, seed)
 
-    def forward(self, tokens: Tensor, signals: Mapping[str, TeacherSignal]) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of a batch of windows [B, L], and every term before its weight, by name.
+    def forward(self, batch: Batch, weights: Mapping[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of a batch, and every term before its weight, by name.
 
-        Terms with weight 0 are not computed.
+        Args:
+            batch: windows, and the signals of all teachers that have a weight.
+            weights: of the terms by name: ``hard``, ``logit/TEACHER``, ``hidden/TEACHER``; the others are not computed.
         """
-        logits = self.student(input_ids=tokens, use_cache=False).logits
+        with_states = any(name.startswith("hidden/") for name in weights)
+        output = self.student(input_ids=batch.tokens, use_cache=False, output_hidden_states=with_states)
         terms: dict[str, Tensor] = {}
-        loss = torch.zeros((), device=logits.device)
-        if self.settings.hard:
-            terms["hard"] = hard_loss(logits, tokens)
-            loss = loss + self.settings.hard * terms["hard"]
-        if self.settings.logit:
-            temperature = self.settings.temperature
-            total, divergences = tail_bucket_kl(logits, signals, self.teacher_weights, temperature)
-            terms |= {f"logit/{name}": temperature**2 * divergence for name, divergence in divergences.items()}
-            loss = loss + self.settings.logit * temperature**2 * total
-        return loss, {name: term.detach() for name, term in terms.items()}
+        losses: list[Tensor] = []
+        if "hard" in weights:
+            terms["hard"] = hard_loss(output.logits, batch.tokens)
+            losses.append(weights["hard"] * terms["hard"])
+        if shares := _teachers_of("logit", weights):
+            signals = {name: batch.signals[name] for name in shares}
+            total, divergences = tail_bucket_kl(output.logits, signals, shares, self.temperature)
+            scale = self.temperature**2
+            terms |= {f"logit/{name}": scale * divergence for name, divergence in divergences.items()}
+            losses.append(scale * total)
+        for name, share in _teachers_of("hidden", weights).items():
+            codes = batch.signals[name].hidden
+            distance = self.hidden(name, output.hidden_states, codes, batch.positions)
+            terms[f"hidden/{name}"] = distance
+            losses.append(share * distance)
+        return torch.stack(losses).sum(), {name: term.detach() for name, term in terms.items()}
+
+
+def _teachers_of(kind: str, weights: Mapping[str, float]) -> dict[str, float]:
+    """The weights of one kind of term by the teacher's name."""
+    return {name.split("/", 1)[1]: weight for name, weight in weights.items() if name.startswith(f"{kind}/")}

@@ -1,19 +1,24 @@
 """A run on disk: resolved settings, the best model in Hugging Face format, metrics, and the result, written last.
 
 config.yaml            resolved settings
-inputs.json            fingerprints of the corpus and of the caches
+inputs.json            fingerprints of the corpus and of the teachers
 config.json, generation_config.json, model.safetensors, tokenizer.json, tokenizer_config.json
+projections.safetensors  what maps the student's hidden states to the teachers', if anything; no part of the model
 metrics.jsonl          a line for every logged step and every validation
+checkpoints/           what an interrupted run goes on from
 result.json            what came of it: there once the run is whole
 """
 
 import json
 import math
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import save_file
+from torch import nn
 from transformers import PreTrainedModel
 
 from configs.errors import UserError, refuse_difference
@@ -23,6 +28,7 @@ from data.records import read_record, write_record
 from train_student.settings import TrainSettings
 
 _LAST = "model.safetensors"
+_METRICS = "metrics.jsonl"
 
 
 class Run:
@@ -38,8 +44,6 @@ class Run:
 
     def begin(self, settings: TrainSettings, inputs: dict[str, Any]) -> None:
         """Make the directory, or make sure that what it holds was begun with the same settings and inputs.
-
-        A run that is not whole begins anew: its metrics are removed.
 
         Args:
             settings: of the run; they name its inputs by path.
@@ -65,24 +69,34 @@ class Run:
             refuse_difference(f"run {self.directory}", inputs, read_record(recorded), remedy)
         else:
             write_record(recorded, inputs)
-        if self.result() is None:
-            (self.directory / "metrics.jsonl").unlink(missing_ok=True)
+
+    def metrics_bytes(self) -> int:
+        """How long the metrics are."""
+        path = self.directory / _METRICS
+        return path.stat().st_size if path.is_file() else 0
+
+    def cut_metrics(self, num_bytes: int) -> None:
+        """Remove the metrics after so many bytes: what was logged after the checkpoint that a run goes on from."""
+        if self.metrics_bytes() > num_bytes:
+            os.truncate(self.directory / _METRICS, num_bytes)
 
     def log(self, line: Mapping[str, float]) -> None:
         """Append a line to the metrics."""
-        with (self.directory / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        with (self.directory / _METRICS).open("a", encoding="utf-8") as file:
             # A gradient may overflow in fp16: the step is skipped then, and JSON has no infinity.
             finite = {name: value if math.isfinite(value) else None for name, value in line.items()}
             file.write(json.dumps(finite, allow_nan=False) + "\n")
 
-    def save_model(self, model: PreTrainedModel, corpus: Corpus) -> None:
+    def save_model(self, model: PreTrainedModel, projections: nn.Module, corpus: Corpus) -> None:
         """Keep a model, and the corpus's tokenizer as it is, so that both load with `from_pretrained`.
 
-        Written aside first; the weights replace the old ones last.
+        The projections lie beside it. Written aside first; the weights replace the old ones last.
         """
         aside = self.directory / "model.partial"
         shutil.rmtree(aside, ignore_errors=True)
         model.save_pretrained(aside)
+        if weights := {name: weight.detach().contiguous() for name, weight in projections.named_parameters()}:
+            save_file(weights, aside / "projections.safetensors")
         for path in (corpus.directory / "tokenizer").iterdir():
             shutil.copyfile(path, aside / path.name)
         for path in sorted(aside.iterdir(), key=lambda path: path.name == _LAST):

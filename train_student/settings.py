@@ -1,5 +1,6 @@
 """What a training run is told: the same settings for baselines, teachers and students."""
 
+import re
 from pathlib import Path
 from typing import Literal, Self
 
@@ -57,6 +58,10 @@ class TrainSettings(Settings):
     """How the run is validated; the best model is the one that is kept."""
     log_every: int = Field(default=10, ge=1)
     """Steps between two lines of the log."""
+    gradient_ratios_every: int = Field(default=250, ge=1)
+    """Steps between two measurements of every term's gradient, from the first step on; each costs a step per term."""
+    checkpoint_every: int = Field(default=500, ge=1)
+    """Steps between two checkpoints, from which an interrupted run goes on; the last two are kept."""
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
     """Where to log beside metrics.jsonl."""
     seed: int = Field(default=0, ge=0, lt=2**32)
@@ -64,10 +69,16 @@ class TrainSettings(Settings):
 
     @model_validator(mode="after")
     def _terms_and_teachers_agree(self) -> Self:
-        if self.objective.logit and not self.teachers:
-            raise ValueError(
-                f"objective.logit is {self.objective.logit}, but there are no teachers; name one under teachers"
-            )
-        if not self.objective.hard and not self.objective.logit:
-            raise ValueError("objective.hard and objective.logit are both 0; give at least one a weight")
+        for term, weight in (("logit", self.objective.logit), ("hidden", self.objective.hidden)):
+            if weight and not self.teachers:
+                raise ValueError(f"objective.{term} is {weight}, but there are no teachers; name one under teachers")
+        if not self.weights():
+            raise ValueError("no term has a weight; set objective.hard above 0, or a teacher's term and its weight")
+        for name in self.teachers:
+            if not re.fullmatch(r"[\w-]+", name):
+                raise ValueError(f"a teacher has the name '{name}'; use letters, digits, _ and - alone")
         return self
+
+    def weights(self) -> dict[str, float]:
+        """The weight of every term that counts, by its name in the log."""
+        return self.objective.weights({name: teacher.weight for name, teacher in self.teachers.items()})

@@ -1,0 +1,110 @@
+"""The hidden term: how well the student's hidden states predict the teachers', through trained projections.
+
+Projections map student to teacher: a trained map from teacher to student would collapse, since mapping everything to
+one point satisfies it. Distances are relative to each layer's own variance: mean squares of real models span 0.01 to
+8,000 across layers. Shapes: B batch, P positions, S width of the student, C components of a teacher's layer.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - its usual name
+from torch import Tensor, nn
+
+from data.hidden import LayerStatistics, at_positions
+
+HiddenDistance = Literal["r2", "mse", "cosine"]
+_SMALLEST_VARIANCE = 1e-12
+
+
+@dataclass(frozen=True)
+class LayerPair:
+    """A teacher's layer, what is known of it, and the student's layer that is to predict it."""
+
+    key: str
+    """Name of the teacher's layer in its signal, "model/layer"."""
+    student_layer: int
+    """Index into the student's hidden states; 0 is the embeddings."""
+    statistics: LayerStatistics
+
+
+class Projection(nn.Module):
+    """A linear map from a student's layer to the components of a teacher's layer, and the distance that is left.
+
+    It works in units of the layer's mean deviation √(Σ variance / C), so that its weights are of ordinary size.
+    """
+
+    unit: Tensor
+    scale: Tensor
+
+    def __init__(self, student_width: int, pair: LayerPair, distance: HiddenDistance) -> None:
+        super().__init__()
+        self.pair = pair
+        self.distance = distance
+        statistics = pair.statistics
+        self.linear = nn.Linear(student_width, len(statistics.scale))
+        mean_variance = statistics.variance.double().mean().clamp_min(_SMALLEST_VARIANCE)
+        self.register_buffer("unit", mean_variance.sqrt().float(), persistent=False)
+        self.register_buffer("scale", statistics.scale.clone(), persistent=False)
+
+    def forward(self, states: Tensor, codes: Tensor) -> Tensor:
+        """The distance between projected student states [B, P, S] and a teacher's codes [B, P, C]: a mean over tokens.
+
+        r2 is 1 − R², the squared error over the layer's variance; mse the mean of squares over components in the
+        teacher's own units; cosine 1 − cos between the states without their mean.
+        """
+        predicted: Tensor = self.linear(states).float()
+        target = codes.float() * (self.scale / self.unit)
+        if self.distance == "cosine":
+            return 1 - F.cosine_similarity(predicted, target, dim=-1).mean()
+        squares = (predicted - target).square().mean()
+        if self.distance == "mse":
+            squares = squares * self.unit.square()
+        return squares
+
+
+class HiddenTerm(nn.Module):
+    """The projections of all teachers.
+
+    Args:
+        student_width: of the student's hidden states.
+        pairs: the mapped layers of every teacher by its name.
+        distance: what is minimised for each pair.
+        seed: of the projections' first weights.
+    """
+
+    def __init__(
+        self, student_width: int, pairs: Mapping[str, Sequence[LayerPair]], distance: HiddenDistance, seed: int
+    ) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.projections = nn.ModuleDict(
+                {
+                    teacher: nn.ModuleList(Projection(student_width, pair, distance) for pair in mapped)
+                    for teacher, mapped in pairs.items()
+                }
+            )
+
+    def forward(
+        self, teacher: str, student_states: Sequence[Tensor], codes: Mapping[str, Tensor], positions: Tensor
+    ) -> Tensor:
+        """The mean over a teacher's mapped layers.
+
+        Args:
+            teacher: its name.
+            student_states: all hidden states of the student, [B, L, S] each.
+            codes: of the teacher's hidden states by "model/layer", [B, P, C] each.
+            positions: of these states in their windows, [B, P or more]; the first P count.
+        """
+        projections = self.projections[teacher]
+        assert isinstance(projections, nn.ModuleList)
+        distances = []
+        for projection in projections:
+            assert isinstance(projection, Projection)
+            there = codes[projection.pair.key]
+            states = at_positions(student_states[projection.pair.student_layer], positions[:, : there.shape[1]])
+            distances.append(projection(states, there))
+        return torch.stack(distances).mean()
