@@ -10,6 +10,7 @@ _PROGRAMS = {
     "data": ("data", "prepare a corpus: clean text, learn a tokenizer, store tokens; fetch BabyLM text"),
     "cache": ("cache_teachers", "capture a teacher's signal into a cache"),
     "train": ("train_student", "train a baseline, a teacher or a student"),
+    "parameters": ("train_student.parameters", "how many parameters the models of some configurations have"),
     "eval": ("eval", "measure a model"),
     "study": ("palenka.study", "run all stages of a study, from raw text to a table"),
     "demo": ("palenka.demo", "the study that comes with Palenka: offline, real text, under five minutes on two cores"),
@@ -25,7 +26,7 @@ def _forward(arguments: Sequence[str]) -> int:
     name, rest = subcommand("palenka", {name: text for name, (_, text) in _PROGRAMS.items()}, arguments)
     module, _ = _PROGRAMS[name]
     # Imported only now: `palenka --help` should not wait for torch.
-    program = importlib.import_module(module if module.startswith("palenka.") else f"{module}.__main__")
+    program = importlib.import_module(module if "." in module else f"{module}.__main__")
     status: int = program.main(rest)
     return status
 

@@ -79,7 +79,8 @@ def test_uniform_layers(depth: int, num_layers: int, layers: tuple[int, ...]) ->
 def sample(seed: int, count: int = 4000, width: int = 12) -> Tensor:
     """Correlated states far from 0, with deviations from 0.01 to 100."""
     generator = torch.Generator().manual_seed(seed)
-    mixing: Tensor = torch.linalg.qr(torch.randn(width, width, generator=generator)).Q * torch.logspace(-2, 2, width)[:, None]
+    deviations = torch.logspace(-2, 2, width)[:, None]
+    mixing: Tensor = torch.linalg.qr(torch.randn(width, width, generator=generator)).Q * deviations
     return torch.randn(count, width, generator=generator) @ mixing + 50 * torch.randn(width, generator=generator)
 
 

@@ -52,13 +52,19 @@ class ModelShape(Settings):
 
     def configuration(self, tokenizer: PreTrainedTokenizerFast) -> PretrainedConfig:
         """The Hugging Face configuration of this shape over a tokenizer's vocabulary."""
-        shared: dict[str, Any] = {
-            "vocab_size": len(tokenizer),
-            "bos_token_id": tokenizer.bos_token_id,
-            "eos_token_id": tokenizer.eos_token_id,
-            "pad_token_id": tokenizer.pad_token_id,
-            "tie_word_embeddings": self.tie_word_embeddings,
-        }
+        special = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+        return self._configuration(len(tokenizer), **special, pad_token_id=tokenizer.pad_token_id)
+
+    def num_parameters(self, vocabulary_size: int) -> int:
+        """How many numbers a model of this shape has over so many tokens; built by transformers, without memory."""
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(
+                self._configuration(vocabulary_size, bos_token_id=0, eos_token_id=0)
+            )
+        return count_parameters(model)
+
+    def _configuration(self, vocabulary_size: int, **special_tokens: Any) -> PretrainedConfig:  # noqa: ANN401
+        shared = {"vocab_size": vocabulary_size, "tie_word_embeddings": self.tie_word_embeddings, **special_tokens}
         feed_forward = self.intermediate_size or 4 * self.hidden_size
         if self.architecture == "llama":
             return LlamaConfig(
