@@ -11,6 +11,7 @@ _PROGRAMS = {
     "cache": ("cache_teachers", "capture a teacher's signal into a cache"),
     "train": ("train_student", "train a baseline, a teacher or a student"),
     "parameters": ("train_student.parameters", "how many parameters the models of some configurations have"),
+    "export": ("train_student.export", "write a finished run's model alone, to publish it"),
     "eval": ("eval", "measure a model"),
     "study": ("palenka.study", "run all stages of a study, from raw text to a table"),
     "demo": ("palenka.demo", "the study that comes with Palenka: offline, real text, under five minutes on two cores"),
