@@ -17,11 +17,12 @@ from pydantic import Field, model_validator
 from cache_teachers.teacher import Teacher, named_models
 from configs.errors import UserError
 from configs.settings import Precision, Settings
-from data.cache import CacheWriter, codes_of, create_cache, is_begun
+from data.cache import CacheWriter, create_cache, is_begun
 from data.corpus import Corpus
+from data.encoding import LogitEncoding
 from data.hidden import HiddenEncoding, bytes_per_window
 from data.lock import sole_writer
-from data.manifest import CacheManifest, LogitEncoding, Shard, windows_per_shard
+from data.manifest import CacheManifest, Shard, codes_of, windows_per_shard
 from data.processes import open_processes
 from data.progress import notice, progress_bar
 from data.records import damage_of
@@ -106,7 +107,7 @@ def capture(settings: CaptureSettings) -> None:
 
 def _manifest(settings: CaptureSettings, corpus: Corpus, teacher: Teacher) -> CacheManifest:
     rule = settings.windows
-    bytes_of_window = settings.logits.bytes_per_token() * rule.length
+    bytes_of_window = settings.logits.bytes_per_token(corpus.vocabulary_size) * rule.length
     if settings.hidden:
         bytes_of_window += bytes_per_window(settings.hidden, teacher.hidden_layers)
     return CacheManifest(
@@ -161,19 +162,18 @@ class _ShardInMemory:
         self._teacher = teacher
         self._rule = manifest.windows
         self._num_positions = manifest.hidden.positions if manifest.hidden else 0
+        self._num_draws = manifest.logits.draws
 
     def add(self, start: int, tokens: NDArray[np.int64], view: int, indices: NDArray[np.int64]) -> None:
         """Put what the teacher says about the windows (view, indices) into the arrays, from row `start` on."""
         logits, states = self._teacher.outputs(torch.from_numpy(tokens))
         positions = torch.from_numpy(self._rule.positions(view, indices, self._num_positions))
         states = self._teacher.at(states, positions)
-        signal = self._teacher.encode(logits, states)
-        rows = slice(start, start + len(tokens))
-        self.arrays["logits/ids"][rows] = signal.ids.cpu().numpy()
-        self.arrays["logits/values"][rows] = signal.values.cpu().numpy()
-        self.arrays["logits/log_tail"][rows] = signal.log_tail.cpu().numpy()
-        for key, codes in signal.hidden.items():
-            self.arrays[codes_of(key)][rows] = codes.cpu().numpy()
-            missed, total = self._teacher.statistics[key].squared_error(states[key], codes)
+        uniforms = torch.from_numpy(self._rule.uniforms(view, indices, self._num_draws))
+        codes = self._teacher.codes(logits, states, uniforms)
+        for name, values in codes.items():
+            self.arrays[name][start : start + len(tokens)] = values.cpu().numpy()
+        for key, layer in states.items():
+            missed, total = self._teacher.statistics[key].squared_error(layer, codes[codes_of(key)])
             before = self.hidden_error.get(key, (0.0, 0.0))
             self.hidden_error[key] = (before[0] + missed, before[1] + total)

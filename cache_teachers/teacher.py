@@ -17,8 +17,9 @@ from torch import Tensor
 from configs.errors import UserError
 from configs.settings import Precision
 from data.corpus import Corpus
+from data.encoding import LogitEncoding
 from data.hidden import HiddenEncoding, HiddenLayers, LayerStatistics, StatisticsFit, at_positions
-from data.manifest import LogitEncoding, hidden_key
+from data.manifest import codes_of, hidden_key
 from data.model_files import identity_of, load_model, require_fit
 from data.signal import TeacherSignal, top_k_signal
 from data.windows import WindowRule, gather
@@ -73,6 +74,7 @@ class Teacher:
         self._logits, self._hidden = logits, hidden
         self._models = {name: load_model(directory, device, _DTYPES[precision]) for name, directory in models.items()}
 
+    @torch.no_grad()
     def signal(self, tokens: Tensor, positions: Tensor) -> TeacherSignal:
         """What it says about windows [B, L], with the hidden states at positions [B, P or more]: one forward pass.
 
@@ -80,7 +82,9 @@ class Teacher:
             UserError: if its output is not finite.
         """
         logits, states = self.outputs(tokens)
-        return self.encode(logits, self.at(states, positions))
+        hidden = self._hidden_codes(self.at(states, positions))
+        self._require_finite("logits", logits)
+        return replace(top_k_signal(logits, self._logits.k, self._logits.temperatures), hidden=hidden)
 
     @torch.no_grad()
     def outputs(self, tokens: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -102,21 +106,23 @@ class Teacher:
         return {key: at_positions(layer, kept) for key, layer in states.items()}
 
     @torch.no_grad()
-    def encode(self, logits: Tensor, states: Mapping[str, Tensor]) -> TeacherSignal:
-        """The signal of logits [B, L, V] and of hidden states [B, P, W].
+    def codes(self, logits: Tensor, states: Mapping[str, Tensor], uniforms: Tensor) -> dict[str, Tensor]:
+        """The arrays of a cache for logits [B, L, V], hidden states [B, P, W] and numbers that decide draws [B, L, D].
 
         Raises:
             UserError: if anything is not finite.
         """
-        signal = top_k_signal(logits, self._logits.k, self._logits.temperatures)
-        self._require_finite("logits", signal.values)
+        self._require_finite("logits", logits)
+        hidden = {codes_of(key): codes for key, codes in self._hidden_codes(states).items()}
+        return self._logits.encode(logits, uniforms) | hidden
+
+    def _hidden_codes(self, states: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Codes [B, P, C] of hidden states [B, P, W]."""
         if self._hidden is None:
-            return signal
+            return {}
         for key, layer in states.items():
             self._require_finite(f"hidden states ({key})", layer)
-        return replace(
-            signal, hidden={key: self.statistics[key].encode(layer, self._hidden) for key, layer in states.items()}
-        )
+        return {key: self.statistics[key].encode(layer, self._hidden) for key, layer in states.items()}
 
     @torch.no_grad()
     def measure(self, corpus: Corpus, rule: WindowRule, micro_batch: int) -> None:

@@ -1,9 +1,7 @@
 """The teacher cache: a sharded Zarr v3 group of what one teacher says about every window of its views.
 
     zarr.json            the manifest, as the group's attributes
-    logits/ids           [views, windows, length, k]  kept tokens, ascending
-    logits/values        [views, windows, length, k]  their log-probabilities at T = 1
-    logits/log_tail      [views, windows, length, T]  float32
+    logits/ARRAY         [views, windows, length, …]  what the encoding keeps (`encoding.py`)
     hidden/MODEL/LAYER/  codes [views, windows, positions, components], and the layer's mean, variance, scale, basis
     commits/store.json   checksums of the metadata and of the layers' statistics
     commits/V-S.json     checksums of shard S of view V, and the error of its hidden states
@@ -27,7 +25,7 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 
 from configs.errors import UserError, refuse_difference
 from data.hidden import LayerStatistics
-from data.manifest import CacheManifest, Shard, hidden_key
+from data.manifest import CacheManifest, Shard, codes_of, hidden_key
 from data.records import commit, damage_of, read_record
 from data.signal import TeacherSignal
 from data.windows import BLOCK_WINDOWS
@@ -184,6 +182,14 @@ class TeacherCache:
         Raises:
             UserError: if a shard is missing or damaged; it is named.
         """
+        return self.decode({name: torch.from_numpy(part) for name, part in self.codes(view, slots).items()})
+
+    def codes(self, view: int, slots: NDArray[np.int64]) -> dict[str, NDArray[np.generic]]:
+        """The arrays for the windows at some slots of a view, as they are stored.
+
+        Raises:
+            UserError: if a shard is missing or damaged; it is named.
+        """
         blocks = slots // BLOCK_WINDOWS
         rows = slots % BLOCK_WINDOWS
         parts = {
@@ -193,17 +199,12 @@ class TeacherCache:
             here = blocks == block
             for name, values in self._block(view, int(block)).items():
                 parts[name][here] = values[rows[here]]
-        return TeacherSignal(
-            ids=torch.from_numpy(parts["logits/ids"].astype(np.int64)),
-            values=torch.from_numpy(parts["logits/values"]),
-            log_tail=torch.from_numpy(parts["logits/log_tail"]),
-            temperatures=self.manifest.logits.temperatures,
-            hidden={
-                key: torch.from_numpy(parts[codes_of(key)])
-                for key in self.manifest.hidden_keys()
-                if codes_of(key) in parts
-            },
-        )
+        return parts
+
+    def decode(self, codes: Mapping[str, Tensor]) -> TeacherSignal:
+        """The signal of some windows' arrays, on whatever device they are."""
+        keys = (key for key in self.manifest.hidden_keys() if codes_of(key) in codes)
+        return self.manifest.logits.decode(codes, {key: codes[codes_of(key)] for key in keys})
 
     def bytes_per_token(self) -> dict[str, float]:
         """Bytes on disk for every token of the committed shards, by array."""
@@ -223,7 +224,9 @@ class TeacherCache:
         return {key: float(missed / max(total, 1e-30)) for key, (missed, total) in sums.items()}
 
     def kept_mass(self) -> dict[float, float]:
-        """Mean mass of the kept tokens at each temperature, over the committed shards."""
+        """Mean mass of the most probable tokens kept at each temperature, over the committed shards."""
+        if "logits/log_tail" not in self._arrays:
+            return {}
         sums, count = np.zeros(len(self.manifest.logits.temperatures)), 0
         for shard in self._committed():
             log_tail = np.asarray(self._arrays["logits/log_tail"][shard.view, shard.start : shard.stop], np.float64)
@@ -260,23 +263,14 @@ class TeacherCache:
 
 def _array_types(manifest: CacheManifest) -> dict[str, tuple[int, int, str]]:
     """The last two dimensions and the type of every array."""
-    length, encoding = manifest.windows.length, manifest.logits
-    types = {
-        "logits/ids": (length, encoding.k, "uint16" if manifest.vocabulary_size <= 2**16 else "uint32"),
-        "logits/values": (length, encoding.k, encoding.values),
-        "logits/log_tail": (length, len(encoding.temperatures), "float32"),
-    }
+    stored = manifest.logits.arrays(manifest.vocabulary_size)
+    types = {name: (manifest.windows.length, width, kind) for name, (width, kind) in stored.items()}
     if hidden := manifest.hidden:
         for model, kept in manifest.hidden_layers.items():
             for layer in kept.layers:
                 width = hidden.components or kept.width
                 types[codes_of(hidden_key(model, layer))] = (hidden.positions, width, hidden.values)
     return types
-
-
-def codes_of(key: str) -> str:
-    """The array with the codes of a layer."""
-    return f"hidden/{key}/codes"
 
 
 def _read_statistics(group: zarr.Group, keys: Iterable[str]) -> dict[str, LayerStatistics]:

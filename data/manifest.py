@@ -4,43 +4,19 @@ The manifest holds everything that must match for the cache to be of use, and no
 same capture gives the same bytes anywhere.
 """
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
-import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from configs.settings import Precision, Settings
+from data.encoding import LogitEncoding
 from data.hidden import HiddenEncoding, HiddenLayers
 from data.windows import BLOCK_WINDOWS, WindowRule
 
 LARGEST_SHARD_BYTES = 64 * 2**20
 LARGEST_SHARD_WINDOWS = 16 * BLOCK_WINDOWS
-
-
-class LogitEncoding(Settings):
-    """What is kept of a teacher's distribution at every token."""
-
-    k: int = Field(default=32, ge=1)
-    """Tokens kept: the most probable ones."""
-    temperatures: tuple[float, ...] = (1.0, 2.0)
-    """Temperatures at which the exact mass of the other tokens is kept."""
-    values: Literal["float32", "float16"] = "float16"
-    """Type of the stored log-probabilities."""
-
-    @model_validator(mode="after")
-    def _temperatures_are_usable(self) -> Self:
-        if not self.temperatures or not all(0 < temperature < math.inf for temperature in self.temperatures):
-            raise ValueError(
-                f"temperatures are {list(self.temperatures)}, but they should be numbers above 0, such as [1.0]"
-            )
-        return self
-
-    def bytes_per_token(self) -> int:
-        """Bytes before compression."""
-        return self.k * (4 + np.dtype(self.values).itemsize) + 4 * len(self.temperatures)
 
 
 class TeacherIdentity(Settings):
@@ -117,6 +93,11 @@ class Shard:
 def hidden_key(model: str, layer: int) -> str:
     """The name of a model's layer among the hidden states of a signal."""
     return f"{model}/{layer}"
+
+
+def codes_of(key: str) -> str:
+    """The name of the array with the codes of a layer."""
+    return f"hidden/{key}/codes"
 
 
 def windows_per_shard(bytes_per_window: int) -> int:

@@ -10,7 +10,7 @@ Shapes: B batch, L window length, k kept tokens, V vocabulary, T number of tempe
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -46,29 +46,6 @@ class TeacherSignal:
         log_tail = self.log_tail[..., self.temperatures.index(temperature)].float()
         kept = (self.values.float() / temperature).log_softmax(dim=-1)
         return kept + log1mexp(log_tail).unsqueeze(-1), log_tail
-
-    def to(self, device: torch.device) -> "TeacherSignal":
-        """The same signal on another device; the copies overlap with work where memory is pinned."""
-        return self._map(lambda part: part.to(device, non_blocking=True))
-
-    def pin_memory(self) -> "TeacherSignal":
-        """The same signal in page-locked memory."""
-        return self._map(Tensor.pin_memory)
-
-    @staticmethod
-    def cat(signals: "Sequence[TeacherSignal]") -> "TeacherSignal":
-        """Several batches of one teacher as one batch."""
-        return TeacherSignal(
-            ids=torch.cat([signal.ids for signal in signals]),
-            values=torch.cat([signal.values for signal in signals]),
-            log_tail=torch.cat([signal.log_tail for signal in signals]),
-            temperatures=signals[0].temperatures,
-            hidden={key: torch.cat([signal.hidden[key] for signal in signals]) for key in signals[0].hidden},
-        )
-
-    def _map(self, change: Callable[[Tensor], Tensor]) -> "TeacherSignal":
-        hidden = {key: change(codes) for key, codes in self.hidden.items()}
-        return TeacherSignal(change(self.ids), change(self.values), change(self.log_tail), self.temperatures, hidden)
 
 
 def top_k_signal(logits: Tensor, k: int, temperatures: tuple[float, ...]) -> TeacherSignal:

@@ -6,24 +6,28 @@ slices of the sequence, so neither their size nor the number of processes change
 
 import queue
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from data.cache import TeacherCache
+from data.cache import Arrays, TeacherCache
 from data.corpus import Corpus
 from data.manifest import num_used
 from data.signal import TeacherSignal
 from data.windows import WindowRule, epoch_order, gather
 
+Codes = Mapping[str, Tensor]
+"""The arrays of a cache for some windows, [B, …] each, as they are stored."""
+
 
 @dataclass(frozen=True)
 class Batch:
-    """Windows and what the cached teachers say of them.
+    """Windows and what the teachers say of them.
 
     Attributes:
         tokens: [B, L] int64.
@@ -35,16 +39,38 @@ class Batch:
     positions: Tensor
     signals: Mapping[str, TeacherSignal]
 
-    def to(self, device: torch.device) -> "Batch":
-        """The same batch on another device."""
-        signals = {name: signal.to(device) for name, signal in self.signals.items()}
-        positions = self.positions.to(device, non_blocking=True)
-        return Batch(self.tokens.to(device, non_blocking=True), positions, signals)
 
-    def pin_memory(self) -> "Batch":
+@dataclass(frozen=True)
+class CodedBatch:
+    """A batch as it is read: what moves to an accelerator are the codes, which are decoded there.
+
+    Attributes:
+        tokens: [B, L] int64.
+        positions: [B, P] int64.
+        codes: of the cached teachers by name.
+    """
+
+    tokens: Tensor
+    positions: Tensor
+    codes: Mapping[str, Codes]
+
+    def to(self, device: torch.device) -> "CodedBatch":
+        """The same batch on another device; the copies overlap with work where memory is pinned."""
+        return self._map(lambda part: part.to(device, non_blocking=True))
+
+    def pin_memory(self) -> "CodedBatch":
         """The same batch in page-locked memory."""
-        signals = {name: signal.pin_memory() for name, signal in self.signals.items()}
-        return Batch(self.tokens.pin_memory(), self.positions.pin_memory(), signals)
+        return self._map(Tensor.pin_memory)
+
+    def decode(self, caches: Mapping[str, TeacherCache]) -> Batch:
+        """The signals of the caches that it was read from."""
+        return Batch(
+            self.tokens, self.positions, {name: caches[name].decode(codes) for name, codes in self.codes.items()}
+        )
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> "CodedBatch":
+        codes = {teacher: {name: change(part) for name, part in parts.items()} for teacher, parts in self.codes.items()}
+        return CodedBatch(change(self.tokens), change(self.positions), codes)
 
 
 class ReadingOrder:
@@ -103,18 +129,23 @@ def read_batch(
     start: int,
     stop: int,
     num_positions: int = 0,
-) -> Batch:
-    """The windows at positions [start, stop) of the order, with their cached signals; see `stream`."""
-    tokens: list[Tensor] = []
-    positions: list[Tensor] = []
-    signals: dict[str, list[TeacherSignal]] = {name: [] for name in caches}
+) -> CodedBatch:
+    """The windows at positions [start, stop) of the order, with the codes of their cached signals; see `stream`."""
+    tokens: list[NDArray[np.int64]] = []
+    positions: list[NDArray[np.int64]] = []
+    codes: dict[str, list[Arrays]] = {name: [] for name in caches}
     for view, slots, indices in order.pieces(start, stop):
-        tokens.append(torch.from_numpy(gather(corpus.tokens, order.rule, view, indices)))
-        positions.append(torch.from_numpy(order.rule.positions(view, indices, num_positions)))
+        tokens.append(gather(corpus.tokens, order.rule, view, indices))
+        positions.append(order.rule.positions(view, indices, num_positions))
         for name, cache in caches.items():
-            signals[name].append(cache.read(view, slots))
-    cached = {name: TeacherSignal.cat(parts) for name, parts in signals.items()}
-    return Batch(torch.cat(tokens), torch.cat(positions), cached)
+            codes[name].append(cache.codes(view, slots))
+    joined = {name: {key: _join([part[key] for part in parts]) for key in parts[0]} for name, parts in codes.items()}
+    return CodedBatch(_join(tokens), _join(positions), joined)
+
+
+def _join(parts: Sequence[NDArray[Any]]) -> Tensor:
+    # Joined by NumPy: torch cannot join all types that are stored.
+    return torch.from_numpy(np.concatenate(parts))
 
 
 def stream(
@@ -125,7 +156,7 @@ def stream(
     num_positions: int = 0,
     prefetch: int = 4,
     pin_memory: bool = False,
-) -> Iterator[Batch]:
+) -> Iterator[CodedBatch]:
     """Batches for the given slices of the order, read ahead by a background thread.
 
     Args:
@@ -140,10 +171,10 @@ def stream(
     Raises:
         UserError: what reading raised, at the batch where it happened.
     """
-    ready: queue.Queue[Batch | BaseException | None] = queue.Queue(maxsize=prefetch)
+    ready: queue.Queue[CodedBatch | BaseException | None] = queue.Queue(maxsize=prefetch)
     stopped = threading.Event()
 
-    def put(item: Batch | BaseException | None) -> None:
+    def put(item: CodedBatch | BaseException | None) -> None:
         while not stopped.is_set():
             try:
                 ready.put(item, timeout=0.1)

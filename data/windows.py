@@ -22,6 +22,10 @@ BLOCK_WINDOWS = 64
 """Windows that are read together: one chunk of a cache (see docs/design.md, "Reading order")."""
 
 
+_DRAWS = 2**32
+"""Added to a view, tells the numbers of its draws from those of its positions."""
+
+
 class WindowRule(Settings):
     """How the token stream is cut into windows."""
 
@@ -65,7 +69,16 @@ class WindowRule(Settings):
         Only (permutation_seed, view, index) decide them, so they are the same for all teachers and caches. More
         positions only add to fewer. Position 0 is never among them: it alone can hold most of a layer's variance.
         """
-        return 1 + _random_order(self.permutation_seed, view, indices, self.length - 1)[:, :count]
+        numbers = _hash(self.permutation_seed, view, indices, self.length - 1)
+        return 1 + np.argsort(numbers, axis=1, kind="stable").astype(np.int64)[:, :count]
+
+    def uniforms(self, view: int, indices: NDArray[np.int64], count: int) -> NDArray[np.float64]:
+        """Numbers in [0, 1) at every token of windows, [len(indices), length, count]: the draws of a sampled encoding.
+
+        Like positions they follow from the address alone, so a capture that goes on draws what the first one did.
+        """
+        numbers = _hash(self.permutation_seed, view + _DRAWS, indices, self.length * count)
+        return (numbers >> np.uint64(11)).reshape(len(indices), self.length, count) * np.float64(2.0**-53)
 
     def slots(self, num_tokens: int, view: int) -> NDArray[np.int64]:
         """The window index at every slot of view `view`: a permutation, the same on every machine."""
@@ -103,12 +116,12 @@ def _permutation(seed: int, view: int, count: int) -> NDArray[np.int64]:
     return permutation
 
 
-def _random_order(seed: int, view: int, indices: NDArray[np.int64], count: int) -> NDArray[np.int64]:
-    """For each index a permutation of `count` numbers, [len(indices), count]: their order by a hash of all four."""
+def _hash(seed: int, stream: int, indices: NDArray[np.int64], count: int) -> NDArray[np.uint64]:
+    """Random-looking numbers that follow from their address alone, [len(indices), count]."""
     key = np.zeros((1, 1), np.uint64)
-    for part in (np.array([[seed]]), np.array([[view]]), indices[:, None], np.arange(count)[None, :]):
+    for part in (np.array([[seed]]), np.array([[stream]]), indices[:, None], np.arange(count)[None, :]):
         key = _mix(key + part.astype(np.uint64))
-    return np.argsort(key, axis=1, kind="stable").astype(np.int64)
+    return key
 
 
 def _mix(number: NDArray[np.uint64]) -> NDArray[np.uint64]:

@@ -15,7 +15,7 @@ from cache_teachers.teacher import SINGLE
 from configs.errors import UserError
 from data.cache import TeacherCache
 from data.corpus import Corpus
-from data.manifest import LogitEncoding
+from data.encoding import LogitEncoding
 from data.prepare import CorpusSettings, prepare
 from data.stream import ReadingOrder, read_batch
 from data.windows import WindowRule
@@ -38,7 +38,8 @@ def test_a_float32_cache_of_everything_gives_the_live_teachers_loss_and_gradient
     settings = changed(capture_settings, logits={"k": vocabulary, "values": "float32"})
     capture(settings)
     order = ReadingOrder(settings.windows, len(corpus.tokens), seed=3, epochs=1)
-    batch = read_batch(corpus, order, {"t": TeacherCache(settings.output)}, 5, 45)
+    cache = TeacherCache(settings.output)
+    batch = read_batch(corpus, order, {"t": cache}, 5, 45).decode({"t": cache})
     teacher = AutoModelForCausalLM.from_pretrained(settings.models()[SINGLE])
     for temperature in (1.0, 2.0):
         student = make_shape("gpt2").build(corpus.tokenizer(), seed=9)
@@ -170,7 +171,7 @@ def test_pickled_weights_are_not_loaded(capture_settings: CaptureSettings, make_
 
 def test_float16_values_are_close_and_smaller(capture_settings: CaptureSettings, tmp_path: Path) -> None:
     exact = changed(capture_settings, logits={"k": 8, "values": "float32"}, output=str(tmp_path / "exact"))
-    capture(capture_settings)
+    capture(changed(capture_settings, logits={"k": 8, "values": "float16"}))
     capture(exact)
     rough_cache, exact_cache = TeacherCache(capture_settings.output), TeacherCache(exact.output)
     assert rough_cache.bytes_per_token()["logits/values"] < exact_cache.bytes_per_token()["logits/values"]

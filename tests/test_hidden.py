@@ -166,7 +166,8 @@ def test_a_cache_holds_the_states_of_the_teacher_at_the_positions(
     statistics = cache.read_statistics(["teacher/0", "teacher/2"])
     order = ReadingOrder(settings.windows, len(corpus.tokens), seed=1, epochs=2, fraction=0.3)
     middle = len(order) // 2
-    batch = read_batch(corpus, order, {"t": cache}, middle - 20, middle + 20, num_positions=5)  # in both views
+    coded = read_batch(corpus, order, {"t": cache}, middle - 20, middle + 20, num_positions=5)  # in both views
+    batch = coded.decode({"t": cache})
     _, states = states_of(teacher, batch.tokens)
     assert batch.signals["t"].hidden.keys() == {"teacher/0", "teacher/2"}
     for key, codes in batch.signals["t"].hidden.items():

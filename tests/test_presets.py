@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from cache_teachers.capture import CaptureSettings
 from configs.command_line import USER_MISTAKE, parse
 from data.corpus import Corpus
-from data.stream import Batch
+from data.stream import CodedBatch
 from data.windows import WindowRule
 from train_student.objective import Objective
 from train_student.parameters import main as print_parameters
@@ -110,7 +110,7 @@ def test_as_published_is_the_loss_of_the_published_code(
     rule = WindowRule(length=settings.windows.length)
     opened = open_teachers(sources, settings.objective, corpus, rule, 1.0, 2, torch.device("cpu"))
     objective = Objective(student, settings.objective, opened.pairs, seed=0)
-    batch = opened.complete(Batch(tokens, torch.zeros(3, 0, dtype=torch.int64), {}))
+    batch = opened.complete(CodedBatch(tokens, torch.zeros(3, 0, dtype=torch.int64), {}))
     loss, _ = objective(batch, settings.weights())
     loss.backward()
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)

@@ -40,11 +40,11 @@ def test_it_yields_what_reading_yields_over_epochs_and_views(
     for batch, (start, stop) in zip(batches, slices, strict=True):
         expected = read_batch(corpus, other, two_caches, start, stop)
         assert torch.equal(batch.tokens, expected.tokens)
+        signals = batch.decode(two_caches).signals
         for name, k in (("fine", 8), ("coarse", 2)):
-            assert batch.signals[name].ids.shape == (stop - start, 16, k)
-            assert torch.equal(batch.signals[name].ids, expected.signals[name].ids)
-            assert torch.equal(batch.signals[name].values, expected.signals[name].values)
-            assert torch.equal(batch.signals[name].log_tail, expected.signals[name].log_tail)
+            assert signals[name].ids.shape == (stop - start, 16, k)
+            assert batch.codes[name].keys() == expected.codes[name].keys()
+            assert all(torch.equal(codes, expected.codes[name][key]) for key, codes in batch.codes[name].items())
 
 
 def test_the_kept_tokens_of_a_coarser_cache_are_among_those_of_a_finer_one(
@@ -52,7 +52,8 @@ def test_the_kept_tokens_of_a_coarser_cache_are_among_those_of_a_finer_one(
 ) -> None:
     # If the two caches were read at different windows, this could not hold.
     batch = read_batch(corpus, order_of(corpus, two_caches["fine"]), two_caches, 200, 300)
-    fine, coarse = batch.signals["fine"].ids, batch.signals["coarse"].ids
+    signals = batch.decode(two_caches).signals
+    fine, coarse = signals["fine"].ids, signals["coarse"].ids
     assert (coarse.unsqueeze(-1) == fine.unsqueeze(-2)).any(-1).all()
 
 

@@ -16,10 +16,11 @@ from configs.errors import UserError, refuse_difference
 from configs.settings import Precision, Settings
 from data.cache import TeacherCache
 from data.corpus import Corpus
+from data.encoding import LogitEncoding
 from data.hidden import HiddenEncoding, HiddenLayers
-from data.manifest import CacheManifest, LogitEncoding, hidden_key, num_used
+from data.manifest import CacheManifest, hidden_key, num_used
 from data.model_files import identity_of
-from data.stream import Batch
+from data.stream import Batch, CodedBatch
 from data.windows import WindowRule
 from train_student.hidden import LayerPair
 from train_student.objective import ObjectiveSettings
@@ -85,10 +86,9 @@ class Teachers:
     identities: Mapping[str, object]
     num_positions: int
 
-    def complete(self, batch: Batch) -> Batch:
-        """A batch with the signals of the live teachers too."""
-        if not self.live:
-            return batch
+    def complete(self, coded: CodedBatch) -> Batch:
+        """A batch with the decoded signals of the cached teachers and those of the live ones."""
+        batch = coded.decode(self.caches)
         live = {name: teacher.signal(batch.tokens, batch.positions) for name, teacher in self.live.items()}
         return replace(batch, signals={**batch.signals, **live})
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from configs.errors import UserError
 from data.corpus import Corpus
 from data.progress import notice, progress_bar
-from data.stream import Batch, ReadingOrder, stream
+from data.stream import Batch, CodedBatch, ReadingOrder, stream
 from eval.held_out import window_losses
 from train_student.checkpoint import Checkpoints
 from train_student.gradients import gradient_ratios
@@ -94,10 +94,10 @@ class Trainer:
                         self._checkpoint(step, time.perf_counter() - started)
         return self._finish(time.perf_counter() - started)
 
-    def _step(self, step: int, batches: Iterator[Batch], meter: Meter) -> None:
+    def _step(self, step: int, batches: Iterator[CodedBatch], meter: Meter) -> None:
         """One optimizer step over a global batch, and its line in the log if it has one."""
         count = self._per_process() // self._micro_batch()
-        micro_batches: Iterable[Batch] = islice(batches, count)
+        micro_batches: Iterable[CodedBatch] = islice(batches, count)
         measured: dict[str, float] = {}
         if len(self.weights) > 1 and (step - 1) % self.settings.gradient_ratios_every == 0:
             with meter.paused():
@@ -122,10 +122,10 @@ class Trainer:
         elif measured:
             self._record(step, measured)
 
-    def _complete(self, batch: Batch) -> Batch:
+    def _complete(self, batch: CodedBatch) -> Batch:
         return self.teachers.complete(batch.to(self.accelerator.device))
 
-    def _gradient_ratios(self, step: int, micro_batches: list[Batch]) -> dict[str, float]:
+    def _gradient_ratios(self, step: int, micro_batches: list[CodedBatch]) -> dict[str, float]:
         self.objective.train()
 
         def complete() -> Iterator[Batch]:
@@ -247,7 +247,7 @@ class Trainer:
             self.run.finish(result)
         return result
 
-    def _batches(self, first: int) -> Iterator[Batch]:
+    def _batches(self, first: int) -> Iterator[CodedBatch]:
         return stream(
             self.corpus,
             self.order,
