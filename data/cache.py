@@ -14,6 +14,7 @@ import shutil
 from collections import OrderedDict
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -106,7 +107,7 @@ def create_cache(directory: Path, manifest: CacheManifest, statistics: Mapping[s
             dtype=dtype,
             chunks=(1, chunk_windows, *shape[2:]),
             shards=(1, manifest.windows_per_shard, *shape[2:]),
-            compressors=[BloscCodec(cname="zstd", clevel=3, shuffle="bitshuffle"), Crc32cCodec()],
+            compressors=[_compressor(name), Crc32cCodec()],
             config={"write_empty_chunks": True},
         )
     for key, layer in statistics.items():
@@ -286,6 +287,12 @@ def _read_statistics(group: zarr.Group, keys: Iterable[str]) -> dict[str, LayerS
         )
         for key in keys
     }
+
+
+def _compressor(array: str) -> BloscCodec:
+    """Zstandard over a whole chunk. The differences of ids repeat, which shuffling their bits would hide from it."""
+    shuffle: Literal["shuffle", "bitshuffle"] = "shuffle" if array.endswith("ids") else "bitshuffle"
+    return BloscCodec(cname="zstd", clevel=3, shuffle=shuffle, blocksize=2**20)
 
 
 def _array(group: zarr.Group, name: str) -> zarr.Array:  # type: ignore[type-arg]
