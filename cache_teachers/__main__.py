@@ -1,9 +1,26 @@
-"""`accelerate launch -m cache_teachers run --config configs/caches/NAME.yaml`, or `palenka cache run` on one device."""
+"""`accelerate launch -m cache_teachers run --config configs/caches/NAME.yaml`, or `palenka cache run` on one device.
 
+`palenka cache plan`, `verify` and `inspect` say what a capture would cost, whether a cache is what its teacher says,
+and what it holds.
+"""
+
+import json
 import sys
 from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
 
 from configs.command_line import parse, run, subcommand
+from configs.errors import UserError
+
+_COMMANDS = {
+    "plan": "what a capture would cost: bytes, seconds, and from how many students on it pays",
+    "run": "capture a teacher, or go on with a capture",
+    "verify": "compare random windows with the teacher; --all compares every checksum",
+    "inspect": "what a cache holds: sizes, kept mass, entropy, error of hidden states",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -12,10 +29,68 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _cache(arguments: Sequence[str]) -> None:
-    _, rest = subcommand("palenka cache", {"run": "capture a teacher, or go on with a capture"}, arguments)
-    from cache_teachers.capture import CaptureSettings, capture
+    name, rest = subcommand("palenka cache", _COMMANDS, arguments)
+    as_json = "--json" in rest
+    rest = [argument for argument in rest if argument != "--json"]
+    program = f"palenka cache {name}"
+    if name == "run":
+        from cache_teachers.capture import CaptureSettings, capture
 
-    capture(parse(CaptureSettings, rest, "palenka cache run"))
+        capture(parse(CaptureSettings, rest, program))
+    elif name == "plan":
+        from cache_teachers.plan import PlanSettings, plan
+
+        _show("What the capture would cost", plan(parse(PlanSettings, rest, program)), as_json)
+    elif name == "verify":
+        from cache_teachers.verify import VerifySettings, verify
+
+        # As a flag; a value may follow, as for every option.
+        is_flag = "--all" in rest and [*rest, ""][rest.index("--all") + 1] not in ("true", "false")
+        rest = ["--all=true" if argument == "--all" and is_flag else argument for argument in rest]
+        found = verify(parse(VerifySettings, rest, program))
+        _show("The cache beside its teacher", found, as_json)
+        if damaged := found["damaged"]:
+            raise UserError(
+                f"{len(damaged)} shard(s) of {found['cache']} are damaged: {'; '.join(damaged.values())}; "
+                "`palenka cache run` captures them anew"
+            )
+    else:
+        from cache_teachers.inspect import InspectSettings, inspect
+
+        if rest and not rest[0].startswith("-"):
+            rest = ["--cache", *rest]
+        _show("What the cache holds", inspect(parse(InspectSettings, rest, program)), as_json)
+
+
+def _show(title: str, found: dict[str, Any], as_json: bool) -> None:
+    """Print measures as JSON, or as a table with a line for each."""
+    if as_json:
+        sys.stdout.write(json.dumps(found, indent=1) + "\n")
+        return
+    table = Table("what", title=title)
+    table.add_column("value", justify="right", overflow="fold")
+    for name, value in _lines(found):
+        table.add_row(name, value)
+    Console().print(table)
+
+
+def _lines(found: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Nested measures by dotted name; identities and configurations of models are left to the JSON."""
+    lines: list[tuple[str, str]] = []
+    for name, value in found.items():
+        if name == "teachers":
+            lines.append((f"{prefix}{name}", ", ".join(value)))
+        elif isinstance(value, dict):
+            lines += _lines(value, f"{prefix}{name}.")
+        else:
+            lines.append((f"{prefix}{name}", _figure(value)))
+    return lines
+
+
+def _figure(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:,.2f}" if abs(value) >= 1 else f"{value:.3g}"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
 if __name__ == "__main__":

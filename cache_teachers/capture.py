@@ -4,20 +4,21 @@
 The same command goes on after any interruption: shards whose commit records are whole are kept.
 """
 
-from contextlib import nullcontext
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Self
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from cache_teachers.teacher import Teacher, named_models
 from configs.errors import UserError
 from configs.settings import Precision, Settings
-from data.cache import CacheWriter, create_cache, is_begun
+from data.cache import CacheWriter, create_cache, is_begun, remove_leftovers
 from data.corpus import Corpus
 from data.encoding import LogitEncoding
 from data.hidden import HiddenEncoding, bytes_per_window
@@ -27,6 +28,9 @@ from data.processes import open_processes
 from data.progress import notice, progress_bar
 from data.records import damage_of
 from data.windows import WindowRule, gather
+
+_GAPS_TOLD = 10
+"""Missing or damaged shards that a notice names."""
 
 
 class CaptureSettings(Settings):
@@ -55,9 +59,16 @@ class CaptureSettings(Settings):
     micro_batch: int = Field(default=32, ge=1)
     """Windows per forward pass and process."""
 
+    part: int = Field(default=0, ge=0)
+    """Which of the parts to capture, from 0 on; each can be a job of its own, on any machine that sees the output."""
+    parts: int = Field(default=1, ge=1)
+    """Parts that the missing shards are dealt out to; one of them may fail, and a later call fills its gaps."""
+
     @model_validator(mode="after")
-    def _teacher_is_given(self) -> Self:
+    def _teacher_and_part_are_given(self) -> Self:
         self.models()
+        if self.part >= self.parts:
+            raise ValueError(f"part is {self.part}, but there are {self.parts} part(s), counted from 0")
         return self
 
     def models(self) -> dict[str, Path]:
@@ -68,7 +79,7 @@ class CaptureSettings(Settings):
 def capture(settings: CaptureSettings) -> None:
     """Capture what is missing of a cache; each process of a distributed launch captures its own shards.
 
-    Memory: one shard (64 MB at most) beside the model. Resumed captures are byte for byte what an undisturbed one
+    Memory: two shards (64 MB each at most) beside the model. Resumed captures are byte for byte what an undisturbed one
     writes, on a CPU with the same number of threads.
 
     Raises:
@@ -76,27 +87,23 @@ def capture(settings: CaptureSettings) -> None:
     """
     state = open_processes()
     corpus = Corpus.open(settings.corpus, settings.split)
-    _require_windows(settings, corpus)
+    require_windows(settings, corpus)
     rule = settings.windows
     teacher = Teacher(
         settings.models(), settings.precision, state.device, corpus, rule.length, settings.logits, settings.hidden
     )
-    manifest = _manifest(settings, corpus, teacher)
+    manifest = manifest_of(settings, corpus, teacher)
     try:
-        with sole_writer(settings.output) if state.is_main_process else nullcontext():
-            if state.is_main_process and not is_begun(settings.output, manifest):
-                teacher.measure(corpus, rule, settings.micro_batch)
-                create_cache(settings.output, manifest, teacher.statistics)
-            state.wait_for_everyone()
-            shards = list(manifest.shards(settings.fraction))
-            missing = [shard for shard in shards if damage_of(settings.output, shard.record)]
-            state.wait_for_everyone()
-            mine = missing[state.process_index :: state.num_processes]
+        with _sole_writer(settings) if state.is_main_process else nullcontext():
             if state.is_main_process:
-                notice(f"{settings.output}: {len(missing)} of {len(shards)} shards to capture")
+                _begin(settings, corpus, teacher, manifest)
+            state.wait_for_everyone()
+            missing = _missing(settings, manifest, told=state.is_main_process)
+            state.wait_for_everyone()
             writer = CacheWriter(settings.output, manifest)
             teacher.use(writer.statistics)
-            _capture_shards(mine, corpus, teacher, writer, settings.micro_batch)
+            mine = missing[state.process_index :: state.num_processes]
+            capture_shards(mine, corpus, teacher, writer, settings.micro_batch, shown=state.is_main_process)
             state.wait_for_everyone()
     except OSError as error:
         raise UserError(
@@ -105,7 +112,41 @@ def capture(settings: CaptureSettings) -> None:
         ) from error
 
 
-def _manifest(settings: CaptureSettings, corpus: Corpus, teacher: Teacher) -> CacheManifest:
+def _sole_writer(settings: CaptureSettings) -> AbstractContextManager[None]:
+    """The lock of the whole cache, or of one part of it."""
+    if settings.parts == 1:
+        return sole_writer(settings.output)
+    return sole_writer(settings.output.with_name(f"{settings.output.name}.part-{settings.part}-of-{settings.parts}"))
+
+
+def _begin(settings: CaptureSettings, corpus: Corpus, teacher: Teacher, manifest: CacheManifest) -> None:
+    """Make the cache unless it was begun; the parts of a capture wait here for the one that came first."""
+    alone = settings.parts == 1
+    with nullcontext() if alone else sole_writer(settings.output, wait=True):
+        if not is_begun(settings.output, manifest):
+            teacher.measure(corpus, settings.windows, settings.micro_batch)
+            create_cache(settings.output, manifest, teacher.statistics)
+        elif alone:
+            remove_leftovers(settings.output)
+
+
+def _missing(settings: CaptureSettings, manifest: CacheManifest, told: bool) -> list[Shard]:
+    """The shards of this part that are not whole, and a notice about them."""
+    shards = list(manifest.shards(settings.fraction))
+    damages = {shard: damage for shard in shards if (damage := damage_of(settings.output, shard.record))}
+    if told:
+        notice(f"{settings.output}: {len(damages)} of {len(shards)} shards to capture")
+        gaps = [damage for damage in damages.values() if len(damages) < len(shards)]
+        for damage in gaps[:_GAPS_TOLD]:
+            notice(f"  {damage}")
+        if len(gaps) > _GAPS_TOLD:
+            notice(f"  and {len(gaps) - _GAPS_TOLD} more")
+    # Dealt out by their place among all, so that parts that start at different times do not overlap.
+    return [shard for shard in shards[settings.part :: settings.parts] if shard in damages]
+
+
+def manifest_of(settings: CaptureSettings, corpus: Corpus, teacher: Teacher) -> CacheManifest:
+    """The manifest of the cache that settings ask for."""
     rule = settings.windows
     bytes_of_window = settings.logits.bytes_per_token(corpus.vocabulary_size) * rule.length
     if settings.hidden:
@@ -124,7 +165,7 @@ def _manifest(settings: CaptureSettings, corpus: Corpus, teacher: Teacher) -> Ca
     )
 
 
-def _require_windows(settings: CaptureSettings, corpus: Corpus) -> None:
+def require_windows(settings: CaptureSettings, corpus: Corpus) -> None:
     """Refuse settings that no teacher could satisfy on this corpus."""
     rule = settings.windows
     for view in range(rule.views):
@@ -135,14 +176,19 @@ def _require_windows(settings: CaptureSettings, corpus: Corpus) -> None:
             )
 
 
-def _capture_shards(
-    shards: list[Shard], corpus: Corpus, teacher: Teacher, writer: CacheWriter, micro_batch: int
+def capture_shards(
+    shards: Sequence[Shard],
+    corpus: Corpus,
+    teacher: Teacher,
+    writer: CacheWriter,
+    micro_batch: int,
+    shown: bool = True,
 ) -> None:
-    if not shards:
-        return
+    """Capture some shards; each is compressed and written while the teacher reads the next."""
     rule = writer.manifest.windows
     total = sum(shard.stop - shard.start for shard in shards) * rule.length
-    with progress_bar("capture", total, shown=PartialState().is_main_process) as advance:
+    with progress_bar("capture", total, shown=shown and bool(shards)) as advance, ThreadPoolExecutor(1) as background:
+        written: Future[None] | None = None
         for shard in shards:
             indices = rule.slots(len(corpus.tokens), shard.view)[shard.start : shard.stop]
             filled = _ShardInMemory(writer.empty(shard), teacher, writer.manifest)
@@ -150,7 +196,11 @@ def _capture_shards(
                 some = indices[start : start + micro_batch]
                 filled.add(start, gather(corpus.tokens, rule, shard.view, some), shard.view, some)
                 advance(len(some) * rule.length)
-            writer.write(shard, filled.arrays, filled.hidden_error)
+            if written is not None:
+                written.result()
+            written = background.submit(writer.write, shard, filled.arrays, filled.hidden_error)
+        if written is not None:
+            written.result()
 
 
 class _ShardInMemory:

@@ -69,7 +69,7 @@ class CacheWriter:
 
 
 def is_begun(directory: Path, manifest: CacheManifest) -> bool:
-    """Whether a cache with this manifest was begun at `directory`; it is then made fit to go on with.
+    """Whether a cache with this manifest was begun at `directory`.
 
     Raises:
         UserError: if something else is there, or a cache of another corpus, teacher, window rule or encoding.
@@ -78,9 +78,13 @@ def is_begun(directory: Path, manifest: CacheManifest) -> bool:
         return False
     remedy = "delete it or choose another output"
     refuse_difference(f"cache {directory}", manifest.as_plain(), read_manifest(directory).as_plain(), remedy)
+    return True
+
+
+def remove_leftovers(directory: Path) -> None:
+    """Remove what killed writers left half-written in a cache; no other may be writing there."""
     for leftover in directory.rglob("*.partial"):
         leftover.unlink()
-    return True
 
 
 def create_cache(directory: Path, manifest: CacheManifest, statistics: Mapping[str, LayerStatistics]) -> None:
@@ -209,7 +213,7 @@ class TeacherCache:
 
     def bytes_per_token(self) -> dict[str, float]:
         """Bytes on disk for every token of the committed shards, by array."""
-        shards = self._committed()
+        shards = self.committed()
         tokens = sum(shard.stop - shard.start for shard in shards) * self.manifest.windows.length
         return {
             name: sum((self.directory / shard.file_of(name)).stat().st_size for shard in shards) / tokens
@@ -219,7 +223,7 @@ class TeacherCache:
     def hidden_errors(self) -> dict[str, float]:
         """What the codes of every layer miss of its hidden states' squares about their mean, as measured at capture."""
         sums: dict[str, NDArray[np.float64]] = {}
-        for shard in self._committed():
+        for shard in self.committed():
             for key, missed_and_all in read_record(self.directory / shard.record)["hidden_error"].items():
                 sums[key] = sums.get(key, np.zeros(2)) + np.array(missed_and_all)
         return {key: float(missed / max(total, 1e-30)) for key, (missed, total) in sums.items()}
@@ -229,13 +233,14 @@ class TeacherCache:
         if "logits/log_tail" not in self._arrays:
             return {}
         sums, count = np.zeros(len(self.manifest.logits.temperatures)), 0
-        for shard in self._committed():
+        for shard in self.committed():
             log_tail = np.asarray(self._arrays["logits/log_tail"][shard.view, shard.start : shard.stop], np.float64)
             sums += -np.expm1(log_tail).sum(axis=(0, 1))
             count += log_tail.shape[0] * log_tail.shape[1]
         return dict(zip(self.manifest.logits.temperatures, (sums / count).tolist(), strict=True))
 
-    def _committed(self) -> list[Shard]:
+    def committed(self) -> list[Shard]:
+        """The shards that were captured."""
         return [shard for shard in self.manifest.shards() if (self.directory / shard.record).is_file()]
 
     def _block(self, view: int, block: int) -> dict[str, NDArray[np.generic]]:

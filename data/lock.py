@@ -14,8 +14,12 @@ from configs.errors import UserError
 
 
 @contextmanager
-def sole_writer(output: Path) -> Iterator[None]:
+def sole_writer(output: Path, wait: bool = False) -> Iterator[None]:
     """Hold the lock `NAME.lock` beside an output; the file is removed when it is released.
+
+    Args:
+        output: what is written.
+        wait: wait for another holder instead of refusing.
 
     Raises:
         UserError: if another process holds it; its host and number are named.
@@ -23,7 +27,7 @@ def sole_writer(output: Path) -> Iterator[None]:
     output = output.absolute()
     output.parent.mkdir(parents=True, exist_ok=True)
     path = output.with_name(f"{output.name}.lock")
-    descriptor = _acquire(path, output)
+    descriptor = _acquire(path, output, wait)
     try:
         os.ftruncate(descriptor, 0)
         os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
@@ -33,11 +37,11 @@ def sole_writer(output: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _acquire(path: Path, output: Path) -> int:
+def _acquire(path: Path, output: Path, wait: bool) -> int:
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             # A holder that finished meanwhile has removed the file that was opened: that one locks nothing any more.
             if path.exists() and os.fstat(descriptor).st_ino == path.stat().st_ino:
                 return descriptor

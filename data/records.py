@@ -52,7 +52,8 @@ def commit(directory: Path, record: str, files: Iterable[str], **facts: object) 
     written = {
         name: {"bytes": (directory / name).stat().st_size, "sha256": sha256_of_file(directory / name)} for name in files
     }
-    write_record(directory / record, {"files": written, **facts})
+    whole = {"files": written, **facts}
+    write_record(directory / record, {**whole, "checksum": _checksum(whole)})
 
 
 def damage_of(directory: Path, record: str, contents: bool = True) -> str | None:
@@ -64,8 +65,10 @@ def damage_of(directory: Path, record: str, contents: bool = True) -> str | None
         contents: also compare checksums, at about 1 s a gigabyte; otherwise only presence and sizes.
     """
     try:
-        written = read_record(directory / record)["files"].items()
-        files = [(name, entry["bytes"], entry["sha256"]) for name, entry in written]
+        found = read_record(directory / record)
+        files = [(name, entry["bytes"], entry["sha256"]) for name, entry in found["files"].items()]
+        if found.pop("checksum") != _checksum(found):
+            return f"{record} differs from its checksum"
     except FileNotFoundError:
         return f"{record} is missing"
     except (UserError, KeyError, TypeError, AttributeError):
@@ -81,3 +84,8 @@ def damage_of(directory: Path, record: str, contents: bool = True) -> str | None
         if contents and sha256_of_file(path) != checksum:
             return f"{name} differs from its checksum"
     return None
+
+
+def _checksum(record: Mapping[str, object]) -> str:
+    """The SHA-256 of a record without its own checksum."""
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()

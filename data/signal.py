@@ -48,6 +48,15 @@ class TeacherSignal:
         return kept + log1mexp(log_tail).unsqueeze(-1), log_tail
 
 
+def entropy(kept: Tensor, tail: Tensor) -> Tensor:
+    """Entropy in nats [B, L] of log-probabilities of kept tokens [B, L, k] and of their tail as one bucket [B, L].
+
+    What the tail's own tokens would add is not known, so it is a lower bound of the teacher's.
+    """
+    both = torch.cat([kept, tail.unsqueeze(-1)], dim=-1).double()
+    return -torch.where(both > -math.inf, both.exp() * both, 0.0).sum(dim=-1)
+
+
 def top_k_signal(logits: Tensor, k: int, temperatures: tuple[float, ...]) -> TeacherSignal:
     """The k most probable tokens of full-vocabulary logits [B, L, V], with exact tail mass at each temperature.
 

@@ -1,0 +1,53 @@
+"""Inspect: what a cache holds, without its teacher: the manifest, sizes, kept mass, entropy, error of hidden states."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import Field
+
+from configs.settings import Settings
+from data.cache import TeacherCache
+from data.signal import entropy
+
+
+class InspectSettings(Settings):
+    """Show what a cache holds."""
+
+    cache: Path
+    """Directory of the cache; may stand first, without its name."""
+    sample: int = Field(default=256, ge=1)
+    """Windows whose entropy is measured."""
+
+
+def inspect(settings: InspectSettings) -> dict[str, Any]:
+    """What a cache says of itself and what is measured on its shards.
+
+    Returns:
+        ``manifest``; ``shards``: captured and all; ``tokens`` captured; ``bytes_per_token`` by array and in all;
+        ``kept_mass`` and ``entropy`` in nats (a lower bound: the tail counts as one token) by temperature; and
+        ``hidden_error``, the relative squared error of every layer.
+
+    Raises:
+        UserError: if there is no cache, or it is damaged.
+    """
+    cache = TeacherCache(settings.cache)
+    manifest = cache.manifest
+    committed = cache.committed()
+    sizes = cache.bytes_per_token() if committed else {}
+    entropies: dict[str, float] = {}
+    if committed:
+        first = committed[0]
+        slots = np.arange(first.start, min(first.stop, first.start + settings.sample))
+        signal = cache.read(first.view, slots)
+        entropies = {str(t): float(entropy(*signal.at(t)).mean()) for t in manifest.logits.temperatures}
+    return {
+        "cache": str(settings.cache),
+        "manifest": manifest.as_plain(),
+        "shards": {"captured": len(committed), "all": len(list(manifest.shards()))},
+        "tokens": sum(shard.stop - shard.start for shard in committed) * manifest.windows.length,
+        "bytes_per_token": {**sizes, "all": sum(sizes.values())},
+        "kept_mass": {str(t): mass for t, mass in cache.kept_mass().items()} if committed else {},
+        "entropy": entropies,
+        "hidden_error": cache.hidden_errors(),
+    }

@@ -1,0 +1,86 @@
+"""Plan: what a capture would cost, in bytes and seconds, from a short timed sample, before anything is spent."""
+
+import math
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import Field
+
+from cache_teachers.capture import CaptureSettings, capture_shards, manifest_of, require_windows
+from cache_teachers.teacher import Teacher
+from data.cache import CacheWriter, create_cache
+from data.corpus import Corpus
+from data.manifest import Shard, num_used
+from data.processes import open_processes
+from data.windows import gather
+
+
+class PlanSettings(CaptureSettings):
+    """Say what a capture would cost; takes the configuration of the capture."""
+
+    epochs: int = Field(default=6, ge=1)
+    """Epochs of a student, for the number of students from which the cache is cheaper than live teachers."""
+    sample: int = Field(default=64, ge=1)
+    """Windows that are captured to a temporary place and timed; their bytes are those of the whole, nearly."""
+
+
+def plan(settings: PlanSettings) -> dict[str, Any]:
+    """What the capture of these settings would cost: measured on a sample, multiplied by the corpus.
+
+    Returns:
+        ``tokens``, ``bytes_per_token`` by array and in all, ``bytes``, ``forward_seconds`` and ``seconds`` of one
+        process, ``live_seconds_per_student``, ``break_even_students``, and the ``sample``'s size.
+
+    Raises:
+        UserError: as a capture would.
+    """
+    device = open_processes().device
+    corpus = Corpus.open(settings.corpus, settings.split)
+    require_windows(settings, corpus)
+    rule = settings.windows
+    teacher = Teacher(
+        settings.models(), settings.precision, device, corpus, rule.length, settings.logits, settings.hidden
+    )
+    manifest = manifest_of(settings, corpus, teacher)
+    shard = Shard(0, 0, 0, min(settings.sample, manifest.windows_per_shard, manifest.num_windows(0)))
+    sample_tokens = (shard.stop - shard.start) * rule.length
+    teacher.measure(corpus, rule, settings.micro_batch)
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder) / "cache"
+        create_cache(place, manifest, teacher.statistics)
+        writer = CacheWriter(place, manifest)
+        forward = _forward_seconds(teacher, corpus, settings, shard)
+        started = time.perf_counter()
+        capture_shards([shard], corpus, teacher, writer, settings.micro_batch, shown=False)
+        seconds = time.perf_counter() - started
+        sizes = {name: (place / shard.file_of(name)).stat().st_size / sample_tokens for name in writer.empty(shard)}
+    used = [num_used(manifest.num_windows(view), settings.fraction) * rule.length for view in range(rule.views)]
+    live = settings.epochs * sum(used) / rule.views * forward / sample_tokens
+    whole = sum(used) * seconds / sample_tokens
+    return {
+        "tokens": sum(used),
+        "bytes_per_token": {**sizes, "all": sum(sizes.values())},
+        "bytes": round(sum(used) * sum(sizes.values())),
+        "forward_seconds": sum(used) * forward / sample_tokens,
+        "seconds": whole,
+        "epochs": settings.epochs,
+        "live_seconds_per_student": live,
+        "break_even_students": math.floor(whole / live) + 1,
+        "sample": {"tokens": sample_tokens, "seconds": seconds, "forward_seconds": forward},
+    }
+
+
+def _forward_seconds(teacher: Teacher, corpus: Corpus, settings: CaptureSettings, shard: Shard) -> float:
+    """Seconds of the bare forward pass over a shard; the first micro-batch goes through once before, to warm up."""
+    rule = settings.windows
+    slots = rule.slots(len(corpus.tokens), shard.view)[shard.start : shard.stop]
+    parts = [slots[start : start + settings.micro_batch] for start in range(0, len(slots), settings.micro_batch)]
+    batches = [torch.from_numpy(gather(corpus.tokens, rule, shard.view, part)) for part in parts]
+    teacher.outputs(batches[0])[0][0, 0, 0].item()
+    started = time.perf_counter()
+    for tokens in batches:
+        teacher.outputs(tokens)[0][0, 0, 0].item()  # waits for an accelerator
+    return time.perf_counter() - started

@@ -1,0 +1,174 @@
+"""Verify: is a cache what its teacher says? Random windows are computed again, and the kinds of error told apart.
+
+codec             between what is decoded and what the teacher says now, over the kept tokens and their tail
+truncation        what no codec could keep: the mass outside the kept tokens, and its divergence from a flat tail
+nondeterminism    between two live passes, windows alone and in batches
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field
+from torch import Tensor
+
+from cache_teachers.capture import CaptureSettings, manifest_of
+from cache_teachers.teacher import Teacher
+from configs.errors import UserError, refuse_difference
+from data.cache import TeacherCache
+from data.corpus import Corpus
+from data.processes import open_processes
+from data.records import damage_of
+from data.signal import TeacherSignal
+from data.windows import gather
+
+
+class VerifySettings(CaptureSettings):
+    """Compare a cache with its teacher; takes the configuration of the capture."""
+
+    sample: int = Field(default=32, ge=1)
+    """Random windows that are computed again."""
+    seed: int = Field(default=0, ge=0)
+    """Of the choice of windows."""
+    all: bool = False
+    """Also compare every checksum of every shard, at about 1 s a gigabyte."""
+
+
+def verify(settings: VerifySettings) -> dict[str, Any]:
+    """The errors of a cache, as means over the tokens of random windows.
+
+    Returns:
+        ``damaged``: what is wrong with shards that were captured, by record, with ``all``; ``windows``; by
+        temperature ``codec_kl`` and ``truncation`` (``missing_mass``, ``kl``); ``nondeterminism`` (``kl``,
+        ``largest_difference`` of log-probabilities); and ``hidden``: the relative squared error of every layer.
+
+    Raises:
+        UserError: if the cache is another one than the configuration asks for, or a shard of the sample is damaged.
+    """
+    cache = TeacherCache(settings.output)
+    damaged = _damaged(cache) if settings.all else {}
+    corpus = Corpus.open(settings.corpus, settings.split)
+    teacher = Teacher(
+        settings.models(),
+        settings.precision,
+        open_processes().device,
+        corpus,
+        settings.windows.length,
+        settings.logits,
+        settings.hidden,
+    )
+    expected = manifest_of(settings, corpus, teacher).as_plain()
+    remedy = "verify it with the configuration that it was captured with"
+    refuse_difference(f"cache {settings.output}", expected, cache.manifest.as_plain(), remedy)
+    teacher.use(cache.read_statistics(cache.manifest.hidden_keys()))
+    sums: dict[str, list[Any]] = {}
+    sampled = 0
+    for view, slots in _sample(cache, settings, damaged):
+        sampled += len(slots)
+        for start in range(0, len(slots), settings.micro_batch):
+            measured = _errors(cache, corpus, teacher, view, slots[start : start + settings.micro_batch])
+            for name, value in measured.items():
+                sums.setdefault(name, []).append(value)
+    return {"cache": str(settings.output), "damaged": damaged, "windows": sampled, **_collected(cache, sums, sampled)}
+
+
+def _damaged(cache: TeacherCache) -> dict[str, str]:
+    """What is wrong with each shard that was captured, by its commit record."""
+    damages = {shard.record: damage_of(cache.directory, shard.record) for shard in cache.committed()}
+    return {record: damage for record, damage in damages.items() if damage}
+
+
+def _sample(
+    cache: TeacherCache, settings: VerifySettings, damaged: Mapping[str, str]
+) -> list[tuple[int, NDArray[np.int64]]]:
+    """Random slots of every view, among the shards that are whole."""
+    generator = np.random.RandomState(settings.seed)
+    rule = cache.manifest.windows
+    whole = [shard for shard in cache.committed() if shard.record not in damaged]
+    chosen = []
+    for view in range(rule.views):
+        ranges = [np.arange(shard.start, shard.stop) for shard in whole if shard.view == view]
+        slots = np.concatenate(ranges) if ranges else np.empty(0, np.int64)
+        count = min(len(slots), -(-settings.sample // rule.views))
+        chosen.append((view, np.sort(generator.permutation(slots)[:count]).astype(np.int64)))
+    if not any(len(slots) for _, slots in chosen):
+        raise UserError(f"cache {cache.directory} has no whole shard to verify; capture it with `palenka cache run`")
+    return chosen
+
+
+def _errors(
+    cache: TeacherCache, corpus: Corpus, teacher: Teacher, view: int, slots: NDArray[np.int64]
+) -> dict[str, Any]:
+    """Errors of some windows, each a sum over them of means over their tokens; of differences the largest."""
+    rule = cache.manifest.windows
+    indices = rule.slots(len(corpus.tokens), view)[slots]
+    tokens = torch.from_numpy(gather(corpus.tokens, rule, view, indices))
+    logits, states = teacher.outputs(tokens)
+    alone = torch.cat([teacher.outputs(window.unsqueeze(0))[0] for window in tokens])
+    first, second = logits.cpu().double().log_softmax(-1), alone.cpu().double().log_softmax(-1)
+    errors: dict[str, Any] = {
+        "nondeterminism/kl": _over_windows((first.exp() * (first - second)).sum(-1)),
+        "nondeterminism/difference": float((first - second).abs().max()),
+    }
+    signal = cache.read(view, slots)
+    if cache.manifest.logits.kind == "topk":
+        for temperature in cache.manifest.logits.temperatures:
+            errors |= _logit_errors(logits.cpu().double() / temperature, signal, temperature)
+    hidden = cache.manifest.hidden
+    positions = torch.from_numpy(rule.positions(view, indices, hidden.positions if hidden else 0))
+    for key, there in teacher.at(states, positions).items():
+        statistics = teacher.statistics[key].to(torch.device("cpu"))
+        errors[f"hidden/{key}"] = statistics.squared_error(there.cpu(), signal.hidden[key])
+    return errors
+
+
+def _logit_errors(scaled: Tensor, signal: TeacherSignal, temperature: float) -> dict[str, float]:
+    """Codec and truncation error at a temperature of logits / T, float64."""
+    exact = scaled.log_softmax(-1)
+    kept, tail = (part.double() for part in signal.at(temperature))
+    there = exact.gather(-1, signal.ids)
+    outside = exact.scatter(-1, signal.ids, -torch.inf).logsumexp(-1)
+    codec = (there.exp() * (there - kept)).sum(-1) + _times_log(outside, outside - tail)
+    flat = outside - np.log(max(1, exact.shape[-1] - signal.ids.shape[-1]))
+    others = exact.scatter(-1, signal.ids, -torch.inf)
+    truncation = _times_log(others, others - flat.unsqueeze(-1)).sum(-1)
+    return {
+        f"codec/{temperature}": _over_windows(codec),
+        f"missing/{temperature}": _over_windows(outside.exp()),
+        f"truncation/{temperature}": _over_windows(truncation),
+    }
+
+
+def _over_windows(values: Tensor) -> float:
+    """The sum over windows of the means over their tokens, [B, L] to a number."""
+    return float(values.mean(-1).sum())
+
+
+def _times_log(log_weight: Tensor, difference: Tensor) -> Tensor:
+    """exp(log_weight) · difference, 0 where the weight is 0."""
+    return torch.where(log_weight > -torch.inf, log_weight.exp() * difference, 0.0)
+
+
+def _collected(cache: TeacherCache, sums: dict[str, list[Any]], windows: int) -> dict[str, Any]:
+    temperatures = [t for t in cache.manifest.logits.temperatures if f"codec/{t}" in sums]
+    hidden = {
+        key: sum(missed for missed, _ in sums[f"hidden/{key}"]) / sum(total for _, total in sums[f"hidden/{key}"])
+        for key in cache.manifest.hidden_keys()
+    }
+    return {
+        "codec_kl": {str(t): sum(sums[f"codec/{t}"]) / windows for t in temperatures},
+        "truncation": {
+            str(t): {
+                "missing_mass": sum(sums[f"missing/{t}"]) / windows,
+                "kl": sum(sums[f"truncation/{t}"]) / windows,
+            }
+            for t in temperatures
+        },
+        "nondeterminism": {
+            "kl": sum(sums["nondeterminism/kl"]) / windows,
+            "largest_difference": max(sums["nondeterminism/difference"]),
+        },
+        "hidden": hidden,
+    }
