@@ -11,7 +11,8 @@ _PROGRAMS = {
     "cache": ("cache_teachers", "capture a teacher's signal into a cache"),
     "train": ("train_student", "train a baseline, a teacher or a student"),
     "eval": ("eval", "measure a model"),
-    "study": ("palenka.study", "run all stages of a study, from raw text to a table"),
+    "report": ("eval.report", "write a page about runs, caches and results"),
+    "study": ("palenka.study", "run all stages of a study, from raw text to a report"),
     "demo": ("palenka.demo", "the study that comes with Palenka: offline, real text, under five minutes on two cores"),
 }
 

@@ -197,7 +197,7 @@ def test_a_file_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[
 @pytest.mark.parametrize(
     ("program", "arguments", "told"),
     [
-        ("palenka", [], "palenka needs a command; choose from data, cache, train, eval, study, demo"),
+        ("palenka", [], "palenka needs a command; choose from data, cache, train, eval, report, study, demo"),
         ("palenka", ["teach"], "'teach' is not a command of palenka; choose from data, cache"),
         ("palenka", ["train"], "these options are missing: corpus, output, model.architecture"),
         ("palenka", ["eval", "/nowhere"], "these options are missing: data, out"),
