@@ -118,7 +118,7 @@ def _held_out_finding(
         )
     details += [sentence for other in measures if (sentence := _accuracy_sentence(student, control, other)) is not None]
     if len(students) > 1:
-        details.append(f"{student.name} was picked after measuring, which favours it a little.")
+        details.append(f"{student.name} was picked after measuring, which favours it.")
     details.append(
         "An interval says how well each level is known. Both models read the same text, so a paired test over windows "
         "and several seeds would tell smaller differences apart."
