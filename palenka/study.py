@@ -4,6 +4,7 @@
 `palenka data prepare`, `palenka train` or `palenka cache run`.
 """
 
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -24,6 +25,7 @@ from data.corpus import Corpus
 from data.prepare import CorpusSettings, prepare
 from data.records import damage_of, read_record, write_record
 from eval.held_out import measure_held_out
+from eval.report.write import write_report
 from train_student.run import Run
 from train_student.settings import TrainSettings
 from train_student.train import train
@@ -90,7 +92,7 @@ class Study:
 
 
 def run_study(study: Study) -> dict[str, Any]:
-    """Run what is not finished of a study, print its tables and write them to results.json in its output.
+    """Run what is not finished of a study, print its tables, and write results.json and report.html in its output.
 
     The seconds of a stage are those of the call that finished it.
     """
@@ -112,12 +114,21 @@ def run_study(study: Study) -> dict[str, Any]:
         measure = partial(measure_held_out, run_settings.output, corpus, length, out)
         measured = stages.run(f"held out {name}", out.exists(), measure)
         models.append(_model_row(name, run_settings, name in study.teachers, measured))
-    caches = [_cache_row(name, TeacherCache(cache.output)) for name, cache in study.caches.items()]
+    caches = [_cache_row(name, TeacherCache(cache.output), output) for name, cache in study.caches.items()]
     results = {"models": models, "caches": caches, "seconds": stages.seconds}
     write_record(output / "results.json", results)
     _print_tables(results)
-    Console().print(f"Written to {output / 'results.json'}")
+    write_report(_folders(study), output / "report.html")
+    Console().print(f"Written to {output / 'results.json'} and {output / 'report.html'}")
     return results
+
+
+def _folders(study: Study) -> list[Path]:
+    """The study's output, and the outputs of its stages that lie elsewhere."""
+    output = study.settings.output
+    runs = [*study.teachers.values(), *study.students.values()]
+    stages = [*(run.output for run in runs), *(cache.output for cache in study.caches.values())]
+    return [output, *(stage for stage in stages if not stage.resolve().is_relative_to(output.resolve()))]
 
 
 class _Stages:
@@ -159,10 +170,11 @@ def _model_row(name: str, settings: TrainSettings, is_teacher: bool, measured: d
     }
 
 
-def _cache_row(name: str, cache: TeacherCache) -> dict[str, Any]:
+def _cache_row(name: str, cache: TeacherCache, output: Path) -> dict[str, Any]:
     by_temperature = cache.kept_mass()
     return {
         "name": name,
+        "path": os.path.relpath(cache.directory, output),
         "bytes_per_token": round(sum(cache.bytes_per_token().values()), 2),
         "kept_mass": by_temperature.get(1.0, next(iter(by_temperature.values()))),
         "kept_mass_by_temperature": {str(temperature): mass for temperature, mass in by_temperature.items()},

@@ -17,7 +17,7 @@ from data.cache import TeacherCache, create_cache, is_begun, read_manifest
 from data.corpus import Corpus
 from data.encoding import LogitEncoding
 from data.manifest import CacheManifest, TeacherIdentity, windows_per_shard
-from data.records import sha256_of_file
+from data.records import commit
 from data.windows import WindowRule, gather
 
 Damage = Callable[[Path], object]
@@ -180,12 +180,10 @@ def test_changed_metadata_is_refused(cache_directory: Path) -> None:
 
 
 def test_another_format_version_is_named(cache_directory: Path) -> None:
-    path, record = cache_directory / "zarr.json", cache_directory / "commits" / "store.json"
+    record = cache_directory / "commits" / "store.json"
     group = zarr.open_group(cache_directory, mode="r+")
     group.attrs["format_version"] = 2
-    files = json.loads(record.read_text())
-    files["files"]["zarr.json"] = {"bytes": path.stat().st_size, "sha256": sha256_of_file(path)}
-    record.write_text(json.dumps(files))
+    commit(cache_directory, "commits/store.json", json.loads(record.read_text())["files"])
     with pytest.raises(UserError, match="format_version is 2"):
         TeacherCache(cache_directory)
 

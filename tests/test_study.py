@@ -63,11 +63,11 @@ def study_file(tmp_path: Path) -> Path:
 
 
 def state(directory: Path) -> dict[str, tuple[int, bytes]]:
-    """Every file with the time of its last change; the study's own records aside, which each call writes."""
+    """Every file with the time of its last change; aside from the study's own, which each call writes."""
     return {
         str(path.relative_to(directory)): (path.stat().st_mtime_ns, path.read_bytes())
         for path in directory.rglob("*")
-        if path.is_file() and path.name not in ("results.json", "seconds.json")
+        if path.is_file() and path.name not in ("results.json", "seconds.json", "report.html")
     }
 
 
@@ -98,7 +98,7 @@ def test_a_study_goes_from_text_to_a_table_and_does_nothing_twice(
         assert rows[name]["held_out_cross_entropy"] == pytest.approx(validated, abs=1e-5)
     (cache,) = first["caches"]
     stored = TeacherCache(runs / "cache")
-    assert cache["name"] == "big"
+    assert (cache["name"], cache["path"]) == ("big", "cache")
     assert cache["bytes_per_token"] == pytest.approx(sum(stored.bytes_per_token().values()), abs=0.005)
     assert cache["kept_mass"] == stored.kept_mass()[1.0]
     assert 0.3 < cache["kept_mass"] < 1
@@ -106,9 +106,11 @@ def test_a_study_goes_from_text_to_a_table_and_does_nothing_twice(
     assert set(first["seconds"]) == {*stages, "held out big", "held out control", "held out distilled"}
     assert sum(first["seconds"].values()) > 0
 
-    before = state(runs)
+    before, report = state(runs), (runs / "report.html").read_bytes()
+    assert b"distilled" in report
     assert main(["study", str(study_file)]) == 0
     assert state(runs) == before
+    assert (runs / "report.html").read_bytes() == report
     assert results(study_file) == first
 
     # A student that is gone is trained again, to the same bits, and nothing else is.

@@ -75,8 +75,8 @@ class TrainSettings(Settings):
         if not self.weights():
             raise ValueError("no term has a weight; set objective.hard above 0, or a teacher's term and its weight")
         for name in self.teachers:
-            if not re.fullmatch(r"[\w-]+", name):
-                raise ValueError(f"a teacher has the name '{name}'; use letters, digits, _ and - alone")
+            if not re.fullmatch(r"[^./]+", name):
+                raise ValueError(f"a teacher has the name '{name}', but it names terms and weights; leave out . and /")
         return self
 
     def weights(self) -> dict[str, float]:

@@ -1,0 +1,5 @@
+"""The report: one self-contained HTML page about the runs, caches and results under some folders.
+
+sources.py finds and reads them, models.py joins them, pairs.py, cache_card.py and costs.py compute what the page says,
+figures.py draws it with charts.py, finding.py puts it into a sentence, sections.py and page.py fill report.html.j2.
+"""
