@@ -99,7 +99,7 @@ def measure_held_out(model_directory: Path, corpus: Corpus, length: int, out: Pa
         UserError: if the model does not fit the corpus, the file is something else, or the disk does not take it.
     """
     request = held_out_request(model_directory, corpus, length)
-    for found in earlier_results(out):
+    for found in earlier_results(out, ["held_out"]):
         if request.items() <= found.items():
             return found
     result = request | held_out_result(model_directory, corpus, length)

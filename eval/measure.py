@@ -94,8 +94,8 @@ def _request(asked: Measurement, suite: Suite, corpus: Corpus | None) -> dict[st
         "protocol": asked.protocol,
         "precision": asked.precision,
         "data": hash_of_pairs(asked.folders[suite]),
-        "tokenizer": hash_of_tokenizer(asked.model),
         "model": identity_of(asked.model, asked.precision).as_plain(),
+        "tokenizer": hash_of_tokenizer(asked.model),
     }
 
 
@@ -103,7 +103,7 @@ def _kept(
     out: Path, requests: Mapping[Suite, dict[str, Any]]
 ) -> tuple[dict[Suite, dict[str, Any]], dict[Suite, PairScores]]:
     """The results, and the scores, that an earlier call wrote and that are still those asked for."""
-    earlier = earlier_results(out)
+    earlier = earlier_results(out, requests)
     results = {
         suite: found for suite, request in requests.items() for found in earlier if request.items() <= found.items()
     }

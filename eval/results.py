@@ -4,7 +4,7 @@ The JSON is written last and names the checksum of its parquet file, so the two 
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,8 @@ def write_results(out: Path, results: Sequence[dict[str, Any]], scores: Sequence
         if len(results) == 1:
             write_record(out, results[0])
         else:
-            shared = {key: results[0][key] for key in _OF_ALL_SUITES if key in results[0]}
+            of_first = {key: results[0][key] for key in _OF_ALL_SUITES if key in results[0]}
+            shared = {key: said for key, said in of_first.items() if all(other.get(key) == said for other in results)}
             suites = [{key: value for key, value in result.items() if key not in shared} for result in results]
             write_record(out, shared | {"suites": suites})
     return read_results(out)
@@ -80,18 +81,25 @@ def read_results(path: Path) -> list[dict[str, Any]]:
     return [shared | suite for suite in suites]
 
 
-def earlier_results(out: Path) -> list[dict[str, Any]]:
-    """What an earlier measurement wrote to a file whose scores are still those; empty if there is none.
+def earlier_results(out: Path, suites: Collection[str]) -> list[dict[str, Any]]:
+    """What an earlier measurement of these suites wrote to a file whose scores are still those; empty without one.
 
     Raises:
-        UserError: if the file is something else, which is not to be lost.
+        UserError: if the file is something else, or has other suites too, which are not to be lost.
     """
     if not out.exists():
         return []
     try:
         results = read_results(out)
     except (OSError, UserError):
-        raise UserError(f"{out} exists and is no result of `palenka eval`; choose another out") from None
+        results = []
+    others = [result["suite"] for result in results if result["suite"] not in suites]
+    if len(others) == len(results):
+        raise UserError(f"{out} exists and is no result of the suite {' or '.join(suites)}; choose another out")
+    if others:
+        raise UserError(
+            f"{out} holds results of {', '.join(others)} too; choose another out, or measure it again with the others"
+        )
     scores = scores_file(out)
     found = sha256_of_file(scores) if scores.is_file() else None
     return [result for result in results if result.get("scores") in (None, found)]

@@ -42,13 +42,14 @@ def folders_of(suites: Sequence[Suite], data: Path | Mapping[str, Path]) -> dict
             if suite not in data:
                 raise UserError(f"data has no folder for {suite}; give it as --data.{suite} DIR")
         return {suite: data[suite] for suite in suites}
+    if tuple(suites) == ("held_out",):
+        return {"held_out": data}
     if not data.is_dir():
         raise UserError(f"data {data} is not a folder; give the one that holds what {', '.join(suites)} needs")
     found = {suite: data / name for suite in suites for name in reversed(_FOLDERS[suite]) if (data / name).is_dir()}
     if len(suites) == 1:
         # Its own folder comes first: a folder of pairs may lie beside one that is named like a suite.
-        is_own = suites[0] == "held_out" or any(data.glob("*.jsonl"))
-        return {suites[0]: data if is_own else found.get(suites[0], data)}
+        return {suites[0]: data if any(data.glob("*.jsonl")) else found.get(suites[0], data)}
     for suite in suites:
         if suite not in found:
             raise UserError(

@@ -100,7 +100,7 @@ def print_results(results: Sequence[dict[str, Any]], console: Console) -> None:
     """Print a model's results: for each suite of pairs its tasks and itself, for held-out text the three figures."""
     for result in results:
         if result["suite"] == "held_out":
-            console.print(_held_out_table(result))
+            console.print(_held_out_sentence(result), markup=False, highlight=False, soft_wrap=True)
             continue
         console.print(_suite_table(result))
         ties = f"{result['ties']:,} ties; accuracy with ties as one half {result['tie_half_accuracy']:.4f}"
@@ -123,18 +123,14 @@ def _suite_table(result: Mapping[str, Any]) -> Table:
     return table
 
 
-def _held_out_table(result: Mapping[str, Any]) -> Table:
-    table = Table("per", title=f"held-out cross-entropy in nats, {result['windows']:,} windows")
-    for heading in ("nats", "95 % interval"):
-        table.add_column(heading, justify="right")
-    for unit, key, interval in (
-        ("token", "cross_entropy", "interval"),
-        ("word", "per_word", "per_word_interval"),
-        ("byte", "per_byte", "per_byte_interval"),
-    ):
-        low, high = result[interval]
-        table.add_row(unit, f"{result[key]:.4f}", f"{low:.4f} to {high:.4f}")
-    return table
+def _held_out_sentence(result: Mapping[str, Any]) -> str:
+    (low, high), (low_word, high_word) = result["interval"], result["per_word_interval"]
+    low_byte, high_byte = result["per_byte_interval"]
+    return (
+        f"held-out cross-entropy {result['cross_entropy']:.4f} nats per token (95 % interval {low:.4f} to {high:.4f}, "
+        f"{result['windows']:,} windows), {result['per_word']:.4f} per word ({low_word:.4f} to {high_word:.4f}), "
+        f"{result['per_byte']:.4f} per byte ({low_byte:.4f} to {high_byte:.4f})"
+    )
 
 
 def _rows_of(files: Sequence[str]) -> list[Row]:

@@ -128,7 +128,7 @@ def run_study(study: Study) -> dict[str, Any]:
         row = _model_row(name, run_settings, name in study.teachers, measured)
         if study.settings.minimal_pairs:
             out = output / "minimal_pairs" / f"{name}.json"
-            folders: dict[Suite, Path] = {**study.settings.minimal_pairs}
+            folders: dict[Suite, Path] = {suite: path for suite, path in study.settings.minimal_pairs.items()}  # noqa: C416
             asked = Measurement(run_settings.output, folders, study.settings.protocol)
             scored = stages.run(f"minimal pairs {name}", out.exists(), partial(measure, asked, out))
             row["minimal_pairs"] = {result["suite"]: {key: result[key] for key in _SUITE_KEYS} for result in scored}
@@ -195,17 +195,19 @@ def _cache_row(name: str, cache: TeacherCache) -> dict[str, Any]:
 
 
 def _print_tables(results: dict[str, Any]) -> None:
-    suites = list(results["models"][0].get("minimal_pairs", {}))
-    models = Table("model", "role", title="Held-out cross-entropy, nats per token, and accuracy on minimal pairs")
-    for heading in ("parameters", "cross-entropy", "95 % interval", *suites):
+    models = Table("model", "role", title="Held-out cross-entropy, nats per token")
+    for heading in ("parameters", "cross-entropy", "95 % interval"):
         models.add_column(heading, justify="right")
     for row in results["models"]:
         low, high = row["interval"]
         loss = f"{row['held_out_cross_entropy']:.4f}"
-        pairs = [
-            f"{scored['accuracy']:.4f} ± {scored['stderr']:.4f}" for scored in row.get("minimal_pairs", {}).values()
-        ]
-        models.add_row(row["name"], row["role"], f"{row['parameters']:,}", loss, f"{low:.4f} to {high:.4f}", *pairs)
+        models.add_row(row["name"], row["role"], f"{row['parameters']:,}", loss, f"{low:.4f} to {high:.4f}")
+    pairs = Table("model", title="Minimal pairs, accuracy and standard error")
+    for suite in (suites := results["models"][0].get("minimal_pairs", {})):
+        pairs.add_column(suite, justify="right")
+    for row in results["models"] if suites else []:
+        scored = row["minimal_pairs"].values()
+        pairs.add_row(row["name"], *(f"{suite['accuracy']:.4f} ± {suite['stderr']:.4f}" for suite in scored))
     caches = Table("cache", title="Teacher caches")
     for heading in ("bytes per token", "kept mass by temperature"):
         caches.add_column(heading, justify="right")
@@ -217,7 +219,7 @@ def _print_tables(results: dict[str, Any]) -> None:
     for stage, duration in results["seconds"].items():
         seconds.add_row(stage, f"{duration:.1f}")
     seconds.add_row("all", f"{sum(results['seconds'].values()):.1f}")
-    Console().print(models, caches, seconds)
+    Console().print(models, *([pairs] if suites else []), caches, seconds)
 
 
 if __name__ == "__main__":
