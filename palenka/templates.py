@@ -139,7 +139,7 @@ def _pronoun_case() -> Iterator[Pair]:
 def _negative_polarity() -> Iterator[Pair]:
     deeds = ("broken a treaty", "lost a war", "failed", "been so strong", "had such a law", "paid its debt")
     for (one, _), deed in product(_NOUNS, deeds):
-        for determiner in ("The", "This", "Every"):
+        for determiner in ("Every", "Each", "Another"):
             yield f"No {one} has ever {deed}.", f"{determiner} {one} has ever {deed}."
 
 

@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers.processors import TemplateProcessing
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from configs.errors import UserError
 from data.model_files import load_model
@@ -192,23 +192,36 @@ def test_a_model_that_ignores_order_ties_on_word_orders(teacher: Path) -> None:
     assert values[0] == values[1] == values[2] != values[3]
 
 
-def test_a_model_that_cannot_read_trees_is_found_out(teacher: Path) -> None:
-    model = load_model(teacher, torch.device("cpu"))
-    sequences = [ScoredTokens((1, *range(5, 5 + length)), 1) for length in (4, 9, 12)]
-    assert reads_trees(model, sequences)
-    body = model.base_model
-    forward = body.forward
-    for breaks in ("position_ids", "attention_mask"):
-        body.forward = lambda *args, breaks=breaks, **kwargs: forward(*args, **{**kwargs, breaks: None})
-        assert not reads_trees(model, sequences)
+SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+WITH_WINDOWS = SMALL | {"num_key_value_heads": 1, "intermediate_size": 64, "sliding_window": 4}
+ARCHITECTURES: dict[str, tuple[bool, dict[str, object]]] = {
+    "opt": (True, SMALL | {"ffn_dim": 64, "word_embed_proj_dim": 32}),
+    "gpt_neox": (True, SMALL | {"intermediate_size": 64}),
+    "bloom": (False, {"hidden_size": 32, "n_layer": 2, "n_head": 2}),  # positions by ALiBi
+    "mistral": (False, WITH_WINDOWS),
+    "gemma2": (False, WITH_WINDOWS | {"head_dim": 16, "final_logit_softcapping": 1.0}),
+    "granite": (False, SMALL | {"num_key_value_heads": 1, "intermediate_size": 64, "logits_scaling": 4.0}),
+}
 
-    def refuses(*args: Any, position_ids: object = None, **kwargs: Any) -> Any:
-        if position_ids is not None:
-            raise TypeError("unexpected keyword argument 'position_ids'")
-        return forward(*args, **kwargs)
 
-    body.forward = refuses
-    assert not reads_trees(model, sequences)
+@pytest.mark.parametrize("name", list(ARCHITECTURES))
+def test_any_causal_model_is_scored_right_whether_it_reads_trees_or_not(name: str) -> None:
+    reads, options = ARCHITECTURES[name]
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(name, vocab_size=50, bos_token_id=1, eos_token_id=2, pad_token_id=0, **options)
+    model: Any = AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(6 if parameter.dim() > 1 else 1)
+    draw = np.random.RandomState(0)
+    sequences = [ScoredTokens((1, *draw.randint(3, 9, size=draw.randint(1, 14)).tolist()), 1) for _ in range(30)]
+    assert reads_trees(model, sequences) == reads
+    values = log_likelihoods(model, sequences, reads)
+    for (tokens, _), value in zip(sequences, values, strict=True):
+        with torch.inference_mode():
+            log_probabilities = model(input_ids=torch.tensor([tokens])).logits[0].double().log_softmax(-1)
+        expected = sum(log_probabilities[place - 1, tokens[place]].item() for place in range(1, len(tokens)))
+        assert value == pytest.approx(expected, abs=2e-5)
 
 
 def test_real_pairs_at_random_are_those_of_the_float64_loop(teacher: Path) -> None:
