@@ -67,7 +67,7 @@ class CompareSettings(Settings):
 class ExportSettings(Settings):
     """Make a table of results: palenka eval export A.json B.json ... --format latex --out table.tex."""
 
-    files: tuple[str, ...]
+    files: tuple[str, ...] = ()
     """Results of `palenka eval`, as FILE.json or NAME=FILE.json; may stand first, without their name."""
     format: TableFormat = "markdown"
     """Form of the table."""

@@ -69,7 +69,7 @@ def measure(asked: Measurement, out: Path) -> list[dict[str, Any]]:
         if suite != "held_out"
     }
     corpus = Corpus.open(asked.folders["held_out"], asked.split) if "held_out" in asked.folders else None
-    requests = {suite: _request(asked, suite, corpus) for suite in asked.folders}
+    requests = _requests(asked, corpus)
     results, scores = _kept(out, requests)
     if len(results) == len(requests):
         notice(f"{out} has these results of the same model and data already: nothing was computed again")
@@ -85,18 +85,23 @@ def measure(asked: Measurement, out: Path) -> list[dict[str, Any]]:
     )
 
 
-def _request(asked: Measurement, suite: Suite, corpus: Corpus | None) -> dict[str, Any]:
-    """Everything that decides a suite's result."""
-    if corpus is not None and suite == "held_out":
-        return held_out_request(asked.model, corpus, asked.length)
-    return {
-        "suite": suite,
-        "protocol": asked.protocol,
-        "precision": asked.precision,
-        "data": hash_of_pairs(asked.folders[suite]),
-        "model": identity_of(asked.model, asked.precision).as_plain(),
-        "tokenizer": hash_of_tokenizer(asked.model),
-    }
+def _requests(asked: Measurement, corpus: Corpus | None) -> dict[Suite, dict[str, Any]]:
+    """Everything that decides the result of each suite."""
+    requests: dict[Suite, dict[str, Any]] = {}
+    identity = identity_of(asked.model, asked.precision).as_plain()
+    for suite, folder in asked.folders.items():
+        if corpus is not None and suite == "held_out":
+            requests[suite] = held_out_request(asked.model, corpus, asked.length)
+            continue
+        requests[suite] = {
+            "suite": suite,
+            "protocol": asked.protocol,
+            "precision": asked.precision,
+            "data": hash_of_pairs(folder),
+            "model": identity,
+            "tokenizer": hash_of_tokenizer(asked.model),
+        }
+    return requests
 
 
 def _kept(

@@ -74,6 +74,8 @@ def read_results(path: Path) -> list[dict[str, Any]]:
         record = read_record(path)
     except OSError as error:
         raise UserError(f"cannot read results {path}: {error.strerror}; make them with `palenka eval`") from None
+    except UserError:
+        record = {}
     suites = record.get("suites", [record])
     shared = {key: record[key] for key in _OF_ALL_SUITES if key in record}
     if not isinstance(suites, list) or not all(isinstance(suite, dict) and "suite" in suite for suite in suites):

@@ -81,5 +81,8 @@ def test_results_that_do_not_belong_in_one_row_are_refused(tmp_path: Path) -> No
         assert "| other |" in export([first, f"other={second}"], "markdown", published=True)
     with pytest.raises(UserError, match="there are no results to export"):
         export([], "csv", published=False)
+    (tmp_path / "x.json").write_text("precious")
+    with pytest.raises(UserError, match=r"x\.json holds no results of `palenka eval`"):
+        export([str(tmp_path / "x.json")], "csv", published=True)
     with pytest.raises(UserError, match=r"cannot read results .*nowhere\.json"):
         export([str(tmp_path / "nowhere.json")], "csv", published=False)
