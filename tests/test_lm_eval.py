@@ -3,6 +3,7 @@
 import json
 import warnings
 from collections.abc import Callable
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +32,13 @@ dataset_path: json
 dataset_kwargs: {{data_files: {{train: "{file}"}}}}
 validation_split: train
 output_type: multiple_choice
-doc_to_text: ""
+doc_to_text: "{context}"
 doc_to_target: 0
-doc_to_choice: "{{{{[sentence_good, sentence_bad]}}}}"
+doc_to_choice: "{{{{[{good}, {bad}]}}}}"
 metric_list: [{{metric: acc}}]
 """
+SENTENCES = {"context": "", "good": "sentence_good", "bad": "sentence_bad"}
+TARGETS = {"context": "{{Context1}}", "good": "Target1", "bad": "Target2"}
 
 
 @pytest.fixture(params=["templates", "blimp_filtered", "supplement_filtered"])
@@ -54,23 +57,59 @@ def pairs(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.fixture
+def domains(tmp_path: Path) -> Path:
+    """Pairs in EWoK's form, a file for each of two domains."""
+    folder = tmp_path / "domains"
+    folder.mkdir()
+    for domain in ("social", "spatial"):
+        rows = [
+            {
+                "Domain": domain,
+                "Context1": f"The {a} keeps the {b}.",
+                "Target1": f"The {b} stays.",
+                "Target2": f"{a} it.",
+            }
+            for a, b in permutations(["teacher", "student", "river", "stone", "garden", "token"], 2)
+        ]
+        (folder / f"{domain}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return folder
+
+
 @pytest.mark.parametrize("architecture", ["gpt2", "llama"])
-def test_scores_and_decisions_are_those_of_lm_eval(
+def test_sentences_are_scored_as_by_lm_eval(
     architecture: str, pairs: Path, make_teacher: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     model = make_teacher(architecture, max_position_embeddings=256)
-    tasks = tmp_path / "tasks"
-    tasks.mkdir()
-    for file in pairs.glob("*.jsonl"):
-        # Only these two columns: those of the filtered files differ from line to line.
-        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
-        plain = [{key: row[key] for key in ("sentence_good", "sentence_bad")} for row in rows]
-        data = tasks / file.name
-        data.write_text("".join(json.dumps(row) + "\n" for row in plain), encoding="utf-8")
-        (tasks / f"{file.stem}.yaml").write_text(TASK.format(task=f"local_{file.stem}", file=data), encoding="utf-8")
+    (result,) = measure(Measurement(model, {"minimal_pairs": pairs}), tmp_path / "result.json")
+    require_agreement(result, tmp_path / "result.parquet", by_lm_eval(model, pairs, SENTENCES, tmp_path / "tasks"))
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
+def test_targets_after_a_context_are_scored_as_by_lm_eval(
+    architecture: str, domains: Path, make_teacher: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    model = make_teacher(architecture, max_position_embeddings=256)
+    (result,) = measure(Measurement(model, {"ewok_filtered": domains}), tmp_path / "result.json")
+    require_agreement(result, tmp_path / "result.parquet", by_lm_eval(model, domains, TARGETS, tmp_path / "tasks"))
+
+
+def by_lm_eval(model: Path, pairs: Path, fields: dict[str, str], tasks: Path) -> dict[str, Any]:
+    """What lm-eval makes of each file as a task of its own, every sample logged."""
     from lm_eval.tasks import TaskManager
 
+    tasks.mkdir()
+    wanted = [name.strip("{}") for name in fields.values() if name]
+    for file in pairs.glob("*.jsonl"):
+        # Only these columns: the others of the filtered files differ from line to line.
+        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
+        data = tasks / file.name
+        lines = [json.dumps({key: row[key] for key in wanted}) + "\n" for row in rows]
+        data.write_text("".join(lines), encoding="utf-8")
+        task = TASK.format(task=f"local_{file.stem}", file=data, **fields)
+        (tasks / f"{file.stem}.yaml").write_text(task, encoding="utf-8")
     found: dict[str, Any] = lm_eval.simple_evaluate(
         model="hf",
         model_args={"pretrained": str(model), "dtype": "float32"},
@@ -81,9 +120,13 @@ def test_scores_and_decisions_are_those_of_lm_eval(
         log_samples=True,
         bootstrap_iters=0,
     )
-    (result,) = measure(Measurement(model, {"minimal_pairs": pairs}), tmp_path / "result.json")
+    return found
+
+
+def require_agreement(result: dict[str, Any], scores: Path, found: dict[str, Any]) -> None:
+    """Every score to 1e-4 nats, every decision and every accuracy."""
     compared = 0
-    for row in pq.read_table(tmp_path / "result.parquet").to_pylist():
+    for row in pq.read_table(scores).to_pylist():
         (sample,) = (s for s in found["samples"][f"local_{row['task']}"] if s["doc_id"] == row["index"])
         (good, _), (bad, _) = sample["filtered_resps"]
         assert row["score_good"] == pytest.approx(good, abs=1e-4)

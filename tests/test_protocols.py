@@ -192,7 +192,7 @@ def test_a_model_that_ignores_order_ties_on_word_orders(teacher: Path) -> None:
     assert values[0] == values[1] == values[2] != values[3]
 
 
-SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+SMALL: dict[str, object] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 WITH_WINDOWS = SMALL | {"num_key_value_heads": 1, "intermediate_size": 64, "sliding_window": 4}
 ARCHITECTURES: dict[str, tuple[bool, dict[str, object]]] = {
     "opt": (True, SMALL | {"ffn_dim": 64, "word_embed_proj_dim": 32}),
