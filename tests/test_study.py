@@ -13,8 +13,10 @@ from transformers import AutoModelForCausalLM
 
 from configs.errors import UserError
 from data.cache import TeacherCache
+from eval.results import read_results
 from palenka.__main__ import main
 from palenka.study import Study
+from palenka.templates import write_pairs
 
 LENGTH = 16
 SHAPE = {"architecture": "llama", "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -49,6 +51,7 @@ def study_file(tmp_path: Path) -> Path:
             "teachers": {"big": "stages/teacher.yaml"},
             "caches": {"big": "stages/cache.yaml"},
             "students": {"control": "stages/control.yaml", "distilled": "stages/distilled.yaml"},
+            "minimal_pairs": {"minimal_pairs": str(tmp_path / "pairs")},
         },
         "stages/corpus": {"sources": str(tmp_path / "text"), "output": shared["corpus"], "vocabulary_size": 300},
         "stages/teacher": run | {"output": teacher, "model": SHAPE | {"hidden_size": 32}},
@@ -57,6 +60,7 @@ def study_file(tmp_path: Path) -> Path:
         "stages/distilled": run | distilled | {"output": str(runs / "distilled")},
     }
     (tmp_path / "stages").mkdir()
+    write_pairs(tmp_path / "pairs")
     for name, content in files.items():
         (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(content))
     return tmp_path / "study.yaml"
@@ -93,6 +97,10 @@ def test_a_study_goes_from_text_to_a_table_and_does_nothing_twice(
         low, high = rows[name]["interval"]
         assert low < rows[name]["held_out_cross_entropy"] < high < 4
         assert f"{rows[name]['held_out_cross_entropy']:.4f}" in told
+        (scored,) = read_results(runs / "minimal_pairs" / f"{name}.json")
+        assert rows[name]["minimal_pairs"]["minimal_pairs"]["accuracy"] == scored["accuracy"]
+        assert scored["n"] == 1200
+        assert f"{scored['accuracy']:.4f} ± {scored['stderr']:.4f}" in told
         # All of the dev split is fewer windows than a validation takes: the run has measured the same.
         validated = json.loads((runs / folder / "result.json").read_text())["validation_cross_entropy"]
         assert rows[name]["held_out_cross_entropy"] == pytest.approx(validated, abs=1e-5)
@@ -103,7 +111,8 @@ def test_a_study_goes_from_text_to_a_table_and_does_nothing_twice(
     assert cache["kept_mass"] == stored.kept_mass()[1.0]
     assert 0.3 < cache["kept_mass"] < 1
     stages = ["corpus", "teacher big", "cache big", "student control", "student distilled"]
-    assert set(first["seconds"]) == {*stages, "held out big", "held out control", "held out distilled"}
+    measures = [f"{what} {name}" for what in ("held out", "minimal pairs") for name in rows]
+    assert set(first["seconds"]) == {*stages, *measures}
     assert sum(first["seconds"].values()) > 0
 
     before, report = state(runs), (runs / "report.html").read_bytes()
@@ -128,6 +137,15 @@ def test_a_wrong_stage_stops_a_study_before_anything_is_run(study_file: Path) ->
     with pytest.raises(UserError, match=r"stages/distilled.yaml: epocs is not an option; did you mean 'epochs'"):
         Study(study_file)
     assert main(["study", "--config", str(study_file)]) == 2
+    assert not (study_file.parent / "runs").exists()
+
+
+def test_pairs_that_are_not_there_stop_a_study_before_anything_is_run(
+    study_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.rmtree(study_file.parent / "pairs")
+    assert main(["study", str(study_file)]) == 2
+    assert "pairs is not a folder; give the one that holds the suite's *.jsonl files" in capsys.readouterr().err
     assert not (study_file.parent / "runs").exists()
 
 

@@ -1,0 +1,117 @@
+"""Evaluation protocols: which tokens of a minimal pair a model is shown, and which of them are scored.
+
+`babylm-2024` is that of the published tables (lm-eval), `babylm-2025` that of the pipeline that followed. Their figures
+are not interchangeable; docs/evaluation.md has both in full.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from configs.errors import UserError
+from eval.minimal_pairs import MinimalPair
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Protocol = Literal["babylm-2024", "babylm-2025"]
+
+
+class ScoredTokens(NamedTuple):
+    """Tokens of which those from `start` on are scored, each from all tokens before it."""
+
+    tokens: tuple[int, ...]
+    start: int
+
+
+def encode_pairs(
+    pairs: Sequence[MinimalPair],
+    protocol: Protocol,
+    tokenizer: "PreTrainedTokenizerBase",
+    vocabulary_size: int,
+    positions: int | None,
+) -> list[ScoredTokens]:
+    """The good and the bad text of every pair in turn, [2 · len(pairs)], as a protocol has them read.
+
+    Args:
+        pairs: all with a context, or all without one.
+        protocol: decides on prefix, leading space and special tokens.
+        tokenizer: the model's.
+        vocabulary_size: of the model.
+        positions: that the model has; None for any number. The last token is predicted and not read, so one more fits.
+
+    Raises:
+        UserError: naming file and line, for a text that does not fit the model or of which nothing would be scored.
+    """
+    texts = [(pair, text) for pair in pairs for text in (pair.good, pair.bad)]
+    encode = {"babylm-2024": _encode_2024, "babylm-2025": _encode_2025}[protocol]
+    encoded = encode(texts, tokenizer)
+    for (pair, text), (tokens, start) in zip(texts, encoded, strict=True):
+        if not 1 <= start < len(tokens):
+            raise UserError(f"{pair.place}: {text!r} gives no token that {protocol} scores; mend or remove that line")
+        if positions is not None and len(tokens) - 1 > positions:
+            raise UserError(
+                f"{pair.place} has {len(tokens) - 1} tokens before its last, but the model has {positions} positions; "
+                "nothing is cut off: remove the line or evaluate a model with more positions"
+            )
+        if max(tokens) >= vocabulary_size:
+            raise UserError(
+                f"{pair.place} has token {max(tokens)}, but the model knows {vocabulary_size} tokens; "
+                "put the tokenizer that the model was trained with into its directory"
+            )
+    return encoded
+
+
+def _encode_2024(texts: Sequence[tuple[MinimalPair, str]], tokenizer: "PreTrainedTokenizerBase") -> list[ScoredTokens]:
+    whole = _encode(tokenizer, [_joined(pair, text) for pair, text in texts], add_special_tokens=False)["input_ids"]
+    if texts[0][0].context is None:
+        prefix = _prefix_token(tokenizer)
+        return [ScoredTokens((prefix, *tokens), 1) for tokens in whole]
+    # As lm-eval does, white space at a context's end belongs to what follows.
+    contexts = [(pair.context or "").rstrip() for pair, _ in texts]
+    before = _encode(tokenizer, contexts, add_special_tokens=False)["input_ids"]
+    return [ScoredTokens(tuple(tokens), len(first)) for tokens, first in zip(whole, before, strict=True)]
+
+
+def _encode_2025(texts: Sequence[tuple[MinimalPair, str]], tokenizer: "PreTrainedTokenizerBase") -> list[ScoredTokens]:
+    if not tokenizer.is_fast:
+        raise UserError(
+            "babylm-2025 needs the places of tokens in the text, which this tokenizer does not tell; save a "
+            "tokenizer.json beside the model"
+        )
+    joined = [text if pair.context is None else _joined(pair, text) for pair, text in texts]
+    encoded = _encode(tokenizer, joined, add_special_tokens=True, return_offsets_mapping=True)
+    return [
+        _scored_2025(tokens, [end for _, end in offsets], len(pair.context or ""))
+        for (pair, _), tokens, offsets in zip(texts, encoded["input_ids"], encoded["offset_mapping"], strict=True)
+    ]
+
+
+def _scored_2025(tokens: Sequence[int], ends: Sequence[int], context_length: int) -> ScoredTokens:
+    """The tokens that end behind the context, but never the first one, which nothing predicts.
+
+    Special tokens end at 0: a closing one is not scored, and what is not scored at the end need not be read.
+    """
+    scored = [place for place, end in enumerate(ends) if end > context_length and place > 0]
+    if not scored:
+        return ScoredTokens(tuple(tokens), len(tokens))
+    return ScoredTokens(tuple(tokens[: scored[-1] + 1]), scored[0])
+
+
+def _joined(pair: MinimalPair, text: str) -> str:
+    return f"{pair.context or ''} {text}"
+
+
+def _encode(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str], **options: bool) -> Mapping[str, Any]:
+    encoded: Mapping[str, Any] = tokenizer(list(texts), return_attention_mask=False, verbose=False, **options)
+    return encoded
+
+
+def _prefix_token(tokenizer: "PreTrainedTokenizerBase") -> int:
+    """The token that stands before a sentence: that of the text's beginning, else of its end, else of padding."""
+    for token in (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id):
+        if token is not None:
+            return int(token)
+    raise UserError(
+        "the tokenizer names no bos, eos or pad token, but babylm-2024 puts one of them before each sentence; "
+        "name one in tokenizer_config.json"
+    )
