@@ -1,0 +1,168 @@
+"""What capturing costs beside the bare forward pass, how fast a cache is read, and how memory grows with the corpus.
+
+    python benchmarks/capture_and_read.py overhead --corpus CORPUS --shape configs/teachers/llama-360m.yaml
+    python benchmarks/capture_and_read.py flat --corpus CORPUS --teacher TEACHER --folder FOLDER
+
+`overhead` times a model of the shape with random weights over the corpus's tokens: bare forward passes and captures of
+the same windows in turn, round after round. `flat` captures about 1 M and 10 M tokens with a small teacher in processes
+of their own, then reads them as a training run does; it prints seconds, tokens per second and peak memory of each.
+"""
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from cache_teachers.capture import CaptureSettings, capture, capture_shards, manifest_of
+from cache_teachers.teacher import Teacher
+from configs.settings import read_yaml
+from data.cache import CacheWriter, TeacherCache, create_cache
+from data.corpus import Corpus
+from data.manifest import Shard
+from data.stream import ReadingOrder, stream
+from data.windows import gather
+from train_student.shapes import ModelShape
+
+ROUNDS, WINDOWS, MICRO_BATCH = 3, 16, 8
+HIDDEN = {"positions": 4, "sample_windows": MICRO_BATCH}
+
+
+def random_teacher(corpus: Corpus, shape: Path, folder: Path) -> Path:
+    """A model directory with random weights."""
+    model = ModelShape.model_validate(read_yaml(shape)["model"]).build(corpus.tokenizer(), seed=0)
+    model.save_pretrained(folder)
+    for path in (corpus.directory / "tokenizer").iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    return folder
+
+
+def overhead(given: argparse.Namespace) -> None:
+    """Ratios of captures to bare forward passes."""
+    corpus = Corpus.open(given.corpus, "train")
+    with tempfile.TemporaryDirectory() as folder:
+        directory = given.teacher or random_teacher(corpus, given.shape, Path(folder) / "teacher")
+        for hidden in (None, HIDDEN):
+            settings = CaptureSettings.model_validate(
+                {
+                    "teacher": directory,
+                    "corpus": given.corpus,
+                    "output": Path(folder) / f"cache-{bool(hidden)}",
+                    "precision": given.precision,
+                    "micro_batch": MICRO_BATCH,
+                    "hidden": hidden,
+                }
+            )
+            _compare(corpus, settings, given.windows)
+
+
+def _compare(corpus: Corpus, settings: CaptureSettings, windows: int) -> None:
+    rule = settings.windows
+    teacher = Teacher(
+        settings.models(),
+        settings.precision,
+        torch.device("cpu"),
+        corpus,
+        rule.length,
+        settings.logits,
+        settings.hidden,
+    )
+    bare = Teacher(settings.models(), settings.precision, torch.device("cpu"), corpus, rule.length, settings.logits)
+    manifest = manifest_of(settings, corpus, teacher)
+    teacher.measure(corpus, rule, MICRO_BATCH)
+    create_cache(settings.output, manifest, teacher.statistics)
+    writer = CacheWriter(settings.output, manifest)
+    shard = Shard(0, 0, 0, windows)
+    tokens = torch.from_numpy(gather(corpus.tokens, rule, 0, rule.slots(len(corpus.tokens), 0)[:windows]))
+    ratios, forwards, captures = [], [], []
+    for number in range(ROUNDS + 1):
+        started = time.perf_counter()
+        for part in tokens.split(MICRO_BATCH):
+            bare.outputs(part)
+        middle = time.perf_counter()
+        capture_shards([shard], corpus, teacher, writer, MICRO_BATCH, shown=False)
+        ended = time.perf_counter()
+        if number:  # the first round warms up
+            forwards.append(middle - started)
+            captures.append(ended - middle)
+            ratios.append(captures[-1] / forwards[-1])
+    per_token = 1e6 * (statistics.median(captures) - statistics.median(forwards)) / tokens.numel()
+    forward, whole = (tokens.numel() / statistics.median(seconds) for seconds in (forwards, captures))
+    spread = f"{min(ratios):.3f} to {max(ratios):.3f}, n = {ROUNDS}"
+    print(
+        f"hidden states {'of 9 layers at 4 positions' if settings.hidden else 'not kept'}: "
+        f"forward {forward:,.0f} tokens/s, capture {whole:,.0f} tokens/s, "
+        f"ratio {statistics.median(ratios):.3f} ({spread}), {per_token:.0f} µs a token more",
+        flush=True,
+    )
+
+
+def flat(given: argparse.Namespace) -> None:
+    """Captures and readings of two sizes, each in a process of its own."""
+    for tokens in (1_000_000, 10_000_000):
+        for step in ("capture", "read"):
+            environment = os.environ | {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "2")}
+            command = [sys.executable, __file__, "one", "--step", step, "--tokens", str(tokens)]
+            for name in ("corpus", "teacher", "folder"):
+                command += [f"--{name}", str(getattr(given, name))]
+            done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+            print(done.stdout.splitlines()[-1], flush=True)
+
+
+def one(given: argparse.Namespace) -> None:
+    """One capture or reading, and what it took."""
+    corpus = Corpus.open(given.corpus, "train")
+    fraction = given.tokens / len(corpus.tokens)
+    output = given.folder / f"cache-{given.tokens}"
+    started = time.perf_counter()
+    if given.step == "capture":
+        capture(
+            CaptureSettings(
+                teacher=given.teacher, corpus=given.corpus, output=output, fraction=fraction, micro_batch=MICRO_BATCH
+            )
+        )
+        read = given.tokens
+    else:
+        cache = TeacherCache(output)
+        order = ReadingOrder(cache.manifest.windows, len(corpus.tokens), seed=0, epochs=1, fraction=fraction)
+        slices = ((start, min(start + 32, len(order))) for start in range(0, len(order), 32))
+        read = 0
+        started = time.perf_counter()
+        for batch in stream(corpus, order, {"t": cache}, slices):
+            signal = batch.decode({"t": cache}).signals["t"]
+            read += signal.ids.shape[0] * signal.ids.shape[1]
+    seconds = time.perf_counter() - started
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    told = {
+        "step": given.step,
+        "tokens": read,
+        "seconds": round(seconds, 2),
+        "tokens_per_second": round(read / seconds),
+        "peak_megabytes": round(peak),
+    }
+    print(json.dumps(told))
+
+
+def main() -> None:
+    """Run one of the two measurements."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("overhead", "flat", "one"))
+    for name in ("corpus", "teacher", "folder", "shape"):
+        parser.add_argument(f"--{name}", type=Path)
+    parser.add_argument("--precision", default="float32")
+    parser.add_argument("--windows", type=int, default=WINDOWS)
+    parser.add_argument("--step", default="capture")
+    parser.add_argument("--tokens", type=int, default=1_000_000)
+    given = parser.parse_args()
+    {"overhead": overhead, "flat": flat, "one": one}[given.what](given)
+
+
+if __name__ == "__main__":
+    main()
