@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from configs.errors import UserError
-from data.records import sha256_of_file
+from data.records import read_record, sha256_of_file
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -35,7 +35,8 @@ def load_model_tokenizer(directory: Path, vocabulary_size: int) -> "PreTrainedTo
     """The tokenizer in a model's directory.
 
     Raises:
-        UserError: if it cannot be read, or does not match a model of `vocabulary_size` tokens.
+        UserError: if it cannot be read, does not match a model of `vocabulary_size` tokens, or is not the one that one
+            of our runs was trained with.
     """
     from transformers import AutoTokenizer
 
@@ -48,9 +49,23 @@ def load_model_tokenizer(directory: Path, vocabulary_size: int) -> "PreTrainedTo
         raise UserError(
             f"the tokenizer in {directory} cannot be read ({type(error).__name__}: {reason}); save it again"
         ) from error
+    _require_recorded(directory)
     if not _LEAST_KNOWN_SHARE * vocabulary_size <= len(tokenizer) <= vocabulary_size:
         raise UserError(
             f"the tokenizer in {directory} has {len(tokenizer)} tokens, but the model has a vocabulary of "
             f"{vocabulary_size}; put the tokenizer that the model was trained with into its directory"
         )
     return tokenizer
+
+
+def _require_recorded(directory: Path) -> None:
+    """Hold a run's tokenizer against the one of its corpus, which the run recorded; other models have no record."""
+    record, tokenizer = directory / "inputs.json", directory / "tokenizer.json"
+    if not record.is_file() or not tokenizer.is_file():
+        return
+    expected, found = read_record(record).get("tokenizer"), sha256_of_file(tokenizer)
+    if expected not in (None, found):
+        raise UserError(
+            f"{tokenizer} is {found}, but the model was trained with tokenizer {expected}; put the tokenizer that the "
+            "model was trained with into its directory"
+        )

@@ -248,6 +248,10 @@ def test_what_does_not_match_the_model_is_refused(
     for file in copy.glob("tokenizer*"):
         file.unlink()
     assert f"model {copy} has no tokenizer beside it" in told(copy)
+    run_directory = tmp_path / "run"
+    shutil.copytree(teacher, run_directory)
+    (run_directory / "inputs.json").write_text('{"corpus": "c", "tokenizer": "t"}')
+    assert "but the model was trained with tokenizer t; put the tokenizer" in told(run_directory)
     short = make_teacher("gpt2", max_position_embeddings=4)
     assert "agreement.jsonl:1 has" in (said := told(short))
     assert "before its last, but the model has 4 positions; nothing is cut off" in said
