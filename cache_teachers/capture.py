@@ -149,8 +149,8 @@ def manifest_of(settings: CaptureSettings, corpus: Corpus, teacher: Teacher) -> 
     """The manifest of the cache that settings ask for."""
     rule = settings.windows
     bytes_of_window = settings.logits.bytes_per_token(corpus.vocabulary_size) * rule.length
-    if settings.hidden:
-        bytes_of_window += bytes_per_window(settings.hidden, teacher.hidden_layers)
+    if teacher.hidden:
+        bytes_of_window += bytes_per_window(teacher.hidden, teacher.hidden_layers)
     return CacheManifest(
         corpus=corpus.fingerprint,
         tokenizer=corpus.tokenizer_hash,
@@ -159,7 +159,7 @@ def manifest_of(settings: CaptureSettings, corpus: Corpus, teacher: Teacher) -> 
         windows=rule,
         teachers=teacher.identities,
         logits=settings.logits,
-        hidden=settings.hidden,
+        hidden=teacher.hidden,
         hidden_layers=teacher.hidden_layers,
         windows_per_shard=windows_per_shard(bytes_of_window),
     )
@@ -211,7 +211,7 @@ class _ShardInMemory:
         self.hidden_error: dict[str, tuple[float, float]] = {}
         self._teacher = teacher
         self._rule = manifest.windows
-        self._num_positions = manifest.hidden.positions if manifest.hidden else 0
+        self._num_positions = manifest.hidden.num_positions() if manifest.hidden else 0
         self._num_draws = manifest.logits.draws
 
     def add(self, start: int, tokens: NDArray[np.int64], view: int, indices: NDArray[np.int64]) -> None:

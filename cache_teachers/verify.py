@@ -117,7 +117,7 @@ def _errors(
         for temperature in cache.manifest.logits.temperatures:
             errors |= _logit_errors(logits.cpu().double() / temperature, signal, temperature)
     hidden = cache.manifest.hidden
-    positions = torch.from_numpy(rule.positions(view, indices, hidden.positions if hidden else 0))
+    positions = torch.from_numpy(rule.positions(view, indices, hidden.num_positions() if hidden else 0))
     for key, there in teacher.at(states, positions).items():
         statistics = teacher.statistics[key].to(torch.device("cpu"))
         errors[f"hidden/{key}"] = statistics.squared_error(there.cpu(), signal.hidden[key])

@@ -125,17 +125,17 @@ def open_teachers(
         if source.source == "live":
             live[name] = speaker = _open_live(source, objective, corpus, rule, device)
             identities[name] = {model: identity.as_plain() for model, identity in speaker.identities.items()}
-            layers, positions = speaker.hidden_layers, source.hidden.positions
+            layers, hidden = speaker.hidden_layers, speaker.hidden
         else:
             caches[name] = cache = _open_cache(name, source, objective, corpus, rule, fraction)
             identities[name] = cache.manifest.as_plain()
             layers = cache.manifest.hidden_layers
-            positions = cache.manifest.hidden.positions if cache.manifest.hidden else 0
-        if objective.hidden:
+            hidden = cache.manifest.hidden
+        if objective.hidden and hidden:
             student_layers = _map_layers(f"teacher {name}", source, layers, student_depth)
             statistics = live[name].statistics if name in live else caches[name].read_statistics(student_layers)
             pairs[name] = [LayerPair(key, layer, statistics[key]) for key, layer in student_layers.items()]
-            num_positions = max(num_positions, positions)
+            num_positions = max(num_positions, hidden.num_positions())
     return Teachers(caches, live, pairs, identities, num_positions)
 
 
