@@ -4,9 +4,9 @@
 The same command goes on after any interruption: shards whose commit records are whole are kept.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Self
 
@@ -115,8 +115,18 @@ def capture(settings: CaptureSettings) -> None:
 def _sole_writer(settings: CaptureSettings) -> AbstractContextManager[None]:
     """The lock of the whole cache, or of one part of it."""
     if settings.parts == 1:
-        return sole_writer(settings.output)
+        return _whole_cache(settings.output)
     return sole_writer(settings.output.with_name(f"{settings.output.name}.part-{settings.part}-of-{settings.parts}"))
+
+
+@contextmanager
+def _whole_cache(output: Path) -> Iterator[None]:
+    """The lock of a whole cache, while no part of it is being written."""
+    with sole_writer(output):
+        for lock in output.absolute().parent.glob(f"{output.name}.part-*.lock"):
+            with sole_writer(lock.with_suffix("")):
+                pass
+        yield
 
 
 def _begin(settings: CaptureSettings, corpus: Corpus, teacher: Teacher, manifest: CacheManifest) -> None:

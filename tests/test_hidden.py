@@ -244,7 +244,7 @@ def batch_of(teachers: Any, corpus: Corpus, rule: WindowRule) -> Batch:
 def test_a_live_teacher_and_a_float32_cache_of_all_positions_give_the_same_loss_and_gradients(
     capture_settings: CaptureSettings, corpus: Corpus, teacher: Path, make_shape: Callable[..., ModelShape]
 ) -> None:
-    everything = {"positions": LENGTH - 1, "values": "float32", "sample_windows": 50}
+    everything = {"positions": LENGTH - 1, "values": "float32", "sample_windows": 50, "components": None}
     logits = {"k": corpus.vocabulary_size, "values": "float32"}
     settings = changed(capture_settings, hidden=everything, logits=logits)
     capture(settings)
@@ -281,7 +281,7 @@ def test_the_hidden_term_is_its_definition_in_float64(
     own = student.double()(input_ids=batch.tokens, output_hidden_states=True).hidden_states
     ratios = []
     for number, (there, here) in enumerate(((0, 1), (2, 3))):
-        projection: Any = objective.hidden.projections["t"]
+        projection: Any = objective.hidden.projections["teacher_t"]
         linear, statistics = projection[number].linear.double(), opened.pairs["t"][number].statistics
         unit = statistics.variance.double().mean().sqrt()
         rows = torch.arange(len(batch.tokens))[:, None]

@@ -153,7 +153,7 @@ def test_all_ranks_end_with_the_same_projections_and_read_each_window_once(
     call([*TWO_PROCESSES[:-1], str(script), "--config", configuration(student_settings, tmp_path)], tmp_path)
     ranks = [json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in range(2)]
     assert ranks[0]["weights"] == ranks[1]["weights"]
-    projections = [name for name in ranks[0]["weights"] if name.startswith("hidden.projections.t.")]
+    projections = [name for name in ranks[0]["weights"] if name.startswith("hidden.projections.teacher_t.")]
     assert len(projections) == 2 * 3
     assert ranks[0]["unmoved"] == []
     read = sorted(number for rank in ranks for start, stop in rank["slices"] for number in range(start, stop))

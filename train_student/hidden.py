@@ -65,6 +65,11 @@ class Projection(nn.Module):
         return squares
 
 
+def _key(teacher: str) -> str:
+    """A teacher's name in a module: torch refuses names that modules have as attributes, such as train or half."""
+    return f"teacher_{teacher}"
+
+
 class HiddenTerm(nn.Module):
     """The projections of all teachers.
 
@@ -83,7 +88,7 @@ class HiddenTerm(nn.Module):
             torch.manual_seed(seed)
             self.projections = nn.ModuleDict(
                 {
-                    teacher: nn.ModuleList(Projection(student_width, pair, distance) for pair in mapped)
+                    _key(teacher): nn.ModuleList(Projection(student_width, pair, distance) for pair in mapped)
                     for teacher, mapped in pairs.items()
                 }
             )
@@ -99,7 +104,7 @@ class HiddenTerm(nn.Module):
             codes: of the teacher's hidden states by "model/layer", [B, P, C] each.
             positions: of these states in their windows, [B, P or more]; the first P count.
         """
-        projections = self.projections[teacher]
+        projections = self.projections[_key(teacher)]
         assert isinstance(projections, nn.ModuleList)
         distances = []
         for projection in projections:
