@@ -308,6 +308,15 @@ def test_the_term_moves_student_and_projections(
     assert unmoved == set()
 
 
+def test_an_empty_map_and_options_of_the_other_source_are_refused() -> None:
+    with pytest.raises(ValueError, match="layers maps no layer; name some"):
+        TeacherSource.model_validate({"cache": "c", "layers": {}})
+    with pytest.raises(ValueError, match="hidden and precision are options of live teachers"):
+        TeacherSource.model_validate({"cache": "c", "precision": "bf16"})
+    with pytest.raises(ValueError, match="needs no cache"):
+        TeacherSource.model_validate({"source": "live", "model": "m", "cache": "c"})
+
+
 @pytest.mark.parametrize(
     ("layers", "message"),
     [
