@@ -20,8 +20,10 @@ from palenka.grid.results import chosen_finalists, results_of
 from palenka.grid.running import is_finished, run_point, visible_gpus
 from palenka.grid.settings import GridSettings
 from palenka.grid.slurm import array_script, following_script
+from palenka.study import Study
 from palenka.templates import write_pairs
 
+CONFIGS = Path(__file__).parents[1] / "configs"
 SHAPE = {"architecture": "llama", "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
 GridFile = Callable[..., Path]
 
@@ -140,6 +142,29 @@ def test_names_tell_options_of_the_same_name_and_any_value_apart(grid_file: Grid
     ]
     assert points[2].settings.teachers["b"].layers == {0: 0, 2: 1}
     assert points[2].settings.teachers["a"].weight == 0.5
+
+
+@pytest.mark.parametrize(("name", "fraction", "of_finalists"), [("palenka-25", 0.2, 1.0), ("babylm-cpu", 0.015, 0.06)])
+def test_the_grids_that_come_with_the_project(name: str, fraction: float, of_finalists: float) -> None:
+    grid = read_grid(CONFIGS / "grids" / f"{name}.yaml")
+    assert len(grid.points) == (25 + 1) * 3
+    assert {point.settings.fraction for point in grid.points} == {fraction}
+    assert {point.settings.fraction for point in grid.finalists(["control", "logit0.9-hidden0.1"])} == {of_finalists}
+    point = grid.point("points/logit0.3-hidden0.7-seed2").settings
+    assert (point.objective.hard, point.objective.logit, point.objective.hidden) == (1.0, 0.3, 0.7)
+
+
+def test_the_caches_of_the_small_grid_hold_what_its_finalists_read() -> None:
+    study = Study(CONFIGS / "babylm-grid" / "study.yaml")
+    grid = read_grid(CONFIGS / "grids" / "babylm-cpu.yaml")
+    (finalist,) = grid.finalists(["logit0.1-hidden0.1"])[:1]
+    for name, source in finalist.settings.teachers.items():
+        cache = study.caches[name]
+        assert (source.cache, cache.teacher) == (cache.output, study.teachers[name].output)
+        assert cache.fraction >= finalist.settings.fraction
+        assert finalist.settings.objective.temperature in cache.logits.temperatures
+        assert cache.hidden is not None
+    assert finalist.settings.model.num_parameters(4096) < 1_000_000
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,9 @@ import pytest
 import yaml
 
 from cache_teachers.capture import CaptureSettings, capture
+from data.cache import TeacherCache
 from palenka.grid.slurm import SCRIPTS
+from palenka.templates import write_pairs
 
 pytestmark = pytest.mark.slow
 
@@ -124,7 +126,7 @@ AccountingStorageType=accounting_storage/none
 JobAcctGatherType=jobacct_gather/none
 MpiDefault=none
 ReturnToService=2
-NodeName={host} NodeAddr=127.0.0.1 CPUs={cpus} State=UNKNOWN
+NodeName={host} NodeAddr=127.0.0.1 CPUs={cpus} RealMemory=500 State=UNKNOWN
 PartitionName=test Nodes={host} Default=YES MaxTime=INFINITE State=UP
 """
 
@@ -248,3 +250,48 @@ def test_tasks_that_fail_are_reported_and_they_alone_are_submitted_again(grid_fi
     wait_for(lambda: ask(slurm, "squeue", "--noheader") == "", output / "logs", SECONDS)
     assert results(grid_file)["points"]["failures"] == {}
     assert len(results(grid_file)["finalists"]["ranking"]) == 2
+
+
+REPOSITORY = Path(__file__).parents[1]
+SMALLER = ["--gpus-per-node=0", "--mem=100M", "--cpus-per-task=1"]
+
+
+def test_the_scripts_for_the_other_stages_run_on_a_cluster(
+    grid_file: Path, capture_settings: CaptureSettings, slurm: Path, tmp_path: Path
+) -> None:
+    """As they are, but for limits: teachers, a cache in parts, minimal pairs, a grid whose following job was lost."""
+    programs = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    seen = ENVIRONMENT | {"SLURM_CONF": str(slurm), "PATH": programs, "ACCELERATE_USE_CPU": "true"}
+
+    def submit(script: str, *arguments: str, options: Sequence[str] = ()) -> None:
+        command = ["sbatch", *SMALLER, *options, str(REPOSITORY / "slurm" / f"{script}.sbatch"), *arguments]
+        done = subprocess.run(command, cwd=tmp_path, env=seen, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        wait_for(lambda: ask(slurm, "squeue", "--noheader") == "", tmp_path, SECONDS)
+
+    student = yaml.safe_load((tmp_path / "student.yaml").read_text())
+    teachers = tmp_path / "configs" / "teachers"
+    teachers.mkdir(parents=True)
+    for name in ("gpt2-705m", "llama-360m"):
+        teacher = {key: value for key, value in student.items() if key not in ("teachers", "objective")}
+        (teachers / f"{name}.yaml").write_text(yaml.safe_dump(teacher | {"output": f"runs/teachers/{name}"}))
+    submit("teachers")
+    assert all((tmp_path / "runs" / "teachers" / name / "result.json").exists() for name in ("gpt2-705m", "llama-360m"))
+
+    asked = capture_settings.as_plain() | {"output": "runs/cache", "windows": {"length": 16, "views": 3}}
+    (tmp_path / "cache.yaml").write_text(yaml.safe_dump(asked))
+    submit("caches", "cache.yaml", options=["--array=0-2"])
+    cache = TeacherCache(tmp_path / "runs" / "cache")
+    assert cache.committed() == list(cache.manifest.shards())
+
+    for suite in ("blimp_filtered", "supplement_filtered"):
+        write_pairs(tmp_path / "runs" / "evaluation" / suite)
+    models = [str(path) for path in sorted((tmp_path / "runs" / "teachers").iterdir())]
+    submit("evaluation", *models, options=["--array=0-1"])
+    for model in models:
+        suites = json.loads((tmp_path / "runs" / "results" / f"{Path(model).name}.json").read_text())["suites"]
+        assert [result["n"] for result in suites] == [1200, 1200]
+
+    call(grid_file, "--finalists.count", "0")
+    submit("finalists", str(grid_file))
+    assert [row["rank"] for row in results(grid_file)["finalists"]["ranking"]] == [1, 2]

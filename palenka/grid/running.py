@@ -156,6 +156,7 @@ def _run_process(grid: Grid, point: Point, arguments: Sequence[str], device: str
     """Run a point in a process of its own; if that is killed or crashes, record how."""
     log = grid.settings.output / "logs" / f"{point.name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
+    point.failure.unlink(missing_ok=True)
     environment = dict(os.environ)
     if device is not None:
         environment["CUDA_VISIBLE_DEVICES"] = device
