@@ -92,13 +92,12 @@ class Grid:
         if twice := next((name for name in names if names.count(name) > 1), None):
             raise UserError(f"two points of the grid would have the name {twice}; give each value in product once")
         self.points = self._points("points", self.variants, settings.overrides)
-        if settings.finalists.count:
-            self.finalists(names)
+        may_win = self.variants if settings.finalists.count else []
+        self._candidates = self._points("finalists", may_win, settings.overrides | settings.finalists.overrides)
 
     def finalists(self, names: Collection[str]) -> list[Point]:
         """These variants as finalists, with every seed."""
-        chosen = [variant for variant in self.variants if variant.name in names]
-        return self._points("finalists", chosen, self.settings.overrides | self.settings.finalists.overrides)
+        return [point for point in self._candidates if point.variant.name in names]
 
     def point(self, name: str) -> Point:
         """The point or finalist of a name.
@@ -106,7 +105,7 @@ class Grid:
         Raises:
             UserError: if there is none.
         """
-        for point in [*self.points, *self.finalists([variant.name for variant in self.variants])]:
+        for point in [*self.points, *self._candidates]:
             if point.name == name:
                 return point
         raise UserError(f"the grid has no point {name}; its first is {self.points[0].name}")

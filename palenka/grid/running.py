@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
@@ -116,12 +116,21 @@ def run_local(grid: Grid, points: Sequence[Point], arguments: Sequence[str]) -> 
         arguments: of the command line that the grid was read from.
     """
     started = time.perf_counter()
-    if not grid.settings.local.isolated:
-        for done, point in enumerate(points, start=1):
-            with contextlib.suppress(UserError):  # it is recorded beside the run
-                run_point(grid, point)
-            _tell(grid, point, done, len(points), started)
-        return
+    ended = _in_processes(grid, points, arguments) if grid.settings.local.isolated else _in_this_one(grid, points)
+    for done, point in enumerate(ended, start=1):
+        _tell(grid, point, done, len(points), started)
+
+
+def _in_this_one(grid: Grid, points: Sequence[Point]) -> Iterator[Point]:
+    """Run points one after the other; yields each when it has ended."""
+    for point in points:
+        with contextlib.suppress(UserError):  # it is recorded beside the run
+            run_point(grid, point)
+        yield point
+
+
+def _in_processes(grid: Grid, points: Sequence[Point], arguments: Sequence[str]) -> Iterator[Point]:
+    """Run points in processes, as many at the same time as there are GPUs; yields each when it has ended."""
     gpus = visible_gpus()
     count = grid.settings.local.processes or max(1, len(gpus))
     devices: queue.SimpleQueue[str | None] = queue.SimpleQueue()
@@ -139,8 +148,8 @@ def run_local(grid: Grid, points: Sequence[Point], arguments: Sequence[str]) -> 
     executor = ThreadPoolExecutor(count)
     try:
         running = [executor.submit(in_a_process, point) for point in points]
-        for done, future in enumerate(as_completed(running), start=1):
-            _tell(grid, future.result(), done, len(points), started)
+        for future in as_completed(running):
+            yield future.result()
     finally:
         executor.shutdown(cancel_futures=True)
 
