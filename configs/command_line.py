@@ -57,6 +57,18 @@ def parse(schema: type[SettingsType], arguments: Sequence[str], program: str) ->
     raise UserError(f"{mistake} ({where}see {program} --help)")
 
 
+def parse_file(schema: type[SettingsType], arguments: Sequence[str], program: str) -> tuple[SettingsType, Path]:
+    """Settings as `parse` has them, and their file, beside which the files lie that they name.
+
+    Raises:
+        UserError: as `parse`; or without a file.
+    """
+    settings = parse(schema, arguments, program)
+    if not (files := _split_off_files(arguments)[0]):
+        raise UserError(f"{program} finds other files beside its own; give it as --config FILE.yaml")
+    return settings, Path(files[-1])
+
+
 def run(command: Callable[[Sequence[str]], int | None], arguments: Sequence[str] | None) -> int:
     """Run a command for its exit status; 2, with one sentence on standard error, for a user's mistake."""
     try:

@@ -90,19 +90,28 @@ def words_and_bytes(corpus: Corpus, windows: NDArray[np.int64]) -> tuple[NDArray
     return begun.sum(axis=1), num_bytes[predicted].sum(axis=1)
 
 
-def measure_held_out(model_directory: Path, corpus: Corpus, length: int, out: Path) -> dict[str, Any]:
+def measure_held_out(
+    model_directory: Path, corpus: Corpus, length: int, out: Path, at_most: int | None = None
+) -> dict[str, Any]:
     """Held-out cross-entropy of a model with bootstrap intervals over windows, written to a file.
 
     A file that was made from the same model, corpus and length is not made again.
 
+    Args:
+        model_directory: in Hugging Face format.
+        corpus: the held-out split.
+        length: tokens in a window.
+        out: the file.
+        at_most: measure on so many windows, a sample that is the same for every model; on all unless given.
+
     Raises:
         UserError: if the model does not fit the corpus, the file is something else, or the disk does not take it.
     """
-    request = held_out_request(model_directory, corpus, length)
+    request = held_out_request(model_directory, corpus, length) | ({} if at_most is None else {"at_most": at_most})
     for found in earlier_results(out, ["held_out"]):
-        if request.items() <= found.items():
+        if request.items() <= found.items() and found.get("at_most") == at_most:
             return found
-    result = request | held_out_result(model_directory, corpus, length)
+    result = request | held_out_result(model_directory, corpus, length, at_most)
     with writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         write_record(out, result)
@@ -125,11 +134,11 @@ def held_out_request(model_directory: Path, corpus: Corpus, length: int) -> dict
     }
 
 
-def held_out_result(model_directory: Path, corpus: Corpus, length: int) -> dict[str, Any]:
+def held_out_result(model_directory: Path, corpus: Corpus, length: int, at_most: int | None = None) -> dict[str, Any]:
     """The figures in nats, each with the bootstrap interval over windows; `cross_entropy` is per token."""
     device = open_processes().device
     model = load_model(model_directory, device)
-    windows = fixed_windows(corpus, length)
+    windows = fixed_windows(corpus, length, at_most)
     losses = []
     with progress_bar(f"held out {model_directory.name}", windows.size) as advance:
         for part in window_losses(model, windows, _MICRO_BATCH if device.type == "cpu" else _GPU_MICRO_BATCH):

@@ -110,7 +110,10 @@ def _kept(
     """The results, and the scores, that an earlier call wrote and that are still those asked for."""
     earlier = earlier_results(out, requests)
     results = {
-        suite: found for suite, request in requests.items() for found in earlier if request.items() <= found.items()
+        suite: found
+        for suite, request in requests.items()
+        for found in earlier
+        if request.items() <= found.items() and "at_most" not in found
     }
     of_pairs = [suite for suite in results if suite != "held_out"]
     stored = read_scores(scores_file(out))[0] if of_pairs else {}

@@ -57,6 +57,33 @@ def difference_interval(
     return _percentile_interval(total / len(differences), confidence)
 
 
+def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float] | None:
+    """Student's t interval of a mean, for a few values such as those of seeds; None for a single one."""
+    if (count := len(values)) < 2:
+        return None
+    mean = sum(values) / count
+    error = math.sqrt(sum((value - mean) ** 2 for value in values) / (count - 1) / count)
+    low, high = 0.0, 1.0
+    while _within(high, count - 1) < confidence:
+        high *= 2
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _within(middle, count - 1) < confidence else (low, middle)
+    return mean - high * error, mean + high * error
+
+
+def _within(t: float, degrees: int) -> float:
+    """The probability that Student's t is between −t and t (Abramowitz and Stegun 26.7.3 and 26.7.4)."""
+    angle = math.atan(t / math.sqrt(degrees))
+    cosine, odd = math.cos(angle), degrees % 2
+    term = cosine if odd else 1.0
+    total = 0.0
+    for power in range(3 if odd else 2, degrees + 1, 2):
+        total += term
+        term *= cosine**2 * (power - 1) / power
+    return 2 / math.pi * (angle + math.sin(angle) * total) if odd else math.sin(angle) * total
+
+
 def task_standard_error(accuracy: float, count: int) -> float:
     """Standard error of the share of right answers among `count`; 0 for a single item, of which it is unknown."""
     return math.sqrt(accuracy * (1 - accuracy) / (count - 1)) if count > 1 else 0.0

@@ -13,10 +13,12 @@ import eval.__main__
 import palenka.__main__
 import train_student.__main__
 from cache_teachers.capture import CaptureSettings
-from configs.command_line import INTERRUPTED, USER_MISTAKE, parse, run
+from configs.command_line import INTERRUPTED, USER_MISTAKE, parse, parse_file, run
 from configs.errors import UserError, refuse_difference
 from configs.settings import Settings
 from data.prepare import CorpusSettings
+from palenka.grid.points import Grid
+from palenka.grid.settings import GridSettings, PointSettings
 from palenka.study import Study, StudySettings
 from train_student.settings import TrainSettings
 
@@ -321,6 +323,8 @@ def test_every_configuration_that_comes_with_the_project_is_valid() -> None:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
         if "students" in content:
             Study(file)
+        elif "seeds" in content:
+            Grid(*parse_file(GridSettings, ["--config", str(file)], "palenka grid"))
         else:
             schema: type[Settings] = CorpusSettings if "sources" in content else CaptureSettings
             parse(TrainSettings if "model" in content else schema, ["--config", str(file)], "palenka")
@@ -340,7 +344,7 @@ def test_a_difference_names_the_first_field_and_both_sides() -> None:
 
 
 def test_settings_are_frozen_and_know_their_help() -> None:
-    for schema in (TrainSettings, CaptureSettings, CorpusSettings, StudySettings):
+    for schema in (TrainSettings, CaptureSettings, CorpusSettings, StudySettings, GridSettings, PointSettings):
         undescribed = [name for name, field in schema.model_fields.items() if not field.description]
         assert undescribed == []
         assert schema.model_config["frozen"]

@@ -15,7 +15,7 @@ from eval.__main__ import main
 from eval.accuracy import PairScores
 from eval.compare import compare
 from eval.results import write_results
-from eval.statistics import bootstrap_interval, difference_interval, mcnemar_p_value
+from eval.statistics import bootstrap_interval, difference_interval, mcnemar_p_value, mean_interval
 from eval.suites import Suite
 
 
@@ -138,3 +138,17 @@ def test_a_ratio_is_drawn_by_units() -> None:
     ratio = values.sum() / per.sum()
     error = np.std(values - ratio * per) / per.mean() / math.sqrt(2000)
     assert (low, high) == pytest.approx((ratio - 1.96 * error, ratio + 1.96 * error), abs=0.15 * error)
+
+
+@pytest.mark.parametrize(("count", "quantile"), [(2, 12.706205), (3, 4.302653), (4, 3.182446), (10, 2.262157)])
+def test_the_interval_of_a_few_values_is_students(count: int, quantile: float) -> None:
+    """Against published quantiles at 97.5 %."""
+    values = np.random.RandomState(count).normal(3.0, 2.0, count)
+    error = values.std(ddof=1) / np.sqrt(count)
+    expected = (values.mean() - quantile * error, values.mean() + quantile * error)
+    assert mean_interval(values.tolist()) == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_single_value_has_no_interval_and_equal_ones_have_no_width() -> None:
+    assert mean_interval([1.0]) is None
+    assert mean_interval([2.0, 2.0, 2.0]) == (2.0, 2.0)

@@ -18,6 +18,7 @@ from configs.errors import UserError
 from data.corpus import Corpus
 from eval.__main__ import main
 from eval.held_out import fixed_windows, measure_held_out, window_losses
+from eval.measure import Measurement, measure
 from eval.statistics import bootstrap_interval
 from train_student.shapes import ModelShape
 
@@ -127,6 +128,17 @@ def test_a_result_is_used_again_for_the_same_weights_alone(
         assert measure_held_out(teacher, dev, LENGTH, out) == marked
         assert measure_held_out(model, split, length, out)["cross_entropy"] > 0
     assert measure_held_out(teacher, dev, LENGTH, out) == result
+
+
+def test_a_sample_is_never_taken_for_the_whole(teacher: Path, dev: Corpus, tmp_path: Path) -> None:
+    out = tmp_path / "result.json"
+    sample = measure_held_out(teacher, dev, LENGTH, out, at_most=5)
+    assert sample["windows"] == 5
+    assert measure_held_out(teacher, dev, LENGTH, out, at_most=5) == sample
+    measured = measure(Measurement(teacher, {"held_out": dev.directory}, length=LENGTH), out)[0]
+    whole = measure_held_out(teacher, dev, LENGTH, out)
+    assert measured["windows"] == whole["windows"] > 5
+    assert measure_held_out(teacher, dev, LENGTH, out, at_most=5) == sample
 
 
 @pytest.mark.parametrize("content", ["precious", '{"thesis": 1}', "[]", "\N{SNOWMAN}"])

@@ -29,6 +29,7 @@ from train_student.settings import TrainSettings
 
 _LAST = "model.safetensors"
 _METRICS = "metrics.jsonl"
+_REMEDY = "delete it or choose another output"
 
 
 class Run:
@@ -54,11 +55,8 @@ class Run:
         """
         path = self.directory / "config.yaml"
         (self.directory / "config.yaml.partial").unlink(missing_ok=True)
-        remedy = "delete it or choose another output"
         if path.is_file():
-            found = read_yaml(path)
-            expected = settings.as_plain() | {"output": found.get("output")}
-            refuse_difference(f"run {self.directory}", expected, found, remedy)
+            self.require_settings(settings)
         elif self.directory.exists() and any(self.directory.iterdir()):
             raise UserError(f"{self.directory} is not empty and not a run; choose another output")
         else:
@@ -66,9 +64,21 @@ class Run:
             settings.write_yaml(path)
         recorded = self.directory / "inputs.json"
         if recorded.is_file():
-            refuse_difference(f"run {self.directory}", inputs, read_record(recorded), remedy)
+            refuse_difference(f"run {self.directory}", inputs, read_record(recorded), _REMEDY)
         else:
             write_record(recorded, inputs)
+
+    def require_settings(self, settings: TrainSettings) -> None:
+        """Make sure that what the directory holds, if anything, was begun with these settings.
+
+        Raises:
+            UserError: if it was begun with others.
+        """
+        path = self.directory / "config.yaml"
+        if path.is_file():
+            found = read_yaml(path)
+            expected = settings.as_plain() | {"output": found.get("output")}
+            refuse_difference(f"run {self.directory}", expected, found, _REMEDY)
 
     def metrics_bytes(self) -> int:
         """How long the metrics are."""

@@ -1,0 +1,72 @@
+"""`palenka grid --config configs/grids/NAME.yaml`: every point of a grid, their ranking, and the best again.
+
+output/points, output/finalists   runs; NAME.failure.json beside one that did not end well
+output/held_out, minimal_pairs    measures of every run
+output/logs                       what points on this machine, or SLURM's tasks, said
+output/grid.json                  the ranking, and why points failed
+"""
+
+import sys
+from collections.abc import Sequence
+
+from configs.command_line import parse_file, run
+from data.progress import notice
+from palenka.grid.points import Grid, Point, require_same_settings
+from palenka.grid.results import StageResults, chosen_finalists, publish, results_of
+from palenka.grid.running import is_finished, require_inputs, run_local, run_point
+from palenka.grid.settings import GridSettings, PointSettings
+from palenka.grid.slurm import Following, submit
+
+INCOMPLETE = 1
+"""Exit status where points failed or are not finished."""
+_COMMANDS = ("point", "finish", "rank")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line of grids; returns the exit status."""
+    return run(_grid, arguments)
+
+
+def _grid(arguments: Sequence[str]) -> int:
+    command, rest = (arguments[0], arguments[1:]) if arguments and arguments[0] in _COMMANDS else ("", arguments)
+    program = f"palenka grid {command}".strip()
+    if command == "point":
+        asked, file = parse_file(PointSettings, rest, program)
+        grid = Grid(GridSettings.model_validate(asked.model_dump(exclude={"name"})), file)
+        run_point(grid, grid.point(asked.name))
+        return 0
+    settings, file = parse_file(GridSettings, rest, program)
+    grid = Grid(settings, file)
+    require_inputs(grid)
+    require_same_settings(grid.points)
+    settings.output.mkdir(parents=True, exist_ok=True)
+    if not command and _launch(grid, grid.points, rest, "finish"):
+        return 0
+    points = results_of(grid, grid.points)
+    finalists = chosen_finalists(grid, points)
+    require_same_settings(finalists)
+    if finalists and command != "rank" and _launch(grid, finalists, rest, "rank"):
+        publish(grid, points, None)
+        return _status(points)
+    results = results_of(grid, finalists) if finalists else None
+    publish(grid, points, results)
+    return _status(points, results)
+
+
+def _launch(grid: Grid, points: Sequence[Point], arguments: Sequence[str], following: Following) -> bool:
+    """Run what is not finished here, or submit it; says whether a job that follows will go on."""
+    left = [point for point in points if not is_finished(grid, point)]
+    notice(f"{grid.settings.output}: {len(points) - len(left)} of {len(points)} {points[0].stage} are finished")
+    if left and grid.settings.launcher == "slurm":
+        submit(grid, left, arguments, following)
+        return True
+    run_local(grid, left, arguments)
+    return False
+
+
+def _status(points: StageResults, finalists: StageResults | None = None) -> int:
+    return 0 if points.is_whole and (finalists is None or finalists.is_whole) else INCOMPLETE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,188 @@
+"""The points of a grid: every combination of values with every seed, and the controls that they are compared with.
+
+A control is the student without teachers that minimises the cross-entropy alone. It reads the same windows in the same
+order as its points; where the product also varies other options than the teachers' and the objective's (a learning
+rate, say), each combination of those has a control of its own.
+"""
+
+import json
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any, Literal
+
+from configs.command_line import parse
+from configs.errors import UserError
+from palenka.grid.settings import GridSettings
+from train_student.objective import ObjectiveSettings
+from train_student.run import Run
+from train_student.settings import TrainSettings
+
+Stage = Literal["points", "finalists"]
+
+CONTROL = "control"
+_STUDENT = "student"
+_OF_TEACHERS = ("teachers", "objective")
+"""Options of a student that its control does not have."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A combination of values, trained once with each seed.
+
+    Attributes:
+        name: of labels and values, such as logit0.1-hidden0.3.
+        values: the varied options by dotted name.
+        control: name of the variant that it is compared with; its own for a control.
+    """
+
+    name: str
+    values: Mapping[str, Any]
+    control: str
+
+    @property
+    def is_control(self) -> bool:
+        """Whether it is trained on the text alone."""
+        return self.name == self.control
+
+
+@dataclass(frozen=True)
+class Point:
+    """One training run of a grid.
+
+    Attributes:
+        stage: of the grid.
+        variant: what it is one of.
+        settings: of its training.
+    """
+
+    stage: Stage
+    variant: Variant
+    settings: TrainSettings
+
+    @property
+    def name(self) -> str:
+        """Its path in the grid's output, such as points/logit0.1-hidden0.3-seed0."""
+        return f"{self.stage}/{self.settings.output.name}"
+
+    @property
+    def failure(self) -> Path:
+        """The record that is beside its run from its start on, unless it ended well."""
+        return self.settings.output.with_name(f"{self.settings.output.name}.failure.json")
+
+
+class Grid:
+    """A grid's settings and its points, all checked.
+
+    Args:
+        settings: of the grid.
+        file: where they were read; the student's file is found relative to it.
+
+    Raises:
+        UserError: if any point, as such or as a finalist, would be refused, before anything is run.
+    """
+
+    def __init__(self, settings: GridSettings, file: Path) -> None:
+        self.settings = settings
+        self._student = file.parent / settings.student
+        self.variants = list(_variants(settings.product))
+        names = [variant.name for variant in self.variants]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise UserError(f"two points of the grid would have the name {twice}; give each value in product once")
+        self.points = self._points("points", self.variants, settings.overrides)
+        may_win = self.variants if settings.finalists.count else []
+        self._candidates = self._points("finalists", may_win, settings.overrides | settings.finalists.overrides)
+
+    def finalists(self, names: Collection[str]) -> list[Point]:
+        """These variants as finalists, with every seed."""
+        return [point for point in self._candidates if point.variant.name in names]
+
+    def point(self, name: str) -> Point:
+        """The point or finalist of a name.
+
+        Raises:
+            UserError: if there is none.
+        """
+        for point in [*self.points, *self._candidates]:
+            if point.name == name:
+                return point
+        raise UserError(f"the grid has no point {name}; its first is {self.points[0].name}")
+
+    def _points(self, stage: Stage, variants: Sequence[Variant], overrides: Mapping[str, Any]) -> list[Point]:
+        """Seed by seed, so that a grid that is stopped early has whole comparisons."""
+        parsed = [(variant, self._settings_of(variant, overrides)) for variant in variants]
+        points = []
+        for seed in self.settings.seeds:
+            for variant, settings in parsed:
+                output = self.settings.output / stage / f"{variant.name}-seed{seed}"
+                changes: dict[str, object] = {"output": output, "seed": seed}
+                points.append(Point(stage, variant, settings.model_copy(update=changes)))
+        return points
+
+    def _settings_of(self, variant: Variant, overrides: Mapping[str, Any]) -> TrainSettings:
+        """The settings of a variant, but for output and seed; the same checks and hints as on a command line."""
+        given = {**overrides, **variant.values, "output": str(self.settings.output)}
+        options = [
+            f"--{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in given.items()
+        ]
+        settings = parse(TrainSettings, ["--config", str(self._student), *options], "palenka train")
+        alone = TrainSettings.model_validate(
+            settings.as_plain() | {"teachers": {}, "objective": ObjectiveSettings().as_plain()}
+        )
+        if variant.is_control:
+            return alone
+        if settings == alone:
+            raise UserError(
+                f"{self._student} has no teachers and no term but the hard one, so point {variant.name} would be its "
+                "own control; name teachers or terms in it"
+            )
+        return settings
+
+
+def require_same_settings(points: Sequence[Point]) -> None:
+    """Make sure that what there is of the points was begun with their settings.
+
+    Raises:
+        UserError: for a run with other settings.
+    """
+    for point in points:
+        Run(point.settings.output).require_settings(point.settings)
+
+
+def _variants(values: Mapping[str, Sequence[Any]]) -> Iterator[Variant]:
+    """The controls first, then every combination in the order of the product."""
+    labels = _labels(list(values))
+    shared = [option for option in values if option.split(".")[0] not in _OF_TEACHERS]
+
+    def named(chosen: Mapping[str, Any], empty: str) -> str:
+        return "-".join(f"{labels[option]}{_as_text(value)}" for option, value in chosen.items()) or empty
+
+    def control_name(chosen: Mapping[str, Any]) -> str:
+        rest = named({option: chosen[option] for option in shared}, "")
+        return f"{CONTROL}-{rest}" if rest else CONTROL
+
+    for combination in product(*(values[option] for option in shared)):
+        chosen = dict(zip(shared, combination, strict=True))
+        yield Variant(control_name(chosen), chosen, control_name(chosen))
+    for combination in product(*values.values()):
+        chosen = dict(zip(values, combination, strict=True))
+        yield Variant(named(chosen, _STUDENT), chosen, control_name(chosen))
+
+
+def _labels(options: Sequence[str]) -> dict[str, str]:
+    """For every dotted option the shortest end of it that no other has."""
+    labels = {}
+    for option in options:
+        parts = option.split(".")
+        ends = [".".join(parts[start:]) for start in reversed(range(len(parts)))]
+        others = [f".{other}" for other in options if other != option]
+        labels[option] = next((end for end in ends if not any(other.endswith(f".{end}") for other in others)), option)
+    return labels
+
+
+def _as_text(value: object) -> str:
+    """A value as a part of a file's name."""
+    text = value if isinstance(value, str) else json.dumps(value)
+    return re.sub(r"[^A-Za-z0-9.+-]+", "_", text).strip("_")

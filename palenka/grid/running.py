@@ -1,0 +1,198 @@
+"""Running points: one from training to measures, and many on this machine, one after the other or one a GPU.
+
+A point's failure is recorded when it begins, and the record is taken away when the point ends well: so a point that was
+killed is told from one that never began, whatever killed it and wherever it ran.
+"""
+
+import contextlib
+import os
+import queue
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from configs.errors import UserError
+from data.corpus import Corpus
+from data.progress import notice
+from data.records import read_record, write_record
+from eval.held_out import measure_held_out
+from eval.measure import Measurement, measure
+from eval.minimal_pairs import pair_files
+from eval.suites import Suite
+from palenka.grid.points import Grid, Point
+from train_student.run import Run
+from train_student.train import train
+
+_NOT_ENDED = "it began and did not end: it runs still, was killed, or ran out of time or memory"
+
+
+def require_inputs(grid: Grid) -> None:
+    """Make sure that the held-out text and the minimal pairs are there, before hours are spent.
+
+    Raises:
+        UserError: if they are not.
+    """
+    for corpus in {point.settings.corpus for point in grid.points}:
+        Corpus.open(corpus, grid.settings.held_out_split)
+    for folder in grid.settings.minimal_pairs.values():
+        pair_files(folder)
+
+
+def is_finished(grid: Grid, point: Point) -> bool:
+    """Whether a point is trained and measured."""
+    files = [_held_out_file(grid, point), *([_pairs_file(grid, point)] if grid.settings.minimal_pairs else [])]
+    return (
+        not point.failure.exists()
+        and Run(point.settings.output).result() is not None
+        and all(file.is_file() for file in files)
+    )
+
+
+def reason_of_failure(point: Point) -> str | None:
+    """Why a point that began did not end well, in a sentence; None if it did, or never began."""
+    try:
+        return str(read_record(point.failure)["reason"])
+    except FileNotFoundError:
+        return None
+
+
+def run_point(grid: Grid, point: Point) -> dict[str, Any]:
+    """Train a point, or go on with it, and measure it; returns its measures.
+
+    Raises:
+        UserError: as training and measuring do; its sentence stays beside the run.
+    """
+    point.failure.parent.mkdir(parents=True, exist_ok=True)
+    write_record(point.failure, {"reason": _NOT_ENDED})
+    try:
+        train(point.settings)
+        measured = measures(grid, point)
+    except UserError as error:
+        write_record(point.failure, {"reason": str(error)})
+        raise
+    point.failure.unlink(missing_ok=True)
+    return measured
+
+
+def measures(grid: Grid, point: Point) -> dict[str, Any]:
+    """The measures of a trained point, those that are on disk and fit, or else computed.
+
+    Returns:
+        ``{"held_out": {"cross_entropy", "interval", "windows"}, "minimal_pairs": {suite: {"accuracy", "stderr",
+        "n"}}}``
+
+    Raises:
+        UserError: if it cannot be measured.
+    """
+    settings, run = grid.settings, point.settings
+    corpus = Corpus.open(run.corpus, settings.held_out_split)
+    at_most = settings.held_out_windows if point.stage == "points" else None
+    held_out = measure_held_out(run.output, corpus, run.windows.length, _held_out_file(grid, point), at_most)
+    measured = {"held_out": {key: held_out[key] for key in ("cross_entropy", "interval", "windows")}}
+    if settings.minimal_pairs:
+        folders: dict[Suite, Path] = {suite: path for suite, path in settings.minimal_pairs.items()}  # noqa: C416
+        scored = measure(Measurement(run.output, folders, settings.protocol), _pairs_file(grid, point))
+        measured["minimal_pairs"] = {
+            result["suite"]: {key: result[key] for key in ("accuracy", "stderr", "n")} for result in scored
+        }
+    return measured
+
+
+def run_local(grid: Grid, points: Sequence[Point], arguments: Sequence[str]) -> None:
+    """Run points on this machine; a failed one is told and recorded, and the others go on.
+
+    Each runs in a process of its own that sees one GPU, or in this one if they are not isolated.
+
+    Args:
+        grid: of the points.
+        points: to run.
+        arguments: of the command line that the grid was read from.
+    """
+    started = time.perf_counter()
+    ended = _in_processes(grid, points, arguments) if grid.settings.local.isolated else _in_this_one(grid, points)
+    for done, point in enumerate(ended, start=1):
+        _tell(grid, point, done, len(points), started)
+
+
+def _in_this_one(grid: Grid, points: Sequence[Point]) -> Iterator[Point]:
+    """Run points one after the other; yields each when it has ended."""
+    for point in points:
+        with contextlib.suppress(UserError):  # it is recorded beside the run
+            run_point(grid, point)
+        yield point
+
+
+def _in_processes(grid: Grid, points: Sequence[Point], arguments: Sequence[str]) -> Iterator[Point]:
+    """Run points in processes, as many at the same time as there are GPUs; yields each when it has ended."""
+    gpus = visible_gpus()
+    count = grid.settings.local.processes or max(1, len(gpus))
+    devices: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+    for number in range(count):
+        devices.put(gpus[number % len(gpus)] if gpus else None)
+
+    def in_a_process(point: Point) -> Point:
+        device = devices.get()
+        try:
+            _run_process(grid, point, arguments, device, count)
+        finally:
+            devices.put(device)
+        return point
+
+    executor = ThreadPoolExecutor(count)
+    try:
+        running = [executor.submit(in_a_process, point) for point in points]
+        for future in as_completed(running):
+            yield future.result()
+    finally:
+        executor.shutdown(cancel_futures=True)
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    if (given := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        return [device for device in given.split(",") if device.strip() not in ("", "-1")]
+    return [str(number) for number in range(torch.cuda.device_count())]
+
+
+def _run_process(grid: Grid, point: Point, arguments: Sequence[str], device: str | None, at_once: int) -> None:
+    """Run a point in a process of its own; if that is killed or crashes, record how."""
+    log = grid.settings.output / "logs" / f"{point.name}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    point.failure.unlink(missing_ok=True)
+    environment = dict(os.environ)
+    if device is not None:
+        environment["CUDA_VISIBLE_DEVICES"] = device
+    elif at_once > 1:
+        # Each would start a thread for every core, and they would wait for each other.
+        environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // at_once)))
+    command = [sys.executable, "-m", "palenka", "grid", "point", *arguments, "--name", point.name]
+    with log.open("a", encoding="utf-8") as file:
+        status = subprocess.run(command, env=environment, stdout=file, stderr=file, check=False).returncode  # noqa: S603
+    if status and reason_of_failure(point) in (None, _NOT_ENDED):
+        how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+        point.failure.parent.mkdir(parents=True, exist_ok=True)
+        write_record(point.failure, {"reason": f"its process {how}; see {log}"})
+
+
+def _tell(grid: Grid, point: Point, done: int, count: int, started: float) -> None:
+    reason = reason_of_failure(point)
+    if reason is None:
+        told = f"held-out cross-entropy {read_record(_held_out_file(grid, point))['cross_entropy']:.4f}"
+    else:
+        told = f"failed: {reason}"
+    notice(f"{done} of {count}, {time.perf_counter() - started:,.0f} s: {point.name} {told}")
+
+
+def _held_out_file(grid: Grid, point: Point) -> Path:
+    return grid.settings.output / "held_out" / f"{point.name}.json"
+
+
+def _pairs_file(grid: Grid, point: Point) -> Path:
+    return grid.settings.output / "minimal_pairs" / f"{point.name}.json"

@@ -1,0 +1,145 @@
+"""What a grid is told: a student's file, what is varied of it, how it is launched and what it is ranked by."""
+
+from itertools import chain
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from configs.settings import Settings
+from eval.protocols import Protocol
+from eval.suites import PairSuite, Suite
+
+_DECIDED = ("output", "seed")
+"""Options of a student that the grid decides itself."""
+_SHARED = ("corpus", "split", "windows", "validation")
+"""Options that all points share: cross-entropies on other text, or in other windows, cannot be ranked together."""
+
+
+class FinalistSettings(Settings):
+    """The best points, trained again."""
+
+    count: int = Field(default=3, ge=0)
+    """How many; their controls are trained beside them. None with 0."""
+    overrides: dict[str, Any] = Field(default={"fraction": 1.0})
+    """Dotted options of the student in which finalists differ from their points: all of the text, for instance."""
+
+
+class LocalSettings(Settings):
+    """Points on this machine."""
+
+    processes: int | None = Field(default=None, ge=1)
+    """Points at the same time; one for each GPU, or one where there is none, unless given."""
+    isolated: bool = True
+    """Each point in a process of its own, so that a crash ends that point alone; it costs a start of some seconds.
+    Without, all points run in this process, one after the other."""
+
+    @model_validator(mode="after")
+    def _one_process_is_no_crowd(self) -> Self:
+        if not self.isolated and self.processes not in (None, 1):
+            raise ValueError(
+                f"processes is {self.processes}, but points that are not isolated run one after the other; "
+                "set isolated to true, or processes to 1"
+            )
+        return self
+
+
+class SlurmSettings(Settings):
+    """Points as tasks of a SLURM array; each has a line in `sbatch --help`."""
+
+    partition: str | None = None
+    """Partition; the cluster's default unless given."""
+    account: str | None = None
+    """Account that is charged."""
+    time: str = "04:00:00"
+    """Time limit of a point. One that hits it goes on at its last checkpoint when the grid is called again."""
+    finalists_time: str | None = None
+    """Time limit of a finalist; that of a point unless given."""
+    cpus: int = Field(default=4, ge=1)
+    """Processor cores of a point."""
+    memory: str | None = None
+    """Memory of a point, such as 32G."""
+    gres: str | None = None
+    """Generic resources of a point, such as gpu:1; a point uses one GPU."""
+    at_once: int | None = Field(default=None, ge=1)
+    """Points at the same time, at most."""
+    options: tuple[str, ...] = ()
+    """Further options of sbatch for all jobs, such as --qos=long."""
+    setup: str = ""
+    """Lines of bash before each command, such as module load cuda."""
+
+
+class GridSettings(Settings):
+    """Train every point of a grid, rank them by held-out cross-entropy, and train the best again.
+
+    Finished points are skipped, failed ones tried again. `palenka grid rank` only ranks what is there, `palenka grid
+    point --name points/NAME` trains one point, `palenka grid finish` ranks and goes on to the finalists.
+    """
+
+    output: Path
+    """Directory of the grid: its points are runs in points/ and finalists/."""
+    student: Path
+    """Settings of the student's training, a file beside this one."""
+    product: dict[str, tuple[Any, ...]] = Field(default={})
+    """Values of the student's dotted options: each combination is trained with each seed."""
+    overrides: dict[str, Any] = Field(default={})
+    """Dotted options of the student for all points."""
+    seeds: tuple[int, ...] = (0,)
+    """Seeds that each combination is trained with."""
+    finalists: FinalistSettings = FinalistSettings()
+    """The best points, trained again."""
+    held_out_split: str = "dev"
+    """Split on which all points are measured."""
+    held_out_windows: int | None = Field(default=None, ge=2)
+    """Measure points on so many windows, a fixed sample; finalists are always measured on all of them."""
+    minimal_pairs: dict[PairSuite, Path] = Field(default={})
+    """Folders of the minimal pairs that all points are scored on, by suite."""
+    protocol: Protocol = "babylm-2024"
+    """How minimal pairs are read and scored."""
+    rank_by: Suite = "held_out"
+    """What points are ranked by: held_out, or a suite of minimal_pairs."""
+    launcher: Literal["local", "slurm"] = "local"
+    """Where points run."""
+    local: LocalSettings = LocalSettings()
+    """How they run on this machine."""
+    slurm: SlurmSettings = SlurmSettings()
+    """How they run through SLURM."""
+
+    @model_validator(mode="after")
+    def _options_are_the_students_own(self) -> Self:
+        for option in chain(self.product, self.overrides, self.finalists.overrides):
+            if option.split(".")[0] in _DECIDED:
+                raise ValueError(f"{option} is varied, but the grid decides it (output, seeds); leave it out")
+        for option in chain(self.product, self.finalists.overrides):
+            if option.split(".")[0] in _SHARED:
+                raise ValueError(f"{option} is varied, but points must share it to be ranked; set it under overrides")
+        for option, values in self.product.items():
+            if not values:
+                raise ValueError(f"product.{option} has no values; name at least one, or leave it out")
+            if option in self.overrides or option in self.finalists.overrides:
+                raise ValueError(f"{option} is varied under product and set under overrides; leave it out of one")
+        return self
+
+    @model_validator(mode="after")
+    def _seeds_differ(self) -> Self:
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(
+                f"seeds is {list(self.seeds)}, but it should name at least one seed, and each of them once"
+            )
+        for seed in self.seeds:
+            if not 0 <= seed < 2**32:
+                raise ValueError(f"seeds has {seed}, but a seed is from 0 to {2**32 - 1}; choose another")
+        return self
+
+    @model_validator(mode="after")
+    def _rank_is_measured(self) -> Self:
+        if self.rank_by != "held_out" and self.rank_by not in self.minimal_pairs:
+            raise ValueError(f"rank_by is {self.rank_by}, but minimal_pairs has no folder for it; name one there")
+        return self
+
+
+class PointSettings(GridSettings):
+    """Train and measure one point of a grid: a task of a SLURM array, for instance."""
+
+    name: str
+    """The point: points/NAME or finalists/NAME, as in the grid's output."""
