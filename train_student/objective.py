@@ -15,8 +15,9 @@ from transformers import PreTrainedModel
 
 from configs.settings import Settings
 from data.stream import Batch
+from train_student.divergences import Divergence, divergence_of
 from train_student.hidden import HiddenDistance, HiddenTerm, LayerPair
-from train_student.terms import hard_loss, tail_bucket_kl
+from train_student.terms import hard_loss
 
 
 class ObjectiveSettings(Settings):
@@ -28,6 +29,8 @@ class ObjectiveSettings(Settings):
     """Weight of the divergence from the teachers' distributions, scaled by temperature²."""
     temperature: float = Field(default=2.0, gt=0)
     """Temperature of the logit term; the caches must hold the tail mass at it."""
+    divergence: Divergence = "forward"
+    """Of the logit term: forward is KL(teacher ‖ student), reverse KL(student ‖ teacher), js Jensen-Shannon."""
     hidden: float = Field(default=0.0, ge=0)
     """Weight of the distance to the teachers' hidden states, a mean over the mapped layers."""
     hidden_distance: HiddenDistance = "r2"
@@ -65,6 +68,7 @@ class Objective(nn.Module):
         super().__init__()
         self.student = student
         self.temperature = settings.temperature
+        self.divergence: Divergence = settings.divergence
         self.hidden = HiddenTerm(student.config.hidden_size, pairs, settings.hidden_distance, seed)
 
     def forward(self, batch: Batch, weights: Mapping[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -83,7 +87,7 @@ class Objective(nn.Module):
             losses.append(weights["hard"] * terms["hard"])
         if shares := _teachers_of("logit", weights):
             signals = {name: batch.signals[name] for name in shares}
-            total, divergences = tail_bucket_kl(output.logits, signals, shares, self.temperature)
+            total, divergences = divergence_of(self.divergence, output.logits, signals, shares, self.temperature)
             scale = self.temperature**2
             terms |= {f"logit/{name}": scale * divergence for name, divergence in divergences.items()}
             losses.append(scale * total)

@@ -161,6 +161,11 @@ def _open_cache(
     cache = TeacherCache(source.cache)
     temperature = objective.temperature if objective.logit else None
     _require_fit(subject, cache.manifest, corpus, rule, temperature)
+    if objective.logit and objective.divergence != "forward" and cache.manifest.logits.draws:
+        raise UserError(
+            f"{subject} holds {cache.manifest.logits.kind} logits, but objective.divergence is {objective.divergence}; "
+            "draws are unbiased for forward alone: choose that, or capture with logits.kind topk"
+        )
     if objective.hidden and cache.manifest.hidden is None:
         raise UserError(
             f"{subject} holds no hidden states, but objective.hidden is {objective.hidden}; capture it again, to "
