@@ -7,9 +7,10 @@ divergences over teachers has the gradient of the divergence to the mixture of t
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -17,7 +18,11 @@ from configs.settings import Settings
 from data.stream import Batch
 from train_student.divergences import Divergence, divergence_of
 from train_student.hidden import HiddenDistance, HiddenTerm, LayerPair
+from train_student.schedule import WeightSchedule
 from train_student.terms import hard_loss
+
+TEACHER_TERMS = ("logit", "hidden")
+"""Kinds of terms that a student has with each of its teachers."""
 
 
 class ObjectiveSettings(Settings):
@@ -36,16 +41,40 @@ class ObjectiveSettings(Settings):
     hidden_distance: HiddenDistance = "r2"
     """The distance: r2 is 1 − R², in units of each layer's variance; mse is in the teacher's own; cosine is 1 − cos."""
 
-    def weights(self, teachers: Mapping[str, float]) -> dict[str, float]:
-        """The weight of every term that counts, by its name in the log.
+    schedule: dict[str, WeightSchedule] = Field(default={})
+    """How weights move over the run, by the term (hard, logit, hidden); a term that is not named keeps its weight."""
+
+    @model_validator(mode="after")
+    def _schedules_are_of_terms(self) -> Self:
+        for kind in self.schedule:
+            if kind not in ("hard", *TEACHER_TERMS):
+                raise ValueError(f"schedule names {kind}, but the terms are hard, {', '.join(TEACHER_TERMS)}; name one")
+        return self
+
+    def counts(self, kind: str) -> bool:
+        """Whether a kind of term has a weight at any step of the run."""
+        return self.weight(kind) > 0 or (kind in self.schedule and self.schedule[kind].start > 0)
+
+    def weight(self, kind: str, step: int | None = None, num_steps: int = 1) -> float:
+        """The weight of a kind of term at a step, counted from 1, of so many; at the end unless a step is given."""
+        end: float = getattr(self, kind)
+        if step is None or kind not in self.schedule:
+            return end
+        return self.schedule[kind].weight(end, step, num_steps)
+
+    def weights(self, teachers: Mapping[str, float], step: int | None = None, num_steps: int = 1) -> dict[str, float]:
+        """The weight of every term that counts at any step, by its name in the log; 0 where a schedule has it so.
 
         Args:
             teachers: share of every teacher by name.
+            step: at which; the end of the run unless given.
+            num_steps: of the run.
         """
-        weights = {"hard": self.hard}
-        for kind, weight in (("logit", self.logit), ("hidden", self.hidden)):
-            weights |= {f"{kind}/{name}": weight * share for name, share in teachers.items()}
-        return {name: weight for name, weight in weights.items() if weight > 0}
+        weights = {"hard": self.weight("hard", step, num_steps)} if self.counts("hard") else {}
+        for kind in filter(self.counts, TEACHER_TERMS):
+            weight = self.weight(kind, step, num_steps)
+            weights |= {f"{kind}/{name}": weight * share for name, share in teachers.items() if share > 0}
+        return weights
 
 
 class Objective(nn.Module):

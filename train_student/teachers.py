@@ -131,7 +131,7 @@ def open_teachers(
             identities[name] = cache.manifest.as_plain()
             layers = cache.manifest.hidden_layers
             positions = cache.manifest.hidden.positions if cache.manifest.hidden else 0
-        if objective.hidden:
+        if objective.counts("hidden"):
             student_layers = _map_layers(f"teacher {name}", source, layers, student_depth)
             statistics = live[name].statistics if name in live else caches[name].read_statistics(student_layers)
             pairs[name] = [LayerPair(key, layer, statistics[key]) for key, layer in student_layers.items()]
@@ -144,7 +144,7 @@ def _open_live(
 ) -> Teacher:
     """A live teacher that speaks of what the objective needs."""
     logits = LogitEncoding(k=source.k or corpus.vocabulary_size, temperatures=(objective.temperature,))
-    hidden = source.hidden if objective.hidden else None
+    hidden = source.hidden if objective.counts("hidden") else None
     if hidden and not isinstance(source.layers, str):
         hidden = hidden.model_copy(update={"layers": tuple(source.layers)})
     teacher = Teacher(source.models(), source.precision, device, corpus, rule.length, logits, hidden)
@@ -159,14 +159,14 @@ def _open_cache(
     assert source.cache is not None
     subject = f"cache {source.cache} of teacher {name}"
     cache = TeacherCache(source.cache)
-    temperature = objective.temperature if objective.logit else None
+    temperature = objective.temperature if objective.counts("logit") else None
     _require_fit(subject, cache.manifest, corpus, rule, temperature)
-    if objective.logit and objective.divergence != "forward" and cache.manifest.logits.draws:
+    if objective.counts("logit") and objective.divergence != "forward" and cache.manifest.logits.draws:
         raise UserError(
             f"{subject} holds {cache.manifest.logits.kind} logits, but objective.divergence is {objective.divergence}; "
             "draws are unbiased for forward alone: choose that, or capture with logits.kind topk"
         )
-    if objective.hidden and cache.manifest.hidden is None:
+    if objective.counts("hidden") and cache.manifest.hidden is None:
         raise UserError(
             f"{subject} holds no hidden states, but objective.hidden is {objective.hidden}; capture it again, to "
             "another output, with hidden: {...}, or set objective.hidden to 0"
