@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from configs.settings import Settings
 from data.stream import Batch
 from train_student.divergences import Divergence, divergence_of
-from train_student.hidden import HiddenDistance, HiddenTerm, LayerPair
+from train_student.hidden import HiddenDistance, HiddenTerm, LayerPair, ProjectionKind
 from train_student.schedule import WeightSchedule
 from train_student.terms import hard_loss
 
@@ -41,6 +41,8 @@ class ObjectiveSettings(Settings):
     hidden_distance: HiddenDistance = "r2"
     """The distance: r2 is 1 − R², in units of each layer's variance; mse is in the teacher's own; cosine is 1 − cos."""
 
+    projection: ProjectionKind = "linear"
+    """How the hidden term compares states: through trained linear maps, or none, as they are, at equal widths."""
     schedule: dict[str, WeightSchedule] = Field(default={})
     """How weights move over the run, by the term (hard, logit, hidden); a term that is not named keeps its weight."""
 
@@ -98,7 +100,7 @@ class Objective(nn.Module):
         self.student = student
         self.temperature = settings.temperature
         self.divergence: Divergence = settings.divergence
-        self.hidden = HiddenTerm(student.config.hidden_size, pairs, settings.hidden_distance, seed)
+        self.hidden = HiddenTerm(student.config.hidden_size, pairs, settings.hidden_distance, seed, settings.projection)
 
     def forward(self, batch: Batch, weights: Mapping[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a batch, and every term before its weight, by name.

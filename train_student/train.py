@@ -20,6 +20,7 @@ from data.processes import require_all_processes
 from data.progress import notice
 from data.stream import ReadingOrder
 from eval.held_out import fixed_windows
+from train_student.hidden import require_equal_widths
 from train_student.run import Run
 from train_student.settings import TrainSettings
 from train_student.teachers import Teachers, open_teachers
@@ -113,11 +114,15 @@ def _reading_order(settings: TrainSettings, corpus: Corpus) -> ReadingOrder:
 
 
 def _open_teachers(settings: TrainSettings, corpus: Corpus, device: torch.device) -> Teachers:
-    """The teachers whose terms have a weight."""
+    """The teachers whose terms have a weight, fit for the student."""
     heard = {name.split("/", 1)[1] for name in settings.weights() if "/" in name}
     sources = {name: source for name, source in settings.teachers.items() if name in heard}
     depth = settings.model.num_hidden_layers
-    return open_teachers(sources, settings.objective, corpus, settings.windows, settings.fraction, depth, device)
+    objective = settings.objective
+    teachers = open_teachers(sources, objective, corpus, settings.windows, settings.fraction, depth, device)
+    if objective.counts("hidden") and objective.projection == "none":
+        require_equal_widths(settings.model.hidden_size, teachers.pairs)
+    return teachers
 
 
 def _inputs(corpus: Corpus, validation: Corpus, teachers: Teachers) -> dict[str, Any]:
