@@ -138,7 +138,7 @@ def test_distances_are_their_definitions(distance: Any) -> None:
     encoding = HiddenEncoding(values="float32")
     states, student = sample(2, 60), torch.randn(60, 6)
     statistics = fitted(states, encoding)
-    projection = Projection(6, LayerPair("t/0", 0, statistics), distance)
+    projection: Any = Projection(6, LayerPair("t/0", 0, statistics), distance)
     found = projection(student.view(4, 15, 6), statistics.encode(states, encoding).view(4, 15, 12)).item()
     # In the teacher's own units, with the mean deviation written out.
     unit = statistics.variance.double().mean().sqrt()

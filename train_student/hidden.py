@@ -32,6 +32,25 @@ class LayerPair:
     statistics: LayerStatistics
 
 
+def last_pairs(pairs: Sequence[LayerPair]) -> list[LayerPair]:
+    """The pair with the last teacher layer, one for each model of a teacher."""
+    by_model: dict[str, dict[int, LayerPair]] = {}
+    for pair in pairs:
+        model, layer = pair.key.rsplit("/", 1)
+        by_model.setdefault(model, {})[int(layer)] = pair
+    return [layers[max(layers)] for layers in by_model.values()]
+
+
+def mean_deviation(statistics: LayerStatistics) -> Tensor:
+    """√(Σ variance / C) of a layer, a scalar in float32."""
+    return statistics.variance.double().mean().clamp_min(_SMALLEST_VARIANCE).sqrt().float()
+
+
+def in_mean_deviations(statistics: LayerStatistics) -> Tensor:
+    """The scale [C] that turns a layer's codes into its components in units of its mean deviation."""
+    return statistics.scale / mean_deviation(statistics)
+
+
 class Projection(nn.Module):
     """A map from a student's layer to the components of a teacher's layer, and the distance that is left.
 
@@ -55,9 +74,8 @@ class Projection(nn.Module):
         self.linear = nn.Linear(student_width, len(statistics.scale)) if kind == "linear" else None
         self.register_buffer("mean", statistics.mean.clone(), persistent=False)
         self.register_buffer("basis", statistics.basis, persistent=False)
-        mean_variance = statistics.variance.double().mean().clamp_min(_SMALLEST_VARIANCE)
-        self.register_buffer("unit", mean_variance.sqrt().float(), persistent=False)
-        self.register_buffer("scale", statistics.scale.clone(), persistent=False)
+        self.register_buffer("unit", mean_deviation(statistics), persistent=False)
+        self.register_buffer("scale", in_mean_deviations(statistics), persistent=False)
 
     def forward(self, states: Tensor, codes: Tensor) -> Tensor:
         """The distance between projected student states [B, P, S] and a teacher's codes [B, P, C]: a mean over tokens.
@@ -66,7 +84,7 @@ class Projection(nn.Module):
         teacher's own units; cosine 1 − cos between the states without their mean.
         """
         predicted = self._in_teachers_coordinates(states) if self.linear is None else self.linear(states).float()
-        target = codes.float() * (self.scale / self.unit)
+        target = codes.float() * self.scale
         if self.distance == "cosine":
             return 1 - F.cosine_similarity(predicted, target, dim=-1).mean()
         squares = (predicted - target).square().mean()

@@ -16,13 +16,16 @@ from transformers import PreTrainedModel
 
 from configs.settings import Settings
 from data.stream import Batch
+from train_student.contrastive import ContrastiveTerm, InfoNCESettings
 from train_student.divergences import Divergence, divergence_of
 from train_student.hidden import HiddenDistance, HiddenTerm, LayerPair, ProjectionKind
 from train_student.schedule import WeightSchedule
 from train_student.terms import hard_loss
 
-TEACHER_TERMS = ("logit", "hidden")
+TEACHER_TERMS = ("logit", "hidden", "contrastive")
 """Kinds of terms that a student has with each of its teachers."""
+STATE_TERMS = ("hidden", "contrastive")
+"""Those that need hidden states."""
 
 
 class ObjectiveSettings(Settings):
@@ -43,8 +46,12 @@ class ObjectiveSettings(Settings):
 
     projection: ProjectionKind = "linear"
     """How the hidden term compares states: through trained linear maps, or none, as they are, at equal widths."""
+    contrastive: float = Field(default=0.0, ge=0)
+    """Weight of InfoNCE between student and teacher at the last mapped layer."""
+    info_nce: InfoNCESettings = InfoNCESettings()
+    """What the contrastive term compares."""
     schedule: dict[str, WeightSchedule] = Field(default={})
-    """How weights move over the run, by the term (hard, logit, hidden); a term that is not named keeps its weight."""
+    """How weights move over the run, by the term (hard, logit, hidden, ...); a term not named keeps its weight."""
 
     @model_validator(mode="after")
     def _schedules_are_of_terms(self) -> Self:
@@ -56,6 +63,10 @@ class ObjectiveSettings(Settings):
     def counts(self, kind: str) -> bool:
         """Whether a kind of term has a weight at any step of the run."""
         return self.weight(kind) > 0 or (kind in self.schedule and self.schedule[kind].start > 0)
+
+    def states_for(self) -> str | None:
+        """The first kind of term that needs the teachers' hidden states, if any counts."""
+        return next(filter(self.counts, STATE_TERMS), None)
 
     def weight(self, kind: str, step: int | None = None, num_steps: int = 1) -> float:
         """The weight of a kind of term at a step, counted from 1, of so many; at the end unless a step is given."""
@@ -85,8 +96,8 @@ class Objective(nn.Module):
     Args:
         student: the model to train.
         settings: of the terms.
-        pairs: the mapped layers of every teacher that has a hidden term, by the teacher's name.
-        seed: of the projections' first weights.
+        pairs: the mapped layers of every teacher that has a term with hidden states, by the teacher's name.
+        seed: of the first weights of projections and heads.
     """
 
     def __init__(
@@ -100,16 +111,22 @@ class Objective(nn.Module):
         self.student = student
         self.temperature = settings.temperature
         self.divergence: Divergence = settings.divergence
-        self.hidden = HiddenTerm(student.config.hidden_size, pairs, settings.hidden_distance, seed, settings.projection)
+        width: int = student.config.hidden_size
+        projected = pairs if settings.counts("hidden") else {}
+        self.hidden = HiddenTerm(width, projected, settings.hidden_distance, seed, settings.projection)
+        self.contrastive = (
+            ContrastiveTerm(width, pairs, settings.info_nce, seed) if settings.counts("contrastive") else None
+        )
 
     def forward(self, batch: Batch, weights: Mapping[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a batch, and every term before its weight, by name.
 
         Args:
             batch: windows, and the signals of all teachers that have a weight.
-            weights: of the terms by name: ``hard``, ``logit/TEACHER``, ``hidden/TEACHER``; the others are not computed.
+            weights: of the terms by name: ``hard``, ``logit/TEACHER``, ``hidden/TEACHER``, ...; the others are not
+                computed.
         """
-        with_states = any(name.startswith("hidden/") for name in weights)
+        with_states = any(name.startswith(STATE_TERMS) for name in weights)
         output = self.student(input_ids=batch.tokens, use_cache=False, output_hidden_states=with_states)
         terms: dict[str, Tensor] = {}
         losses: list[Tensor] = []
@@ -122,12 +139,17 @@ class Objective(nn.Module):
             scale = self.temperature**2
             terms |= {f"logit/{name}": scale * divergence for name, divergence in divergences.items()}
             losses.append(scale * total)
-        for name, share in _teachers_of("hidden", weights).items():
-            codes = batch.signals[name].hidden
-            distance = self.hidden(name, output.hidden_states, codes, batch.positions)
-            terms[f"hidden/{name}"] = distance
-            losses.append(share * distance)
+        for kind, term in (("hidden", self.hidden), ("contrastive", self.contrastive)):
+            for name, weight in _teachers_of(kind, weights).items():
+                assert term is not None
+                distance = term(name, output.hidden_states, batch.signals[name].hidden, batch.positions)
+                terms[f"{kind}/{name}"] = distance
+                losses.append(weight * distance)
         return torch.stack(losses).sum(), {name: term.detach() for name, term in terms.items()}
+
+    def trained_beside(self) -> dict[str, Tensor]:
+        """What is trained beside the student, projections and heads, by name."""
+        return {name: weight for name, weight in self.named_parameters() if not name.startswith("student.")}
 
 
 def _teachers_of(kind: str, weights: Mapping[str, float]) -> dict[str, float]:

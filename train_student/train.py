@@ -122,6 +122,11 @@ def _open_teachers(settings: TrainSettings, corpus: Corpus, device: torch.device
     teachers = open_teachers(sources, objective, corpus, settings.windows, settings.fraction, depth, device)
     if objective.counts("hidden") and objective.projection == "none":
         require_equal_widths(settings.model.hidden_size, teachers.pairs)
+    if objective.counts("contrastive") and settings.micro_batch * teachers.num_positions < 2:
+        raise UserError(
+            f"objective.contrastive is {objective.contrastive}, but a micro-batch of {settings.micro_batch} window(s) "
+            f"has {teachers.num_positions} position(s), and so no negatives; raise micro_batch or the positions kept"
+        )
     return teachers
 
 

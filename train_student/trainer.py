@@ -162,7 +162,7 @@ class Trainer:
         if cross_entropy < self.best:
             self.best, self.best_step = cross_entropy, step
             if accelerator.is_main_process:
-                self.run.save_model(self.student, self.objective.hidden, self.corpus)
+                self.run.save_model(self.student, self.objective.trained_beside(), self.corpus)
 
     def _logs(self, step: int) -> bool:
         # A checkpoint closes a line of the log, so that no sums need to be kept with it.
