@@ -16,16 +16,19 @@ from transformers import PreTrainedModel
 
 from configs.settings import Settings
 from data.stream import Batch
+from train_student.auxiliary import AuxiliarySettings, AuxiliaryTerm
 from train_student.contrastive import ContrastiveTerm, InfoNCESettings
 from train_student.divergences import Divergence, divergence_of
 from train_student.hidden import HiddenDistance, HiddenTerm, LayerPair, ProjectionKind
 from train_student.schedule import WeightSchedule
 from train_student.terms import hard_loss
 
-TEACHER_TERMS = ("logit", "hidden", "contrastive")
+TEACHER_TERMS = ("logit", "hidden", "contrastive", "auxiliary")
 """Kinds of terms that a student has with each of its teachers."""
-STATE_TERMS = ("hidden", "contrastive")
+STATE_TERMS = ("hidden", "contrastive", "auxiliary")
 """Those that need hidden states."""
+DISTRIBUTION_TERMS = ("logit", "auxiliary")
+"""Those that need distributions over tokens."""
 
 
 class ObjectiveSettings(Settings):
@@ -38,7 +41,7 @@ class ObjectiveSettings(Settings):
     temperature: float = Field(default=2.0, gt=0)
     """Temperature of the logit term; the caches must hold the tail mass at it."""
     divergence: Divergence = "forward"
-    """Of the logit term: forward is KL(teacher ‖ student), reverse KL(student ‖ teacher), js Jensen-Shannon."""
+    """Of logit term and heads: forward is KL(teacher ‖ student), reverse KL(student ‖ teacher), js Jensen-Shannon."""
     hidden: float = Field(default=0.0, ge=0)
     """Weight of the distance to the teachers' hidden states, a mean over the mapped layers."""
     hidden_distance: HiddenDistance = "r2"
@@ -50,6 +53,10 @@ class ObjectiveSettings(Settings):
     """Weight of InfoNCE between student and teacher at the last mapped layer."""
     info_nce: InfoNCESettings = InfoNCESettings()
     """What the contrastive term compares."""
+    auxiliary: float = Field(default=0.0, ge=0)
+    """Weight of the deep supervision of shallow layers by heads and projections of their own."""
+    heads: AuxiliarySettings = AuxiliarySettings()
+    """What the auxiliary term consists of."""
     schedule: dict[str, WeightSchedule] = Field(default={})
     """How weights move over the run, by the term (hard, logit, hidden, ...); a term not named keeps its weight."""
 
@@ -67,6 +74,10 @@ class ObjectiveSettings(Settings):
     def states_for(self) -> str | None:
         """The first kind of term that needs the teachers' hidden states, if any counts."""
         return next(filter(self.counts, STATE_TERMS), None)
+
+    def distributions_for(self) -> str | None:
+        """The first kind of term that needs the teachers' distributions, if any counts."""
+        return next(filter(self.counts, DISTRIBUTION_TERMS), None)
 
     def weight(self, kind: str, step: int | None = None, num_steps: int = 1) -> float:
         """The weight of a kind of term at a step, counted from 1, of so many; at the end unless a step is given."""
@@ -117,6 +128,19 @@ class Objective(nn.Module):
         self.contrastive = (
             ContrastiveTerm(width, pairs, settings.info_nce, seed) if settings.counts("contrastive") else None
         )
+        self.auxiliary = (
+            AuxiliaryTerm(
+                student.config,
+                pairs,
+                settings.heads,
+                settings.divergence,
+                settings.temperature,
+                settings.hidden_distance,
+                seed,
+            )
+            if settings.counts("auxiliary")
+            else None
+        )
 
     def forward(self, batch: Batch, weights: Mapping[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a batch, and every term before its weight, by name.
@@ -145,6 +169,12 @@ class Objective(nn.Module):
                 distance = term(name, output.hidden_states, batch.signals[name].hidden, batch.positions)
                 terms[f"{kind}/{name}"] = distance
                 losses.append(weight * distance)
+        for name, weight in _teachers_of("auxiliary", weights).items():
+            assert self.auxiliary is not None
+            signal = batch.signals[name]
+            supervision = self.auxiliary(name, output.logits, output.hidden_states, signal, batch.positions)
+            terms[f"auxiliary/{name}"] = supervision
+            losses.append(weight * supervision)
         return torch.stack(losses).sum(), {name: term.detach() for name, term in terms.items()}
 
     def trained_beside(self) -> dict[str, Tensor]:

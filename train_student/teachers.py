@@ -159,9 +159,9 @@ def _open_cache(
     assert source.cache is not None
     subject = f"cache {source.cache} of teacher {name}"
     cache = TeacherCache(source.cache)
-    temperature = objective.temperature if objective.counts("logit") else None
+    temperature = objective.temperature if objective.distributions_for() else None
     _require_fit(subject, cache.manifest, corpus, rule, temperature)
-    if objective.counts("logit") and objective.divergence != "forward" and cache.manifest.logits.draws:
+    if objective.distributions_for() and objective.divergence != "forward" and cache.manifest.logits.draws:
         raise UserError(
             f"{subject} holds {cache.manifest.logits.kind} logits, but objective.divergence is {objective.divergence}; "
             "draws are unbiased for forward alone: choose that, or capture with logits.kind topk"
