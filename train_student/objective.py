@@ -1,9 +1,11 @@
 """The objective: the weighted sum of terms that a student minimises, in one module with the student.
 
-    J = hard · CE + Σ_teachers weight_t · [logit · T² · KL(teacher_T ‖ student_T) + hidden · mean over layers (1 − R²)]
+    J = hard · CE + Σ_teachers weight_t · [logit · T² · KL(teacher_T ‖ student_T) + hidden · mean over layers (1 − R²)
+                                           + contrastive · InfoNCE + auxiliary · supervision of shallow layers]
 
-accelerate wraps this module, so whatever it holds is trained, averaged over processes and saved together. Mixing
-divergences over teachers has the gradient of the divergence to the mixture of their probabilities.
+The divergence may be another one (`divergences.py`), and every weight may move over the run (`schedule.py`). accelerate
+wraps this module, so whatever it holds is trained, averaged over processes and saved together. Mixing forward KL over
+teachers has the gradient of the divergence to the mixture of their probabilities.
 """
 
 from collections.abc import Mapping, Sequence
