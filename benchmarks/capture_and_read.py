@@ -32,7 +32,7 @@ from data.windows import gather
 from train_student.shapes import ModelShape
 
 ROUNDS, WINDOWS, MICRO_BATCH = 3, 16, 8
-HIDDEN = {"positions": 4, "sample_windows": MICRO_BATCH}
+HIDDEN = {"sample_windows": MICRO_BATCH}
 
 
 def random_teacher(corpus: Corpus, shape: Path, folder: Path) -> Path:
@@ -97,7 +97,7 @@ def _compare(corpus: Corpus, settings: CaptureSettings, windows: int) -> None:
     forward, whole = (tokens.numel() / statistics.median(seconds) for seconds in (forwards, captures))
     spread = f"{min(ratios):.3f} to {max(ratios):.3f}, n = {ROUNDS}"
     print(
-        f"hidden states {'of 9 layers at 4 positions' if settings.hidden else 'not kept'}: "
+        f"hidden states {'of 9 layers' if settings.hidden else 'not kept'}: "
         f"forward {forward:,.0f} tokens/s, capture {whole:,.0f} tokens/s, "
         f"ratio {statistics.median(ratios):.3f} ({spread}), {per_token:.0f} µs a token more",
         flush=True,

@@ -17,7 +17,6 @@ FRACTION, EPOCHS = 0.015, 1
 ENCODINGS: dict[str, dict[str, Any]] = {
     "topk 32 float32": {"k": 32, "values": "float32"},
     "topk 32 uint8": {"k": 32},
-    "topk 8 uint8": {"k": 8},
     "sampled 32": {"kind": "sampled", "draws": 32},
     "hybrid 16 and 16": {"kind": "hybrid", "k": 16, "draws": 16},
 }

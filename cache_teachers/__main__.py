@@ -13,7 +13,6 @@ from rich.console import Console
 from rich.table import Table
 
 from configs.command_line import parse, run, subcommand
-from configs.errors import UserError
 
 _COMMANDS = {
     "plan": "what a capture would cost: bytes, seconds, and from how many students on it pays",
@@ -30,8 +29,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _cache(arguments: Sequence[str]) -> None:
     name, rest = subcommand("palenka cache", _COMMANDS, arguments)
-    as_json = "--json" in rest
-    rest = [argument for argument in rest if argument != "--json"]
+    as_json = name != "run" and "--json" in rest
+    if as_json:
+        rest = [argument for argument in rest if argument != "--json"]
     program = f"palenka cache {name}"
     if name == "run":
         from cache_teachers.capture import CaptureSettings, capture
@@ -42,7 +42,7 @@ def _cache(arguments: Sequence[str]) -> None:
 
         _show("What the capture would cost", plan(parse(PlanSettings, rest, program)), as_json)
     elif name == "verify":
-        from cache_teachers.verify import VerifySettings, verify
+        from cache_teachers.verify import VerifySettings, refuse_damaged, verify
 
         # As a flag; a value may follow, as for every option.
         is_flag = "--all" in rest and [*rest, ""][rest.index("--all") + 1] not in ("true", "false")
@@ -50,10 +50,7 @@ def _cache(arguments: Sequence[str]) -> None:
         found = verify(parse(VerifySettings, rest, program))
         _show("The cache beside its teacher", found, as_json)
         if damaged := found["damaged"]:
-            raise UserError(
-                f"{len(damaged)} shard(s) of {found['cache']} are damaged: {'; '.join(damaged.values())}; "
-                "`palenka cache run` captures them anew"
-            )
+            refuse_damaged(found["cache"], damaged)
     else:
         from cache_teachers.inspect import InspectSettings, inspect
 
@@ -67,7 +64,8 @@ def _show(title: str, found: dict[str, Any], as_json: bool) -> None:
     if as_json:
         sys.stdout.write(json.dumps(found, indent=1) + "\n")
         return
-    table = Table("what", title=title)
+    table = Table(title=title)
+    table.add_column("what", overflow="fold")
     table.add_column("value", justify="right", overflow="fold")
     for name, value in _lines(found):
         table.add_row(name, value)

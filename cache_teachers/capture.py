@@ -4,9 +4,9 @@
 The same command goes on after any interruption: shards whose commit records are whole are kept.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Self
 
@@ -115,8 +115,18 @@ def capture(settings: CaptureSettings) -> None:
 def _sole_writer(settings: CaptureSettings) -> AbstractContextManager[None]:
     """The lock of the whole cache, or of one part of it."""
     if settings.parts == 1:
-        return sole_writer(settings.output)
+        return _whole_cache(settings.output)
     return sole_writer(settings.output.with_name(f"{settings.output.name}.part-{settings.part}-of-{settings.parts}"))
+
+
+@contextmanager
+def _whole_cache(output: Path) -> Iterator[None]:
+    """The lock of a whole cache, while no part of it is being written."""
+    with sole_writer(output):
+        for lock in output.absolute().parent.glob(f"{output.name}.part-*.lock"):
+            with sole_writer(lock.with_suffix("")):
+                pass
+        yield
 
 
 def _begin(settings: CaptureSettings, corpus: Corpus, teacher: Teacher, manifest: CacheManifest) -> None:
@@ -149,8 +159,8 @@ def manifest_of(settings: CaptureSettings, corpus: Corpus, teacher: Teacher) -> 
     """The manifest of the cache that settings ask for."""
     rule = settings.windows
     bytes_of_window = settings.logits.bytes_per_token(corpus.vocabulary_size) * rule.length
-    if settings.hidden:
-        bytes_of_window += bytes_per_window(settings.hidden, teacher.hidden_layers)
+    if teacher.hidden:
+        bytes_of_window += bytes_per_window(teacher.hidden, teacher.hidden_layers)
     return CacheManifest(
         corpus=corpus.fingerprint,
         tokenizer=corpus.tokenizer_hash,
@@ -159,7 +169,7 @@ def manifest_of(settings: CaptureSettings, corpus: Corpus, teacher: Teacher) -> 
         windows=rule,
         teachers=teacher.identities,
         logits=settings.logits,
-        hidden=settings.hidden,
+        hidden=teacher.hidden,
         hidden_layers=teacher.hidden_layers,
         windows_per_shard=windows_per_shard(bytes_of_window),
     )
@@ -211,7 +221,7 @@ class _ShardInMemory:
         self.hidden_error: dict[str, tuple[float, float]] = {}
         self._teacher = teacher
         self._rule = manifest.windows
-        self._num_positions = manifest.hidden.positions if manifest.hidden else 0
+        self._num_positions = manifest.hidden.num_positions() if manifest.hidden else 0
         self._num_draws = manifest.logits.draws
 
     def add(self, start: int, tokens: NDArray[np.int64], view: int, indices: NDArray[np.int64]) -> None:

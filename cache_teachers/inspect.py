@@ -6,8 +6,10 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
+from configs.errors import UserError
 from configs.settings import Settings
 from data.cache import TeacherCache
+from data.records import damage_of
 from data.signal import entropy
 
 
@@ -21,7 +23,7 @@ class InspectSettings(Settings):
 
 
 def inspect(settings: InspectSettings) -> dict[str, Any]:
-    """What a cache says of itself and what is measured on its shards.
+    """What a cache says of itself and what is measured on its shards; reads all of them, about 1 s a gigabyte.
 
     Returns:
         ``manifest``; ``shards``: captured and all; ``tokens`` captured; ``bytes_per_token`` by array and in all;
@@ -34,6 +36,11 @@ def inspect(settings: InspectSettings) -> dict[str, Any]:
     cache = TeacherCache(settings.cache)
     manifest = cache.manifest
     committed = cache.committed()
+    damages = [damage for shard in committed if (damage := damage_of(cache.directory, shard.record))]
+    if damages:
+        raise UserError(
+            f"teacher cache {settings.cache} is damaged: {'; '.join(damages)}; `palenka cache run` captures it anew"
+        )
     sizes = cache.bytes_per_token() if committed else {}
     entropies: dict[str, float] = {}
     if committed:

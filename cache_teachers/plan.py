@@ -57,14 +57,16 @@ def plan(settings: PlanSettings) -> dict[str, Any]:
         capture_shards([shard], corpus, teacher, writer, settings.micro_batch, shown=False)
         seconds = time.perf_counter() - started
         sizes = {name: (place / shard.file_of(name)).stat().st_size / sample_tokens for name in writer.empty(shard)}
+    # Shards are captured whole, whatever the fraction; a student reads just the fraction.
+    tokens = sum(part.stop - part.start for part in manifest.shards(settings.fraction)) * rule.length
     used = [num_used(manifest.num_windows(view), settings.fraction) * rule.length for view in range(rule.views)]
     live = settings.epochs * sum(used) / rule.views * forward / sample_tokens
-    whole = sum(used) * seconds / sample_tokens
+    whole = tokens * seconds / sample_tokens
     return {
-        "tokens": sum(used),
+        "tokens": tokens,
         "bytes_per_token": {**sizes, "all": sum(sizes.values())},
-        "bytes": round(sum(used) * sum(sizes.values())),
-        "forward_seconds": sum(used) * forward / sample_tokens,
+        "bytes": round(tokens * sum(sizes.values())),
+        "forward_seconds": tokens * forward / sample_tokens,
         "seconds": whole,
         "epochs": settings.epochs,
         "live_seconds_per_student": live,

@@ -42,6 +42,7 @@ class Teacher:
         hidden: what is kept of their hidden states, if anything.
 
     Attributes:
+        hidden: what is kept of their hidden states, its positions settled; None if nothing is.
         identities: what makes each model the same model, by name.
         hidden_layers: the layers kept of each model, by name; empty without hidden states.
         statistics: the coordinates of each layer kept, by "model/layer"; `measure` makes them, or a cache has them.
@@ -60,7 +61,8 @@ class Teacher:
         logits: LogitEncoding,
         hidden: HiddenEncoding | None = None,
     ) -> None:
-        _require_room(corpus, length, logits, hidden)
+        _require_room(corpus, logits)
+        hidden = hidden.within(length) if hidden else None
         for directory in models.values():
             require_fit("teacher", directory, corpus, length)
         self.identities = {name: identity_of(directory, precision) for name, directory in models.items()}
@@ -71,7 +73,8 @@ class Teacher:
         )
         self.statistics: dict[str, LayerStatistics] = {}
         self._directories, self._precision, self._device = models, precision, device
-        self._logits, self._hidden = logits, hidden
+        self.hidden = hidden
+        self._logits = logits
         self._models = {name: load_model(directory, device, _DTYPES[precision]) for name, directory in models.items()}
 
     @torch.no_grad()
@@ -100,9 +103,9 @@ class Teacher:
 
     def at(self, states: Mapping[str, Tensor], positions: Tensor) -> dict[str, Tensor]:
         """Hidden states [B, L, W] at the first of the positions [B, P or more], as many as are kept: [B, P, W]."""
-        if self._hidden is None:
+        if self.hidden is None:
             return {}
-        kept = positions[:, : self._hidden.positions].to(self._device)
+        kept = positions[:, : self.hidden.num_positions()].to(self._device)
         return {key: at_positions(layer, kept) for key, layer in states.items()}
 
     @torch.no_grad()
@@ -118,11 +121,11 @@ class Teacher:
 
     def _hidden_codes(self, states: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Codes [B, P, C] of hidden states [B, P, W]."""
-        if self._hidden is None:
+        if self.hidden is None:
             return {}
         for key, layer in states.items():
             self._require_finite(f"hidden states ({key})", layer)
-        return {key: self.statistics[key].encode(layer, self._hidden) for key, layer in states.items()}
+        return {key: self.statistics[key].encode(layer, self.hidden) for key, layer in states.items()}
 
     @torch.no_grad()
     def measure(self, corpus: Corpus, rule: WindowRule, micro_batch: int) -> None:
@@ -130,15 +133,15 @@ class Teacher:
 
         Costs a forward pass over `sample_windows` windows; with a basis also W² float64 for every layer.
         """
-        if self._hidden is None:
+        if self.hidden is None:
             return
         fits: dict[str, StatisticsFit] = {}
-        sample = rule.slots(len(corpus.tokens), 0)[: self._hidden.sample_windows]
+        sample = rule.slots(len(corpus.tokens), 0)[: self.hidden.sample_windows]
         for start in range(0, len(sample), micro_batch):
             tokens = torch.from_numpy(gather(corpus.tokens, rule, 0, sample[start : start + micro_batch]))
             for key, layer in self.outputs(tokens)[1].items():
                 self._require_finite(f"hidden states ({key})", layer)
-                fits.setdefault(key, StatisticsFit(self._hidden)).add(layer[:, 1:])
+                fits.setdefault(key, StatisticsFit(self.hidden)).add(layer[:, 1:])
         self.use({key: fit.finish() for key, fit in fits.items()})
 
     def use(self, statistics: Mapping[str, LayerStatistics]) -> None:
@@ -154,17 +157,12 @@ class Teacher:
             )
 
 
-def _require_room(corpus: Corpus, length: int, logits: LogitEncoding, hidden: HiddenEncoding | None) -> None:
-    """Refuse to keep more tokens than a corpus has, or more positions than a window."""
+def _require_room(corpus: Corpus, logits: LogitEncoding) -> None:
+    """Refuse to keep more tokens than a corpus has."""
     if logits.k > corpus.vocabulary_size:
         raise UserError(
             f"logits.k is {logits.k}, but the vocabulary of corpus {corpus.directory} has "
             f"{corpus.vocabulary_size} tokens; set it to {corpus.vocabulary_size} at most"
-        )
-    if hidden and hidden.positions >= length:
-        raise UserError(
-            f"hidden.positions is {hidden.positions}, but windows of {length} tokens have only {length - 1} beside "
-            f"position 0; set it to {length - 1} at most"
         )
 
 

@@ -6,7 +6,8 @@ nondeterminism    between two live passes, windows alone and in batches
 """
 
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -42,7 +43,8 @@ def verify(settings: VerifySettings) -> dict[str, Any]:
     Returns:
         ``damaged``: what is wrong with shards that were captured, by record, with ``all``; ``windows``; by
         temperature ``codec_kl`` and ``truncation`` (``missing_mass``, ``kl``); ``nondeterminism`` (``kl``,
-        ``largest_difference`` of log-probabilities); and ``hidden``: the relative squared error of every layer.
+        ``largest_difference`` of log-probabilities); ``differing_codes``: the share of stored numbers that a capture
+        would store otherwise now, by array; and ``hidden``: the relative squared error of every layer.
 
     Raises:
         UserError: if the cache is another one than the configuration asks for, or a shard of the sample is damaged.
@@ -74,6 +76,14 @@ def verify(settings: VerifySettings) -> dict[str, Any]:
     return {"cache": str(settings.output), "damaged": damaged, "windows": sampled, **_collected(cache, sums, sampled)}
 
 
+def refuse_damaged(cache: Path, damaged: Mapping[str, str]) -> NoReturn:
+    """Raise a `UserError` that names all damaged shards."""
+    raise UserError(
+        f"{len(damaged)} shard(s) of {cache} are damaged: {'; '.join(damaged.values())}; "
+        "`palenka cache run` captures them anew"
+    )
+
+
 def _damaged(cache: TeacherCache) -> dict[str, str]:
     """What is wrong with each shard that was captured, by its commit record."""
     damages = {shard.record: damage_of(cache.directory, shard.record) for shard in cache.committed()}
@@ -93,6 +103,8 @@ def _sample(
         slots = np.concatenate(ranges) if ranges else np.empty(0, np.int64)
         count = min(len(slots), -(-settings.sample // rule.views))
         chosen.append((view, np.sort(generator.permutation(slots)[:count]).astype(np.int64)))
+    if damaged and not whole:
+        refuse_damaged(cache.directory, damaged)
     if not any(len(slots) for _, slots in chosen):
         raise UserError(f"cache {cache.directory} has no whole shard to verify; capture it with `palenka cache run`")
     return chosen
@@ -112,12 +124,16 @@ def _errors(
         "nondeterminism/kl": _over_windows((first.exp() * (first - second)).sum(-1)),
         "nondeterminism/difference": float((first - second).abs().max()),
     }
+    uniforms = torch.from_numpy(rule.uniforms(view, indices, cache.manifest.logits.draws))
+    hidden = cache.manifest.hidden
+    positions = torch.from_numpy(rule.positions(view, indices, hidden.num_positions() if hidden else 0))
+    stored = cache.codes(view, slots)
+    for name, codes in teacher.codes(logits, teacher.at(states, positions), uniforms).items():
+        errors[f"differing/{name}"] = _over_windows(torch.from_numpy(codes.cpu().numpy() != stored[name]).double())
     signal = cache.read(view, slots)
     if cache.manifest.logits.kind == "topk":
         for temperature in cache.manifest.logits.temperatures:
             errors |= _logit_errors(logits.cpu().double() / temperature, signal, temperature)
-    hidden = cache.manifest.hidden
-    positions = torch.from_numpy(rule.positions(view, indices, hidden.positions if hidden else 0))
     for key, there in teacher.at(states, positions).items():
         statistics = teacher.statistics[key].to(torch.device("cpu"))
         errors[f"hidden/{key}"] = statistics.squared_error(there.cpu(), signal.hidden[key])
@@ -142,8 +158,8 @@ def _logit_errors(scaled: Tensor, signal: TeacherSignal, temperature: float) -> 
 
 
 def _over_windows(values: Tensor) -> float:
-    """The sum over windows of the means over their tokens, [B, L] to a number."""
-    return float(values.mean(-1).sum())
+    """The sum over windows of the means over all that a window has, [B, …] to a number."""
+    return float(values.flatten(1).mean(-1).sum())
 
 
 def _times_log(log_weight: Tensor, difference: Tensor) -> Tensor:
@@ -169,6 +185,11 @@ def _collected(cache: TeacherCache, sums: dict[str, list[Any]], windows: int) ->
         "nondeterminism": {
             "kl": sum(sums["nondeterminism/kl"]) / windows,
             "largest_difference": max(sums["nondeterminism/difference"]),
+        },
+        "differing_codes": {
+            name.removeprefix("differing/"): sum(values) / windows
+            for name, values in sums.items()
+            if name.startswith("differing/")
         },
         "hidden": hidden,
     }

@@ -3,7 +3,6 @@
 Precedence of settings: defaults < file < command line.
 """
 
-import argparse
 import difflib
 import re
 import sys
@@ -11,10 +10,12 @@ import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, NoReturn, TypeVar
 
-from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser
+import yaml
+from jsonargparse import ActionConfigFile, ArgumentParser
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from configs.errors import UserError
 from configs.settings import Settings, read_yaml
@@ -28,26 +29,32 @@ INTERRUPTED = 130
 def parse(schema: type[SettingsType], arguments: Sequence[str], program: str) -> SettingsType:
     """Settings from ``--config FILE.yaml`` and overrides such as ``--objective.logit 0.3``.
 
-    Precedence: defaults < file < command line, wherever ``--config`` stands. ``--help`` is made from the fields'
-    descriptions.
+    Precedence: defaults < file < command line, wherever ``--config`` stands. A mapping or a list is written as in YAML
+    and replaces what the file has. ``--help`` is made from the fields' descriptions.
 
     Raises:
         UserError: for an unreadable file, an unknown key, or a value that a field refuses.
     """
-    parser = ArgumentParser(prog=program, description=schema.__doc__, exit_on_error=False, allow_abbrev=False)
-    parser.add_argument("--config", action=ActionConfigFile, help="YAML file with any of the options below")
-    parser.add_class_arguments(schema, None)
-    files: list[str] = []
+    if {"-h", "--help"} & set(arguments):
+        _print_help(schema, program)
+    files = [file for option, file in _options(arguments, strict=False) if option == "config"]
+    content: dict[str, object] = {}
     try:
-        files, overrides = _split_off_files(arguments)
+        options = _options(arguments)
         for file in files:
-            _check_file(schema, file)
-        namespace = parser.parse_args([*(f"--config={file}" for file in files), *overrides])
-        del namespace["config"]
-        return schema.model_validate(parser.instantiate(namespace).as_dict())
-    except (ArgumentError, ValidationError) as error:
-        read = f"configuration {', '.join(files)}; " if files else ""
-        raise UserError(f"{_one_sentence(str(error), schema)} ({read}see {program} --help)") from None
+            read = read_yaml(Path(file))
+            _check_file(schema, file, read)
+            content = _merged(content, read)
+        for option, value in options:
+            if option != "config":
+                content = _with(content, option.split("."), _plain(value))
+        return schema.model_validate(content)
+    except ValidationError as error:
+        mistake = _first_mistake(error, schema)
+    except _NotAnOptionError as error:
+        mistake = str(error)
+    where = f"configuration {', '.join(files)}; " if files else ""
+    raise UserError(f"{mistake} ({where}see {program} --help)")
 
 
 def run(command: Callable[[Sequence[str]], int | None], arguments: Sequence[str] | None) -> int:
@@ -88,53 +95,127 @@ def subcommand(program: str, commands: Mapping[str, str], arguments: Sequence[st
     return name, arguments[1:]
 
 
-def _split_off_files(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The files of ``--config``, and the other arguments: the command line wins wherever the files stand in it."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    parser.add_argument("--config", action="append", default=[])
-    known, others = parser.parse_known_args(list(arguments))
-    return known.config, others
+class _NotAnOptionError(Exception):
+    """Something on the command line that is no option with a value; the first word is what."""
 
 
-def _check_file(schema: type[BaseModel], file: str) -> None:
+def _print_help(schema: type[BaseModel], program: str) -> NoReturn:
+    """All options with their descriptions, types and defaults, nested ones dotted."""
+    parser = ArgumentParser(prog=program, description=schema.__doc__)
+    parser.add_argument("--config", action=ActionConfigFile, help="YAML file with any of the options below")
+    parser.add_class_arguments(schema, None)
+    parser.print_help()
+    sys.exit(0)
+
+
+def _options(arguments: Sequence[str], strict: bool = True) -> list[tuple[str, str]]:
+    """Pairs of an option's dotted name and its value, from ``--name value`` and ``--name=value``.
+
+    Raises:
+        _NotAnOptionError: for anything else, if strict.
+    """
+    options: list[tuple[str, str]] = []
+    rest = list(arguments)
+    while rest:
+        argument = rest.pop(0)
+        name, equals, value = argument.removeprefix("--").partition("=")
+        is_option = argument.startswith("--") and bool(name)
+        has_value = bool(equals) or (bool(rest) and not rest[0].startswith("--"))
+        if is_option and has_value:
+            options.append((name, value if equals else rest.pop(0)))
+        elif strict:
+            raise _NotAnOptionError(f"{argument} needs a value" if is_option else f"{argument} is not an option")
+    return options
+
+
+def _plain(value: str) -> object:
+    """A value of the command line: lists, mappings and null as in YAML; anything else is the field's to read."""
+    if value in ("null", "~"):
+        return None
+    if value[:1] not in ("[", "{"):
+        return value
+    try:
+        return yaml.safe_load(value)
+    except yaml.YAMLError:
+        return value
+
+
+def _merged(content: Mapping[str, object], other: Mapping[str, object]) -> dict[str, object]:
+    """Two files' options: groups are joined, and of two values the later one wins."""
+    merged = dict(content)
+    for name, value in other.items():
+        before = merged.get(name)
+        both = isinstance(before, Mapping) and isinstance(value, Mapping)
+        merged[name] = _merged(before, value) if both else value  # type: ignore[arg-type]
+    return merged
+
+
+def _with(content: Mapping[str, object], path: Sequence[str], value: object) -> dict[str, object]:
+    """The same options with one of them changed, however deep it lies."""
+    if len(path) > 1:
+        inner = content.get(path[0])
+        value = _with(inner if isinstance(inner, Mapping) else {}, path[1:], value)
+    return {**content, path[0]: value}
+
+
+def _check_file(schema: type[BaseModel], file: str, content: Mapping[str, object]) -> None:
     """Refuse a file with unknown keys or wrong values; what it lacks may still come from the command line."""
-    content = read_yaml(Path(file))
     try:
         schema.model_validate(content)
     except ValidationError as error:
-        for found in error.errors():
-            option = ".".join(str(part) for part in found["loc"])
-            if found["type"] == "extra_forbidden":
-                raise UserError(f"configuration {file}: {option} is not an option{_nearest(option, schema)}") from None
-            if found["type"] not in ("missing", "value_error"):
-                raise UserError(f"configuration {file}: {_refused(option, found['input'], found['msg'])}") from None
+        # What a validator of ours refuses may be the combination with what the command line still changes.
+        wrong = [found for found in error.errors() if found["type"] not in ("missing", "value_error")]
+        if wrong:
+            raise UserError(f"configuration {file}: {_sentence(wrong, schema)}") from None
 
 
-def _one_sentence(message: str, schema: type[BaseModel]) -> str:
-    """A nested, many-line message of jsonargparse or pydantic as one sentence that names the option."""
-    text = " ".join(message.split())
-    text = re.sub(r"Problem with given class_path '[^']*': |\d+ validation errors? for \S+ |Value error, ", "", text)
-    text = re.sub(r" \[type=[^\]]*\]( For further information visit https?://\S+?(?=\.? |\.?$))?", "", text)
-    while (nested := re.sub(r'Parser key "([^"]+)": Parser key "([^"]+)"', r'Parser key "\1.\2"', text)) != text:
-        text = nested
-    if unknown := re.search(r"ption '([^']+)'( is not accepted|$)|unrecognized arguments: (?:--)?([^\s=]+)", text):
-        option = unknown[1] or unknown[3]
+def _first_mistake(error: ValidationError, schema: type[BaseModel]) -> str:
+    """What to mend first: a name or a value that is wrong, or else everything that is missing."""
+    found = error.errors()
+    wrong = [entry for entry in found if entry["type"] != "missing"]
+    if wrong:
+        return _sentence(wrong, schema)
+    missing = [name for entry in found for name in _required(schema, [str(part) for part in entry["loc"]])]
+    return f"these options are missing: {', '.join(missing)}; give them in a file or as --{missing[0]} VALUE"
+
+
+def _sentence(found: Sequence[ErrorDetails], schema: type[BaseModel]) -> str:
+    """The first of some mistakes, in the form that all errors of this project have."""
+    first = next((entry for entry in found if entry["type"] == "extra_forbidden"), found[0])
+    option = _option(first)
+    if first["type"] == "extra_forbidden":
         return f"{option} is not an option{_nearest(option, schema)}"
-    if missing := re.fullmatch(r"the following arguments are required: (.*)", text):
-        return f"these options are missing: {missing[1]}; give them in a file or as --{missing[1].split(',')[0]} VALUE"
-    if wrong := re.search(r'.*Parser key "([^"]+)": (.*?)\.? Got value: (.*)', text):
-        return _refused(wrong[1], wrong[3], wrong[2])
-    if group := re.search(r"Parser key \"([^\"]+)\": Unable to load config '(.*?)' - ", text):
-        return _refused(group[1], group[2], "should be a mapping {...}")
-    return re.sub(r'Parser key "([^"]+)"', r"option \1", text)
+    if first["type"] == "value_error":
+        return f"{option}: {first['ctx']['error']}" if option else str(first["ctx"]["error"])
+    # Of a choice between types each says what it wants.
+    rules = dict.fromkeys(_rule(entry) for entry in found if _option(entry) == option)
+    return f"{option} is {first['input']}, but it should be {' or '.join(rules)}"
 
 
-def _refused(option: str, value: object, rule: str) -> str:
-    """A sentence about a value, from what pydantic or jsonargparse say of the rule that refused it."""
-    rule = re.sub(r"Expected an? typing\.Literal\[(.*)\]", r"should be one of \1", rule)
-    rule = rule.replace("Expected a <class 'tuple'>", "should be a list [...]")
-    rule = re.sub(r"Expected a <class 'dict'>|Input should be a valid dictionary.*", "should be a mapping {...}", rule)
-    return f"{option} is {value}, but it {rule.removeprefix('Input ').split(', unable to')[0]}"
+def _option(found: ErrorDetails) -> str:
+    """The dotted option that a mistake is in; places in lists and names of types, which pydantic adds, are left out."""
+    parts = [part for part in found["loc"] if isinstance(part, str)]
+    return ".".join(part for part in parts if not re.search(r"[\[(]|^(str|int|float|bool|path|none)$", part))
+
+
+def _rule(found: ErrorDetails) -> str:
+    """What a value should be, in a few words."""
+    if found["type"] in ("model_type", "dict_type", "model_attributes_type"):
+        return "a mapping {...}"
+    if found["type"] in ("tuple_type", "list_type"):
+        return "a list [...]"
+    return found["msg"].removeprefix("Input should be ").split(", unable to")[0]
+
+
+def _required(schema: type[BaseModel], path: list[str]) -> list[str]:
+    """A missing option, or the options of a missing group that have no default."""
+    field: Any = schema
+    for part in path:
+        fields = getattr(field, "model_fields", {})
+        field = fields[part].annotation if part in fields else None
+    if isinstance(field, type) and issubclass(field, BaseModel):
+        return [".".join([*path, name]) for name, inner in field.model_fields.items() if inner.is_required()]
+    return [".".join(path)]
 
 
 def _nearest(option: str, schema: type[BaseModel]) -> str:

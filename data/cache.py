@@ -274,8 +274,8 @@ def _array_types(manifest: CacheManifest) -> dict[str, tuple[int, int, str]]:
     if hidden := manifest.hidden:
         for model, kept in manifest.hidden_layers.items():
             for layer in kept.layers:
-                width = hidden.components or kept.width
-                types[codes_of(hidden_key(model, layer))] = (hidden.positions, width, hidden.values)
+                width = hidden.num_components(kept.width)
+                types[codes_of(hidden_key(model, layer))] = (hidden.num_positions(), width, hidden.values)
     return types
 
 

@@ -7,7 +7,6 @@ real layers differs by orders of magnitude between components, so a scale per to
 Shapes: B batch, P positions, W width of the teacher, C components (W without a basis).
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Self
@@ -32,10 +31,10 @@ class HiddenEncoding(Settings):
     """Indices of hidden states: 0 is the embeddings, the last is after the final norm; uniform spreads them evenly."""
     num_layers: int = Field(default=9, ge=2)
     """How many layers uniform takes."""
-    positions: int = Field(default=4, ge=1)
-    """Positions kept in each window, drawn by the window's address; never position 0."""
-    components: int | None = Field(default=None, ge=1)
-    """Principal components kept of each layer; the full width unless given."""
+    positions: int | None = Field(default=None, ge=1)
+    """Positions kept in each window, drawn by its address; seven eighths of them unless given; never position 0."""
+    components: int | None = Field(default=64, ge=1)
+    """Principal components kept of each layer, at most; null keeps the teacher's own coordinates, all of them."""
     values: Literal["int8", "float32"] = "int8"
     """Type of the stored values; int8 with one scale for each component."""
     sample_windows: int = Field(default=256, ge=2)
@@ -46,6 +45,29 @@ class HiddenEncoding(Settings):
         if not isinstance(self.layers, str) and (not self.layers or len(set(self.layers)) < len(self.layers)):
             raise ValueError(f"layers is {list(self.layers)}, but it should name each layer once, such as [0, 3, 6]")
         return self
+
+    def within(self, length: int) -> "HiddenEncoding":
+        """The same encoding with its number of positions settled for windows of a length.
+
+        Raises:
+            UserError: if a window has not so many beside position 0.
+        """
+        positions = self.positions or max(1, length * 7 // 8)
+        if positions >= length:
+            raise UserError(
+                f"hidden.positions is {positions}, but windows of {length} tokens have only {length - 1} beside "
+                f"position 0; set it to {length - 1} at most"
+            )
+        return self.model_copy(update={"positions": positions})
+
+    def num_positions(self) -> int:
+        """Positions kept in each window, once they are settled."""
+        assert self.positions is not None
+        return self.positions
+
+    def num_components(self, width: int) -> int:
+        """Numbers kept of each hidden state of a model of this width."""
+        return width if self.components is None else min(width, self.components)
 
     def layers_of(self, depth: int) -> tuple[int, ...]:
         """The indices kept of a model with `depth` blocks, which has depth + 1 hidden states.
@@ -79,15 +101,10 @@ class HiddenLayers(Settings):
         """The layers that an encoding keeps of a model with this Hugging Face configuration.
 
         Raises:
-            UserError: if the model has no such layer, or fewer components than asked for.
+            UserError: if the model has no such layer.
         """
         depth = int(config.get("num_hidden_layers") or config["n_layer"])
         width = int(config.get("hidden_size") or config["n_embd"])
-        if encoding.components is not None and encoding.components > width:
-            raise UserError(
-                f"hidden.components is {encoding.components}, but the teacher's hidden states have {width}; "
-                f"set it to {width} at most, or leave it out for the full width"
-            )
         return HiddenLayers(depth=depth, width=width, layers=encoding.layers_of(depth))
 
 
@@ -174,8 +191,8 @@ class StatisticsFit:
 def bytes_per_window(encoding: HiddenEncoding, layers: Mapping[str, HiddenLayers]) -> int:
     """Bytes of a window's hidden states before compression."""
     per_value = np.dtype(encoding.values).itemsize
-    widths = (len(kept.layers) * (encoding.components or kept.width) for kept in layers.values())
-    return math.ceil(encoding.positions * per_value * sum(widths))
+    widths = (len(kept.layers) * encoding.num_components(kept.width) for kept in layers.values())
+    return encoding.num_positions() * per_value * sum(widths)
 
 
 def at_positions(states: Tensor, positions: Tensor) -> Tensor:

@@ -53,7 +53,9 @@ def test_the_term_and_its_gradients_are_those_of_the_definition(
 ) -> None:
     spoken_by = {name: models[name] for name in names}
     terms = ObjectiveSettings(
-        hard=0.0, auxiliary=1.0, heads=AuxiliarySettings(width=6, dropout=0.0, class_weight=0.3, feature_weight=0.9)
+        hard=0.0,
+        auxiliary=1.0,
+        heads=AuxiliarySettings(width=6, dropout=0.0, positions=3, class_weight=0.3, feature_weight=0.9),
     )
     teachers, batch = opened(terms, spoken_by, corpus)
     student = make_shape("gpt2", num_hidden_layers=DEPTH).build(corpus.tokenizer(), seed=3)
@@ -65,7 +67,7 @@ def test_the_term_and_its_gradients_are_those_of_the_definition(
 
     objective.zero_grad()
     objective.double()
-    rows = torch.arange(10)[:, None]
+    rows, few = torch.arange(10)[:, None], batch.positions[:, :3]
     spoken = {}
     for name, directory in spoken_by.items():
         model: Any = AutoModelForCausalLM.from_pretrained(directory).double()
@@ -84,13 +86,13 @@ def test_the_term_and_its_gradients_are_those_of_the_definition(
         states = own.hidden_states[layer][rows, batch.positions]
         if layer < DEPTH:
             first, _, _, second = auxiliary.heads[layer - 1]
-            hidden = F.gelu(states @ first.weight.T + first.bias)
-            classes.append(divergence(hidden @ second.weight.T + second.bias, wanted[rows, batch.positions]))
+            hidden = F.gelu(own.hidden_states[layer][rows, few] @ first.weight.T + first.bias)
+            classes.append(divergence(hidden @ second.weight.T + second.bias, wanted[rows, few]))
         distances = []
         for number, (name, output) in enumerate(spoken.items()):
             key = f"{name if len(names) > 1 else 'teacher'}/2"
             statistics = next(pair.statistics for pair in teachers.pairs["t"] if pair.key == key)
-            linear = auxiliary.features[layer - 1].projections["t"][number].linear
+            linear = auxiliary.features[layer - 1].projections["teacher_t"][number].linear
             unit = statistics.variance.double().mean().sqrt()
             target = output.hidden_states[2][rows, batch.positions] - statistics.mean.double()
             errors = (unit * (states @ linear.weight.T + linear.bias) - target).square().sum(-1)

@@ -21,6 +21,7 @@ from configs.command_line import USER_MISTAKE
 from configs.errors import UserError
 from data.cache import TeacherCache
 from data.corpus import Corpus
+from data.lock import sole_writer
 
 
 @pytest.fixture
@@ -188,3 +189,41 @@ def test_commands_on_no_cache_are_refused(tmp_path: Path, settings: CaptureSetti
     with pytest.raises(ValueError, match="part is 3, but there are 3 part"):
         PlanSettings.model_validate(settings.as_plain() | {"part": 3, "parts": 3})
     assert plan(PlanSettings.model_validate(settings.as_plain()))["bytes"] > 0
+
+
+def test_a_plan_counts_whole_shards(settings: CaptureSettings) -> None:
+    small = settings.model_copy(update={"fraction": 0.01})
+    foretold = plan(PlanSettings.model_validate(small.as_plain()))
+    capture(small)
+    committed = TeacherCache(settings.output).committed()
+    assert foretold["tokens"] == sum(shard.stop - shard.start for shard in committed) * 16
+
+
+@pytest.mark.parametrize("command", [["verify", "--all"], ["verify"], ["inspect"]])
+def test_damage_of_the_only_shard_is_named(
+    command: list[str], capture_settings: CaptureSettings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = capture_settings.model_copy(update={"fraction": 0.1})
+    capture(small)
+    file = small.output.with_name("cache.yaml")
+    small.write_yaml(file)
+    damaged = small.output / "logits/log_tail/c/0/0/0/0"
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"!")
+    where = ["--cache", str(small.output)] if command == ["inspect"] else ["--config", str(file)]
+    assert main([*command, *where]) == USER_MISTAKE
+    assert "logits/log_tail/c/0/0/0/0 differs from its checksum" in " ".join(capsys.readouterr().err.split())
+
+
+def test_draws_that_were_changed_show_as_differing_codes(capture_settings: CaptureSettings) -> None:
+    encoding = {"kind": "hybrid", "k": 4, "draws": 6}
+    settings = CaptureSettings.model_validate(capture_settings.as_plain() | {"logits": encoding})
+    capture(settings)
+    found = verify(VerifySettings.model_validate(settings.as_plain()))
+    assert set(found["differing_codes"].values()) == {0.0}
+
+
+def test_parts_and_the_whole_are_not_captured_at_once(settings: CaptureSettings) -> None:
+    part = settings.output.with_name(f"{settings.output.name}.part-1-of-2")
+    with sole_writer(part), pytest.raises(UserError, match=r"part-1-of-2 is being written by process \d+ on"):
+        capture(settings)
+    capture(settings)

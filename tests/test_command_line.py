@@ -100,6 +100,39 @@ def test_lists_groups_and_numbers_are_written_as_in_yaml(student: str) -> None:
     assert settings.model.tie_word_embeddings is False
 
 
+@pytest.mark.parametrize(
+    ("arguments", "k", "draws"),
+    [
+        (["--logits", "{kind: hybrid}"], 16, 16),
+        (["--logits.kind", "sampled"], 0, 50),
+        (["--logits.kind=sampled", "--logits.draws=20"], 0, 20),
+        ([], 32, 0),
+    ],
+)
+def test_defaults_may_depend_on_what_is_given(arguments: list[str], k: int, draws: int) -> None:
+    given = ["--teacher", "t", "--corpus", "c", "--output", "o", *arguments]
+    logits = parse(CaptureSettings, given, "palenka cache run").logits
+    assert (logits.k, logits.draws) == (k, draws)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--hidden.positions", "0"], "hidden.positions is 0, but it should be greater than or equal to 1"),
+        (["--hidden.layers", "all"], "hidden.layers is all, but it should be 'uniform' or a list [...]"),
+        (["--hidden.layers", "[1, 1]"], "hidden: layers is [1, 1], but it should name each layer once"),
+        (["--hidden", "true"], "hidden is true, but it should be a mapping {...}"),
+        (["--logits.kind", "top"], "logits.kind is top, but it should be 'topk', 'sampled' or 'hybrid'"),
+        (["--logits", "{kind: sampled, k: 3}"], "logits: k is 3, but kind sampled needs none"),
+    ],
+)
+def test_mistakes_in_groups_that_may_be_absent(
+    arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["run", "--teacher", "t", "--corpus", "c", "--output", "o", *arguments]
+    assert told in mistake(PROGRAMS["cache_teachers"], given, capsys)
+
+
 def test_resolved_settings_read_back_as_themselves(student: str, tmp_path: Path) -> None:
     settings = train_settings("--config", student, "--epochs", "2", "--optimizer.learning_rate", "1e-5")
     settings.write_yaml(tmp_path / "resolved.yaml")
@@ -120,10 +153,10 @@ def test_resolved_settings_read_back_as_themselves(student: str, tmp_path: Path)
         (["--optimizer.learning_rate", "-1"], "optimizer.learning_rate is -1, but it should be greater than 0"),
         (
             ["--model.architecture", "bert"],
-            "model.architecture is bert, but it should be one of 'llama', 'gpt2', 'gptj'",
+            "model.architecture is bert, but it should be 'llama', 'gpt2' or 'gptj'",
         ),
-        (["--precision", "fp32"], "precision is fp32, but it should be one of 'float32', 'bf16', 'fp16'"),
-        (["--trackers", "[mlflow]"], "trackers is mlflow, but it should be one of 'tensorboard', 'wandb'"),
+        (["--precision", "fp32"], "precision is fp32, but it should be 'float32', 'bf16' or 'fp16'"),
+        (["--trackers", "[mlflow]"], "trackers is mlflow, but it should be 'tensorboard' or 'wandb'"),
         (["--trackers", "tensorboard"], "trackers is tensorboard, but it should be a list [...]"),
         (["--teachers", "3"], "teachers is 3, but it should be a mapping {...}"),
         (["--teachers.new.weight", "3"], "a teacher needs a cache, or source: live and a model"),
@@ -131,7 +164,7 @@ def test_resolved_settings_read_back_as_themselves(student: str, tmp_path: Path)
         (["--windows", "{length: ["], "windows is {length: [, but it should be a mapping {...}"),
         (["--model.hidden_size", "17"], "hidden_size 17 must be a multiple of num_attention_heads 2"),
         (["--teachers", "{}"], "objective.logit is 0.25, but there are no teachers; name one under teachers"),
-        (["--epochs"], "argument --epochs: expected one argument"),
+        (["--epochs"], "--epochs needs a value"),
     ],
 )
 def test_mistakes_on_the_command_line(
@@ -208,7 +241,7 @@ def test_a_file_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[
         ("palenka", ["cache", "rum"], "'rum' is not a command of palenka cache; choose from plan, run, verify"),
         ("palenka", ["study"], "these options are missing: output, corpus, students"),
         ("palenka", ["study", "/nowhere.yaml"], "cannot read configuration /nowhere.yaml: No such file or directory"),
-        ("palenka", ["study", "--config"], "argument --config: expected one argument"),
+        ("palenka", ["study", "--config"], "--config needs a value"),
         ("palenka", ["demo", "--outptu", "x"], "outptu is not an option; did you mean 'output'?"),
         ("data", [], "palenka data needs a command; choose from fetch, prepare"),
         ("data", ["prepare"], "these options are missing: sources, output"),

@@ -97,7 +97,7 @@ def test_the_term_is_its_definition_over_the_states_of_student_and_teachers(
     """Two teachers of different width, an ensemble among them; one student map."""
     models = {"wide": {"x": make_teacher("gpt2", 3, hidden_size=24), "y": make_teacher("llama", 4)}, "one": {}}
     single = make_teacher("llama", 5, hidden_size=32)
-    hidden = {"positions": 3, "sample_windows": 40, "values": "float32"}
+    hidden = {"positions": 3, "sample_windows": 40, "values": "float32", "components": None}
     sources = {}
     for name, ensemble in models.items():
         teacher = {"teacher": None, "ensemble": ensemble} if ensemble else {"teacher": single}
@@ -112,7 +112,10 @@ def test_the_term_is_its_definition_over_the_states_of_student_and_teachers(
     names = {name for name in objective.trained_beside() if name.endswith("weight")}
     assert names == {
         "contrastive.student_map.weight",
-        *(f"contrastive.teacher_maps.{name}.linear.weight" for name in ("wide.0", "wide.1", "one.0")),
+        *(
+            f"contrastive.teacher_maps.{name}.linear.weight"
+            for name in ("teacher_wide.0", "teacher_wide.1", "teacher_one.0")
+        ),
     }
     order = ReadingOrder(capture_settings.windows, len(corpus.tokens), seed=3, epochs=1, fraction=0.1)
     batch = opened.complete(read_batch(corpus, order, opened.caches, 0, 10, opened.num_positions))
@@ -131,7 +134,7 @@ def test_the_term_is_its_definition_over_the_states_of_student_and_teachers(
                 assert opened.pairs[name][3 * number + 2].key.endswith("/2")
                 statistics = opened.pairs[name][3 * number + 2].statistics
                 unit = statistics.variance.double().mean().sqrt().float()
-                theirs = maps.teacher_maps[name][number].linear((states - statistics.mean) / unit)
+                theirs = maps.teacher_maps[f"teacher_{name}"][number].linear((states - statistics.mean) / unit)
                 losses.append(by_definition(own.flatten(0, 1), theirs.flatten(0, 1), 2.0, pools))
             assert parts[f"contrastive/{name}"].item() == pytest.approx(torch.stack(losses).mean().item(), rel=1e-5)
 

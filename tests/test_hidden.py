@@ -79,6 +79,14 @@ def test_uniform_layers(depth: int, num_layers: int, layers: tuple[int, ...]) ->
     assert HiddenEncoding(num_layers=num_layers).layers_of(depth) == layers
 
 
+def test_seven_eighths_of_the_positions_and_no_more_components_than_there_are() -> None:
+    assert HiddenEncoding().within(128).num_positions() == 112
+    assert HiddenEncoding().within(2).num_positions() == 1
+    assert HiddenEncoding(positions=3).within(16).num_positions() == 3
+    assert [HiddenEncoding().num_components(width) for width in (16, 64, 1536)] == [16, 64, 64]
+    assert HiddenEncoding(components=None).num_components(1536) == 1536
+
+
 def sample(seed: int, count: int = 4000, width: int = 12) -> Tensor:
     """Correlated states far from 0, with deviations from 0.01 to 100."""
     generator = torch.Generator().manual_seed(seed)
@@ -97,7 +105,7 @@ def fitted(states: Tensor, encoding: HiddenEncoding) -> LayerStatistics:
 def test_statistics_and_basis_are_those_of_a_dense_decomposition() -> None:
     states = sample(0)
     centred = states.double() - states.double().mean(0)
-    plain = fitted(states, HiddenEncoding())
+    plain = fitted(states, HiddenEncoding(components=None))
     torch.testing.assert_close(plain.mean, states.double().mean(0).float())
     torch.testing.assert_close(plain.variance, centred.square().mean(0).float(), rtol=1e-5, atol=1e-6)
     reduced = fitted(states, HiddenEncoding(components=4))
@@ -129,13 +137,13 @@ def test_codes_lose_next_to_nothing_but_what_lies_outside_the_basis(components: 
 
 def test_a_component_that_never_varies_is_zero() -> None:
     states = torch.cat([torch.full((100, 1), 7.0), torch.randn(100, 1)], dim=1)
-    statistics = fitted(states, HiddenEncoding())
-    assert statistics.encode(states, HiddenEncoding())[:, 0].abs().max() == 0
+    encoding = HiddenEncoding(components=None)
+    assert fitted(states, encoding).encode(states, encoding)[:, 0].abs().max() == 0
 
 
 @pytest.mark.parametrize("distance", ["r2", "mse", "cosine"])
 def test_distances_are_their_definitions(distance: Any) -> None:
-    encoding = HiddenEncoding(values="float32")
+    encoding = HiddenEncoding(values="float32", components=None)
     states, student = sample(2, 60), torch.randn(60, 6)
     statistics = fitted(states, encoding)
     projection: Any = Projection(6, LayerPair("t/0", 0, statistics), distance)
@@ -157,7 +165,7 @@ def test_distances_are_their_definitions(distance: Any) -> None:
 @pytest.fixture
 def hidden_capture(capture_settings: CaptureSettings) -> CaptureSettings:
     """Hidden states of every layer at five positions, beside the logits."""
-    return changed(capture_settings, hidden={"positions": 5, "sample_windows": 40})
+    return changed(capture_settings, hidden={"positions": 5, "components": None, "sample_windows": 40})
 
 
 def test_a_cache_holds_the_states_of_the_teacher_at_the_positions(
@@ -198,7 +206,6 @@ def test_statistics_leave_position_0_out(hidden_capture: CaptureSettings, corpus
     [
         ({"positions": 16}, "hidden.positions is 16, but windows of 16 tokens have only 15 beside position 0"),
         ({"layers": [0, 3]}, "hidden.layers has 3, but the teacher has the hidden states 0 to 2"),
-        ({"components": 17}, "hidden.components is 17, but the teacher's hidden states have 16"),
     ],
 )
 def test_hidden_states_that_do_not_exist_are_refused(
@@ -240,7 +247,7 @@ def batch_of(teachers: Any, corpus: Corpus, rule: WindowRule) -> Batch:
 def test_a_live_teacher_and_a_float32_cache_of_all_positions_give_the_same_loss_and_gradients(
     capture_settings: CaptureSettings, corpus: Corpus, teacher: Path, make_shape: Callable[..., ModelShape]
 ) -> None:
-    everything = {"positions": LENGTH - 1, "values": "float32", "sample_windows": 50}
+    everything = {"positions": LENGTH - 1, "values": "float32", "sample_windows": 50, "components": None}
     logits = {"k": corpus.vocabulary_size, "values": "float32"}
     settings = changed(capture_settings, hidden=everything, logits=logits)
     capture(settings)
@@ -277,7 +284,7 @@ def test_the_hidden_term_is_its_definition_in_float64(
     own = student.double()(input_ids=batch.tokens, output_hidden_states=True).hidden_states
     ratios = []
     for number, (there, here) in enumerate(((0, 1), (2, 3))):
-        projection: Any = objective.hidden.projections["t"]
+        projection: Any = objective.hidden.projections["teacher_t"]
         linear, statistics = projection[number].linear.double(), opened.pairs["t"][number].statistics
         unit = statistics.variance.double().mean().sqrt()
         rows = torch.arange(len(batch.tokens))[:, None]
@@ -302,6 +309,15 @@ def test_the_term_moves_student_and_projections(
     loss.backward()
     unmoved = {name for name, weight in objective.named_parameters() if weight.grad is None or not weight.grad.any()}
     assert unmoved == set()
+
+
+def test_an_empty_map_and_options_of_the_other_source_are_refused() -> None:
+    with pytest.raises(ValueError, match="layers maps no layer; name some"):
+        TeacherSource.model_validate({"cache": "c", "layers": {}})
+    with pytest.raises(ValueError, match="hidden and precision are options of live teachers"):
+        TeacherSource.model_validate({"cache": "c", "precision": "bf16"})
+    with pytest.raises(ValueError, match="needs no cache"):
+        TeacherSource.model_validate({"source": "live", "model": "m", "cache": "c"})
 
 
 @pytest.mark.parametrize(

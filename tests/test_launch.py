@@ -169,11 +169,19 @@ def test_all_ranks_end_with_the_same_projections_and_read_each_window_once(
     call([*TWO_PROCESSES[:-1], str(script), "--config", configuration(student_settings, tmp_path)], tmp_path)
     ranks = [json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in range(2)]
     assert ranks[0]["weights"] == ranks[1]["weights"]
-    projections = [name for name in ranks[0]["weights"] if name.startswith("hidden.projections.t.")]
+    projections = [name for name in ranks[0]["weights"] if name.startswith("hidden.projections.teacher_t.")]
     assert len(projections) == 2 * 3
     assert ranks[0]["unmoved"] == []
     read = sorted(number for rank in ranks for start, stop in rank["slices"] for number in range(start, stop))
     assert read == list(range(20 * 16))  # positions in the reading order, in which each window of an epoch stands once
+
+
+def test_hidden_states_alone_train_on_two_processes(student_settings: TrainSettings, tmp_path: Path) -> None:
+    teachers = {"t": student_settings.teachers["t"].model_copy(update={"layers": {0: 0, 1: 1}})}
+    objective = student_settings.objective.model_copy(update={"hard": 0.0, "logit": 0.0})
+    alone = student_settings.model_copy(update={"teachers": teachers, "objective": objective, "fraction": 0.05})
+    call([*TWO_PROCESSES, "train_student", "--config", configuration(alone, tmp_path)], tmp_path)
+    assert (alone.output / "result.json").exists()
 
 
 def test_two_processes_capture_the_bytes_of_one(long_capture: CaptureSettings, tmp_path: Path) -> None:
@@ -207,6 +215,8 @@ def test_processes_that_do_not_see_each_other_are_refused(
 
 def stop(command: Sequence[str], folder: Path, now: Callable[[], bool], how: signal.Signals) -> int:
     """Start a command and send it a signal at some moment; returns its exit status."""
+    # A background job of a shell ignores SIGINT, and so would what it starts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with subprocess.Popen(
         command, cwd=folder, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     ) as process:

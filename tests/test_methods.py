@@ -32,7 +32,7 @@ def sources(
     spoken["ensemble"] = {"ensemble": models}
     found = {}
     for name, speaker in spoken.items():
-        hidden = {"positions": 5, "sample_windows": 32, "values": "float32"}
+        hidden = {"positions": 5, "sample_windows": 32, "values": "float32", "components": None}
         fields: dict[str, Any] = {
             "teacher": speaker.get("model"),
             "ensemble": speaker.get("ensemble", {}),
@@ -121,6 +121,8 @@ def test_the_caches_hold_what_the_students_read(name: str) -> None:
         assert student.objective.temperature in cache.logits.temperatures
         teachers = [STUDENTS.parent / f"{path.relative_to('runs')}.yaml" for path in cache.models().values()]
         widths = [yaml.safe_load(teacher.read_text())["model"]["hidden_size"] for teacher in teachers]
-        assert len(cache.hidden.layers) * cache.hidden.positions * sum(widths) / 128 <= 512
+        components = sum(map(cache.hidden.num_components, widths))
+        assert len(cache.hidden.layers) * cache.hidden.within(128).num_positions() * components / 128 <= 512
         if student.objective.projection == "none":
             assert widths == [student.model.hidden_size]
+            assert cache.hidden.components is None

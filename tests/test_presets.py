@@ -76,7 +76,11 @@ def test_the_caches_hold_what_the_students_map(hidden: str) -> None:
         assert list(source.layers) == list(cache.hidden.layers)
         assert (source.cache, source.model) == (cache.output, cache.teacher)
         teacher = settings_of(f"teachers/{source.cache.name}").model
-        bytes_per_token = len(cache.hidden.layers) * cache.hidden.positions * teacher.hidden_size / 128
+        positions, components = (
+            cache.hidden.within(128).num_positions(),
+            cache.hidden.num_components(teacher.hidden_size),
+        )
+        bytes_per_token = len(cache.hidden.layers) * positions * components / 128
         assert bytes_per_token <= 512
         assert max(source.layers.values()) <= student.model.num_hidden_layers
 

@@ -70,7 +70,7 @@ def test_a_schedule_comes_from_a_file_and_from_overrides(tmp_path: Path, make_sh
     assert parse(TrainSettings, ["--config", str(tmp_path / "resolved.yaml")], "palenka train") == changed
     for wrong, message in (
         (["--objective.schedule.loggit.start", "0.1"], "schedule names loggit, but the terms are hard, logit"),
-        (["--objective.schedule.logit.shape", "square"], "shape is square, but it should be one of"),
+        (["--objective.schedule.logit.shape", "square"], "shape is square, but it should be 'constant', 'linear'"),
         (["--objective.schedule.logit", "{steps: 5, fraction: 0.5}"], "steps is 5 and fraction 0.5, but there is one"),
     ):
         with pytest.raises(UserError, match=message):

@@ -6,9 +6,9 @@ and the student's own logits), and F_l the distance that the projection leaves:
 
     class_weight · Σ_l w_l(C) C_l + feature_weight · Σ_l w_l(F) F_l      with w(X) = softmax over l of X, no gradient
 
-so the layers that lag most pull most. The sums go over the blocks' outputs, without the embeddings. What one term of
-each sum costs grows with the positions: heads and projections see the positions at which the teacher's hidden states
-are known; the last layer's divergence sees all tokens, for its logits are there anyway.
+so the layers that lag most pull most. The sums go over the blocks' outputs, without the embeddings. Projections see all
+positions at which the teacher's hidden states are known, heads the first few of these, which are a random sample: one
+head's logits are as large as the student's. The last layer's divergence sees all tokens; its logits are there anyway.
 
 Shapes: B batch, L window length, P positions, S width of the student, H width of a head, V vocabulary.
 """
@@ -35,6 +35,8 @@ class AuxiliarySettings(Settings):
     """Width between a head's two linear maps; a head has about width × vocabulary weights."""
     dropout: float = Field(default=0.1, ge=0, lt=1)
     """Dropout between them."""
+    positions: int = Field(default=16, ge=1)
+    """Positions of each window that heads see, the first of those whose hidden states are known."""
     class_weight: float = Field(default=0.5, gt=0)
     """Weight of the layers' divergences from the teacher's distribution."""
     feature_weight: float = Field(default=0.5, gt=0)
@@ -107,8 +109,8 @@ class AuxiliaryTerm(nn.Module):
             signal: of the teacher, with hidden states at P positions.
             positions: of these states in their windows, [B, P or more]; the first P count.
         """
-        num_positions = next(iter(signal.hidden.values())).shape[1]
-        places = positions[:, :num_positions]
+        num_known = next(iter(signal.hidden.values())).shape[1]
+        places = positions[:, : min(num_known, self.settings.positions)]
         there = _at(signal, places)
         classes = [self._class_loss(logits, signal)]
         for head, states in zip(self.heads, student_states[1:-1], strict=True):

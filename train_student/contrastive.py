@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from configs.settings import Settings
 from data.hidden import at_positions
-from train_student.hidden import LayerPair, in_mean_deviations, last_pairs
+from train_student.hidden import LayerPair, in_mean_deviations, last_pairs, module_name
 
 
 class InfoNCESettings(Settings):
@@ -58,7 +58,9 @@ class ContrastiveTerm(nn.Module):
             self.student_map = nn.Linear(student_width, settings.width)
             self.teacher_maps = nn.ModuleDict(
                 {
-                    teacher: nn.ModuleList(_TeacherMap(pair, settings.width) for pair in last_pairs(mapped))
+                    module_name(teacher): nn.ModuleList(
+                        _TeacherMap(pair, settings.width) for pair in last_pairs(mapped)
+                    )
                     for teacher, mapped in pairs.items()
                 }
             )
@@ -67,7 +69,7 @@ class ContrastiveTerm(nn.Module):
         self, teacher: str, student_states: Sequence[Tensor], codes: Mapping[str, Tensor], positions: Tensor
     ) -> Tensor:
         """The mean over the models of a teacher; arguments as those of the hidden term."""
-        maps = self.teacher_maps[teacher]
+        maps = self.teacher_maps[module_name(teacher)]
         assert isinstance(maps, nn.ModuleList)
         losses = []
         for teacher_map in maps:

@@ -113,6 +113,11 @@ def require_equal_widths(student_width: int, pairs: Mapping[str, Sequence[LayerP
                 )
 
 
+def module_name(teacher: str) -> str:
+    """A teacher's name in a module: torch refuses names that modules have as attributes, such as train or half."""
+    return f"teacher_{teacher}"
+
+
 class HiddenTerm(nn.Module):
     """The projections of all teachers.
 
@@ -137,7 +142,9 @@ class HiddenTerm(nn.Module):
             torch.manual_seed(seed)
             self.projections = nn.ModuleDict(
                 {
-                    teacher: nn.ModuleList(Projection(student_width, pair, distance, kind) for pair in mapped)
+                    module_name(teacher): nn.ModuleList(
+                        Projection(student_width, pair, distance, kind) for pair in mapped
+                    )
                     for teacher, mapped in pairs.items()
                 }
             )
@@ -153,7 +160,7 @@ class HiddenTerm(nn.Module):
             codes: of the teacher's hidden states by "model/layer", [B, P, C] each.
             positions: of these states in their windows, [B, P or more]; the first P count.
         """
-        projections = self.projections[teacher]
+        projections = self.projections[module_name(teacher)]
         assert isinstance(projections, nn.ModuleList)
         distances = []
         for projection in projections:

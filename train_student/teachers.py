@@ -29,6 +29,15 @@ _MEASURE_WINDOWS = 16
 """Windows per forward pass while a live teacher's statistics are measured."""
 
 
+class LiveHidden(HiddenEncoding):
+    """What is kept of a live teacher's hidden states; nothing is stored, so they are kept whole and exact."""
+
+    components: None = None
+    """Not for live teachers: a basis that each process measures by itself would not be the same everywhere."""
+    values: Literal["int8", "float32"] = "float32"
+    """Type of the values; int8 rounds them as a cache does."""
+
+
 class TeacherSource(Settings):
     """One teacher of a student: a cache, or a live model or ensemble."""
 
@@ -46,7 +55,7 @@ class TeacherSource(Settings):
     """The student layer that is to predict each teacher layer; indices of hidden states, 0 is the embeddings."""
     k: int | None = Field(default=None, ge=1)
     """Tokens kept of a live teacher's distribution; all of them unless given."""
-    hidden: HiddenEncoding = HiddenEncoding(values="float32")
+    hidden: LiveHidden = LiveHidden()
     """What is kept of a live teacher's hidden states."""
     precision: Precision = "float32"
     """Type that a live teacher computes in."""
@@ -59,8 +68,12 @@ class TeacherSource(Settings):
             self.models()
         elif self.cache is None:
             raise ValueError("a teacher needs a cache, or source: live and a model; give one of them")
-        elif self.ensemble or self.k is not None:
-            raise ValueError("ensemble and k are options of live teachers; a cache says itself what it holds")
+        elif (self.ensemble, self.k, self.hidden, self.precision) != ({}, None, LiveHidden(), "float32"):
+            raise ValueError(
+                "ensemble, k, hidden and precision are options of live teachers; a cache says itself what it holds"
+            )
+        if self.layers == {}:
+            raise ValueError("layers maps no layer; name some, such as {0: 0, 12: 8}, or choose uniform")
         return self
 
     def models(self) -> dict[str, Path]:
@@ -125,17 +138,17 @@ def open_teachers(
         if source.source == "live":
             live[name] = speaker = _open_live(source, objective, corpus, rule, device)
             identities[name] = {model: identity.as_plain() for model, identity in speaker.identities.items()}
-            layers, positions = speaker.hidden_layers, source.hidden.positions
+            layers, hidden = speaker.hidden_layers, speaker.hidden
         else:
             caches[name] = cache = _open_cache(name, source, objective, corpus, rule, fraction)
             identities[name] = cache.manifest.as_plain()
             layers = cache.manifest.hidden_layers
-            positions = cache.manifest.hidden.positions if cache.manifest.hidden else 0
-        if objective.states_for():
+            hidden = cache.manifest.hidden
+        if objective.states_for() and hidden:
             student_layers = _map_layers(f"teacher {name}", source, layers, student_depth)
             statistics = live[name].statistics if name in live else caches[name].read_statistics(student_layers)
             pairs[name] = [LayerPair(key, layer, statistics[key]) for key, layer in student_layers.items()]
-            num_positions = max(num_positions, positions)
+            num_positions = max(num_positions, hidden.num_positions())
     return Teachers(caches, live, pairs, identities, num_positions)
 
 

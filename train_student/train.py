@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedDataParallelKwargs
 
 from configs.errors import UserError
 from data.corpus import Corpus
@@ -92,6 +93,8 @@ def _accelerator(settings: TrainSettings) -> Accelerator:
         mixed_precision=_ACCELERATE_PRECISION[settings.precision],
         log_with=list(settings.trackers) or None,
         project_dir=settings.output,
+        # Hidden states alone leave the last layers, and an untied head, without a gradient.
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=_leaves_parameters_unused(settings))],
     )
     require_all_processes(accelerator.num_processes)
     if settings.global_batch % accelerator.num_processes:
@@ -100,6 +103,10 @@ def _accelerator(settings: TrainSettings) -> Accelerator:
             "make it a multiple of their number"
         )
     return accelerator
+
+
+def _leaves_parameters_unused(settings: TrainSettings) -> bool:
+    return not any(name.startswith(("hard", "logit/", "auxiliary/")) for name in settings.weights())
 
 
 def _reading_order(settings: TrainSettings, corpus: Corpus) -> ReadingOrder:
