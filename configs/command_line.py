@@ -37,7 +37,7 @@ def parse(schema: type[SettingsType], arguments: Sequence[str], program: str) ->
     """
     if {"-h", "--help"} & set(arguments):
         _print_help(schema, program)
-    files = [file for option, file in _options(arguments, strict=False) if option == "config"]
+    files = _files(arguments)
     content: dict[str, object] = {}
     try:
         options = _options(arguments)
@@ -64,7 +64,7 @@ def parse_file(schema: type[SettingsType], arguments: Sequence[str], program: st
         UserError: as `parse`; or without a file.
     """
     settings = parse(schema, arguments, program)
-    if not (files := _split_off_files(arguments)[0]):
+    if not (files := _files(arguments)):
         raise UserError(f"{program} finds other files beside its own; give it as --config FILE.yaml")
     return settings, Path(files[-1])
 
@@ -118,6 +118,11 @@ def _print_help(schema: type[BaseModel], program: str) -> NoReturn:
     parser.add_class_arguments(schema, None)
     parser.print_help()
     sys.exit(0)
+
+
+def _files(arguments: Sequence[str]) -> list[str]:
+    """The files of ``--config``, wherever they stand."""
+    return [file for option, file in _options(arguments, strict=False) if option == "config"]
 
 
 def _options(arguments: Sequence[str], strict: bool = True) -> list[tuple[str, str]]:

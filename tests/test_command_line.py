@@ -149,7 +149,7 @@ def test_resolved_settings_read_back_as_themselves(student: str, tmp_path: Path)
         (["--teachers.one.wieght", "3"], "wieght is not an option; did you mean 'weight'?"),
         (["--windows", "{length: 8, view: 2}"], "view is not an option; did you mean 'views'?"),
         (["--zzz", "3"], "zzz is not an option ("),
-        (["stray"], "stray is not an option ("),
+        (["bogus"], "bogus is not an option ("),
         (["--epochs", "many"], "epochs is many, but it should be a valid integer"),
         (["--epochs", "0"], "epochs is 0, but it should be greater than or equal to 1"),
         (["--optimizer.learning_rate", "-1"], "optimizer.learning_rate is -1, but it should be greater than 0"),

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F  # noqa: N812
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -23,8 +24,10 @@ from data.stream import Batch, ReadingOrder, read_batch
 from data.windows import WindowRule
 from train_student.hidden import LayerPair, Projection
 from train_student.objective import Objective, ObjectiveSettings
+from train_student.settings import TrainSettings
 from train_student.shapes import ModelShape
 from train_student.teachers import TeacherSource, open_teachers
+from train_student.train import train
 
 LENGTH = 16
 CPU = torch.device("cpu")
@@ -143,7 +146,7 @@ def test_distances_are_their_definitions(distance: Any) -> None:
     encoding = HiddenEncoding(values="float32", components=None)
     states, student = sample(2, 60), torch.randn(60, 6)
     statistics = fitted(states, encoding)
-    projection = Projection(6, LayerPair("t/0", 0, statistics), distance)
+    projection: Any = Projection(6, LayerPair("t/0", 0, statistics), distance)
     found = projection(student.view(4, 15, 6), statistics.encode(states, encoding).view(4, 15, 12)).item()
     # In the teacher's own units, with the mean deviation written out.
     unit = statistics.variance.double().mean().sqrt()
@@ -372,3 +375,59 @@ def test_an_ensemble_is_the_geometric_mean_of_its_models_each_with_its_own_state
         expected = at_positions(spoken[name][1][layer], positions)
         decoded = statistics[key].mean + signal.hidden[key].double() * statistics[key].scale
         torch.testing.assert_close(decoded, expected, rtol=0.1, atol=0.1 * float(statistics[key].variance.max().sqrt()))
+
+
+@pytest.mark.parametrize("components", [None, 16])
+def test_without_a_projection_it_is_the_mean_squared_difference_of_the_states_themselves(
+    capture_settings: CaptureSettings,
+    corpus: Corpus,
+    teacher: Path,
+    make_shape: Callable[..., ModelShape],
+    components: int | None,
+) -> None:
+    hidden = {"positions": 5, "sample_windows": 40, "values": "float32", "components": components}
+    settings = changed(capture_settings, hidden=hidden, fraction=0.2)
+    capture(settings)
+    terms = ObjectiveSettings(hard=0.0, hidden=1.0, hidden_distance="mse", projection="none")
+    source = TeacherSource(cache=settings.output, layers={1: 2, 2: 3})
+    opened = open_teachers({"t": source}, terms, corpus, settings.windows, 0.2, 3, CPU)
+    student: Any = make_shape("gpt2", num_hidden_layers=3).build(corpus.tokenizer(), seed=4)
+    objective = Objective(student, terms, opened.pairs, seed=2)
+    assert {name for name, _ in objective.named_parameters()} == {f"student.{n}" for n, _ in student.named_parameters()}
+    order = ReadingOrder(settings.windows, len(corpus.tokens), seed=3, epochs=1, fraction=0.2)
+    batch = opened.complete(read_batch(corpus, order, opened.caches, 5, 25, opened.num_positions))
+    loss, _ = objective(batch, terms.weights({"t": 1.0}))
+    loss.backward()
+    gradient = student.transformer.wte.weight.grad.clone()
+    student.zero_grad()
+    _, spoken = states_of(teacher, batch.tokens)
+    own = student.double()(input_ids=batch.tokens, output_hidden_states=True).hidden_states
+    rows = torch.arange(len(batch.tokens))[:, None]
+    errors = [
+        F.mse_loss(own[here][rows, batch.positions], spoken[there][rows, batch.positions])
+        for there, here in ((1, 2), (2, 3))
+    ]
+    expected = torch.stack(errors).mean()
+    expected.backward()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
+    torch.testing.assert_close(gradient.double(), student.transformer.wte.weight.grad, rtol=1e-3, atol=1e-5)
+
+
+def test_without_a_projection_widths_must_be_equal(
+    hidden_capture: CaptureSettings, make_shape: Callable[..., ModelShape], tmp_path: Path
+) -> None:
+    capture(hidden_capture)
+    settings = TrainSettings.model_validate(
+        {
+            "corpus": hidden_capture.corpus,
+            "output": tmp_path / "run",
+            "model": make_shape(hidden_size=24),
+            "windows": hidden_capture.windows,
+            "teachers": {"t": {"cache": hidden_capture.output}},
+            "objective": {"hidden": 1.0, "projection": "none"},
+        }
+    )
+    message = r"projection is none, but the student has the width 24 and teacher t \(teacher/0\) 16; choose linear"
+    with pytest.raises(UserError, match=message):
+        train(settings)
+    assert not settings.output.exists()

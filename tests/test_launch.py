@@ -94,7 +94,23 @@ def metrics(settings: TrainSettings) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (settings.output / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_two_processes_train_as_one(student_settings: TrainSettings, tmp_path: Path) -> None:
+EVERY_OTHER_TERM = {
+    "hard": 0.5,
+    "logit": 0.5,
+    "divergence": "js",
+    "contrastive": 0.5,
+    "auxiliary": 0.5,
+    "heads": {"dropout": 0.0},
+    "schedule": {"contrastive": {"shape": "constant", "steps": 5}, "hard": {"start": 1.0}},
+}
+
+
+@pytest.mark.parametrize("objective", [{}, EVERY_OTHER_TERM], ids=["hidden", "every other term"])
+def test_two_processes_train_as_one(
+    student_settings: TrainSettings, tmp_path: Path, objective: dict[str, object]
+) -> None:
+    if objective:
+        student_settings = TrainSettings.model_validate(student_settings.as_plain() | {"objective": objective})
     one, two = elsewhere(student_settings, "one"), elsewhere(student_settings, "two")
     result = train(one)
     told = call([*TWO_PROCESSES, "train_student", "--config", configuration(two, tmp_path)], tmp_path)

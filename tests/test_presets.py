@@ -45,6 +45,10 @@ def settings_of(name: str) -> TrainSettings:
         ("students/babyllama1-58m", 58_343_936),
         ("students/distilledgpt-44m", 26_661_888),
         ("students/palenka-58m-l0.1-h0.3", 58_343_936),
+        ("students/contrastive-58m", 58_343_936),
+        ("students/dskd-one-teacher-58m", 58_343_936),
+        ("students/dskd-ensemble-58m", 58_343_936),
+        ("students/hidden-state-58m", 58_334_208),
         ("students/as-published/palenka-58m", 58_343_936),
     ],
 )

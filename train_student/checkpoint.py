@@ -1,7 +1,7 @@
 """Checkpoints: all that a run needs to go on as if it had never stopped.
 
 checkpoints/step-00000500/
-    objective.safetensors  weights of the student and of the projections
+    objective.safetensors  weights of the student and of what is trained beside it
     optimizer.safetensors  the optimizer's tensors, by the weight's name
     state.json             place in the schedule and the stream, best validation so far, ...
     commit.json            checksums of these files

@@ -1,22 +1,36 @@
 """The objective: the weighted sum of terms that a student minimises, in one module with the student.
 
-    J = hard · CE + Σ_teachers weight_t · [logit · T² · KL(teacher_T ‖ student_T) + hidden · mean over layers (1 − R²)]
+    J = hard · CE + Σ_teachers weight_t · [logit · T² · KL(teacher_T ‖ student_T) + hidden · mean over layers (1 − R²)
+                                           + contrastive · InfoNCE + auxiliary · supervision of shallow layers]
 
-accelerate wraps this module, so whatever it holds is trained, averaged over processes and saved together. Mixing
-divergences over teachers has the gradient of the divergence to the mixture of their probabilities.
+The divergence may be another one (`divergences.py`), and every weight may move over the run (`schedule.py`). accelerate
+wraps this module, so whatever it holds is trained, averaged over processes and saved together. Mixing forward KL over
+teachers has the gradient of the divergence to the mixture of their probabilities.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from configs.settings import Settings
 from data.stream import Batch
-from train_student.hidden import HiddenDistance, HiddenTerm, LayerPair
-from train_student.terms import hard_loss, tail_bucket_kl
+from train_student.auxiliary import AuxiliarySettings, AuxiliaryTerm
+from train_student.contrastive import ContrastiveTerm, InfoNCESettings
+from train_student.divergences import Divergence, divergence_of
+from train_student.hidden import HiddenDistance, HiddenTerm, LayerPair, ProjectionKind
+from train_student.schedule import WeightSchedule
+from train_student.terms import hard_loss
+
+TEACHER_TERMS = ("logit", "hidden", "contrastive", "auxiliary")
+"""Kinds of terms that a student has with each of its teachers."""
+STATE_TERMS = ("hidden", "contrastive", "auxiliary")
+"""Those that need hidden states."""
+DISTRIBUTION_TERMS = ("logit", "auxiliary")
+"""Those that need distributions over tokens."""
 
 
 class ObjectiveSettings(Settings):
@@ -28,21 +42,65 @@ class ObjectiveSettings(Settings):
     """Weight of the divergence from the teachers' distributions, scaled by temperature²."""
     temperature: float = Field(default=2.0, gt=0)
     """Temperature of the logit term; the caches must hold the tail mass at it."""
+    divergence: Divergence = "forward"
+    """Of logit term and heads: forward is KL(teacher ‖ student), reverse KL(student ‖ teacher), js Jensen-Shannon."""
     hidden: float = Field(default=0.0, ge=0)
     """Weight of the distance to the teachers' hidden states, a mean over the mapped layers."""
     hidden_distance: HiddenDistance = "r2"
     """The distance: r2 is 1 − R², in units of each layer's variance; mse is in the teacher's own; cosine is 1 − cos."""
 
-    def weights(self, teachers: Mapping[str, float]) -> dict[str, float]:
-        """The weight of every term that counts, by its name in the log.
+    projection: ProjectionKind = "linear"
+    """How the hidden term compares states: through trained linear maps, or none, as they are, at equal widths."""
+    contrastive: float = Field(default=0.0, ge=0)
+    """Weight of InfoNCE between student and teacher at the last mapped layer."""
+    info_nce: InfoNCESettings = InfoNCESettings()
+    """What the contrastive term compares."""
+    auxiliary: float = Field(default=0.0, ge=0)
+    """Weight of the deep supervision of shallow layers by heads and projections of their own."""
+    heads: AuxiliarySettings = AuxiliarySettings()
+    """What the auxiliary term consists of."""
+    schedule: dict[str, WeightSchedule] = Field(default={})
+    """How weights move over the run, by the term (hard, logit, hidden, ...); a term not named keeps its weight."""
+
+    @model_validator(mode="after")
+    def _schedules_are_of_terms(self) -> Self:
+        for kind in self.schedule:
+            if kind not in ("hard", *TEACHER_TERMS):
+                raise ValueError(f"schedule names {kind}, but the terms are hard, {', '.join(TEACHER_TERMS)}; name one")
+        return self
+
+    def counts(self, kind: str) -> bool:
+        """Whether a kind of term has a weight at any step of the run."""
+        return self.weight(kind) > 0 or (kind in self.schedule and self.schedule[kind].start > 0)
+
+    def states_for(self) -> str | None:
+        """The first kind of term that needs the teachers' hidden states, if any counts."""
+        return next(filter(self.counts, STATE_TERMS), None)
+
+    def distributions_for(self) -> str | None:
+        """The first kind of term that needs the teachers' distributions, if any counts."""
+        return next(filter(self.counts, DISTRIBUTION_TERMS), None)
+
+    def weight(self, kind: str, step: int | None = None, num_steps: int = 1) -> float:
+        """The weight of a kind of term at a step, counted from 1, of so many; at the end unless a step is given."""
+        end: float = getattr(self, kind)
+        if step is None or kind not in self.schedule:
+            return end
+        return self.schedule[kind].weight(end, step, num_steps)
+
+    def weights(self, teachers: Mapping[str, float], step: int | None = None, num_steps: int = 1) -> dict[str, float]:
+        """The weight of every term that counts at any step, by its name in the log; 0 where a schedule has it so.
 
         Args:
             teachers: share of every teacher by name.
+            step: at which; the end of the run unless given.
+            num_steps: of the run.
         """
-        weights = {"hard": self.hard}
-        for kind, weight in (("logit", self.logit), ("hidden", self.hidden)):
-            weights |= {f"{kind}/{name}": weight * share for name, share in teachers.items()}
-        return {name: weight for name, weight in weights.items() if weight > 0}
+        weights = {"hard": self.weight("hard", step, num_steps)} if self.counts("hard") else {}
+        for kind in filter(self.counts, TEACHER_TERMS):
+            weight = self.weight(kind, step, num_steps)
+            weights |= {f"{kind}/{name}": weight * share for name, share in teachers.items() if share > 0}
+        return weights
 
 
 class Objective(nn.Module):
@@ -51,8 +109,8 @@ class Objective(nn.Module):
     Args:
         student: the model to train.
         settings: of the terms.
-        pairs: the mapped layers of every teacher that has a hidden term, by the teacher's name.
-        seed: of the projections' first weights.
+        pairs: the mapped layers of every teacher that has a term with hidden states, by the teacher's name.
+        seed: of the first weights of projections and heads.
     """
 
     def __init__(
@@ -65,16 +123,36 @@ class Objective(nn.Module):
         super().__init__()
         self.student = student
         self.temperature = settings.temperature
-        self.hidden = HiddenTerm(student.config.hidden_size, pairs, settings.hidden_distance, seed)
+        self.divergence: Divergence = settings.divergence
+        width: int = student.config.hidden_size
+        projected = pairs if settings.counts("hidden") else {}
+        self.hidden = HiddenTerm(width, projected, settings.hidden_distance, seed, settings.projection)
+        self.contrastive = (
+            ContrastiveTerm(width, pairs, settings.info_nce, seed) if settings.counts("contrastive") else None
+        )
+        self.auxiliary = (
+            AuxiliaryTerm(
+                student.config,
+                pairs,
+                settings.heads,
+                settings.divergence,
+                settings.temperature,
+                settings.hidden_distance,
+                seed,
+            )
+            if settings.counts("auxiliary")
+            else None
+        )
 
     def forward(self, batch: Batch, weights: Mapping[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a batch, and every term before its weight, by name.
 
         Args:
             batch: windows, and the signals of all teachers that have a weight.
-            weights: of the terms by name: ``hard``, ``logit/TEACHER``, ``hidden/TEACHER``; the others are not computed.
+            weights: of the terms by name: ``hard``, ``logit/TEACHER``, ``hidden/TEACHER``, ...; the others are not
+                computed.
         """
-        with_states = any(name.startswith("hidden/") for name in weights)
+        with_states = any(name.startswith(STATE_TERMS) for name in weights)
         output = self.student(input_ids=batch.tokens, use_cache=False, output_hidden_states=with_states)
         terms: dict[str, Tensor] = {}
         losses: list[Tensor] = []
@@ -83,16 +161,27 @@ class Objective(nn.Module):
             losses.append(weights["hard"] * terms["hard"])
         if shares := _teachers_of("logit", weights):
             signals = {name: batch.signals[name] for name in shares}
-            total, divergences = tail_bucket_kl(output.logits, signals, shares, self.temperature)
+            total, divergences = divergence_of(self.divergence, output.logits, signals, shares, self.temperature)
             scale = self.temperature**2
             terms |= {f"logit/{name}": scale * divergence for name, divergence in divergences.items()}
             losses.append(scale * total)
-        for name, share in _teachers_of("hidden", weights).items():
-            codes = batch.signals[name].hidden
-            distance = self.hidden(name, output.hidden_states, codes, batch.positions)
-            terms[f"hidden/{name}"] = distance
-            losses.append(share * distance)
+        for kind, term in (("hidden", self.hidden), ("contrastive", self.contrastive)):
+            for name, weight in _teachers_of(kind, weights).items():
+                assert term is not None
+                distance = term(name, output.hidden_states, batch.signals[name].hidden, batch.positions)
+                terms[f"{kind}/{name}"] = distance
+                losses.append(weight * distance)
+        for name, weight in _teachers_of("auxiliary", weights).items():
+            assert self.auxiliary is not None
+            signal = batch.signals[name]
+            supervision = self.auxiliary(name, output.logits, output.hidden_states, signal, batch.positions)
+            terms[f"auxiliary/{name}"] = supervision
+            losses.append(weight * supervision)
         return torch.stack(losses).sum(), {name: term.detach() for name, term in terms.items()}
+
+    def trained_beside(self) -> dict[str, Tensor]:
+        """What is trained beside the student, projections and heads, by name."""
+        return {name: weight for name, weight in self.named_parameters() if not name.startswith("student.")}
 
 
 def _teachers_of(kind: str, weights: Mapping[str, float]) -> dict[str, float]:

@@ -3,7 +3,7 @@
 config.yaml            resolved settings
 inputs.json            fingerprints of the corpus and of the teachers
 config.json, generation_config.json, model.safetensors, tokenizer.json, tokenizer_config.json
-projections.safetensors  what maps the student's hidden states to the teachers', if anything; no part of the model
+projections.safetensors  projections and heads, what was trained beside the model; not there without any
 metrics.jsonl          a line for every logged step and every validation
 checkpoints/           what an interrupted run goes on from
 result.json            what came of it: there once the run is whole
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from configs.errors import UserError, refuse_difference
@@ -97,15 +97,16 @@ class Run:
             finite = {name: value if math.isfinite(value) else None for name, value in line.items()}
             file.write(json.dumps(finite, allow_nan=False) + "\n")
 
-    def save_model(self, model: PreTrainedModel, projections: nn.Module, corpus: Corpus) -> None:
+    def save_model(self, model: PreTrainedModel, beside: Mapping[str, Tensor], corpus: Corpus) -> None:
         """Keep a model, and the corpus's tokenizer as it is, so that both load with `from_pretrained`.
 
-        The projections lie beside it. Written aside first; the weights replace the old ones last.
+        What was trained beside it lies beside it. Written aside first; the weights replace the old ones last.
         """
         aside = self.directory / "model.partial"
         shutil.rmtree(aside, ignore_errors=True)
         model.save_pretrained(aside)
-        if weights := {name: weight.detach().contiguous() for name, weight in projections.named_parameters()}:
+        if beside:
+            weights = {name: weight.detach().contiguous() for name, weight in beside.items()}
             save_file(weights, aside / "projections.safetensors")
         for path in (corpus.directory / "tokenizer").iterdir():
             shutil.copyfile(path, aside / path.name)

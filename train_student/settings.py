@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from configs.settings import Precision, Settings
 from data.windows import WindowRule
-from train_student.objective import ObjectiveSettings
+from train_student.objective import TEACHER_TERMS, ObjectiveSettings
 from train_student.optimizer import OptimizerSettings
 from train_student.shapes import ModelShape
 from train_student.teachers import TeacherSource
@@ -69,8 +69,9 @@ class TrainSettings(Settings):
 
     @model_validator(mode="after")
     def _terms_and_teachers_agree(self) -> Self:
-        for term, weight in (("logit", self.objective.logit), ("hidden", self.objective.hidden)):
-            if weight and not self.teachers:
+        for term in filter(self.objective.counts, TEACHER_TERMS):
+            if not self.teachers:
+                weight = self.objective.weight(term)
                 raise ValueError(f"objective.{term} is {weight}, but there are no teachers; name one under teachers")
         if not self.weights():
             raise ValueError("no term has a weight; set objective.hard above 0, or a teacher's term and its weight")
@@ -79,6 +80,7 @@ class TrainSettings(Settings):
                 raise ValueError(f"a teacher has the name '{name}', but it names terms and weights; leave out . and /")
         return self
 
-    def weights(self) -> dict[str, float]:
-        """The weight of every term that counts, by its name in the log."""
-        return self.objective.weights({name: teacher.weight for name, teacher in self.teachers.items()})
+    def weights(self, step: int | None = None, num_steps: int = 1) -> dict[str, float]:
+        """The weight of every term that counts, by its name in the log; at the end unless a step is given."""
+        shares = {name: teacher.weight for name, teacher in self.teachers.items()}
+        return self.objective.weights(shares, step, num_steps)

@@ -88,7 +88,7 @@ class Teachers:
     Attributes:
         caches: cached teachers by name.
         live: live teachers by name.
-        pairs: the mapped layers of every teacher by name; empty without a hidden term.
+        pairs: the mapped layers of every teacher by name; empty without a term that needs them.
         identities: what the run's signals come from, by the teacher's name.
         num_positions: in each window, at which any teacher's hidden states are known.
     """
@@ -144,7 +144,7 @@ def open_teachers(
             identities[name] = cache.manifest.as_plain()
             layers = cache.manifest.hidden_layers
             hidden = cache.manifest.hidden
-        if objective.hidden and hidden:
+        if objective.states_for() and hidden:
             student_layers = _map_layers(f"teacher {name}", source, layers, student_depth)
             statistics = live[name].statistics if name in live else caches[name].read_statistics(student_layers)
             pairs[name] = [LayerPair(key, layer, statistics[key]) for key, layer in student_layers.items()]
@@ -157,7 +157,7 @@ def _open_live(
 ) -> Teacher:
     """A live teacher that speaks of what the objective needs."""
     logits = LogitEncoding(k=source.k or corpus.vocabulary_size, temperatures=(objective.temperature,))
-    hidden = source.hidden if objective.hidden else None
+    hidden = source.hidden if objective.states_for() else None
     if hidden and not isinstance(source.layers, str):
         hidden = hidden.model_copy(update={"layers": tuple(source.layers)})
     teacher = Teacher(source.models(), source.precision, device, corpus, rule.length, logits, hidden)
@@ -172,12 +172,17 @@ def _open_cache(
     assert source.cache is not None
     subject = f"cache {source.cache} of teacher {name}"
     cache = TeacherCache(source.cache)
-    temperature = objective.temperature if objective.logit else None
+    temperature = objective.temperature if objective.distributions_for() else None
     _require_fit(subject, cache.manifest, corpus, rule, temperature)
-    if objective.hidden and cache.manifest.hidden is None:
+    if objective.distributions_for() and objective.divergence != "forward" and cache.manifest.logits.draws:
         raise UserError(
-            f"{subject} holds no hidden states, but objective.hidden is {objective.hidden}; capture it again, to "
-            "another output, with hidden: {...}, or set objective.hidden to 0"
+            f"{subject} holds {cache.manifest.logits.kind} logits, but objective.divergence is {objective.divergence}; "
+            "draws are unbiased for forward alone: choose that, or capture with logits.kind topk"
+        )
+    if (kind := objective.states_for()) and cache.manifest.hidden is None:
+        raise UserError(
+            f"{subject} holds no hidden states, but objective.{kind} is {objective.weight(kind)}; capture it again, to "
+            f"another output, with hidden: {{...}}, or set objective.{kind} to 0"
         )
     if source.model is not None:
         _require_teacher(subject, cache.manifest, source.model)

@@ -21,6 +21,7 @@ from data.processes import require_all_processes
 from data.progress import notice
 from data.stream import ReadingOrder
 from eval.held_out import fixed_windows
+from train_student.hidden import require_equal_widths
 from train_student.run import Run
 from train_student.settings import TrainSettings
 from train_student.teachers import Teachers, open_teachers
@@ -105,7 +106,7 @@ def _accelerator(settings: TrainSettings) -> Accelerator:
 
 
 def _leaves_parameters_unused(settings: TrainSettings) -> bool:
-    return not any(name == "hard" or name.startswith("logit/") for name in settings.weights())
+    return not any(name.startswith(("hard", "logit/", "auxiliary/")) for name in settings.weights())
 
 
 def _reading_order(settings: TrainSettings, corpus: Corpus) -> ReadingOrder:
@@ -120,11 +121,20 @@ def _reading_order(settings: TrainSettings, corpus: Corpus) -> ReadingOrder:
 
 
 def _open_teachers(settings: TrainSettings, corpus: Corpus, device: torch.device) -> Teachers:
-    """The teachers whose terms have a weight."""
+    """The teachers whose terms have a weight, fit for the student."""
     heard = {name.split("/", 1)[1] for name in settings.weights() if "/" in name}
     sources = {name: source for name, source in settings.teachers.items() if name in heard}
     depth = settings.model.num_hidden_layers
-    return open_teachers(sources, settings.objective, corpus, settings.windows, settings.fraction, depth, device)
+    objective = settings.objective
+    teachers = open_teachers(sources, objective, corpus, settings.windows, settings.fraction, depth, device)
+    if objective.counts("hidden") and objective.projection == "none":
+        require_equal_widths(settings.model.hidden_size, teachers.pairs)
+    if objective.counts("contrastive") and settings.micro_batch * teachers.num_positions < 2:
+        raise UserError(
+            f"objective.contrastive is {objective.contrastive}, but a micro-batch of {settings.micro_batch} window(s) "
+            f"has {teachers.num_positions} position(s), and so no negatives; raise micro_batch or the positions kept"
+        )
+    return teachers
 
 
 def _inputs(corpus: Corpus, validation: Corpus, teachers: Teachers) -> dict[str, Any]:

@@ -7,7 +7,7 @@ Nothing of a step depends on how the run came there: its windows follow from the
 import contextlib
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any
 
@@ -60,7 +60,6 @@ class Trainer:
         self.corpus, self.order, self.teachers = corpus, order, teachers
         self.student = settings.model.build(corpus.tokenizer(), settings.seed)
         self.objective = Objective(self.student, settings.objective, teachers.pairs, settings.seed)
-        self.weights = settings.weights()
         self.num_steps = len(order) // settings.global_batch
         self.adamw = adamw(self.objective, settings.optimizer)
         self.schedule = cosine_schedule(self.adamw, settings.optimizer, self.num_steps)
@@ -98,18 +97,19 @@ class Trainer:
         """One optimizer step over a global batch, and its line in the log if it has one."""
         count = self._per_process() // self._micro_batch()
         micro_batches: Iterable[CodedBatch] = islice(batches, count)
+        weights = self.settings.weights(step, self.num_steps)
         measured: dict[str, float] = {}
-        if len(self.weights) > 1 and (step - 1) % self.settings.gradient_ratios_every == 0:
+        if len(weights) > 1 and (step - 1) % self.settings.gradient_ratios_every == 0:
             with meter.paused():
                 micro_batches = kept = list(micro_batches)
-                measured = self._gradient_ratios(step, kept)
+                measured = self._gradient_ratios(step, kept, weights)
         self.wrapped.train()
         self._seed(step)
         for number, batch in enumerate(micro_batches, start=1):
             complete = self._complete(batch)
             last = number == count
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.wrapped):
-                loss, terms = self.wrapped(complete, self.weights)
+                loss, terms = self.wrapped(complete, weights)
                 self.accelerator.backward(loss / count)
             meter.add({"loss": loss.detach(), **terms}, batch.tokens.numel())
         norm = self.accelerator.clip_grad_norm_(self.wrapped.parameters(), self.settings.optimizer.max_grad_norm)
@@ -125,14 +125,16 @@ class Trainer:
     def _complete(self, batch: CodedBatch) -> Batch:
         return self.teachers.complete(batch.to(self.accelerator.device))
 
-    def _gradient_ratios(self, step: int, micro_batches: list[CodedBatch]) -> dict[str, float]:
+    def _gradient_ratios(
+        self, step: int, micro_batches: list[CodedBatch], weights: Mapping[str, float]
+    ) -> dict[str, float]:
         self.objective.train()
 
         def complete() -> Iterator[Batch]:
             self._seed(step)  # the same dropout for every term
             return map(self._complete, micro_batches)
 
-        return gradient_ratios(self.objective, self.accelerator, complete, self.weights)
+        return gradient_ratios(self.objective, self.accelerator, complete, weights)
 
     def _seed(self, step: int) -> None:
         """Random numbers that only seed, step and process decide: dropout draws other masks in every process."""
@@ -160,7 +162,7 @@ class Trainer:
         if cross_entropy < self.best:
             self.best, self.best_step = cross_entropy, step
             if accelerator.is_main_process:
-                self.run.save_model(self.student, self.objective.hidden, self.corpus)
+                self.run.save_model(self.student, self.objective.trained_beside(), self.corpus)
 
     def _logs(self, step: int) -> bool:
         # A checkpoint closes a line of the log, so that no sums need to be kept with it.
@@ -176,9 +178,14 @@ class Trainer:
                 "epoch": self.order.epoch_at(windows - 1),
                 "tokens": windows * self.settings.windows.length,
                 "learning_rate": self.learning_rate,
+                **self._scheduled_weights(step),
                 **measured,
             },
         )
+
+    def _scheduled_weights(self, step: int) -> dict[str, float]:
+        objective = self.settings.objective
+        return {f"weight/{kind}": objective.weight(kind, step, self.num_steps) for kind in objective.schedule}
 
     def _record(self, step: int, values: dict[str, float]) -> None:
         if self.accelerator.is_main_process:
