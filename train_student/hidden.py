@@ -94,8 +94,9 @@ class Projection(nn.Module):
 
     def _in_teachers_coordinates(self, states: Tensor) -> Tensor:
         """States [B, P, S] of the teacher's own width as components [B, P, C], in units of the mean deviation."""
-        centred = states.float() - self.mean
-        return (centred if self.basis is None else centred @ self.basis.T) / self.unit
+        with torch.autocast(states.device.type, enabled=False):
+            centred = states.float() - self.mean
+            return (centred if self.basis is None else centred @ self.basis.T) / self.unit
 
 
 def require_equal_widths(student_width: int, pairs: Mapping[str, Sequence[LayerPair]]) -> None:
