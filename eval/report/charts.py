@@ -98,7 +98,7 @@ def line_chart(
         for line in sorted(lines, key=lambda line: bool(line.label)):
             width = 1.5 if line.label else 0.8
             style = (0, (3.5, 1.8)) if line.dashed else "-"
-            marker = "o" if line.marked else ""
+            marker = "o" if line.marked or len(line.x) == 1 else ""
             axes.plot(line.x, line.y, color=line.colour, linewidth=width, linestyle=style, marker=marker, markersize=4)
         axes.set_ylim(*y_limits)
         axes.set_xlim(0, 1.01 * max((float(line.x.max()) for line in lines), default=1.0))

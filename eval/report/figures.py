@@ -83,7 +83,7 @@ def difference_figure(models: Sequence[Model], control: Model, styles: Styles) -
 
 def term_names(models: Sequence[Model]) -> list[str]:
     """Every distillation term that these models' runs logged, such as logit/gpt2."""
-    return [name for name in _slashed(models) if not name.startswith(RATIO)]
+    return [name for name in _slashed(models) if not name.startswith(("gradient_", "weight/"))]
 
 
 def ratio_names(models: Sequence[Model]) -> list[str]:

@@ -160,7 +160,7 @@ def _cache_figures(card: CacheCard, name: str) -> tuple[Captioned, ...]:
     ]
     if card.hidden_errors:
         drawn.append(
-            ("Stored hidden states: squared error over squared norm, by layer.", figures.errors_figure(card, name))
+            ("Stored hidden states: squared error over variance, by layer.", figures.errors_figure(card, name))
         )
     return tuple(drawn)
 
