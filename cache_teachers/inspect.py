@@ -52,7 +52,7 @@ def inspect(settings: InspectSettings) -> dict[str, Any]:
         "cache": str(settings.cache),
         "manifest": manifest.as_plain(),
         "shards": {"captured": len(committed), "all": len(list(manifest.shards()))},
-        "tokens": sum(shard.stop - shard.start for shard in committed) * manifest.windows.length,
+        "tokens": cache.captured_tokens(),
         "bytes_per_token": {**sizes, "all": sum(sizes.values())},
         "kept_mass": {str(t): mass for t, mass in cache.kept_mass().items()} if committed else {},
         "entropy": entropies,

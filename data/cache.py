@@ -213,12 +213,20 @@ class TeacherCache:
 
     def bytes_per_token(self) -> dict[str, float]:
         """Bytes on disk for every token of the committed shards, by array."""
+        tokens = self.captured_tokens()
+        return {name: size / tokens for name, size in self.bytes_by_array().items()}
+
+    def bytes_by_array(self) -> dict[str, int]:
+        """Bytes on disk of the committed shards, by array."""
         shards = self.committed()
-        tokens = sum(shard.stop - shard.start for shard in shards) * self.manifest.windows.length
         return {
-            name: sum((self.directory / shard.file_of(name)).stat().st_size for shard in shards) / tokens
+            name: sum((self.directory / shard.file_of(name)).stat().st_size for shard in shards)
             for name in _array_types(self.manifest)
         }
+
+    def captured_tokens(self) -> int:
+        """Tokens of the committed shards, over all views."""
+        return sum(shard.stop - shard.start for shard in self.committed()) * self.manifest.windows.length
 
     def hidden_errors(self) -> dict[str, float]:
         """What the codes of every layer miss of its hidden states' squares about their mean, as measured at capture."""

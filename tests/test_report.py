@@ -21,7 +21,7 @@ from data.corpus import Corpus
 from data.model_files import identity_of
 from data.signal import log1mexp
 from eval.held_out import measure_held_out
-from eval.report.cache_card import captured_tokens, make_card
+from eval.report.cache_card import make_card
 from eval.report.costs import break_even
 from eval.report.figures import thin, without_rest
 from eval.report.finding import Estimate
@@ -172,7 +172,7 @@ def test_it_says_what_the_files_say(study: Path, tmp_path: Path) -> None:
     row = page.row("cache-big")
     assert f"{sum(cache.bytes_per_token().values()):.2f}" in row
     assert all(f"{mass:.4f}" in row for mass in cache.kept_mass().values())
-    assert f"{captured_tokens(cache):,}" in row
+    assert f"{cache.captured_tokens():,}" in row
     assert "logit/<i>big" in page.words()
 
 
@@ -359,7 +359,7 @@ def test_the_break_even_is_that_of_the_recorded_seconds(study: Path, tmp_path: P
     sources = find_sources([study])
     costs = break_even(sources.studies[0], sources)
     assert costs is not None
-    captured = captured_tokens(TeacherCache(study / "cache-big"))
+    captured = TeacherCache(study / "cache-big").captured_tokens()
     read_by_student = read(study / HOSTILE / "result.json")["tokens"]
     assert costs.live_seconds == pytest.approx(read_by_student * 12.25 / captured)
     assert costs.students_needed == pytest.approx(captured / read_by_student)

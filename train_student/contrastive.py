@@ -23,7 +23,6 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from configs.settings import Settings
-from data.hidden import at_positions
 from train_student.hidden import LayerPair, in_mean_deviations, last_pairs, module_name
 
 
@@ -74,8 +73,7 @@ class ContrastiveTerm(nn.Module):
         losses = []
         for teacher_map in maps:
             assert isinstance(teacher_map, _TeacherMap)
-            there = codes[teacher_map.pair.key]
-            states = at_positions(student_states[teacher_map.pair.student_layer], positions[:, : there.shape[1]])
+            states, there = teacher_map.pair.sides(student_states, codes, positions)
             ours, theirs = self.student_map(states).flatten(0, 1), teacher_map(there).flatten(0, 1)
             losses.append(info_nce(ours, theirs, self.temperature, self.negatives))
         return torch.stack(losses).mean()

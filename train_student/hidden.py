@@ -31,6 +31,19 @@ class LayerPair:
     """Index into the student's hidden states; 0 is the embeddings."""
     statistics: LayerStatistics
 
+    def sides(
+        self, student_states: Sequence[Tensor], codes: Mapping[str, Tensor], positions: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The student's states [B, P, S] and the teacher's codes [B, P, C], both at the positions of the codes.
+
+        Args:
+            student_states: all hidden states of the student, [B, L, S] each.
+            codes: of the teacher's hidden states by "model/layer", [B, P, C] each.
+            positions: in their windows, [B, P or more]; the first P count.
+        """
+        there = codes[self.key]
+        return at_positions(student_states[self.student_layer], positions[:, : there.shape[1]]), there
+
 
 def last_pairs(pairs: Sequence[LayerPair]) -> list[LayerPair]:
     """The pair with the last teacher layer, one for each model of a teacher."""
@@ -166,7 +179,5 @@ class HiddenTerm(nn.Module):
         distances = []
         for projection in projections:
             assert isinstance(projection, Projection)
-            there = codes[projection.pair.key]
-            states = at_positions(student_states[projection.pair.student_layer], positions[:, : there.shape[1]])
-            distances.append(projection(states, there))
+            distances.append(projection(*projection.pair.sides(student_states, codes, positions)))
         return torch.stack(distances).mean()

@@ -8,7 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.cache import TeacherCache
-from data.records import read_record
 from data.signal import TeacherSignal, entropy
 from data.windows import BLOCK_WINDOWS
 
@@ -64,7 +63,7 @@ def make_card(cache: TeacherCache) -> CacheCard | None:
     Raises:
         UserError: if a shard that is read is damaged.
     """
-    tokens = captured_tokens(cache)
+    tokens = cache.captured_tokens()
     if not tokens:
         return None
     manifest = cache.manifest
@@ -82,28 +81,13 @@ def make_card(cache: TeacherCache) -> CacheCard | None:
         possible_tokens=sum(
             manifest.num_windows(view) * manifest.windows.length for view in range(manifest.windows.views)
         ),
-        bytes_by_array=_bytes_by_array(cache),
+        bytes_by_array=cache.bytes_by_array(),
         kept_mass=cache.kept_mass(),
         sampled_tokens=sum(map(len, next(iter(masses.values())))),
         kept_mass_histograms={t: _histogram(np.concatenate(parts), 1.0) for t, parts in masses.items()},
         entropy_histograms={t: _histogram(np.concatenate(parts), highest) for t, parts in entropies.items()},
         hidden_errors=cache.hidden_errors(),
     )
-
-
-def captured_tokens(cache: TeacherCache) -> int:
-    """Tokens of the committed shards."""
-    return sum(shard.stop - shard.start for shard in cache.committed()) * cache.manifest.windows.length
-
-
-def _bytes_by_array(cache: TeacherCache) -> dict[str, int]:
-    """Sizes that the commit records state, summed by array; whatever arrays the cache has."""
-    sizes: dict[str, int] = {}
-    for shard in cache.committed():
-        for name, entry in read_record(cache.directory / shard.record)["files"].items():
-            array = name.split("/c/")[0]
-            sizes[array] = sizes.get(array, 0) + entry["bytes"]
-    return sizes
 
 
 def _sample(cache: TeacherCache) -> Iterator[TeacherSignal]:

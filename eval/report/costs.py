@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from data.cache import TeacherCache
-from eval.report.cache_card import captured_tokens
 from eval.report.run_files import Run
 from eval.report.sources import Sources, Study
 
@@ -66,7 +65,7 @@ def break_even(study: Study, sources: Sources) -> BreakEven | None:
     for name, path in study.caches.items():
         cache = by_path.get(path.resolve())
         seconds = study.seconds.get(f"cache {name}")
-        if cache is not None and seconds and (tokens := captured_tokens(cache)):
+        if cache is not None and seconds and (tokens := cache.captured_tokens()):
             captures[name] = Capture(name, seconds, tokens)
             used.append((cache, captures[name]))
     students = [LiveStudent(run, seconds) for run in sources.runs if (seconds := _live_seconds(run, used)) is not None]
