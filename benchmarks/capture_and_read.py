@@ -64,44 +64,41 @@ def overhead(given: argparse.Namespace) -> None:
 
 
 def _compare(corpus: Corpus, settings: CaptureSettings, windows: int) -> None:
-    rule = settings.windows
-    teacher = Teacher(
-        settings.models(),
-        settings.precision,
-        torch.device("cpu"),
-        corpus,
-        rule.length,
-        settings.logits,
-        settings.hidden,
+    forwards, captures = forward_and_capture(corpus, settings, windows)
+    ratios = [whole / forward for forward, whole in zip(forwards, captures, strict=True)]
+    forward, whole = statistics.median(forwards), statistics.median(captures)
+    spread = f"{min(ratios):.3f} to {max(ratios):.3f}, n = {ROUNDS}"
+    print(
+        f"hidden states {'of 9 layers' if settings.hidden else 'not kept'}: "
+        f"forward {1 / forward:,.0f} tokens/s, capture {1 / whole:,.0f} tokens/s, "
+        f"ratio {statistics.median(ratios):.3f} ({spread}), {1e6 * (whole - forward):.0f} µs a token more",
+        flush=True,
     )
-    bare = Teacher(settings.models(), settings.precision, torch.device("cpu"), corpus, rule.length, settings.logits)
+
+
+def forward_and_capture(corpus: Corpus, settings: CaptureSettings, windows: int) -> tuple[list[float], list[float]]:
+    """Seconds a token of bare forward passes and of captures of the same windows, in turn, for every round."""
+    rule, batch = settings.windows, settings.micro_batch
+    place = (settings.models(), settings.precision, torch.device("cpu"), corpus, rule.length, settings.logits)
+    teacher, bare = Teacher(*place, settings.hidden), Teacher(*place)
     manifest = manifest_of(settings, corpus, teacher)
-    teacher.measure(corpus, rule, MICRO_BATCH)
+    teacher.measure(corpus, rule, batch)
     create_cache(settings.output, manifest, teacher.statistics)
     writer = CacheWriter(settings.output, manifest)
     shard = Shard(0, 0, 0, windows)
     tokens = torch.from_numpy(gather(corpus.tokens, rule, 0, rule.slots(len(corpus.tokens), 0)[:windows]))
-    ratios, forwards, captures = [], [], []
+    forwards, captures = [], []
     for number in range(ROUNDS + 1):
         started = time.perf_counter()
-        for part in tokens.split(MICRO_BATCH):
+        for part in tokens.split(batch):
             bare.outputs(part)
         middle = time.perf_counter()
-        capture_shards([shard], corpus, teacher, writer, MICRO_BATCH, shown=False)
+        capture_shards([shard], corpus, teacher, writer, batch, shown=False)
         ended = time.perf_counter()
         if number:  # the first round warms up
-            forwards.append(middle - started)
-            captures.append(ended - middle)
-            ratios.append(captures[-1] / forwards[-1])
-    per_token = 1e6 * (statistics.median(captures) - statistics.median(forwards)) / tokens.numel()
-    forward, whole = (tokens.numel() / statistics.median(seconds) for seconds in (forwards, captures))
-    spread = f"{min(ratios):.3f} to {max(ratios):.3f}, n = {ROUNDS}"
-    print(
-        f"hidden states {'of 9 layers' if settings.hidden else 'not kept'}: "
-        f"forward {forward:,.0f} tokens/s, capture {whole:,.0f} tokens/s, "
-        f"ratio {statistics.median(ratios):.3f} ({spread}), {per_token:.0f} µs a token more",
-        flush=True,
-    )
+            forwards.append((middle - started) / tokens.numel())
+            captures.append((ended - middle) / tokens.numel())
+    return forwards, captures
 
 
 def flat(given: argparse.Namespace) -> None:

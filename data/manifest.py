@@ -16,7 +16,7 @@ from data.hidden import HiddenEncoding, HiddenLayers
 from data.windows import BLOCK_WINDOWS, WindowRule
 
 LARGEST_SHARD_BYTES = 64 * 2**20
-LARGEST_SHARD_WINDOWS = 16 * BLOCK_WINDOWS
+LARGEST_SHARD_WINDOWS = 4 * BLOCK_WINDOWS
 
 
 class TeacherIdentity(Settings):

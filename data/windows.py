@@ -18,8 +18,8 @@ from pydantic import Field, model_validator
 
 from configs.settings import Settings
 
-BLOCK_WINDOWS = 64
-"""Windows that are read together: one chunk of a cache (see docs/design.md, "Reading order")."""
+BLOCK_WINDOWS = 256
+"""Windows that are read together: a few chunks of a cache (see docs/design.md, "Reading order")."""
 
 
 _DRAWS = 2**32

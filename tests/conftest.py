@@ -2,17 +2,22 @@
 
 import random
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import settings
+from torch import Tensor, nn
 
 from cache_teachers.capture import CaptureSettings, capture
 from data.corpus import Corpus
 from data.prepare import CorpusSettings, prepare
+from data.signal import TeacherSignal
+from train_student.divergences import Divergence
+from train_student.head import head_terms
 from train_student.shapes import ModelShape
+from train_student.terms import NextTokenTerms
 
 # A busy machine is no failure.
 settings.register_profile("palenka", deadline=None)
@@ -39,6 +44,31 @@ def _sentences(seed: int, count: int) -> str:
 def one_thread() -> None:
     """Models of this size only wait for each other's threads."""
     torch.set_num_threads(1)
+
+
+LossesOfLogits = Callable[..., tuple[Tensor, dict[str, Tensor]]]
+
+
+@pytest.fixture(scope="session")
+def losses_of_logits() -> LossesOfLogits:
+    """The weighted sum of the terms on given logits [B, L, V], and the terms by name: through a head that is 1."""
+
+    def losses(
+        logits: Tensor,
+        signals: Mapping[str, TeacherSignal],
+        weights: Mapping[str, float],
+        temperature: float,
+        divergence: Divergence = "forward",
+        tokens: Tensor | None = None,
+        hard: float = 0.0,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        head = nn.Linear(logits.shape[-1], logits.shape[-1], bias=False, dtype=logits.dtype)
+        head.weight = nn.Parameter(torch.eye(logits.shape[-1], dtype=logits.dtype), requires_grad=False)
+        terms = NextTokenTerms(tokens, hard, signals, weights, divergence, temperature)
+        total, values = head_terms(logits, head, terms)
+        return total, dict(zip(("hard", *signals), values.unbind(), strict=True))
+
+    return losses
 
 
 @pytest.fixture(scope="session")

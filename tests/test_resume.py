@@ -49,7 +49,8 @@ def settings(capture_settings: CaptureSettings, make_shape: Callable[..., ModelS
 def metrics(directory: Path) -> list[dict[str, Any]]:
     lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
     for line in lines:
-        line.pop("tokens_per_second", None)
+        for own in ("tokens_per_second", "data_wait"):
+            line.pop(own, None)
     return lines
 
 

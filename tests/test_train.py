@@ -166,10 +166,11 @@ def test_the_log_holds_rates_by_the_closed_form_and_a_speed(make_settings: MakeS
     for line in log[1:]:
         assert set(line) == {
             *("step", "epoch", "tokens", "learning_rate", "loss", "hard"),
-            *("tokens_per_second", "gradient_norm"),
+            *("tokens_per_second", "data_wait", "gradient_norm"),
         }
         assert line["tokens"] == line["step"] * 16 * LENGTH
         assert line["tokens_per_second"] > 0
+        assert 0 <= line["data_wait"] < 1
         assert line["gradient_norm"] > 0
         # The rate that the step was made with: warm-up over 3 steps from 0, then half a cosine over the other 17.
         progress = (line["step"] - 1 - 3) / 17

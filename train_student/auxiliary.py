@@ -24,8 +24,10 @@ from transformers import PretrainedConfig
 from configs.settings import Settings
 from data.hidden import at_positions
 from data.signal import TeacherSignal
-from train_student.divergences import Divergence, divergence_of
+from train_student.divergences import Divergence
+from train_student.head import head_terms
 from train_student.hidden import HiddenDistance, HiddenTerm, LayerPair, last_pairs
+from train_student.terms import NextTokenTerms
 
 
 class AuxiliarySettings(Settings):
@@ -95,7 +97,7 @@ class AuxiliaryTerm(nn.Module):
     def forward(
         self,
         teacher: str,
-        logits: Tensor,
+        student_head: nn.Linear,
         student_states: Sequence[Tensor],
         signal: TeacherSignal,
         positions: Tensor,
@@ -104,7 +106,7 @@ class AuxiliaryTerm(nn.Module):
 
         Args:
             teacher: its name.
-            logits: of the student, [B, L, V].
+            student_head: from its last hidden states to its logits.
             student_states: all its hidden states, [B, L, S] each.
             signal: of the teacher, with hidden states at P positions.
             positions: of these states in their windows, [B, P or more]; the first P count.
@@ -112,16 +114,19 @@ class AuxiliaryTerm(nn.Module):
         num_known = next(iter(signal.hidden.values())).shape[1]
         places = positions[:, : min(num_known, self.settings.positions)]
         there = _at(signal, places)
-        classes = [self._class_loss(logits, signal)]
+        classes = [self._class_loss(student_states[-1], student_head, signal)]
         for head, states in zip(self.heads, student_states[1:-1], strict=True):
-            classes.append(self._class_loss(head(at_positions(states, places)), there))
+            assert isinstance(head, nn.Sequential)
+            *body, last = head
+            assert isinstance(last, nn.Linear)
+            classes.append(self._class_loss(nn.Sequential(*body)(at_positions(states, places)), last, there))
         features = [feature(teacher, student_states, signal.hidden, positions) for feature in self.features]
         class_loss, feature_loss = _adaptive_mean(classes), _adaptive_mean(features)
         return self.settings.class_weight * class_loss + self.settings.feature_weight * feature_loss
 
-    def _class_loss(self, logits: Tensor, signal: TeacherSignal) -> Tensor:
-        total, _ = divergence_of(self.divergence, logits, {"": signal}, {"": 1.0}, self.temperature)
-        return self.temperature**2 * total
+    def _class_loss(self, states: Tensor, head: nn.Linear, signal: TeacherSignal) -> Tensor:
+        terms = NextTokenTerms(None, 0.0, {"": signal}, {"": 1.0}, self.divergence, self.temperature)
+        return head_terms(states, head, terms)[0]
 
 
 def _at(signal: TeacherSignal, positions: Tensor) -> TeacherSignal:

@@ -13,7 +13,7 @@ divergence over all tokens, and equal to it with k = V. The tail's gradient is s
 An estimate from draws serves forward KL alone, whose gradient q − t is linear in t and so unbiased. The others are
 not linear: reverse KL is infinite wherever a token was not drawn, and Jensen-Shannon is biased.
 
-Shapes: B batch, L window length, V vocabulary, k kept tokens, n tokens of a chunk.
+Shapes: n tokens, V vocabulary, k kept tokens.
 """
 
 import math
@@ -22,10 +22,6 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
-
-from data.signal import TeacherSignal, token_chunks
-from train_student.terms import tail_bucket_kl
 
 Divergence = Literal["forward", "reverse", "js"]
 
@@ -34,57 +30,27 @@ _IMPOSSIBLE = -100.0
 
 
 def divergence_of(
-    kind: Divergence,
-    logits: Tensor,
-    signals: Mapping[str, TeacherSignal],
-    weights: Mapping[str, float],
-    temperature: float,
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Weighted sum over teachers of a divergence between teacher and student; the caller scales it by T².
+    kind: Divergence, logits: Tensor, ids: Tensor, log_kept: Tensor, log_tail: Tensor, temperature: float
+) -> Tensor:
+    """Sum over n tokens of reverse KL or Jensen-Shannon between teacher and student at a temperature.
 
     Args:
-        kind: which divergence.
-        logits: the student's, [B, L, V].
-        signals: the teachers' by name; their tail mass must be known at this temperature.
-        weights: of the teachers in `signals`.
+        kind: which of the two.
+        logits: of the student, [n, V].
+        ids: kept tokens, [n, k].
+        log_kept: log-probabilities of these at T, [n, k].
+        log_tail: of all others together, [n].
         temperature: T.
-
-    Returns:
-        The weighted sum, and each teacher's divergence without its weight and without a gradient; means over B · L
-        tokens. Beyond forward KL, chunks are computed again in the backward pass, so that memory stays flat.
     """
-    if kind == "forward":
-        return tail_bucket_kl(logits, signals, weights, temperature)
-    divergences = {
-        name: _mean_over_tokens(_FORMULAS[kind], logits, signal, temperature) for name, signal in signals.items()
-    }
-    total = torch.stack([weights[name] * divergence for name, divergence in divergences.items()]).sum()
-    return total, {name: divergence.detach() for name, divergence in divergences.items()}
-
-
-def _mean_over_tokens(
-    formula: Callable[[Tensor, Tensor], Tensor], logits: Tensor, signal: TeacherSignal, temperature: float
-) -> Tensor:
-    log_kept, log_tail = signal.at(temperature)
-    ids, log_kept, log_tail = signal.ids.flatten(0, -2), log_kept.flatten(0, -2), log_tail.flatten()
-
-    def of_chunk(chunk: Tensor, rows: slice) -> Tensor:
-        teacher, student = _outcomes(chunk, ids[rows], log_kept[rows], log_tail[rows], temperature)
-        return formula(teacher, student).sum()
-
-    sums, start = [], 0
-    for chunk in token_chunks(logits.flatten(0, -2)):
-        rows = slice(start, start + len(chunk))
-        sums.append(checkpoint(of_chunk, chunk, rows, use_reentrant=False, preserve_rng_state=False))
-        start += len(chunk)
-    return torch.stack(sums).sum() / start
+    teacher, student = _outcomes(logits, ids, log_kept, log_tail, temperature)
+    return _FORMULAS[kind](teacher, student).sum()
 
 
 def _outcomes(
     logits: Tensor, ids: Tensor, log_kept: Tensor, log_tail: Tensor, temperature: float
 ) -> tuple[Tensor, Tensor]:
     """Log-probabilities of teacher and student over kept tokens and tail, [n, k + 1], or [n, V] with k = V."""
-    scaled = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
+    scaled = logits / temperature
     # Logits may be far from 0 all together; float32 would spend its digits on that.
     scaled = scaled - scaled.detach().amax(dim=-1, keepdim=True)
     normalizer = scaled.logsumexp(dim=-1, keepdim=True)

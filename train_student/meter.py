@@ -9,15 +9,18 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from data.stream import CodedBatch
+
 
 @dataclass
 class Meter:
-    """Means of the loss and its terms, and tokens per second, since the last reading."""
+    """Means of loss and terms, tokens per second, and the part spent waiting for data, since the last reading."""
 
     accelerator: Accelerator
     sums: dict[str, Tensor] = field(default_factory=dict)
     count: int = 0
     tokens: int = 0
+    waited: float = 0.0
     since: float = field(default_factory=time.perf_counter)
 
     def add(self, values: Mapping[str, Tensor], tokens: int) -> None:
@@ -26,6 +29,16 @@ class Meter:
             self.sums[name] = self.sums.get(name, 0.0) + value.detach().float()
         self.count += 1
         self.tokens += tokens
+
+    def awaited(self, batches: Iterator[CodedBatch]) -> Iterator[CodedBatch]:
+        """The same batches; what it takes until each is there counts as waiting for data."""
+        while True:
+            began = time.perf_counter()
+            batch = next(batches, None)
+            self.waited += time.perf_counter() - began
+            if batch is None:
+                return
+            yield batch
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -38,7 +51,10 @@ class Meter:
         """The means over all processes since the last reading, and begin anew; every process must call it."""
         means = self.accelerator.reduce(torch.stack(list(self.sums.values())) / self.count, "mean")
         now = time.perf_counter()
-        rate = self.tokens * self.accelerator.num_processes / (now - self.since)
-        measured = dict(zip(self.sums, means.tolist(), strict=True)) | {"tokens_per_second": round(rate, 1)}
-        self.sums, self.count, self.tokens, self.since = {}, 0, 0, now
+        seconds = now - self.since
+        measured = dict(zip(self.sums, means.tolist(), strict=True)) | {
+            "tokens_per_second": round(self.tokens * self.accelerator.num_processes / seconds, 1),
+            "data_wait": round(self.waited / seconds, 4),
+        }
+        self.sums, self.count, self.tokens, self.waited, self.since = {}, 0, 0, 0.0, now
         return measured

@@ -20,10 +20,11 @@ from configs.settings import Settings
 from data.stream import Batch
 from train_student.auxiliary import AuxiliarySettings, AuxiliaryTerm
 from train_student.contrastive import ContrastiveTerm, InfoNCESettings
-from train_student.divergences import Divergence, divergence_of
+from train_student.divergences import Divergence
+from train_student.head import head_terms
 from train_student.hidden import HiddenDistance, HiddenTerm, LayerPair, ProjectionKind
 from train_student.schedule import WeightSchedule
-from train_student.terms import hard_loss
+from train_student.terms import NextTokenTerms
 
 TEACHER_TERMS = ("logit", "hidden", "contrastive", "auxiliary")
 """Kinds of terms that a student has with each of its teachers."""
@@ -153,18 +154,19 @@ class Objective(nn.Module):
                 computed.
         """
         with_states = any(name.startswith(STATE_TERMS) for name in weights)
-        output = self.student(input_ids=batch.tokens, use_cache=False, output_hidden_states=with_states)
+        # Without the head: its logits and their terms are one function.
+        output = self.student.base_model(input_ids=batch.tokens, use_cache=False, output_hidden_states=with_states)
         terms: dict[str, Tensor] = {}
         losses: list[Tensor] = []
-        if "hard" in weights:
-            terms["hard"] = hard_loss(output.logits, batch.tokens)
-            losses.append(weights["hard"] * terms["hard"])
-        if shares := _teachers_of("logit", weights):
+        shares = _teachers_of("logit", weights)
+        if shares or "hard" in weights:
             signals = {name: batch.signals[name] for name in shares}
-            total, divergences = divergence_of(self.divergence, output.logits, signals, shares, self.temperature)
-            scale = self.temperature**2
-            terms |= {f"logit/{name}": scale * divergence for name, divergence in divergences.items()}
-            losses.append(scale * total)
+            hard, tokens = weights.get("hard", 0.0), batch.tokens if "hard" in weights else None
+            compared = NextTokenTerms(tokens, hard, signals, shares, self.divergence, self.temperature)
+            total, values = head_terms(output.last_hidden_state, self.head, compared)
+            named = dict(zip(("hard", *(f"logit/{name}" for name in shares)), values.unbind(), strict=True))
+            terms |= {name: value for name, value in named.items() if name in weights}
+            losses.append(total)
         for kind, term in (("hidden", self.hidden), ("contrastive", self.contrastive)):
             for name, weight in _teachers_of(kind, weights).items():
                 assert term is not None
@@ -174,10 +176,17 @@ class Objective(nn.Module):
         for name, weight in _teachers_of("auxiliary", weights).items():
             assert self.auxiliary is not None
             signal = batch.signals[name]
-            supervision = self.auxiliary(name, output.logits, output.hidden_states, signal, batch.positions)
+            supervision = self.auxiliary(name, self.head, output.hidden_states, signal, batch.positions)
             terms[f"auxiliary/{name}"] = supervision
             losses.append(weight * supervision)
         return torch.stack(losses).sum(), {name: term.detach() for name, term in terms.items()}
+
+    @property
+    def head(self) -> nn.Linear:
+        """From the student's last hidden states to its logits."""
+        head = self.student.get_output_embeddings()
+        assert isinstance(head, nn.Linear)
+        return head
 
     def trained_beside(self) -> dict[str, Tensor]:
         """What is trained beside the student, projections and heads, by name."""

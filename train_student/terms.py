@@ -1,144 +1,165 @@
-"""The terms of the objective: each a mean over tokens, in float32 whatever the model computes in.
+"""The terms over next tokens, hard and logit: their values and their gradient with respect to the student's logits.
 
-Shapes: B batch, L window length, N = B · L tokens, V vocabulary, k kept tokens.
+The gradient is computed beside the values, from one softmax for each temperature. With t a teacher and q the student,
+K the kept tokens, a = Σ_K t and b = Σ_K q, all at temperature T, forward KL has one bucket for all tokens not kept:
+
+    KL = Σ_K t_i (log t_i − log q_i) + (1 − a) [log(1 − a) − log(1 − b)]
+
+Its gradient with respect to the logits / T is q_j − t_j on K, exactly that of the full divergence, and
+q_j − (1 − a) q_j / (1 − b) off K: the tail is shared out as the student does. It never exceeds the full divergence.
+Where a teacher has no tail the second part is 0. Other divergences leave their gradient to autograd (`divergences.py`).
+
+Shapes: B batch, L window length, N = B · L tokens, n tokens of a chunk, V vocabulary, k kept tokens.
 """
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - its usual name
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from data.signal import TeacherSignal, token_chunks
+from data.signal import TeacherSignal
+from train_student.divergences import Divergence, divergence_of
 
 _LARGEST_RATIO = 16.0
-"""Of a teacher's mass outside K to the student's, for both to come from one exponential in float32."""
+"""Of a teacher's mass outside K to the student's, for both to come from one softmax in float32."""
 
 
-def hard_loss(logits: Tensor, tokens: Tensor) -> Tensor:
-    """Cross-entropy of every next token inside its window: logits [B, L, V], tokens [B, L]; a mean over B · (L − 1)."""
-    return F.cross_entropy(logits[:, :-1].float().flatten(0, 1), tokens[:, 1:].flatten())
-
-
-def tail_bucket_kl(
-    logits: Tensor, signals: Mapping[str, TeacherSignal], weights: Mapping[str, float], temperature: float
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Weighted sum over teachers of KL(teacher ‖ student) at a temperature, with one bucket for all tokens not kept.
-
-    With t a teacher and q the student, K the kept tokens, a = Σ_K t and b = Σ_K q, all at temperature T:
-
-        KL = Σ_K t_i (log t_i − log q_i) + (1 − a) [log(1 − a) − log(1 − b)]
-
-    Its gradient with respect to the logits / T is q_j − t_j on K, exactly that of the full divergence, and
-    q_j − (1 − a) q_j / (1 − b) off K: the tail is shared out as the student does. It never exceeds the full
-    divergence. Where a teacher has no tail the second part is 0. The caller scales by T².
+class NextTokenTerms:
+    """What the student's logits are compared with: the text's next tokens, and what teachers say of them.
 
     Args:
-        logits: the student's, [B, L, V].
-        signals: the teachers' by name; their tail mass must be known at this temperature.
+        tokens: the windows, [B, L], whose tokens but the first are the labels of the hard term; None leaves it out.
+        hard: weight of the hard term.
+        signals: the teachers' by name; their tail mass must be known at the temperature.
         weights: of the teachers in `signals`.
-        temperature: T.
-
-    Returns:
-        The weighted sum, and each teacher's divergence without its weight and without a gradient; means over B · L
-        tokens. The gradient is computed together with the value, in chunks, with one softmax for all teachers; it is
-        kept at the size of the logits until the backward pass.
+        divergence: from the teachers.
+        temperature: T; its square scales the divergences.
     """
-    names = list(signals)
-    kept = [(signals[name].ids.flatten(0, -2), *_flat(signals[name].at(temperature))) for name in names]
-    total, divergences = _TailBucketKL.apply(
-        logits.flatten(0, -2), kept, [weights[name] for name in names], temperature
-    )  # type: ignore[no-untyped-call]
-    return total, dict(zip(names, divergences.unbind(), strict=True))
 
-
-def _flat(kept_and_tail: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    return kept_and_tail[0].flatten(0, -2), kept_and_tail[1].flatten()
-
-
-class _TailBucketKL(torch.autograd.Function):
-    """Value and gradient in one go; `kept` has (ids [N, k], log t [N, k], log tail [N]) for every teacher."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,  # noqa: ANN401 - torch gives it no type
-        logits: Tensor,
-        kept: list[tuple[Tensor, Tensor, Tensor]],
-        weights: list[float],
+    def __init__(
+        self,
+        tokens: Tensor | None,
+        hard: float,
+        signals: Mapping[str, TeacherSignal],
+        weights: Mapping[str, float],
+        divergence: Divergence,
         temperature: float,
-    ) -> tuple[Tensor, Tensor]:
-        """The weighted mean over tokens, and every teacher's own; Σ weight · (q − t) is kept for `backward`."""
-        float_type = torch.promote_types(logits.dtype, torch.float32)
-        gradient = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
-        sums = torch.zeros(len(kept), dtype=float_type, device=logits.device)
-        start = 0
-        for chunk in token_chunks(logits):
-            rows = slice(start, start + len(chunk))
-            scaled = chunk.to(float_type) / temperature
-            here = [(ids[rows], *(part[rows].to(float_type) for part in parts)) for ids, *parts in kept]
-            difference = _add_chunk(scaled, here, weights, sums, gradient is not None)
-            if gradient is not None and difference is not None:
-                gradient[rows] = difference
-            start += len(chunk)
-        ctx.save_for_backward(gradient)
-        ctx.scale = 1 / (temperature * len(logits))
-        divergences = sums / len(logits)
-        ctx.mark_non_differentiable(divergences)
-        return (divergences * divergences.new_tensor(weights)).sum(), divergences
+    ) -> None:
+        self.hard = hard
+        self.labels = _labels(tokens) if tokens is not None else None
+        self.divergence: Divergence = divergence
+        self.temperature = temperature
+        self.weights = [weights[name] for name in signals]
+        self.teachers: list[tuple[Tensor, ...]] = []
+        for signal in signals.values():
+            log_kept, log_tail = signal.at(temperature)
+            self.teachers.append((signal.ids.flatten(0, -2), log_kept.flatten(0, -2), log_tail.flatten()))
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_total: Tensor, _: Tensor) -> tuple[Tensor, None, None, None]:  # noqa: ANN401
-        (difference,) = ctx.saved_tensors
-        # Scaled only here and in float32: 1 / N alone would vanish in fp16, before the loss scaler could act.
-        factor = grad_total * ctx.scale
-        gradient = torch.cat([(chunk.to(factor.dtype) * factor).to(chunk.dtype) for chunk in token_chunks(difference)])
-        return gradient, None, None, None
+    def add(self, logits: Tensor, rows: slice, sums: Tensor) -> Tensor:
+        """Add the terms of some tokens to their sums; returns the gradient of the weighted sum of these, [n, V].
+
+        Args:
+            logits: of the student for these tokens, [n, V], float32 or float64.
+            rows: which of the N tokens they are.
+            sums: of the hard term, and of every teacher's divergence times T².
+        """
+        softmaxes: dict[float, _Softmax] = {}
+        if self.labels is not None:
+            labels, shares = (part[rows] for part in self.labels)
+            softmaxes[1.0] = _Softmax(logits, 1.0)
+            sums[0] += softmaxes[1.0].add_hard(self.hard, labels, shares)
+        if self.teachers and self.divergence == "forward":
+            if self.temperature not in softmaxes:
+                softmaxes[self.temperature] = _Softmax(logits, self.temperature)
+            for number, (weight, teacher) in enumerate(zip(self.weights, self.teachers, strict=True), start=1):
+                ids, log_kept, log_tail = (part[rows] for part in teacher)
+                sums[number] += softmaxes[self.temperature].add_forward(weight, ids, log_kept, log_tail)
+        gradients = [softmax.gradient() for softmax in softmaxes.values()]
+        if self.teachers and self.divergence != "forward":
+            gradients.append(self._add_by_autograd(logits, rows, sums))
+        return gradients[0] if len(gradients) == 1 else gradients[0].add_(gradients[1])
+
+    def _add_by_autograd(self, logits: Tensor, rows: slice, sums: Tensor) -> Tensor:
+        with torch.enable_grad():
+            leaf = logits.detach().requires_grad_()
+            total = leaf.new_zeros(())
+            for number, (weight, teacher) in enumerate(zip(self.weights, self.teachers, strict=True), start=1):
+                ids, log_kept, log_tail = (part[rows] for part in teacher)
+                divergence = divergence_of(self.divergence, leaf, ids, log_kept, log_tail, self.temperature)
+                sums[number] += self.temperature**2 * divergence.detach()
+                total = total + weight * self.temperature**2 * divergence
+            return torch.autograd.grad(total, leaf)[0]
 
 
-def _add_chunk(
-    scaled: Tensor, teachers: list[tuple[Tensor, ...]], weights: list[float], sums: Tensor, with_gradient: bool
-) -> Tensor | None:
-    """Add a chunk's divergences to `sums`; returns Σ weight · (q − t) [n, V], the gradient for logits / T.
+def _labels(tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """The next token of each, and its share in the mean times N, [N, 1] both: a window's last token has none."""
+    counted = torch.ones_like(tokens, dtype=torch.float32)
+    counted[:, -1] = 0
+    shares = counted * counted.numel() / counted.sum()
+    return tokens.roll(-1, dims=-1).reshape(-1, 1), shares.view(-1, 1)
 
-    With r = (1 − a) / (1 − b) a teacher's t is r · q off K: the gradient is (1 − r) · q there, and on K it needs
-    r · q − t more. So one exponential serves all teachers. Where r is large that would cancel, or 1 − b has underflown:
-    these rare tokens are computed apart, from the logits outside K.
+
+class _Softmax:
+    """The student's distribution q at a temperature, the gradient of the terms at it, and their values.
+
+    The gradient is coefficient · q, and what is added for some tokens or at some places only.
     """
-    # Logits may be far from 0 all together; float32 would spend its digits on that.
-    scaled -= scaled.amax(dim=-1, keepdim=True)
-    normalizer = scaled.logsumexp(dim=-1, keepdim=True)
-    student = (scaled - normalizer).exp_()
-    coefficient = torch.zeros_like(normalizer)
-    corrections: list[tuple[Tensor, Tensor]] = []
-    apart: list[tuple[Tensor, Tensor]] = []
-    for number, ((ids, log_kept, log_tail), weight) in enumerate(zip(teachers, weights, strict=True)):
-        probabilities, kept = log_kept.exp(), student.gather(-1, ids)
-        divergence = (probabilities * (log_kept - (scaled.gather(-1, ids) - normalizer))).sum(dim=-1)
-        ratio = torch.zeros_like(normalizer)
-        if ids.shape[-1] < scaled.shape[-1]:
-            outside = student.scatter_(-1, ids, 0.0).sum(dim=-1)
-            student.scatter_(-1, ids, kept)
+
+    def __init__(self, logits: Tensor, temperature: float) -> None:
+        self.temperature = temperature
+        self.logits = logits if temperature == 1 else logits / temperature
+        self.probabilities = self.logits.softmax(dim=-1)
+        # Logits may be far from 0 all together: the logarithm of q is known beside that of the most probable token.
+        self.peak, place = self.logits.max(dim=-1, keepdim=True)
+        self.log_of_peak = self.probabilities.gather(-1, place).log()
+        self.coefficient = torch.zeros_like(self.peak)
+        self.scattered: list[tuple[Tensor, Tensor]] = []
+        self.rows: list[tuple[Tensor, Tensor]] = []
+
+    def log_probabilities(self, ids: Tensor) -> Tensor:
+        """Of the tokens [n, k]."""
+        return self.logits.gather(-1, ids) - self.peak + self.log_of_peak
+
+    def gradient(self) -> Tensor:
+        """With respect to the logits, [n, V]; q is no longer known then."""
+        gradient = self.probabilities.mul_(self.coefficient)
+        for ids, values in self.scattered:
+            gradient.scatter_add_(-1, ids, values)
+        for rows, values in self.rows:
+            gradient.index_add_(0, rows, values)
+        return gradient
+
+    def add_hard(self, weight: float, labels: Tensor, shares: Tensor) -> Tensor:
+        """Add the cross-entropy of labels [n, 1] whose shares are [n, 1]; returns its sum."""
+        self.coefficient += weight * shares
+        self.scattered.append((labels, (-weight * shares).to(self.logits.dtype)))
+        return -(shares * self.log_probabilities(labels)).sum()
+
+    def add_forward(self, weight: float, ids: Tensor, log_kept: Tensor, log_tail: Tensor) -> Tensor:
+        """Add the divergence of a teacher's ids [n, k], log t [n, k] and log tail [n], times T²; returns its sum.
+
+        With r = (1 − a) / (1 − b) a teacher's t is r · q off K: the gradient is (1 − r) · q there, and on K it needs
+        r · q − t more. So one softmax serves all teachers. Where r is large that would cancel, or 1 − b has underflown:
+        these rare tokens are computed apart, from the logits outside K.
+        """
+        scale = weight * self.temperature  # T² over the T of logits / T
+        teacher, student = log_kept.exp(), self.probabilities.gather(-1, ids)
+        divergence = (teacher * (log_kept - self.log_probabilities(ids))).sum(dim=-1)
+        ratio = torch.zeros_like(self.peak)
+        if ids.shape[-1] < self.logits.shape[-1]:
+            outside = self.probabilities.scatter_(-1, ids, 0.0).sum(dim=-1)
+            self.probabilities.scatter_(-1, ids, student)
             tail, log_outside = log_tail.exp(), outside.log()
-            rows = (tail > _LARGEST_RATIO * outside).nonzero().flatten()
-            if len(rows):
-                complement = scaled[rows].scatter_(-1, ids[rows], -math.inf)
-                log_outside[rows] = complement.logsumexp(dim=-1) - normalizer[rows].squeeze(-1)
-                apart.append((rows, complement.softmax(dim=-1).mul_(-weight * tail[rows].unsqueeze(-1))))
-                outside[rows] = math.inf
+            rare = (tail > _LARGEST_RATIO * outside).nonzero().flatten()
+            if len(rare):
+                complement = self.logits[rare].scatter_(-1, ids[rare], -math.inf)
+                beside_peak = (complement - self.peak[rare]).logsumexp(dim=-1, keepdim=True)
+                log_outside[rare] = (beside_peak + self.log_of_peak[rare]).squeeze(-1)
+                self.rows.append((rare, complement.softmax(dim=-1).mul_(-scale * tail[rare].unsqueeze(-1))))
+                outside[rare] = math.inf
             divergence += torch.where(tail > 0, tail * (log_tail - log_outside), 0.0)
             ratio = torch.where(tail > 0, tail / outside, 0.0).unsqueeze(-1)
-        coefficient += weight * (1 - ratio)
-        corrections.append((ids, weight * (ratio * kept - probabilities)))
-        sums[number] += divergence.sum()
-    if not with_gradient:
-        return None
-    gradient = student.mul_(coefficient)
-    for ids, correction in corrections:
-        gradient.scatter_add_(-1, ids, correction)
-    for rows, addition in apart:
-        gradient.index_add_(0, rows, addition)
-    return gradient
+        self.coefficient += scale * (1 - ratio)
+        self.scattered.append((ids, scale * (ratio * student - teacher)))
+        return self.temperature**2 * divergence.sum()

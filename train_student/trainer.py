@@ -96,12 +96,12 @@ class Trainer:
     def _step(self, step: int, batches: Iterator[CodedBatch], meter: Meter) -> None:
         """One optimizer step over a global batch, and its line in the log if it has one."""
         count = self._per_process() // self._micro_batch()
-        micro_batches: Iterable[CodedBatch] = islice(batches, count)
+        micro_batches: Iterable[CodedBatch] = islice(meter.awaited(batches), count)
         weights = self.settings.weights(step, self.num_steps)
         measured: dict[str, float] = {}
         if len(weights) > 1 and (step - 1) % self.settings.gradient_ratios_every == 0:
+            micro_batches = kept = list(micro_batches)
             with meter.paused():
-                micro_batches = kept = list(micro_batches)
                 measured = self._gradient_ratios(step, kept, weights)
         self.wrapped.train()
         self._seed(step)

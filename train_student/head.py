@@ -1,0 +1,90 @@
+"""The head: from hidden states to logits and straight on to their terms, chunk by chunk.
+
+The logits of a vocabulary are by far the largest tensor of a step, so they are never kept whole: those of a chunk are
+overwritten by their gradient, which goes into the gradients of states and head at once (the idea of Liger Kernel's
+fused linear cross-entropy, arXiv 2410.10989). The backward pass only scales these.
+
+Shapes: N tokens, S width, V vocabulary.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - its usual name
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from data.signal import token_chunks
+from train_student.terms import NextTokenTerms
+
+_LOGITS = 2**26
+"""Logits of a chunk: 128 MB in bf16. Each chunk adds to the head's gradient, so they are not small."""
+
+
+def head_terms(states: Tensor, head: nn.Linear, terms: NextTokenTerms) -> tuple[Tensor, Tensor]:
+    """The weighted sum of the terms on a head's logits, and every term without its weight.
+
+    Matrix products are in the type of autocast, sums in float32 (float64 for states in float64). Beside its result it
+    costs the gradient of the head, in that type, until the backward pass, and one chunk's logits.
+
+    Args:
+        states: that the head sees, [B, L, S].
+        head: from S to V.
+        terms: over the B · L tokens.
+
+    Returns:
+        The sum, and [1 + teachers] means without a gradient: the cross-entropy, then each divergence times T².
+    """
+    total, means = _HeadTerms.apply(states.flatten(0, -2), head.weight, head.bias, terms)  # type: ignore[no-untyped-call]
+    return total, means
+
+
+class _HeadTerms(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,  # noqa: ANN401 - torch gives it no type
+        states: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        terms: NextTokenTerms,
+    ) -> tuple[Tensor, Tensor]:
+        """Values and, times N, gradients."""
+        device = states.device.type
+        kind = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else states.dtype
+        sums_kind = torch.promote_types(states.dtype, torch.float32)
+        gradients = [torch.zeros_like(part, dtype=sums_kind) if part is not None else None for part in (weight, bias)]
+        of_states = torch.empty_like(states)
+        sums = torch.zeros(1 + len(terms.teachers), dtype=sums_kind, device=states.device)
+        with torch.autocast(device, enabled=False):
+            matrix, offset = weight.to(kind), bias.to(kind) if bias is not None else None
+            start = 0
+            for part in states.split(max(1, _LOGITS // len(weight))):
+                seen = part.to(kind)
+                logits = F.linear(seen, matrix, offset)
+                _to_gradient(logits, start, terms, sums)
+                of_states[start : start + len(part)] = logits @ matrix
+                gradients[0] += logits.T @ seen
+                if gradients[1] is not None:
+                    gradients[1] += logits.sum(dim=0, dtype=sums_kind)
+                start += len(part)
+        ctx.save_for_backward(of_states, *gradients)
+        ctx.num_tokens = len(states)
+        means = sums / len(states)
+        ctx.mark_non_differentiable(means)
+        return (means * means.new_tensor([terms.hard, *terms.weights])).sum(), means
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_total: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+        """Scaled only here and in float32: 1 / N alone would vanish in fp16, before the loss scaler could act."""
+        factor = grad_total / ctx.num_tokens
+        return (*(part * factor if part is not None else None for part in ctx.saved_tensors), None)
+
+
+def _to_gradient(logits: Tensor, start: int, terms: NextTokenTerms, sums: Tensor) -> None:
+    """Overwrite logits [n, V] of the tokens from `start` on by the gradient of their terms, which are added to sums."""
+    first = 0
+    for few in token_chunks(logits):
+        rows = slice(start + first, start + first + len(few))
+        few.copy_(terms.add(few.to(sums.dtype), rows, sums))
+        first += len(few)
