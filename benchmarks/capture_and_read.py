@@ -11,7 +11,6 @@ of their own, then reads them as a training run does; it prints seconds, tokens 
 import argparse
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -136,15 +135,20 @@ def one(given: argparse.Namespace) -> None:
             signal = batch.decode({"t": cache}).signals["t"]
             read += signal.ids.shape[0] * signal.ids.shape[1]
     seconds = time.perf_counter() - started
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     told = {
         "step": given.step,
         "tokens": read,
         "seconds": round(seconds, 2),
         "tokens_per_second": round(read / seconds),
-        "peak_megabytes": round(peak),
+        "peak_megabytes": round(peak_megabytes()),
     }
     print(json.dumps(told))
+
+
+def peak_megabytes() -> float:
+    """The most memory that this process had, on Linux; ru_maxrss would count its parent's before it began."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
 def main() -> None:

@@ -10,7 +10,6 @@ included, and with live teachers.
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -21,7 +20,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.capture_and_read import forward_and_capture, random_teacher
+from benchmarks.capture_and_read import forward_and_capture, peak_megabytes, random_teacher
 from cache_teachers.capture import CaptureSettings, capture
 from configs.settings import read_yaml
 from data.corpus import Corpus
@@ -104,8 +103,7 @@ def one(given: argparse.Namespace) -> None:
             lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
             steps = [line for line in lines if "tokens_per_second" in line][1:]
             seconds, waits = [1 / line["tokens_per_second"] for line in steps], [line["data_wait"] for line in steps]
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    told = {"seconds": statistics.median(seconds), "wait": statistics.median(waits), "megabytes": peak}
+    told = {"seconds": statistics.median(seconds), "wait": statistics.median(waits), "megabytes": peak_megabytes()}
     print(json.dumps(told))
 
 

@@ -60,8 +60,9 @@ def entropy(kept: Tensor, tail: Tensor) -> Tensor:
 def top_k_signal(logits: Tensor, k: int, temperatures: tuple[float, ...]) -> TeacherSignal:
     """The k most probable tokens of full-vocabulary logits [B, L, V], with exact tail mass at each temperature.
 
-    The tail is a log-sum-exp over the complement itself, in float32: 1 − (a sum near 1) would lose its digits.
-    Costs one top-k and about 2 + 2T passes over the logits; memory beside them: some megabytes.
+    The tail is summed over the complement itself, in float32: 1 − (a sum near 1) would lose its digits; a mass below
+    1e-45 counts as none. Costs one top-k, a softmax and two more passes over the logits for each temperature; memory
+    beside them: some megabytes.
     """
     rows = [_top_k(part.float(), k, temperatures) for part in token_chunks(logits.flatten(0, -2))]
     ids, values, log_tail = (torch.cat(parts).unflatten(0, logits.shape[:-1]) for parts in zip(*rows, strict=True))
@@ -79,15 +80,18 @@ def token_chunks(flat: Tensor) -> tuple[Tensor, ...]:
 
 
 def _top_k(logits: Tensor, k: int, temperatures: tuple[float, ...]) -> tuple[Tensor, Tensor, Tensor]:
-    # Logits may be far from 0 all together; float32 would spend its digits on that.
-    logits = logits - logits.amax(dim=-1, keepdim=True)
     if k == logits.shape[-1]:
         ids = torch.arange(k, device=logits.device).expand(len(logits), k)
     else:
         ids = logits.topk(k, dim=-1, sorted=False).indices.sort(dim=-1).values
-    values = logits.gather(-1, ids) - logits.logsumexp(dim=-1, keepdim=True)
-    outside = logits.scatter(-1, ids, -math.inf)
-    tails = [(outside / t).logsumexp(-1) - (logits / t).logsumexp(-1) for t in temperatures]
+    probabilities = logits.softmax(dim=-1)
+    # Logits may be far from 0 all together: log-probabilities are known beside that of the most probable token.
+    peak, place = logits.max(dim=-1, keepdim=True)
+    values = logits.gather(-1, ids) - peak + probabilities.gather(-1, place).log()
+    tails = []
+    for temperature in temperatures:
+        softmax = probabilities if temperature == 1 else (logits / temperature).softmax(dim=-1)
+        tails.append(softmax.scatter_(-1, ids, 0.0).sum(dim=-1).log())
     return ids, values, torch.stack(tails, dim=-1)
 
 
