@@ -17,6 +17,10 @@ import torch
 from torch import Tensor
 
 
+_FAINT = 1e-30
+"""Mass that float32 does not add up from probabilities: it is added up from their logarithms, which takes longer."""
+
+
 @dataclass(frozen=True)
 class TeacherSignal:
     """One teacher's top-k log-probabilities, tail mass and hidden states for a batch.
@@ -60,9 +64,8 @@ def entropy(kept: Tensor, tail: Tensor) -> Tensor:
 def top_k_signal(logits: Tensor, k: int, temperatures: tuple[float, ...]) -> TeacherSignal:
     """The k most probable tokens of full-vocabulary logits [B, L, V], with exact tail mass at each temperature.
 
-    The tail is summed over the complement itself, in float32: 1 − (a sum near 1) would lose its digits; a mass below
-    1e-45 counts as none. Costs one top-k, a softmax and two more passes over the logits for each temperature; memory
-    beside them: some megabytes.
+    The tail is summed over the complement itself, in float32: 1 − (a sum near 1) would lose its digits.
+    Costs one top-k, 1 + T softmaxes and some 4 + 2T passes over the logits; memory beside them: some megabytes.
     """
     rows = [_top_k(part.float(), k, temperatures) for part in token_chunks(logits.flatten(0, -2))]
     ids, values, log_tail = (torch.cat(parts).unflatten(0, logits.shape[:-1]) for parts in zip(*rows, strict=True))
@@ -84,15 +87,26 @@ def _top_k(logits: Tensor, k: int, temperatures: tuple[float, ...]) -> tuple[Ten
         ids = torch.arange(k, device=logits.device).expand(len(logits), k)
     else:
         ids = logits.topk(k, dim=-1, sorted=False).indices.sort(dim=-1).values
-    probabilities = logits.softmax(dim=-1)
-    # Logits may be far from 0 all together: log-probabilities are known beside that of the most probable token.
-    peak, place = logits.max(dim=-1, keepdim=True)
-    values = logits.gather(-1, ids) - peak + probabilities.gather(-1, place).log()
-    tails = []
-    for temperature in temperatures:
-        softmax = probabilities if temperature == 1 else (logits / temperature).softmax(dim=-1)
-        tails.append(softmax.scatter_(-1, ids, 0.0).sum(dim=-1).log())
+    # Logits may be far from 0 all together; float32 would spend its digits on that.
+    logits = logits - logits.amax(dim=-1, keepdim=True)
+    softmax = logits.softmax(dim=-1)
+    # The most probable token has the logit 0.
+    values = logits.gather(-1, ids) + softmax.amax(dim=-1, keepdim=True).log()
+    tails = [_log_mass_outside(ids, logits if t == 1 else logits / t) for t in temperatures]
     return ids, values, torch.stack(tails, dim=-1)
+
+
+def _log_mass_outside(ids: Tensor, logits: Tensor) -> Tensor:
+    """Log of the softmax's mass outside ids [n, k] for logits [n, V] that are 0 at most: [n]."""
+    if ids.shape[-1] == logits.shape[-1]:
+        return torch.full_like(logits[:, 0], -math.inf)
+    mass = logits.softmax(dim=-1).scatter_(-1, ids, 0.0).sum(dim=-1)
+    log_mass = mass.log()
+    faint = (mass < _FAINT).nonzero().flatten()
+    if len(faint):
+        few = logits[faint]
+        log_mass[faint] = few.scatter(-1, ids[faint], -math.inf).logsumexp(dim=-1) - few.logsumexp(dim=-1)
+    return log_mass
 
 
 def log1mexp(x: Tensor) -> Tensor:
