@@ -213,6 +213,15 @@ def test_every_cell_of_the_heat_map_has_its_mean_and_its_difference(grid_folder:
     assert "its own section" in words(html)
 
 
+def test_numbers_that_have_no_room_are_left_to_the_ranking(grid_folder: GridFolder, tmp_path: Path) -> None:
+    options = {"objective.logit": LOGIT, "objective.hidden": tuple(range(9))}
+    html = page_of(grid_folder(options=options), tmp_path / "report.html")
+    (drawing,) = re.findall(r'<svg[^>]*aria-label="Held-out cross-entropy over the grid".*?</svg>', html, re.DOTALL)
+    assert "−0." not in drawing
+    assert "the ranking has the numbers" in words(html)
+    assert "and beneath it the difference" not in words(html)
+
+
 def test_what_failed_or_did_not_run_is_marked_and_said(grid_folder: GridFolder, tmp_path: Path) -> None:
     failed = [f"points/logit0.1-hidden0.3-seed{seed}" for seed in SEEDS]
     without = [f"points/logit0.5-hidden0.3-seed{seed}" for seed in SEEDS] + ["points/logit0.9-hidden0.7-seed1"]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from eval.report.charts import Dot, dot_chart
 from eval.report.finding import count
 from eval.report.grid_files import GridRow, GridStage
-from eval.report.grid_heat_map import Cell, heat_map
+from eval.report.grid_heat_map import MOST_WRITTEN, Cell, heat_map
 from eval.report.grid_seed_chart import SeedDot, seed_chart, seed_styles
 from eval.report.grids import HELD_OUT, Noise, Option, PairedRun, controls_of
 from eval.report.sections import Captioned
@@ -68,9 +68,11 @@ def _heat_map(stage: GridStage, rows: Option, columns: Option, noise: Noise | No
     chart = heat_map(
         (rows.name, rows.labels), (columns.name, columns.labels), cells, levels, "Held-out cross-entropy over the grid"
     )
+    is_written = len(columns.values) <= MOST_WRITTEN
+    numbers = ", and beneath it the difference from the control" if is_written else "; the ranking has the numbers"
     caption = (
-        f"Held-out cross-entropy in nats per token, the mean over {count(len(stage.seeds), 'seed')}, and beneath it "
-        "the difference from the control. Dark is low, which is better; the lowest cell is outlined."
+        f"Held-out cross-entropy in nats per token, the mean over {count(len(stage.seeds), 'seed')}{numbers}. Dark is "
+        "low, which is better; the lowest cell is outlined."
     )
     caption += _of_controls(controls)
     if noise and noise.of_mean is not None:

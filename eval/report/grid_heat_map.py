@@ -17,7 +17,7 @@ from eval.report.charts import INK, LOOK, MUTED, ROUND, WIDTH, plain, short
 from eval.report.grid_seed_chart import OPTION_LETTERS, VALUE_LETTERS
 from eval.report.svg import to_svg
 
-_MOST_WRITTEN, _MOST_EXACT = 8, 6
+MOST_WRITTEN, _MOST_EXACT = 8, 6
 """Columns of a heat map whose cells have room for numbers, and for all four digits."""
 _FAR = 1.5
 """A control that lies further from the cells, in spans of theirs, than this stands at the edge of the legend."""
@@ -146,7 +146,7 @@ def _draw_cell(
     face = "white" if cell.value is None else colours(share)
     hatch = {"hatch": "////", "edgecolor": "#c4cad0", "linewidth": 0} if cell.value is None else {"edgecolor": "none"}
     axes.add_patch(Rectangle((column - 0.48, row - 0.48), 0.96, 0.96, facecolor=face, **hatch))
-    if num_columns > _MOST_WRITTEN:
+    if num_columns > MOST_WRITTEN:
         return
     ink = INK if cell.value is None else readable_on(colours(share))
     digits = 4 if num_columns <= _MOST_EXACT else 3
