@@ -361,6 +361,11 @@ def test_finalists_are_tested_against_the_control_of_their_seed(grid_folder: Gri
     assert "the best of 2 finalists, which are the best of 6 variants" in words(html)
 
 
+def test_a_single_finalist_was_not_picked_among_finalists(grid_folder: GridFolder, tmp_path: Path) -> None:
+    text = words(page_of(grid_folder(finalists=["logit0.5-hidden0.7"]), tmp_path / "report.html"))
+    assert "It was picked as the best of 6 variants and trained again; these new runs had no part in that." in text
+
+
 def test_losses_that_were_not_kept_are_said_to_be_missing(grid_folder: GridFolder, tmp_path: Path) -> None:
     folder = grid_folder(finalists=["logit0.5-hidden0.7"])
     for path in (folder / "held_out" / "finalists").glob("*.json"):

@@ -44,8 +44,10 @@ def _choice(grid: Grid, stage: GridStage) -> str:
     if stage is grid.record.points:
         return f"It was picked as the best of {chosen} variants after measuring, which favours it."
     finalists = sum(not row.is_control for row in stage.ranking)
+    if finalists == 1:
+        return f"It was picked as the best of {chosen} variants and trained again; these new runs had no part in that."
     return (
-        f"It is the best of {count(finalists, 'finalist')}, which are the best of {chosen} variants, trained again: "
+        f"It is the best of {finalists} finalists, which are the best of {chosen} variants, trained again: "
         "their new runs are not what they were picked by, but which of them is named here is."
     )
 
