@@ -1,6 +1,8 @@
 """Two models on the same minimal pairs: McNemar's test for each suite and task, and intervals of the difference.
 
 `palenka eval compare A.parquet B.parquet`
+
+On the same held-out windows, whose losses `palenka grid` and `palenka study` keep: the paired bootstrap.
 """
 
 from pathlib import Path
@@ -13,8 +15,11 @@ from rich.table import Table
 from configs.errors import UserError, refuse_difference
 from data.records import write_record
 from eval.accuracy import PairScores, accuracies
-from eval.results import read_scores, writing
-from eval.statistics import difference_interval, mcnemar_p_value
+from eval.results import read_results, read_scores, read_window_losses, writing
+from eval.statistics import bootstrap_interval, difference_interval, mcnemar_p_value
+
+_RESAMPLES = 2_000
+"""Of all held-out windows; draws leave an interval's ends uncertain by some 3 % of its half-width."""
 
 
 def compare(first: Path, second: Path) -> dict[str, Any]:
@@ -47,6 +52,35 @@ def compare(first: Path, second: Path) -> dict[str, Any]:
         }
         suites[suite] = _row(figures, other_figures, list(groups.values())) | {"tasks": tasks}
     return {"first": str(first), "second": str(second), "suites": suites}
+
+
+def compare_held_out(first: Path, second: Path) -> dict[str, Any]:
+    """The difference of two models' cross-entropies on the same windows; below 0 the first is better.
+
+    The interval is the percentile bootstrap over windows of the differences, so what is hard in a window for both
+    cancels. About 1 s for 40,000 windows.
+
+    Args:
+        first: a JSON file of `measure_held_out`.
+        second: another.
+
+    Returns:
+        ``{"difference", "interval", "windows"}``, in nats per token.
+
+    Raises:
+        UserError: if a file has no losses by window, or the two are not of the same windows.
+    """
+    losses = [read_window_losses(path) for path in (first, second)]
+    about = [
+        {key: result.get(key) for key in ("corpus", "length", "at_most", "windows")}
+        for path in (first, second)
+        for result in read_results(path)
+        if result["suite"] == "held_out"
+    ]
+    refuse_difference(f"{second}", about[0], about[1], "compare models on the same windows")
+    differences = losses[0] - losses[1]
+    interval = bootstrap_interval(differences, resamples=_RESAMPLES)
+    return {"difference": float(differences.mean()), "interval": list(interval), "windows": len(differences)}
 
 
 def print_comparison(comparison: dict[str, Any], console: Console) -> None:

@@ -23,9 +23,8 @@ from data.corpus import Corpus
 from data.model_files import identity_of, load_model, require_fit
 from data.processes import open_processes
 from data.progress import progress_bar
-from data.records import write_record
 from data.windows import WindowRule, gather
-from eval.results import earlier_results, writing
+from eval.results import earlier_results, has_window_losses, write_window_losses
 from eval.statistics import bootstrap_interval
 
 _MICRO_BATCH, _GPU_MICRO_BATCH = 4, 64
@@ -95,7 +94,8 @@ def measure_held_out(
 ) -> dict[str, Any]:
     """Held-out cross-entropy of a model with bootstrap intervals over windows, written to a file.
 
-    A file that was made from the same model, corpus and length is not made again.
+    The loss of every window stands beside it, for paired comparisons. Files that were made from the same model, corpus
+    and length are not made again.
 
     Args:
         model_directory: in Hugging Face format.
@@ -109,13 +109,11 @@ def measure_held_out(
     """
     request = held_out_request(model_directory, corpus, length) | ({} if at_most is None else {"at_most": at_most})
     for found in earlier_results(out, ["held_out"]):
-        if request.items() <= found.items() and found.get("at_most") == at_most:
+        same = request.items() <= found.items() and found.get("at_most") == at_most
+        if same and has_window_losses(out):
             return found
-    result = request | held_out_result(model_directory, corpus, length, at_most)
-    with writing(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        write_record(out, result)
-    return result
+    figures, losses = _measured(model_directory, corpus, length, at_most)
+    return write_window_losses(out, request | figures, losses)
 
 
 def held_out_request(model_directory: Path, corpus: Corpus, length: int) -> dict[str, Any]:
@@ -134,8 +132,15 @@ def held_out_request(model_directory: Path, corpus: Corpus, length: int) -> dict
     }
 
 
-def held_out_result(model_directory: Path, corpus: Corpus, length: int, at_most: int | None = None) -> dict[str, Any]:
+def held_out_result(model_directory: Path, corpus: Corpus, length: int) -> dict[str, Any]:
     """The figures in nats, each with the bootstrap interval over windows; `cross_entropy` is per token."""
+    return _measured(model_directory, corpus, length, None)[0]
+
+
+def _measured(
+    model_directory: Path, corpus: Corpus, length: int, at_most: int | None
+) -> tuple[dict[str, Any], NDArray[np.float64]]:
+    """The figures, and the mean loss of every window that they are of, [n]."""
     device = open_processes().device
     model = load_model(model_directory, device)
     windows = fixed_windows(corpus, length, at_most)
@@ -147,7 +152,7 @@ def held_out_result(model_directory: Path, corpus: Corpus, length: int, at_most:
     values = np.concatenate(losses)
     words, num_bytes = words_and_bytes(corpus, windows)
     totals = values * (length - 1)
-    return {
+    figures = {
         "parameters": model.num_parameters(),
         "windows": len(values),
         "words": int(words.sum()),
@@ -159,3 +164,4 @@ def held_out_result(model_directory: Path, corpus: Corpus, length: int, at_most:
         "per_byte": float(totals.sum() / num_bytes.sum()),
         "per_byte_interval": list(bootstrap_interval(totals, per=num_bytes)),
     }
+    return figures, values

@@ -1,6 +1,7 @@
 """Results on disk: FILE.json with the figures of one suite or of several, FILE.parquet with the score of every pair.
 
-The JSON is written last and names the checksum of its parquet file, so the two are whole together or not at all.
+FILE.windows.parquet has the loss of every held-out window. The JSON is written last and names the checksum of its
+parquet file, so the two are whole together or not at all.
 """
 
 import json
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from configs.errors import UserError
 from data.records import read_record, sha256_of_file, write_record
@@ -20,6 +22,8 @@ from eval.accuracy import PairScores
 _OF_ALL_SUITES = ("name", "model", "tokenizer", "parameters", "scores")
 """What is said once of all suites in a file."""
 _COLUMNS = ("suite", "task", "index", "score_good", "score_bad")
+_WINDOW_LOSSES = "window_losses"
+"""The field of a result with the checksum of its windows' losses, and the column that these are in."""
 
 
 def scores_file(out: Path) -> Path:
@@ -53,6 +57,52 @@ def write_results(out: Path, results: Sequence[dict[str, Any]], scores: Sequence
             suites = [{key: value for key, value in result.items() if key not in shared} for result in results]
             write_record(out, shared | {"suites": suites})
     return read_results(out)
+
+
+def windows_file(out: Path) -> Path:
+    """Where the losses of the windows stand whose figures are in `out`."""
+    return out.with_suffix(".windows.parquet")
+
+
+def write_window_losses(out: Path, result: Mapping[str, Any], losses: NDArray[np.float64]) -> dict[str, Any]:
+    """Write a held-out result and the loss of every window, [n]; returns the result with their checksum.
+
+    Losses were computed in float32, so that as such nothing of them is lost: 4 bytes a window.
+
+    Raises:
+        UserError: if they cannot be written.
+    """
+    with writing(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        _write_whole(windows_file(out), pa.table({_WINDOW_LOSSES: pa.array(losses.astype(np.float32))}))
+        whole = {**result, _WINDOW_LOSSES: sha256_of_file(windows_file(out))}
+        write_record(out, whole)
+    return whole
+
+
+def has_window_losses(out: Path) -> bool:
+    """Whether the losses of the windows whose figures are in `out` lie beside it, as they were written."""
+    path = windows_file(out)
+    if not (out.is_file() and path.is_file()):
+        return False
+    checksums = [result.get(_WINDOW_LOSSES) for result in read_results(out) if result["suite"] == "held_out"]
+    return checksums == [sha256_of_file(path)]
+
+
+def read_window_losses(out: Path) -> NDArray[np.float64]:
+    """The loss of every window whose figures are in `out`, in nats per token, [n].
+
+    Raises:
+        UserError: if they are not beside it.
+    """
+    if not has_window_losses(out):
+        raise UserError(
+            f"{windows_file(out)} is missing or not what {out.name} was made with; measure that model again with the "
+            "command that wrote it"
+        )
+    column = pq.read_table(windows_file(out)).column(_WINDOW_LOSSES)
+    losses: NDArray[np.float64] = column.to_numpy(zero_copy_only=False).astype(np.float64)
+    return losses
 
 
 @contextmanager
@@ -145,6 +195,10 @@ def _write_scores(path: Path, scores: Sequence[PairScores], about: Mapping[str, 
         "score_bad": pa.array(np.concatenate([suite.bad for suite in scores])),
     }
     metadata = {"palenka": json.dumps(about, sort_keys=True)}
+    _write_whole(path, pa.table(columns, metadata=metadata))
+
+
+def _write_whole(path: Path, table: pa.Table) -> None:
     aside = path.with_name(f"{path.name}.partial")
-    pq.write_table(pa.table(columns, metadata=metadata), aside, compression="zstd")
+    pq.write_table(table, aside, compression="zstd")
     aside.replace(path)

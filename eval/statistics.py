@@ -84,6 +84,32 @@ def _within(t: float, degrees: int) -> float:
     return 2 / math.pi * (angle + math.sin(angle) * total) if odd else math.sin(angle) * total
 
 
+def residual_deviation(values: NDArray[np.float64]) -> float | None:
+    """Standard deviation of runs once the means of variants and of seeds are taken away (two-way analysis of variance).
+
+    What a seed does to all variants alike does not change their order, so this is the noise of a ranking.
+
+    Args:
+        values: of variants trained with the same seeds, [variants, seeds].
+
+    Returns:
+        The deviation, with (variants − 1)(seeds − 1) degrees of freedom; None where there are none.
+    """
+    degrees = (values.shape[0] - 1) * (values.shape[1] - 1)
+    if degrees < 1:
+        return None
+    rest = values - values.mean(axis=0) - values.mean(axis=1, keepdims=True) + values.mean()
+    return math.sqrt(float((rest**2).sum()) / degrees)
+
+
+def expected_maximum(count: int) -> float:
+    """What the largest of so many standard normal draws is on average: how far the best of equals stands out."""
+    x, step = np.linspace(-9.0, 9.0, 3601, retstep=True)
+    below = np.array([math.erfc(-value / math.sqrt(2)) / 2 for value in x])
+    density = count * below ** (count - 1) * np.exp(-(x**2) / 2) / math.sqrt(2 * math.pi)
+    return float((x * density).sum() * step)
+
+
 def task_standard_error(accuracy: float, count: int) -> float:
     """Standard error of the share of right answers among `count`; 0 for a single item, of which it is unknown."""
     return math.sqrt(accuracy * (1 - accuracy) / (count - 1)) if count > 1 else 0.0

@@ -13,9 +13,16 @@ from hypothesis import strategies as st
 from configs.errors import UserError
 from eval.__main__ import main
 from eval.accuracy import PairScores
-from eval.compare import compare
-from eval.results import write_results
-from eval.statistics import bootstrap_interval, difference_interval, mcnemar_p_value, mean_interval
+from eval.compare import compare, compare_held_out
+from eval.results import write_results, write_window_losses
+from eval.statistics import (
+    bootstrap_interval,
+    difference_interval,
+    expected_maximum,
+    mcnemar_p_value,
+    mean_interval,
+    residual_deviation,
+)
 from eval.suites import Suite
 
 
@@ -152,3 +159,68 @@ def test_the_interval_of_a_few_values_is_students(count: int, quantile: float) -
 def test_a_single_value_has_no_interval_and_equal_ones_have_no_width() -> None:
     assert mean_interval([1.0]) is None
     assert mean_interval([2.0, 2.0, 2.0]) == (2.0, 2.0)
+
+
+def held_out(path: Path, losses: Any, **about: object) -> Path:
+    result = {
+        "suite": "held_out",
+        "corpus": "c",
+        "length": 128,
+        "windows": len(losses),
+        "model": {"weights": path.name},
+    }
+    write_window_losses(path.with_suffix(".json"), result | about, losses)
+    return path.with_suffix(".json")
+
+
+def test_windows_are_compared_in_pairs(tmp_path: Path) -> None:
+    generator = np.random.RandomState(0)
+    hard = generator.gamma(9.0, 0.4, size=900)
+    ours, theirs = hard + generator.normal(-0.02, 0.1, size=900), hard + generator.normal(0.0, 0.1, size=900)
+    test = compare_held_out(held_out(tmp_path / "ours", ours), held_out(tmp_path / "theirs", theirs))
+    differences = ours - theirs
+    error = differences.std(ddof=1) / math.sqrt(900)
+    assert test["windows"] == 900
+    assert test["difference"] == pytest.approx(differences.mean(), abs=1e-6)
+    # The normal interval of the differences; that of the levels is eight times as wide.
+    assert test["interval"] == pytest.approx(
+        [differences.mean() - 1.96 * error, differences.mean() + 1.96 * error], abs=0.15 * error
+    )
+    assert hard.std(ddof=1) > 8 * differences.std(ddof=1)
+
+
+@pytest.mark.parametrize(("about", "field"), [({"corpus": "d"}, "corpus"), ({"at_most": 9}, "at_most")])
+def test_other_windows_are_not_compared(tmp_path: Path, about: dict[str, object], field: str) -> None:
+    first, second = held_out(tmp_path / "a", np.ones(9)), held_out(tmp_path / "b", np.ones(9), **about)
+    with pytest.raises(UserError, match=f"b.json does not match: {field} is .*; compare models on the same windows"):
+        compare_held_out(first, second)
+
+
+@given(st.integers(2, 5), st.integers(2, 5), st.integers(0, 2**31))
+def test_the_noise_of_a_ranking_is_the_rest_of_a_least_squares_fit(variants: int, seeds: int, seed: int) -> None:
+    values = np.random.RandomState(seed).normal(3.0, 0.1, size=(variants, seeds))
+    design = [
+        [float(place == row) for place in range(variants)] + [float(place == column) for place in range(seeds)]
+        for row in range(variants)
+        for column in range(seeds)
+    ]
+    fit = np.linalg.lstsq(np.array(design), values.ravel(), rcond=None)[0]
+    rest = values.ravel() - np.array(design) @ fit
+    expected = math.sqrt(float(rest @ rest) / ((variants - 1) * (seeds - 1)))
+    assert residual_deviation(values) == pytest.approx(expected)
+    # What a seed does to every variant alike, or a variant with every seed, is no noise.
+    assert residual_deviation(values + np.arange(seeds) + np.arange(variants)[:, None]) == pytest.approx(expected)
+
+
+def test_a_single_seed_tells_nothing_of_the_noise() -> None:
+    assert residual_deviation(np.ones((5, 1))) is None
+    assert residual_deviation(np.ones((1, 5))) is None
+
+
+@pytest.mark.parametrize(
+    # Known in closed form, and of 25 as tabulated (Harter 1961).
+    ("count", "expected"),
+    [(1, 0.0), (2, 1 / math.sqrt(math.pi)), (3, 1.5 / math.sqrt(math.pi)), (25, 1.96531)],
+)
+def test_the_best_of_equals_stands_out_by_the_expected_maximum(count: int, expected: float) -> None:
+    assert expected_maximum(count) == pytest.approx(expected, abs=1e-5)

@@ -73,11 +73,11 @@ def results(file: Path) -> dict[str, Any]:
 
 
 def state(directory: Path) -> dict[str, tuple[int, bytes]]:
-    """Every file with the time of its last change; aside from the ranking, which each call writes."""
+    """Every file with the time of its last change; aside from the ranking and its report, which each call writes."""
     return {
         str(path.relative_to(directory)): (path.stat().st_mtime_ns, path.read_bytes())
         for path in directory.rglob("*")
-        if path.is_file() and path.name != "grid.json"
+        if path.is_file() and path.name not in ("grid.json", "report.html")
     }
 
 
@@ -246,6 +246,11 @@ def test_a_grid_is_trained_ranked_and_ended_by_finalists_and_does_nothing_twice(
         for stage in ("points", "finalists")
     }
     assert steps["finalists"] > 1.8 * steps["points"]
+    page = (tmp_path / "grid" / "report.html").read_text()
+    assert all(f'<th scope="row">{row["variant"]}</th>' in page for row in ranking)
+    assert "Held-out cross-entropy over objective.logit" in page
+    assert "The paired test draws the held-out windows anew" in page
+    assert "McNemar, minimal pairs" in page
 
     before = state(tmp_path / "grid")
     assert main(["grid", "--config", str(file)]) == 0

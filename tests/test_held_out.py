@@ -19,6 +19,7 @@ from data.corpus import Corpus
 from eval.__main__ import main
 from eval.held_out import fixed_windows, measure_held_out, window_losses
 from eval.measure import Measurement, measure
+from eval.results import read_window_losses, windows_file
 from eval.statistics import bootstrap_interval
 from train_student.shapes import ModelShape
 
@@ -57,6 +58,47 @@ def test_it_is_the_mean_of_a_float64_loop_with_the_interval_of_a_mean(
     assert low == pytest.approx(result["cross_entropy"] - 1.96 * error, abs=0.1 * error)
     assert high == pytest.approx(result["cross_entropy"] + 1.96 * error, abs=0.1 * error)
     assert json.loads(out.read_text()) == result
+
+
+def test_the_loss_of_every_window_lies_beside_it(teacher: Path, dev: Corpus, tmp_path: Path) -> None:
+    out = tmp_path / "point-0.5.json"
+    result = measure_held_out(teacher, dev, LENGTH, out)
+    losses = read_window_losses(out)
+    assert float(losses.mean()) == result["cross_entropy"]
+    # The windows' order is that of their slots; the loop's is that of the text.
+    np.testing.assert_allclose(np.sort(losses), np.sort(losses_in_float64(teacher, dev, LENGTH)), rtol=0, atol=1e-4)
+    np.testing.assert_array_equal(
+        read_window_losses(out)[:5], _sample_of(teacher, dev, tmp_path / "sample.json", at_most=5)
+    )
+
+
+def _sample_of(model: Path, corpus: Corpus, out: Path, at_most: int) -> Any:
+    measure_held_out(model, corpus, LENGTH, out, at_most)
+    return read_window_losses(out)
+
+
+@pytest.mark.parametrize("damage", ["removed", "changed", "of another result"])
+def test_losses_that_are_not_those_of_the_result_are_measured_again(
+    teacher: Path, dev: Corpus, tmp_path: Path, damage: str
+) -> None:
+    out = tmp_path / "result.json"
+    result = measure_held_out(teacher, dev, LENGTH, out)
+    path = windows_file(out)
+    before = path.read_bytes()
+    if damage == "removed":
+        path.unlink()
+    else:
+        path.write_bytes(before[:-1] + b"x" if damage == "changed" else _other_losses(teacher, dev, tmp_path))
+    with pytest.raises(UserError, match=r"result\.windows\.parquet is missing or not what result\.json was made with"):
+        read_window_losses(out)
+    out.write_text(json.dumps(result | {"cross_entropy": -1.0}))
+    assert measure_held_out(teacher, dev, LENGTH, out) == result
+    assert path.read_bytes() == before
+
+
+def _other_losses(model: Path, corpus: Corpus, folder: Path) -> bytes:
+    measure_held_out(model, corpus, LENGTH, folder / "other.json", at_most=3)
+    return windows_file(folder / "other.json").read_bytes()
 
 
 def test_words_and_bytes_are_those_of_the_predicted_text(teacher: Path, dev: Corpus, tmp_path: Path) -> None:
@@ -124,6 +166,7 @@ def test_a_result_is_used_again_for_the_same_weights_alone(
         (teacher, corpus, 32),
         (teacher, dev, 8),
     ):
+        measure_held_out(teacher, dev, LENGTH, out)
         out.write_text(json.dumps(marked))
         assert measure_held_out(teacher, dev, LENGTH, out) == marked
         assert measure_held_out(model, split, length, out)["cross_entropy"] > 0

@@ -14,7 +14,7 @@ from eval.report.write import write_report
 
 
 class ReportSettings(Settings):
-    """Write one self-contained HTML page about runs, teacher caches and evaluation results."""
+    """Write one self-contained HTML page about runs, grids, teacher caches and evaluation results."""
 
     directories: list[Path] = Field(min_length=1)
     """Folders to search, with all folders in them; may stand without this name."""

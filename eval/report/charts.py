@@ -21,8 +21,8 @@ from eval.report.svg import to_svg
 WIDTH = 4.5
 INK, MUTED, RULE = "#1b1f24", "#5b6470", "#dfe3e8"
 _END_LETTERS, _ROW_LETTERS = 18, 28
-_ROUND = [1, 2, 2.5, 5, 10]
-_LOOK: Any = {
+ROUND = [1, 2, 2.5, 5, 10]
+LOOK: Any = {
     "axes.axisbelow": True,
     "axes.edgecolor": "#9aa3ad",
     "axes.grid": True,
@@ -89,7 +89,7 @@ def line_chart(
         log: a logarithmic y axis.
         zero: a heavier rule at 0.
     """
-    with mpl.rc_context(_LOOK):
+    with mpl.rc_context(LOOK):
         figure, axes = _figure(2.75, y_label)
         if log:
             axes.set_yscale("log")
@@ -112,7 +112,7 @@ def histogram_chart(
     shapes: Sequence[tuple[str, str, NDArray[np.float64], NDArray[np.float64]]], title: str, x_label: str
 ) -> Markup:
     """Outlined histograms over each other: (label, colour, edges, shares); each is named at its highest bin."""
-    with mpl.rc_context(_LOOK):
+    with mpl.rc_context(LOOK):
         figure, axes = _figure(2.3, "share of tokens")
         for _, colour, edges, shares in shapes:
             axes.stairs(shares, edges, fill=True, color=colour, alpha=0.14)
@@ -135,7 +135,7 @@ def histogram_chart(
 
 def bar_chart(bars: Sequence[tuple[str, float, str]], title: str, x_label: str, colour: str = "#0072B2") -> Markup:
     """Horizontal bars in the order given: (name, value, the value as it is written at the bar's end)."""
-    with mpl.rc_context(_LOOK):
+    with mpl.rc_context(LOOK):
         figure, axes = _figure(0.55 + 0.21 * len(bars), "")
         places = np.arange(len(bars))
         axes.barh(places, [value for _, value, _ in bars], height=0.62, color=colour)
@@ -154,7 +154,7 @@ def dot_chart(
     """Rows of values with their intervals, several in a row a little apart; a dashed rule marks a reference."""
     crowd = max((len(dots) for _, dots in rows), default=1)
     pitch = 0.2 if crowd == 1 else 0.1 + 0.07 * crowd
-    with mpl.rc_context(_LOOK):
+    with mpl.rc_context(LOOK):
         figure, axes = _figure(0.55 + pitch * len(rows), "")
         if reference is not None:
             axes.axvline(reference, color="#9aa3ad", linewidth=0.9, linestyle=(0, (3, 2)))
@@ -172,18 +172,18 @@ def dot_chart(
 
 def _round_ticks(axes: Axes, log: bool = False) -> None:
     """Few ticks, at round numbers, written as they are read."""
-    axes.xaxis.set_major_locator(MaxNLocator(5, steps=_ROUND))
-    axes.xaxis.set_major_formatter(FuncFormatter(_plain))
+    axes.xaxis.set_major_locator(MaxNLocator(5, steps=ROUND))
+    axes.xaxis.set_major_formatter(FuncFormatter(plain))
     if log:
         low, high = axes.get_ylim()
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 300 * low else (1,)))
         axes.yaxis.set_minor_locator(NullLocator())
     else:
-        axes.yaxis.set_major_locator(MaxNLocator(6, steps=_ROUND))
-    axes.yaxis.set_major_formatter(FuncFormatter(_plain))
+        axes.yaxis.set_major_locator(MaxNLocator(6, steps=ROUND))
+    axes.yaxis.set_major_formatter(FuncFormatter(plain))
 
 
-def _short(label: str, letters: int) -> str:
+def short(label: str, letters: int) -> str:
     """A label that leaves room for the chart; the tables have it whole."""
     return label if len(label) <= letters else f"{label[: letters // 2 - 1]}…{label[-letters // 2 :]}"
 
@@ -199,7 +199,7 @@ def _figure(height: float, y_label: str) -> tuple[Figure, Axes]:
 def _rows(axes: Axes, names: Sequence[str]) -> None:
     """Name the rows, the first at the top."""
     axes.yaxis.set_major_locator(FixedLocator(range(len(names))))
-    axes.yaxis.set_major_formatter(FixedFormatter([_short(name, _ROW_LETTERS) for name in names]))
+    axes.yaxis.set_major_formatter(FixedFormatter([short(name, _ROW_LETTERS) for name in names]))
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.tick_params(axis="y", labelcolor=INK)
     axes.grid(visible=False, axis="y")
@@ -218,7 +218,7 @@ def _label_ends(axes: Axes, lines: Sequence[Line]) -> None:
     )
     for line, height in zip(lines, _apart(heights[:, 1].clip(0.0, 1.0).tolist(), 0.075), strict=True):
         axes.text(
-            1.02, height, _short(line.label, _END_LETTERS), color=line.colour, va="center", transform=axes.transAxes
+            1.02, height, short(line.label, _END_LETTERS), color=line.colour, va="center", transform=axes.transAxes
         )
 
 
@@ -237,6 +237,6 @@ def _apart(heights: Sequence[float], gap: float) -> list[float]:
     return moved
 
 
-def _plain(value: float, _: object) -> str:
+def plain(value: float, _: object) -> str:
     """A tick as it is read: 1,500 and −0.25, no powers of ten."""
     return f"{value:,.10g}".replace("-", "−")

@@ -67,11 +67,11 @@ def find(models: Sequence[Model]) -> Finding:
             return _held_out_finding(measured, rivals, measure, measures_of(models))
     if not controls:
         return Finding(
-            f"No control stands beside the {_count(len(students), 'student')}",
+            f"No control stands beside the {count(len(students), 'student')}",
             ("What distillation adds shows only against a model that is trained alike without teachers.",),
         )
     return Finding(
-        f"Held-out text was not measured for {_count(len(students), 'student')} and a control",
+        f"Held-out text was not measured for {count(len(students), 'student')} and a control",
         ("The runs' own validation stands in the table; `palenka eval` with the suite held_out gives intervals.",),
     )
 
@@ -144,7 +144,8 @@ def _percent(estimate: Estimate) -> str:
     return f"{percent.value:.1f} % ({percent.low:.1f} to {percent.high:.1f})"
 
 
-def _count(number: int, noun: str) -> str:
+def count(number: int, noun: str) -> str:
+    """A number and what it counts, such as 3 seeds."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 

@@ -9,7 +9,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from eval.report import sections
 from eval.report.figures import measure_figure, phenomena_figure
 from eval.report.finding import accuracy_of, cross_entropy_of, find
-from eval.report.models import Measure, Model, join_models, measures_of
+from eval.report.grid_sections import grid_sections, grid_tiles
+from eval.report.models import Measure, Model, distinct_names, join_models, measures_of
 from eval.report.pairs import pair_suites
 from eval.report.sources import Sources
 from eval.report.styles import style_models
@@ -32,7 +33,8 @@ def render(sources: Sources, title: str) -> str:
     environment.filters |= {"recipe": recipe, "shape": shape}
     models = join_models(sources)
     content = {"generator": GENERATOR, "title": title, "sources": sources, "students_shown": STUDENTS_SHOWN}
-    page = environment.get_template("report.html.j2").render(content | _of_models(models) | _of_stages(models, sources))
+    content |= _of_models(models) | _of_stages(models, sources) | _of_grids(sources)
+    page = environment.get_template("report.html.j2").render(content)
     return page if page.endswith("\n") else f"{page}\n"
 
 
@@ -103,8 +105,16 @@ def _of_stages(models: Sequence[Model], sources: Sources) -> dict[str, Any]:
         "temperatures": sorted({t for section in caches for t in section.manifest.logits.temperatures}),
         "has_errors": any(section.card and section.card.hidden_errors for section in caches),
         "costs": costs,
-        "tiles": sections.tiles(models, caches, costs),
+        "tiles": [*grid_tiles(sources), *sections.tiles(models, caches, costs)],
     }
+
+
+def _of_grids(sources: Sources) -> dict[str, Any]:
+    """What the page says of the grids; the first one's finding is the page's, unless it is about a study too."""
+    grids = grid_sections(sources)
+    unranked = distinct_names(sources.unranked).values()
+    finding = {"finding": grids[0].finding} if grids and not sources.studies else {}
+    return {"grids": grids, "unranked": list(unranked), **finding}
 
 
 def _best(models: Sequence[Model], measure: Measure) -> str | None:

@@ -1,4 +1,4 @@
-"""What there is to report on: the runs, teacher caches, evaluation results and studies under some folders."""
+"""What there is to report on: the runs, teacher caches, evaluation results, studies and grids under some folders."""
 
 import json
 import os
@@ -12,6 +12,7 @@ from pydantic import Field
 from configs.errors import UserError
 from data.cache import TeacherCache
 from data.records import read_record
+from eval.report.grid_files import OF_POINTS, Grid, is_grid, is_ranked, read_grid
 from eval.report.run_files import Lenient, Run, is_run, read_as, read_run
 from eval.results import read_results
 
@@ -81,30 +82,41 @@ class Study:
 
 @dataclass(frozen=True)
 class Sources:
-    """Everything found; results are paired with the file that they stand in."""
+    """Everything found; results are paired with the file that they stand in. The points of grids are in those alone."""
 
     runs: tuple[Run, ...]
     unfinished: tuple[Path, ...]
     caches: tuple[TeacherCache, ...]
     results: tuple[tuple[Path, SuiteResult], ...]
     studies: tuple[Study, ...]
+    grids: tuple[Grid, ...]
+    unranked: tuple[Path, ...]
 
 
 def find_sources(directories: Sequence[Path]) -> Sources:
     """Search some folders, and all folders in them, for what a report can tell of.
 
     Raises:
-        UserError: if a folder does not exist, a file in it cannot be read, or there is nothing to report on.
+        UserError: if a folder does not exist or is that of a grid without a ranking, a file in it cannot be read, or
+            there is nothing to report on.
     """
     runs: list[Run] = []
     unfinished: list[Path] = []
     caches: list[TeacherCache] = []
     results: list[tuple[Path, SuiteResult]] = []
     studies: list[Study] = []
+    grids: list[Grid] = []
+    unranked: list[Path] = []
     for folder, files in _folders(directories):
         if "zarr.json" in files:
             caches += [TeacherCache(folder)] if _is_teacher_cache(folder) else []
             continue
+        if is_grid(folder):
+            # What is asked for must be there; what lies deeper may be a grid that still runs.
+            if is_ranked(folder) or folder in directories:
+                grids.append(read_grid(folder))
+            else:
+                unranked.append(folder)
         if is_run(folder):
             run = read_run(folder)
             if run is None:
@@ -116,24 +128,41 @@ def find_sources(directories: Sequence[Path]) -> Sources:
         for name in files:
             if name.endswith(".json") and name not in _OF_MODELS and not name.startswith("tokenizer"):
                 results += [(folder / name, result) for result in _read_suites(folder / name)]
-    if not (runs or caches or results or studies):
+    if not (runs or caches or results or studies or grids):
         searched = ", ".join(map(str, directories))
         raise UserError(
-            f"nothing to report on in {searched}: no finished run, no teacher cache and no evaluation result; "
-            "give the folder of a study, or one that holds runs"
+            f"nothing to report on in {searched}: no finished run, no teacher cache, no evaluation result and no grid; "
+            "give the folder of a study or a grid, or one that holds runs"
         )
-    return Sources(tuple(runs), tuple(unfinished), tuple(caches), tuple(results), tuple(studies))
+    return Sources(
+        runs=tuple(runs),
+        unfinished=tuple(unfinished),
+        caches=tuple(caches),
+        results=tuple(results),
+        studies=tuple(studies),
+        grids=tuple(grids),
+        unranked=tuple(unranked),
+    )
 
 
 def _folders(directories: Sequence[Path]) -> Iterator[tuple[Path, list[str]]]:
-    """Every folder once, in a fixed order, with its files; nothing inside a Zarr store, hidden or half-written."""
+    """Every folder once, in a fixed order, with its files.
+
+    Nothing inside a Zarr store, hidden or half-written; and no points of a grid that lies under one of the folders.
+    """
     seen: set[Path] = set()
+    left_out: set[Path] = set()
     for directory in directories:
         if not directory.is_dir():
             raise UserError(f"{directory} is not a folder; give the folder of a study, or one that holds runs")
         for name, folders, files in os.walk(directory, onerror=_refuse):
             folder = Path(name)
-            folders[:] = sorted(inner for inner in folders if not inner.startswith(".") and _PARTIAL not in inner)
+            left_out |= {folder / points for points in OF_POINTS} if is_grid(folder) else set()
+            folders[:] = sorted(
+                inner
+                for inner in folders
+                if not inner.startswith(".") and _PARTIAL not in inner and folder / inner not in left_out
+            )
             if "zarr.json" in files:
                 folders.clear()
             if folder.resolve() not in seen:

@@ -4,6 +4,7 @@ output/points, output/finalists   runs; NAME.failure.json beside one that did no
 output/held_out, minimal_pairs    measures of every run
 output/logs                       what points on this machine, or SLURM's tasks, said
 output/grid.json                  the ranking, and why points failed
+output/report.html                both as a page, with heat map and paired tests
 """
 
 import sys

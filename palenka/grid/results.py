@@ -1,4 +1,7 @@
-"""What came of a grid: measures of what is finished, reasons for what is not, the ranking; grid.json has all of it."""
+"""What came of a grid: measures of what is finished, reasons for what is not, the ranking.
+
+grid.json has all of it, report.html shows it.
+"""
 
 import sys
 from collections.abc import Sequence
@@ -9,6 +12,7 @@ from rich.console import Console
 
 from data.progress import notice
 from data.records import write_record
+from eval.report.write import write_report
 from palenka.grid.points import Grid, Point
 from palenka.grid.ranking import Measured, best, print_ranking, print_runs, rank
 from palenka.grid.running import is_finished, measures, reason_of_failure
@@ -66,7 +70,7 @@ def chosen_finalists(grid: Grid, results: StageResults) -> list[Point]:
 
 
 def publish(grid: Grid, points: StageResults, finalists: StageResults | None) -> None:
-    """Write grid.json, and print tables and what is missing."""
+    """Write grid.json and report.html, and print tables and what is missing."""
     stages = {"points": points.as_plain(), "finalists": finalists.as_plain() if finalists else None}
     path = grid.settings.output / "grid.json"
     write_record(path, {"rank_by": grid.settings.rank_by, **stages})
@@ -80,4 +84,7 @@ def publish(grid: Grid, points: StageResults, finalists: StageResults | None) ->
             notice(f"{name} failed: {reason}")
         if stage.untried:
             notice(f"{len(stage.untried)} of {len(stage.points)} never began, the first is {stage.untried[0]}")
-    console.print(f"Written to {path}", soft_wrap=True)
+    # Last: a report that cannot be written takes nothing else with it.
+    report = path.with_name("report.html")
+    write_report([grid.settings.output], report)
+    console.print(f"Written to {path} and {report}", soft_wrap=True)
