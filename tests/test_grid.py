@@ -144,7 +144,7 @@ def test_names_tell_options_of_the_same_name_and_any_value_apart(grid_file: Grid
     assert points[2].settings.teachers["a"].weight == 0.5
 
 
-@pytest.mark.parametrize(("name", "fraction", "of_finalists"), [("palenka-25", 0.2, 1.0), ("babylm-cpu", 0.015, 0.06)])
+@pytest.mark.parametrize(("name", "fraction", "of_finalists"), [("palenka-25", 0.2, 1.0), ("babylm-cpu", 0.015, 0.03)])
 def test_the_grids_that_come_with_the_project(name: str, fraction: float, of_finalists: float) -> None:
     grid = read_grid(CONFIGS / "grids" / f"{name}.yaml")
     assert len(grid.points) == (25 + 1) * 3
