@@ -37,9 +37,9 @@ HiddenError = Mapping[str, tuple[float, float]]
 """For every layer the sums of squares that its codes miss, and that there are (`LayerStatistics.squared_error`)."""
 
 _STORE_RECORD = "commits/store.json"
-_CHUNK_WINDOWS = BLOCK_WINDOWS // 4
+_CHUNKS_OF_BLOCK = 4
 """So that several processors decompress a block; single chunks were read at half the speed."""
-_BLOCKS_KEPT = 2
+_CHUNK_WINDOWS = BLOCK_WINDOWS // _CHUNKS_OF_BLOCK
 
 
 class CacheWriter:
@@ -163,7 +163,7 @@ class TeacherCache:
         self._group = zarr.open_group(directory, mode="r")
         self._arrays = {name: _array(self._group, name) for name in _array_types(self.manifest) if "hidden" not in name}
         self._checked: set[Shard] = set()
-        self._blocks: OrderedDict[tuple[int, int], dict[str, NDArray[np.generic]]] = OrderedDict()
+        self._chunks: OrderedDict[tuple[int, int], dict[str, NDArray[np.generic]]] = OrderedDict()
 
     def read_statistics(self, keys: Collection[str]) -> dict[str, LayerStatistics]:
         """The coordinates of some of the layers in `manifest.hidden_keys()`; signals hold their states from now on."""
@@ -197,15 +197,18 @@ class TeacherCache:
         Raises:
             UserError: if a shard is missing or damaged; it is named.
         """
-        blocks = slots // BLOCK_WINDOWS
-        rows = slots % BLOCK_WINDOWS
+        chunks, rows = np.divmod(slots, _CHUNK_WINDOWS)
+        needed = np.unique(chunks)
+        self._load(view, needed)
         parts = {
             name: np.empty((len(slots), *array.shape[2:]), dtype=array.dtype) for name, array in self._arrays.items()
         }
-        for block in np.unique(blocks):
-            here = blocks == block
-            for name, values in self._block(view, int(block)).items():
+        for chunk in needed:
+            here = chunks == chunk
+            for name, values in self._chunks[view, int(chunk)].items():
                 parts[name][here] = values[rows[here]]
+        while len(self._chunks) > _CHUNKS_OF_BLOCK:
+            self._chunks.popitem(last=False)
         return parts
 
     def decode(self, codes: Mapping[str, Tensor]) -> TeacherSignal:
@@ -253,19 +256,18 @@ class TeacherCache:
         """The shards that were captured."""
         return [shard for shard in self.manifest.shards() if (self.directory / shard.record).is_file()]
 
-    def _block(self, view: int, block: int) -> dict[str, NDArray[np.generic]]:
-        """All arrays of one block of slots, kept for the next batch."""
-        if (view, block) not in self._blocks:
-            start = block * BLOCK_WINDOWS
-            stop = min(start + BLOCK_WINDOWS, self.manifest.num_windows(view))
+    def _load(self, view: int, needed: NDArray[np.int64]) -> None:
+        """Read those of the chunks, in ascending order, that are not at hand from earlier batches: neighbours at once."""
+        missing = np.array([chunk for chunk in needed if (view, int(chunk)) not in self._chunks], np.int64)
+        for run in np.split(missing, np.flatnonzero(np.diff(missing) > 1) + 1) if len(missing) else ():
+            start = int(run[0]) * _CHUNK_WINDOWS
+            stop = min((int(run[-1]) + 1) * _CHUNK_WINDOWS, self.manifest.num_windows(view))
             for shard in self.manifest.shards_over(view, start, stop):
                 self._check(shard)
-            self._blocks[view, block] = {
-                name: np.asarray(array[view, start:stop]) for name, array in self._arrays.items()
-            }
-            if len(self._blocks) > _BLOCKS_KEPT:
-                self._blocks.popitem(last=False)
-        return self._blocks[view, block]
+            read = {name: np.asarray(array[view, start:stop]) for name, array in self._arrays.items()}
+            for number, chunk in enumerate(run):
+                rows = slice(number * _CHUNK_WINDOWS, (number + 1) * _CHUNK_WINDOWS)
+                self._chunks[view, int(chunk)] = {name: values[rows] for name, values in read.items()}
 
     def _check(self, shard: Shard) -> None:
         if shard in self._checked:

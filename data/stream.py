@@ -82,12 +82,17 @@ class ReadingOrder:
         seed: the run's seed.
         epochs: how often the corpus is read.
         fraction: read only the first part of each view's slots, a uniform sample of the corpus.
+        batch: windows of a global batch. Inside it slots ascend, so that each of several processes, whose part of
+            it is a slice, reads few chunks of a cache.
     """
 
-    def __init__(self, rule: WindowRule, num_tokens: int, seed: int, epochs: int, fraction: float = 1.0) -> None:
+    def __init__(
+        self, rule: WindowRule, num_tokens: int, seed: int, epochs: int, fraction: float = 1.0, batch: int = 1
+    ) -> None:
         self.rule = rule
         self.num_tokens = num_tokens
         self.seed = seed
+        self.batch = batch
         used = [num_used(rule.count(num_tokens, epoch % rule.views), fraction) for epoch in range(epochs)]
         self._ends = np.cumsum(used)
         self._opened: tuple[int, NDArray[np.int64], NDArray[np.int64]] | None = None
@@ -118,6 +123,8 @@ class ReadingOrder:
         """The epoch's slots in reading order, and the window at every slot of its view; kept for one epoch."""
         if self._opened is None or self._opened[0] != epoch:
             order = epoch_order(self._in_epoch(epoch), self.seed, epoch)
+            first = int(self._ends[epoch]) - len(order)
+            order = order[np.lexsort((order, (first + np.arange(len(order))) // self.batch))]
             self._opened = (epoch, order, self.rule.slots(self.num_tokens, epoch % self.rule.views))
         return self._opened[1:]
 

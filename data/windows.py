@@ -19,7 +19,7 @@ from pydantic import Field, model_validator
 from configs.settings import Settings
 
 BLOCK_WINDOWS = 256
-"""Windows that are read together: a few chunks of a cache (see docs/design.md, "Reading order")."""
+"""Windows that an epoch reads together: four chunks of a cache (see docs/design.md, "Reading order")."""
 
 
 _DRAWS = 2**32

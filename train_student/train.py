@@ -111,7 +111,14 @@ def _leaves_parameters_unused(settings: TrainSettings) -> bool:
 
 def _reading_order(settings: TrainSettings, corpus: Corpus) -> ReadingOrder:
     require_positions("model", settings.model.max_position_embeddings, settings.windows.length)
-    order = ReadingOrder(settings.windows, len(corpus.tokens), settings.seed, settings.epochs, settings.fraction)
+    order = ReadingOrder(
+        settings.windows,
+        len(corpus.tokens),
+        settings.seed,
+        settings.epochs,
+        settings.fraction,
+        batch=settings.global_batch,
+    )
     if len(order) < settings.global_batch:
         raise UserError(
             f"{settings.epochs} epoch(s) of {corpus.directory} are {len(order)} windows of {settings.windows.length} "
