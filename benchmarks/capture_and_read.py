@@ -127,7 +127,7 @@ def one(given: argparse.Namespace) -> None:
         read = given.tokens
     else:
         cache = TeacherCache(output)
-        order = ReadingOrder(cache.manifest.windows, len(corpus.tokens), seed=0, epochs=1, fraction=fraction)
+        order = ReadingOrder(cache.manifest.windows, len(corpus.tokens), seed=0, epochs=1, fraction=fraction, batch=32)
         slices = ((start, min(start + 32, len(order))) for start in range(0, len(order), 32))
         read = 0
         started = time.perf_counter()

@@ -4,8 +4,8 @@
 
 The student of --student with its two teachers, all in their full shapes with random weights, over the corpus's tokens.
 Every measurement is a process of its own and the arms take turns, round after round, so that a noisy machine disturbs
-all alike: quote the ratios. From them follows what a grid of 25 students of 6 epochs costs from caches, their capture
-included, and with live teachers.
+all alike: quote the ratios. Peak memory of cached and live has the measurement of gradient ratios in it. From the times
+follows what a grid of 25 students of 6 epochs costs from caches, their capture included, and with live teachers.
 """
 
 import argparse
@@ -24,12 +24,12 @@ from benchmarks.capture_and_read import forward_and_capture, peak_megabytes, ran
 from cache_teachers.capture import CaptureSettings, capture
 from configs.settings import read_yaml
 from data.corpus import Corpus
-from data.windows import gather
+from data.windows import WindowRule, gather
 from train_student.optimizer import adamw
 from train_student.settings import TrainSettings
 from train_student.train import train
 
-WINDOWS, STEPS, SAMPLE, ROUNDS = 16, 5, 64, 3
+WINDOWS, STEPS, SAMPLE, ROUNDS = 32, 4, 64, 3
 POINTS, EPOCHS = 25, 6
 ARMS = ("transformers", "control", "cached", "live")
 
@@ -59,7 +59,7 @@ def captures_of(given: argparse.Namespace) -> dict[str, CaptureSettings]:
 
 def fraction_of(corpus: Corpus) -> float:
     """The part of the text that the steps read."""
-    return WINDOWS * STEPS * 128 / len(corpus.tokens)
+    return WINDOWS * STEPS * WindowRule().length / len(corpus.tokens)
 
 
 def capture_rates(given: argparse.Namespace) -> dict[str, float]:
@@ -134,7 +134,7 @@ def measure(given: argparse.Namespace) -> dict[str, list[dict[str, float]]]:
         for arm in ARMS:
             command = [sys.executable, "-m", "benchmarks.student_step", "--arm", arm, "--student", str(given.student)]
             command += ["--corpus", str(given.corpus), "--output", str(given.output)]
-            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
             told[arm].append(json.loads(done.stdout.splitlines()[-1]))
             print(arm, told[arm][-1], file=sys.stderr, flush=True)
     return told

@@ -257,7 +257,7 @@ class TeacherCache:
         return [shard for shard in self.manifest.shards() if (self.directory / shard.record).is_file()]
 
     def _load(self, view: int, needed: NDArray[np.int64]) -> None:
-        """Read those of the chunks, in ascending order, that are not at hand from earlier batches: neighbours at once."""
+        """Read those of the chunks, in ascending order, that are not at hand yet; neighbours at once."""
         missing = np.array([chunk for chunk in needed if (view, int(chunk)) not in self._chunks], np.int64)
         for run in np.split(missing, np.flatnonzero(np.diff(missing) > 1) + 1) if len(missing) else ():
             start = int(run[0]) * _CHUNK_WINDOWS

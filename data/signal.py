@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-
 _FAINT = 1e-30
 """Mass that float32 does not add up from probabilities: it is added up from their logarithms, which takes longer."""
 
@@ -65,7 +64,7 @@ def top_k_signal(logits: Tensor, k: int, temperatures: tuple[float, ...]) -> Tea
     """The k most probable tokens of full-vocabulary logits [B, L, V], with exact tail mass at each temperature.
 
     The tail is summed over the complement itself, in float32: 1 − (a sum near 1) would lose its digits.
-    Costs one top-k, 1 + T softmaxes and some 4 + 2T passes over the logits; memory beside them: some megabytes.
+    Costs one top-k, T softmaxes and some 4 + 2T passes over the logits; memory beside them: some megabytes.
     """
     rows = [_top_k(part.float(), k, temperatures) for part in token_chunks(logits.flatten(0, -2))]
     ids, values, log_tail = (torch.cat(parts).unflatten(0, logits.shape[:-1]) for parts in zip(*rows, strict=True))
@@ -92,15 +91,17 @@ def _top_k(logits: Tensor, k: int, temperatures: tuple[float, ...]) -> tuple[Ten
     softmax = logits.softmax(dim=-1)
     # The most probable token has the logit 0.
     values = logits.gather(-1, ids) + softmax.amax(dim=-1, keepdim=True).log()
-    tails = [_log_mass_outside(ids, logits if t == 1 else logits / t) for t in temperatures]
+    tails = [
+        _log_mass_outside(ids, logits, softmax) if t == 1 else _log_mass_outside(ids, logits / t) for t in temperatures
+    ]
     return ids, values, torch.stack(tails, dim=-1)
 
 
-def _log_mass_outside(ids: Tensor, logits: Tensor) -> Tensor:
-    """Log of the softmax's mass outside ids [n, k] for logits [n, V] that are 0 at most: [n]."""
+def _log_mass_outside(ids: Tensor, logits: Tensor, softmax: Tensor | None = None) -> Tensor:
+    """Log of the mass outside ids [n, k] for logits [n, V] that are 0 at most: [n]; their softmax is overwritten."""
     if ids.shape[-1] == logits.shape[-1]:
         return torch.full_like(logits[:, 0], -math.inf)
-    mass = logits.softmax(dim=-1).scatter_(-1, ids, 0.0).sum(dim=-1)
+    mass = (logits.softmax(dim=-1) if softmax is None else softmax).scatter_(-1, ids, 0.0).sum(dim=-1)
     log_mass = mass.log()
     faint = (mass < _FAINT).nonzero().flatten()
     if len(faint):

@@ -81,7 +81,7 @@ def test_the_term_and_its_gradients_are_those_of_the_definition(
         return 4 * (-(target * F.log_softmax(logits / 2, -1)).sum(-1) - entropy).mean()
 
     auxiliary: Any = objective.auxiliary
-    classes, features = [divergence(own.logits, wanted)], []
+    classes, features = [divergence(own.logits[rows, few], wanted[rows, few])], []
     for layer in range(1, DEPTH + 1):
         states = own.hidden_states[layer][rows, batch.positions]
         if layer < DEPTH:

@@ -135,15 +135,29 @@ def test_a_model_in_bf16_has_gradients_in_bf16() -> None:
 
 
 def test_fp16_gradients_survive_until_the_loss_scaler_acts() -> None:
-    states, tokens, signals = case(32, 128, 64)
+    # 1 / N times a probability of 1 in 2,048 is nothing in fp16.
+    states, tokens, signals = case(16, 128, 2048)
     states = states.half().requires_grad_()
     exact = states.detach().double().requires_grad_()
-    head = linear(64).half()
+    head = linear(2048).half()
     scale = 16_384.0
     found = gradients(scale * fused(states, head, tokens, signals, 1.0, 2.0), states, head)
     expected = gradients(scale * plain(exact, head, tokens, signals, 1.0, 2.0), exact, head)
     for one, other in zip(found, expected, strict=True):
         assert (one - other).norm() < 3e-3 * other.norm()
+
+
+def test_sums_over_tokens_that_fp16_cannot_hold_are_finite() -> None:
+    states, tokens, signals = case(64, 128, 64)
+    states[..., 0] = 100.0
+    head = linear(64).half()
+    with torch.no_grad():
+        head.weight[:, 0] = 0.0
+    loss = fused(states.half(), head, tokens.fill_(3), signals, 1.0, 1.0)
+    # The sum over 8,192 tokens is above 65,504; the mean is not.
+    (gradient,) = torch.autograd.grad(loss, head.weight)
+    assert gradient.isfinite().all()
+    assert gradient[3, 0] < -50
 
 
 def test_the_head_learns_in_float32_after_autocast_has_seen_it() -> None:

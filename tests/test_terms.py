@@ -93,6 +93,28 @@ def test_with_everything_kept_it_is_the_full_divergence(losses_of_logits: Losses
     torch.testing.assert_close(value, 4 * full, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("gap", [0.0, 30.0, 300.0])
+def test_a_student_without_mass_where_the_teacher_has_its_tail_is_pulled_there(
+    losses_of_logits: Losses, gap: float
+) -> None:
+    ids = torch.tensor([3, 5]).expand(2, 3, 2)
+    signal = TeacherSignal(ids, torch.tensor([-0.5, -1.0]).expand(2, 3, 2), torch.full((2, 3, 1), -2.0), (1.0,))
+    student = logits_of(0, 16)
+    student = student.scatter_add(-1, ids, torch.full(ids.shape, gap)).requires_grad_()
+    value, _ = losses_of_logits(student, {"t": signal}, {"t": 1.0}, 1.0)
+    value.backward()
+    exact = student.detach().double().requires_grad_()
+    log_student = exact.log_softmax(-1)
+    kept, tail = (part.double() for part in signal.at(1.0))
+    outside = log_student.scatter(-1, ids, -math.inf).logsumexp(-1)
+    expected = (kept.exp() * (kept - log_student.gather(-1, ids))).sum(-1) + tail.exp() * (tail - outside)
+    expected.mean().backward()
+    assert value.item() == pytest.approx(expected.mean().item(), rel=1e-5)
+    assert student.grad is not None
+    assert exact.grad is not None
+    torch.testing.assert_close(student.grad.double(), exact.grad, rtol=1e-4, atol=1e-7)
+
+
 @pytest.mark.parametrize("student_scale", [1.0, 1000.0])
 @pytest.mark.parametrize("mass", ["kept mass exactly 1", "kept mass 1 in float32", "no kept mass to speak of"])
 def test_extreme_masses_stay_finite(losses_of_logits: Losses, mass: str, student_scale: float) -> None:

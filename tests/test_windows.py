@@ -88,6 +88,18 @@ def test_batches_of_any_size_read_the_same_sequence(cuts: list[int], views: int,
     assert pieced == whole[:position]
 
 
+def test_inside_a_global_batch_slots_ascend_and_parts_of_it_lie_in_few_chunks() -> None:
+    rule = WindowRule(length=4)
+    order, unordered = (ReadingOrder(rule, num_tokens=40_000, seed=5, epochs=2, batch=batch) for batch in (256, 1))
+    for start in range(0, len(order) - 256, 256):
+        (_, slots, _), *others = order.pieces(start, start + 256)
+        assert set(slots) <= {slot for _, part, _ in unordered.pieces(start, start + 256) for slot in part}
+        assert (np.diff(slots) > 0).all()
+        if not others:  # eight processes decompress little more than one would
+            assert sum(len(np.unique(part // 64)) for part in np.split(slots, 8)) <= 16
+    assert sorted(slot for _, part, _ in order.pieces(0, 10_000) for slot in part) == list(range(10_000))
+
+
 def test_epochs_go_through_the_views_in_turn_and_read_every_window_of_each() -> None:
     rule = WindowRule(length=4, views=2)
     order = ReadingOrder(rule, num_tokens=101, seed=0, epochs=4)

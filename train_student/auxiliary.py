@@ -7,8 +7,8 @@ and the student's own logits), and F_l the distance that the projection leaves:
     class_weight · Σ_l w_l(C) C_l + feature_weight · Σ_l w_l(F) F_l      with w(X) = softmax over l of X, no gradient
 
 so the layers that lag most pull most. The sums go over the blocks' outputs, without the embeddings. Projections see all
-positions at which the teacher's hidden states are known, heads the first few of these, which are a random sample: one
-head's logits are as large as the student's. The last layer's divergence sees all tokens; its logits are there anyway.
+positions at which the teacher's hidden states are known; heads, and the student's own for the last layer, the first few
+of these, which are a random sample: on as many tokens a head takes as long as the student's own.
 
 Shapes: B batch, L window length, P positions, S width of the student, H width of a head, V vocabulary.
 """
@@ -114,12 +114,12 @@ class AuxiliaryTerm(nn.Module):
         num_known = next(iter(signal.hidden.values())).shape[1]
         places = positions[:, : min(num_known, self.settings.positions)]
         there = _at(signal, places)
-        classes = [self._class_loss(student_states[-1], student_head, signal)]
+        classes = [self._class_loss(at_positions(student_states[-1], places), student_head, there)]
         for head, states in zip(self.heads, student_states[1:-1], strict=True):
             assert isinstance(head, nn.Sequential)
-            *body, last = head
+            last = head[-1]
             assert isinstance(last, nn.Linear)
-            classes.append(self._class_loss(nn.Sequential(*body)(at_positions(states, places)), last, there))
+            classes.append(self._class_loss(head[:-1](at_positions(states, places)), last, there))
         features = [feature(teacher, student_states, signal.hidden, positions) for feature in self.features]
         class_loss, feature_loss = _adaptive_mean(classes), _adaptive_mean(features)
         return self.settings.class_weight * class_loss + self.settings.feature_weight * feature_loss

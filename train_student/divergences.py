@@ -24,13 +24,15 @@ import torch
 from torch import Tensor
 
 Divergence = Literal["forward", "reverse", "js"]
+ByAutograd = Literal["reverse", "js"]
+"""Those without a gradient of their own."""
 
 _IMPOSSIBLE = -100.0
 """Least log-probability of a teacher's outcome: e^−100 is 0 in float32, and reverse KL stays finite."""
 
 
 def divergence_of(
-    kind: Divergence, logits: Tensor, ids: Tensor, log_kept: Tensor, log_tail: Tensor, temperature: float
+    kind: ByAutograd, logits: Tensor, ids: Tensor, log_kept: Tensor, log_tail: Tensor, temperature: float
 ) -> Tensor:
     """Sum over n tokens of reverse KL or Jensen-Shannon between teacher and student at a temperature.
 
@@ -74,4 +76,4 @@ def _jensen_shannon(teacher: Tensor, student: Tensor) -> Tensor:
     return ((teacher.exp() * (teacher - middle)).sum(dim=-1) + (student.exp() * (student - middle)).sum(dim=-1)) / 2
 
 
-_FORMULAS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {"reverse": _reverse, "js": _jensen_shannon}
+_FORMULAS: Mapping[ByAutograd, Callable[[Tensor, Tensor], Tensor]] = {"reverse": _reverse, "js": _jensen_shannon}

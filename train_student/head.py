@@ -18,14 +18,15 @@ from data.signal import token_chunks
 from train_student.terms import NextTokenTerms
 
 _LOGITS = 2**26
-"""Logits of a chunk: 128 MB in bf16. Each chunk adds to the head's gradient, so they are not small."""
+"""Logits of a chunk: 128 MB in bf16. Each chunk adds to the head's gradient, so they are not small. On a GPU a chunk is
+worked on as a whole, with some copies in float32: about 1 GB."""
 
 
 def head_terms(states: Tensor, head: nn.Linear, terms: NextTokenTerms) -> tuple[Tensor, Tensor]:
     """The weighted sum of the terms on a head's logits, and every term without its weight.
 
     Matrix products are in the type of autocast, sums in float32 (float64 for states in float64). Beside its result it
-    costs the gradient of the head, in that type, until the backward pass, and one chunk's logits.
+    costs the gradient of the head, in that type, until the backward pass, and one chunk of logits (`_LOGITS`).
 
     Args:
         states: that the head sees, [B, L, S].
@@ -52,22 +53,25 @@ class _HeadTerms(torch.autograd.Function):
         device = states.device.type
         kind = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else states.dtype
         sums_kind = torch.promote_types(states.dtype, torch.float32)
-        gradients = [torch.zeros_like(part, dtype=sums_kind) if part is not None else None for part in (weight, bias)]
         of_states = torch.empty_like(states)
+        of_weight = torch.zeros_like(weight, dtype=sums_kind)
+        of_bias = torch.zeros_like(bias, dtype=sums_kind) if bias is not None else None
         sums = torch.zeros(1 + len(terms.teachers), dtype=sums_kind, device=states.device)
-        with torch.autocast(device, enabled=False):
-            matrix, offset = weight.to(kind), bias.to(kind) if bias is not None else None
-            start = 0
-            for part in states.split(max(1, _LOGITS // len(weight))):
-                seen = part.to(kind)
-                logits = F.linear(seen, matrix, offset)
-                _to_gradient(logits, start, terms, sums)
-                of_states[start : start + len(part)] = logits @ matrix
-                gradients[0] += logits.T @ seen
-                if gradients[1] is not None:
-                    gradients[1] += logits.sum(dim=0, dtype=sums_kind)
-                start += len(part)
-        ctx.save_for_backward(of_states, *gradients)
+        # Cast here and not by autocast, which would keep casts without a gradient for other users of the weight.
+        matrix, offset = weight.to(kind), bias.to(kind) if bias is not None else None
+        start = 0
+        for part in states.split(max(1, _LOGITS // len(weight))):
+            seen = part.to(kind)
+            logits = F.linear(seen, matrix, offset)
+            _to_gradient(logits, start, terms, sums)
+            of_states[start : start + len(part)] = logits @ matrix
+            # A sum over many tokens may be more than fp16 holds, where no loss scale would help.
+            shrink = 2.0 ** -len(part).bit_length() if kind == torch.float16 else 1.0
+            of_weight.add_(logits.T @ (seen * shrink), alpha=1 / shrink)
+            if of_bias is not None:
+                of_bias += logits.sum(dim=0, dtype=sums_kind)
+            start += len(part)
+        ctx.save_for_backward(of_states, of_weight, of_bias)
         ctx.num_tokens = len(states)
         means = sums / len(states)
         ctx.mark_non_differentiable(means)

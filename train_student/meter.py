@@ -49,12 +49,14 @@ class Meter:
 
     def read(self) -> dict[str, float]:
         """The means over all processes since the last reading, and begin anew; every process must call it."""
-        means = self.accelerator.reduce(torch.stack(list(self.sums.values())) / self.count, "mean")
+        waited = torch.tensor(self.waited, device=self.accelerator.device, dtype=torch.float32)
+        both = torch.stack([*(total / self.count for total in self.sums.values()), waited])
+        *means, waited_by_each = self.accelerator.reduce(both, "mean").tolist()
         now = time.perf_counter()
         seconds = now - self.since
-        measured = dict(zip(self.sums, means.tolist(), strict=True)) | {
+        measured = dict(zip(self.sums, means, strict=True)) | {
             "tokens_per_second": round(self.tokens * self.accelerator.num_processes / seconds, 1),
-            "data_wait": round(self.waited / seconds, 4),
+            "data_wait": round(waited_by_each / seconds, 4),
         }
         self.sums, self.count, self.tokens, self.waited, self.since = {}, 0, 0, 0.0, now
         return measured

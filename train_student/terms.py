@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from data.signal import TeacherSignal
-from train_student.divergences import Divergence, divergence_of
+from train_student.divergences import ByAutograd, Divergence, divergence_of
 
 _LARGEST_RATIO = 16.0
 """Of a teacher's mass outside K to the student's, for both to come from one softmax in float32."""
@@ -77,16 +77,16 @@ class NextTokenTerms:
                 sums[number] += softmaxes[self.temperature].add_forward(weight, ids, log_kept, log_tail)
         gradients = [softmax.gradient() for softmax in softmaxes.values()]
         if self.teachers and self.divergence != "forward":
-            gradients.append(self._add_by_autograd(logits, rows, sums))
+            gradients.append(self._add_by_autograd(self.divergence, logits, rows, sums))
         return gradients[0] if len(gradients) == 1 else gradients[0].add_(gradients[1])
 
-    def _add_by_autograd(self, logits: Tensor, rows: slice, sums: Tensor) -> Tensor:
+    def _add_by_autograd(self, kind: ByAutograd, logits: Tensor, rows: slice, sums: Tensor) -> Tensor:
         with torch.enable_grad():
             leaf = logits.detach().requires_grad_()
             total = leaf.new_zeros(())
             for number, (weight, teacher) in enumerate(zip(self.weights, self.teachers, strict=True), start=1):
                 ids, log_kept, log_tail = (part[rows] for part in teacher)
-                divergence = divergence_of(self.divergence, leaf, ids, log_kept, log_tail, self.temperature)
+                divergence = divergence_of(kind, leaf, ids, log_kept, log_tail, self.temperature)
                 sums[number] += self.temperature**2 * divergence.detach()
                 total = total + weight * self.temperature**2 * divergence
             return torch.autograd.grad(total, leaf)[0]
