@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
 from eval.accuracy import PairScores, accuracies
-from eval.report.grid_files import GridStage, read_grid
-from eval.report.grid_heat_map import draw_legend, readable_on
-from eval.report.grid_seed_chart import SeedDot, draw_seeds, panel_limits
-from eval.report.grids import noise_of, paired_runs, varied_options
+from eval.report.grid.analysis import noise_of, paired_runs, varied_options
+from eval.report.grid.files import GridStage, read_grid
+from eval.report.grid.heat_map import draw_legend, readable_on
+from eval.report.grid.seed_chart import SeedDot, draw_seeds, panel_limits
 from eval.report.sources import find_sources
 from eval.report.write import write_report
 from eval.results import windows_file, write_results, write_window_losses

@@ -1,8 +1,8 @@
 """A grid's finding: the best variant against its control, what noise leaves of that, and how figures are written."""
 
 from eval.report.finding import Finding, count
-from eval.report.grid_files import Grid, GridRow, GridStage
-from eval.report.grids import HELD_OUT, Noise, best_row
+from eval.report.grid.analysis import HELD_OUT, Noise, best_row
+from eval.report.grid.files import Grid, GridRow, GridStage
 from eval.report.models import Measure
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from eval.compare import compare, compare_held_out
-from eval.report.grid_files import Grid, GridRow, GridRun, GridStage, Stage
+from eval.report.grid.files import Grid, GridRow, GridRun, GridStage, Stage
 from eval.results import has_window_losses
 from eval.statistics import expected_maximum, residual_deviation
 

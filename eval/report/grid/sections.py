@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from eval.report.finding import Finding
-from eval.report.grid_figures import finalist_figures, grid_figures
-from eval.report.grid_files import Grid, GridMeasure, GridRow, GridStage
-from eval.report.grid_finding import grid_finding, limits_of, plain, signed
-from eval.report.grids import HELD_OUT, PairedRun, noise_of, paired_runs, varied_options
+from eval.report.grid.analysis import HELD_OUT, PairedRun, noise_of, paired_runs, varied_options
+from eval.report.grid.figures import finalist_figures, grid_figures
+from eval.report.grid.files import Grid, GridMeasure, GridRow, GridStage
+from eval.report.grid.finding import grid_finding, limits_of, plain, signed
 from eval.report.models import Measure, distinct_names
 from eval.report.sections import Captioned, Tile
 from eval.report.sources import Sources
