@@ -394,6 +394,7 @@ def test_the_noise_and_the_choice_are_told_in_numbers(grid_folder: GridFolder, t
     assert noise.of_choice == pytest.approx(1.26721 * (noise.of_run or 0.0) / math.sqrt(3), rel=1e-4)
     text = words(page_of(folder, tmp_path / "report.html"))
     assert f"the best would still look about {noise.of_choice:.4f} better" in text
+    assert "21 of 21: 6 variants and 1 control, 3 seeds" in text
     assert "Intervals are for one comparison each, not for 6." in text
 
 

@@ -66,7 +66,7 @@ def limits_of(noise: Noise | None) -> str:
     )
 
 
-def plain(measure: str, value: float) -> str:
+def unsigned(measure: str, value: float) -> str:
     """A value as the tables have it: nats with four digits, accuracies in %."""
     return f"{value:.4f}" if measure == HELD_OUT else f"{100 * value:.1f}"
 
@@ -77,7 +77,7 @@ def signed(measure: str, value: float) -> str:
 
 
 def _level(measure: str, value: float) -> str:
-    return f"{plain(measure, value)} nats per token" if measure == HELD_OUT else f"{plain(measure, value)} %"
+    return f"{unsigned(measure, value)} nats per token" if measure == HELD_OUT else f"{unsigned(measure, value)} %"
 
 
 def _amount(measure: str, value: float) -> str:
