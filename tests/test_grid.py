@@ -189,6 +189,11 @@ def require_fit(finalist: Point) -> None:
         ({"student": "nowhere.yaml"}, "cannot read configuration"),
         ({"launchr": "slurm"}, "launchr is not an option; did you mean 'launcher'?"),
         ({"minimal_pairs": {"blimp": "nowhere"}}, "nowhere is not a folder"),
+        (
+            {"overrides": {"fraction": 1}, "finalists": {}},
+            'finalists.overrides is {"fraction": 1.0}, but finalist logit0.1 should differ from its point and would',
+        ),
+        ({"finalists": {"overrides": {}}}, "let overrides give points less text (fraction), or set finalists.count to"),
     ],
 )
 def test_a_wrong_grid_is_refused_before_anything_runs(
@@ -197,6 +202,11 @@ def test_a_wrong_grid_is_refused_before_anything_runs(
     assert main(["grid", "--config", str(grid_file(**changes))]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "grid").exists()
+
+
+def test_points_of_all_the_text_need_no_finalists(grid_file: GridFile) -> None:
+    grid = read_grid(grid_file(overrides={"fraction": 1.0}, finalists={"count": 0}))
+    assert grid.finalists(["logit0.1"]) == []
 
 
 def test_a_student_that_is_its_own_control_is_refused(grid_file: GridFile, tmp_path: Path) -> None:
