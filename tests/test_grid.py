@@ -308,6 +308,27 @@ def test_a_failed_point_is_reported_alone_and_tried_again(
     assert not list((tmp_path / "grid").rglob("*.failure.json"))
 
 
+def test_a_report_that_cannot_be_written_is_told_and_the_grids_status_stays(
+    grid_file: GridFile, capture_settings: CaptureSettings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "grid").mkdir()
+    report = tmp_path / "grid" / "report.html"
+    report.write_text("a page of somebody else's")
+    file = grid_file(finalists={"count": 0})
+    for status in (1, 0):  # without the cache points fail
+        assert main(["grid", "--config", str(file)]) == status
+        told = capsys.readouterr()
+        assert told.out.endswith(f"Written to {tmp_path / 'grid' / 'grid.json'}\n")
+        assert f"{report} is not written: {report} exists and is no report" in told.err
+        assert bool(results(file)["points"]["failures"]) == bool(status)
+        if status:
+            capture(capture_settings)
+    assert report.read_text() == "a page of somebody else's"
+    report.unlink()
+    assert main(["grid", "rank", "--config", str(file)]) == 0
+    assert capsys.readouterr().out.endswith(f"Written to {report}\n")
+
+
 def test_a_loss_that_is_not_finite_is_a_failure_and_finalists_go_on_without_it(
     grid_file: GridFile, capture_settings: CaptureSettings
 ) -> None:
