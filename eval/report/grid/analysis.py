@@ -138,6 +138,19 @@ def paired_runs(grid: Grid, finalists: GridStage) -> list[PairedRun]:
     ]
 
 
+def unfinished_runs(finalists: GridStage) -> tuple[str, ...]:
+    """Finalists' runs that are not finished, and their controls', as names of a variant and a seed."""
+    needed = [
+        (variant, seed)
+        for row in finalists.ranking
+        if not row.is_control
+        for seed in finalists.seeds
+        for variant in (row.variant, row.control)
+    ]
+    lacking = [run for run in dict.fromkeys(needed) if run not in finalists.by_variant]
+    return tuple(f"{variant}-seed{seed}" for variant, seed in lacking)
+
+
 def _paired(grid: Grid, row: GridRow, runs: Mapping[tuple[str, int], GridRun], seed: int) -> PairedRun:
     run, control = runs[row.variant, seed], runs.get((row.control, seed))
     if control is None:

@@ -24,6 +24,8 @@ def grid_figures(stage: GridStage, options: Sequence[Option], noise: Noise | Non
 
 def finalist_figures(stage: GridStage, pairs: Sequence[PairedRun]) -> list[Captioned]:
     """The cross-entropy of every run of the finalists, and its paired difference from the control's."""
+    if not stage.runs:
+        return []
     styles, runs = seed_styles(stage.seeds), stage.by_variant
     levels = []
     for row in stage.ranking:

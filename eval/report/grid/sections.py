@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from eval.report.finding import Finding, count
-from eval.report.grid.analysis import HELD_OUT, PairedRun, noise_of, paired_runs, varied_options
+from eval.report.grid.analysis import HELD_OUT, PairedRun, noise_of, paired_runs, unfinished_runs, varied_options
 from eval.report.grid.figures import finalist_figures, grid_figures
 from eval.report.grid.files import Grid, GridMeasure, GridRow, GridStage
 from eval.report.grid.finding import grid_finding, limits_of, signed, unsigned
@@ -46,13 +46,26 @@ class TestRow:
 
 @dataclass(frozen=True)
 class FinalistSection:
-    """The best variants, trained again."""
+    """The best variants, trained again.
+
+    Attributes:
+        ranking: of them and their controls.
+        figures: of their runs.
+        suites: titles of those that they are tested on.
+        tests: of each run against its control's.
+        has_windows: whether any of them is paired over windows.
+        lacks_windows: whether any of them is not, although both of its runs are finished.
+        unfinished: the runs without which a test is missing.
+        missing: what failed, and what never began.
+    """
 
     ranking: RankingTable
     figures: tuple[Captioned, ...]
     suites: tuple[str, ...]
     tests: tuple[TestRow, ...]
     has_windows: bool
+    lacks_windows: bool
+    unfinished: tuple[str, ...]
     missing: tuple[str, ...]
 
 
@@ -146,6 +159,8 @@ def _finalists(grid: Grid, stage: GridStage) -> FinalistSection:
         suites=tuple(Measure(suite).title for suite in suites),
         tests=tuple(_test_row(pair, suites) for pair in pairs),
         has_windows=any(pair.windows is not None for pair in pairs),
+        lacks_windows=any(pair.control is not None and pair.windows is None for pair in pairs),
+        unfinished=unfinished_runs(stage),
         missing=_missing(stage),
     )
 
