@@ -189,6 +189,11 @@ def require_fit(finalist: Point) -> None:
         ({"student": "nowhere.yaml"}, "cannot read configuration"),
         ({"launchr": "slurm"}, "launchr is not an option; did you mean 'launcher'?"),
         ({"minimal_pairs": {"blimp": "nowhere"}}, "nowhere is not a folder"),
+        (
+            {"overrides": {"fraction": 1}, "finalists": {}},
+            'finalists.overrides is {"fraction": 1.0}, but finalist logit0.1 should differ from its point and would',
+        ),
+        ({"finalists": {"overrides": {}}}, "let overrides give points less text (fraction), or set finalists.count to"),
     ],
 )
 def test_a_wrong_grid_is_refused_before_anything_runs(
@@ -197,6 +202,11 @@ def test_a_wrong_grid_is_refused_before_anything_runs(
     assert main(["grid", "--config", str(grid_file(**changes))]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "grid").exists()
+
+
+def test_points_of_all_the_text_need_no_finalists(grid_file: GridFile) -> None:
+    grid = read_grid(grid_file(overrides={"fraction": 1.0}, finalists={"count": 0}))
+    assert grid.finalists(["logit0.1"]) == []
 
 
 def test_a_student_that_is_its_own_control_is_refused(grid_file: GridFile, tmp_path: Path) -> None:
@@ -296,6 +306,27 @@ def test_a_failed_point_is_reported_alone_and_tried_again(
     assert {row["rank"] for row in results(file)["points"]["ranking"]} == {1, 2, 3}
     assert state(tmp_path / "grid" / "points" / "control-seed0") == control
     assert not list((tmp_path / "grid").rglob("*.failure.json"))
+
+
+def test_a_report_that_cannot_be_written_is_told_and_the_grids_status_stays(
+    grid_file: GridFile, capture_settings: CaptureSettings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "grid").mkdir()
+    report = tmp_path / "grid" / "report.html"
+    report.write_text("a page of somebody else's")
+    file = grid_file(finalists={"count": 0})
+    for status in (1, 0):  # without the cache points fail
+        assert main(["grid", "--config", str(file)]) == status
+        told = capsys.readouterr()
+        assert told.out.endswith(f"Written to {tmp_path / 'grid' / 'grid.json'}\n")
+        assert f"{report} is not written: {report} exists and is no report" in told.err
+        assert bool(results(file)["points"]["failures"]) == bool(status)
+        if status:
+            capture(capture_settings)
+    assert report.read_text() == "a page of somebody else's"
+    report.unlink()
+    assert main(["grid", "rank", "--config", str(file)]) == 0
+    assert capsys.readouterr().out.endswith(f"Written to {report}\n")
 
 
 def test_a_loss_that_is_not_finite_is_a_failure_and_finalists_go_on_without_it(

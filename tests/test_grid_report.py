@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
 from eval.accuracy import PairScores, accuracies
-from eval.report.grid_files import GridStage, read_grid
-from eval.report.grid_heat_map import draw_legend, readable_on
-from eval.report.grid_seed_chart import SeedDot, draw_seeds, panel_limits
-from eval.report.grids import noise_of, paired_runs, varied_options
+from eval.report.grid.analysis import noise_of, paired_runs, varied_options
+from eval.report.grid.files import GridStage, read_grid
+from eval.report.grid.heat_map import draw_legend, readable_on
+from eval.report.grid.seed_chart import SeedDot, draw_seeds, panel_limits
 from eval.report.sources import find_sources
 from eval.report.write import write_report
 from eval.results import windows_file, write_results, write_window_losses
@@ -61,13 +61,15 @@ def row(variant: str, values: Mapping[str, Any], losses: Losses, seeds: Sequence
     }
 
 
-def stage_of(variants: Mapping[str, Mapping[str, Any]], losses: Losses, failed: Sequence[str] = ()) -> dict[str, Any]:
+def stage_of(
+    variants: Mapping[str, Mapping[str, Any]], losses: Losses, failed: Sequence[str] = (), stage: str = "points"
+) -> dict[str, Any]:
     rows = [row(name, values, losses, SEEDS) for name, values in variants.items()]
     rows.sort(key=lambda each: (bool(each["lacking"]), each["measures"].get("held_out", {}).get("mean", 0.0)))
     for place, each in enumerate((each for each in rows if not each["lacking"]), start=1):
         each["rank"] = place
     runs = {
-        f"points/{variant}-seed{seed}": {
+        f"{stage}/{variant}-seed{seed}": {
             "variant": variant,
             "seed": seed,
             "held_out": {
@@ -78,7 +80,7 @@ def stage_of(variants: Mapping[str, Mapping[str, Any]], losses: Losses, failed: 
         }
         for (variant, seed), of in losses.items()
     }
-    absent = [f"points/{name}-seed{seed}" for name, seed in product(variants, SEEDS) if (name, seed) not in losses]
+    absent = [f"{stage}/{name}-seed{seed}" for name, seed in product(variants, SEEDS) if (name, seed) not in losses]
     return {
         "ranking": rows,
         "runs": runs,
@@ -124,16 +126,21 @@ def grid_folder(tmp_path: Path) -> GridFolder:
     ) -> Path:
         variants = variants_of(options)
         losses = losses_of(variants, control)
-        left = {key: of for key, of in losses.items() if f"points/{key[0]}-seed{key[1]}" not in (*without, *failed)}
+        missing = (*without, *failed)
+        left = {key: of for key, of in losses.items() if f"points/{key[0]}-seed{key[1]}" not in missing}
         chosen = {name: variants[name] for name in ("control", *finalists)}
-        trained = {key: of for key, of in losses.items() if key[0] in chosen}
+        trained = {
+            key: of
+            for key, of in losses.items()
+            if key[0] in chosen and f"finalists/{key[0]}-seed{key[1]}" not in missing
+        }
         folder = tmp_path / "weights"
         for (variant, seed), of in trained.items() if finalists else ():
             write_measures(folder, f"{variant}-seed{seed}", of)
         record = {
             "rank_by": "held_out",
             "points": stage_of(variants, left, failed),
-            "finalists": stage_of(chosen, trained) if finalists else None,
+            "finalists": stage_of(chosen, trained, failed, "finalists") if finalists else None,
         }
         folder.mkdir(exist_ok=True)
         (folder / "grid.json").write_text(json.dumps(record))
@@ -162,6 +169,18 @@ def page_of(folder: Path, out: Path) -> str:
 def words(html: str) -> str:
     """A page's text without its elements."""
     return " ".join(unescape(re.sub(r"<style.*?</style>|<[^>]+>", " ", html, flags=re.DOTALL)).split())
+
+
+def drawing_of(html: str, title: str) -> str:
+    """A chart of a page."""
+    (drawing,) = re.findall(rf'<svg[^>]*aria-label="{title}".*?</svg>', html, flags=re.DOTALL)
+    return str(drawing)
+
+
+def lines_of(drawing: str, *styles: str) -> list[list[tuple[float, float]]]:
+    """Where each line of some styles goes, from a chart's upper left corner."""
+    lines = [path for path in re.findall(r"<path[^>]*>", drawing) if all(style in path for style in styles)]
+    return [[(float(x), float(y)) for x, y in re.findall(r"[ML] (\S+) (\S+)", line)] for line in lines]
 
 
 def rows_of(html: str, label: str) -> list[list[str]]:
@@ -199,7 +218,7 @@ def test_the_ranking_says_what_the_files_say_with_the_control_in_its_place(
 def test_every_cell_of_the_heat_map_has_its_mean_and_its_difference(grid_folder: GridFolder, tmp_path: Path) -> None:
     folder = grid_folder()
     html = page_of(folder, tmp_path / "report.html")
-    (drawing,) = re.findall(r'<svg[^>]*aria-label="Held-out cross-entropy over the grid".*?</svg>', html, re.DOTALL)
+    drawing = drawing_of(html, "Held-out cross-entropy over the grid")
     for each in read_grid(folder).record.points.ranking:
         measure = each.measures["held_out"]
         if each.is_control:
@@ -211,12 +230,17 @@ def test_every_cell_of_the_heat_map_has_its_mean_and_its_difference(grid_folder:
     assert "objective.hidden" in drawing
     assert "lowest cell is outlined" in words(html)
     assert "its own section" in words(html)
+    lowest = min(each.measures["held_out"].mean for each in read_grid(folder).record.points.ranking)
+    (place,) = re.findall(rf'x="(\S+)" y="(\S+)">{lowest:.4f}<', drawing)
+    (frame,) = lines_of(drawing, "stroke: #ffffff; stroke-width: 1.8")
+    for axis in (0, 1):
+        assert min(corner[axis] for corner in frame) < float(place[axis]) < max(corner[axis] for corner in frame)
 
 
 def test_numbers_that_have_no_room_are_left_to_the_ranking(grid_folder: GridFolder, tmp_path: Path) -> None:
     options = {"objective.logit": LOGIT, "objective.hidden": tuple(range(9))}
     html = page_of(grid_folder(options=options), tmp_path / "report.html")
-    (drawing,) = re.findall(r'<svg[^>]*aria-label="Held-out cross-entropy over the grid".*?</svg>', html, re.DOTALL)
+    drawing = drawing_of(html, "Held-out cross-entropy over the grid")
     assert "−0." not in drawing
     assert "the ranking has the numbers" in words(html)
     assert "and beneath it the difference" not in words(html)
@@ -226,7 +250,7 @@ def test_what_failed_or_did_not_run_is_marked_and_said(grid_folder: GridFolder, 
     failed = [f"points/logit0.1-hidden0.3-seed{seed}" for seed in SEEDS]
     without = [f"points/logit0.5-hidden0.3-seed{seed}" for seed in SEEDS] + ["points/logit0.9-hidden0.7-seed1"]
     html = page_of(grid_folder(without=without, failed=failed), tmp_path / "report.html")
-    (drawing,) = re.findall(r'<svg[^>]*aria-label="Held-out cross-entropy over the grid".*?</svg>', html, re.DOTALL)
+    drawing = drawing_of(html, "Held-out cross-entropy over the grid")
     assert [drawing.count(f">{note}<") for note in ("failed", "not run", "2 of 3")] == [1, 1, 1]
     text = words(html)
     assert "Hatched, 3 of 6: seeds failed or did not run" in text
@@ -358,12 +382,90 @@ def test_finalists_are_tested_against_the_control_of_their_seed(grid_folder: Gri
         float((losses["control", seed] - losses["logit0.1-hidden0.3", seed]).mean()) for seed in SEEDS
     )
     assert f"logit0.1-hidden0.3 ends {best:.4f} nats per token below its control" in words(html)
-    assert "the best of 2 finalists, which are the best of 6 variants" in words(html)
+    assert "the best of 2 finalists, which are the best of 6 variants, trained again with other settings" in words(html)
+    drawing = drawing_of(html, "Finalists less their controls")
+    ((zero, _),) = {tuple(line[0]) for line in lines_of(drawing, "stroke-dasharray")}
+    dots = [float(x) for x in re.findall(r'<use [^>]*x="(\S+)"[^>]*fill: #(?:0072b2|d55e00|009e73)', drawing)]
+    # Left of the rule the finalist is better.
+    assert len(dots) == 6
+    assert max(dots) < zero
 
 
 def test_a_single_finalist_was_not_picked_among_finalists(grid_folder: GridFolder, tmp_path: Path) -> None:
     text = words(page_of(grid_folder(finalists=["logit0.5-hidden0.7"]), tmp_path / "report.html"))
-    assert "It was picked as the best of 6 variants and trained again; these new runs had no part in that." in text
+    assert "It was picked as the best of 6 variants and trained again with other settings but the same seeds" in text
+    assert "part of the luck of that choice stays" in text
+
+
+@pytest.mark.parametrize(
+    ("control", "finalists", "verdict"),
+    [
+        (0.3, (), "separated before allowing for the choice among 6"),
+        (0.3, ("logit0.5-hidden0.7",), "separated before allowing for the choice among 6"),
+        (0.012, (), "not separated"),
+        (-0.3, (), "separated"),
+    ],
+)
+def test_the_first_sentence_claims_no_more_than_the_interval_and_the_choice_allow(
+    control: float, finalists: Sequence[str], verdict: str, grid_folder: GridFolder, tmp_path: Path
+) -> None:
+    html = page_of(grid_folder(control=control, finalists=finalists), tmp_path / "report.html")
+    (headline,) = re.findall("<h1>(.*?)</h1>", html)
+    assert headline.endswith(f" its control, the mean over 3 seeds: {verdict}")
+
+
+def test_a_single_variant_was_not_chosen(grid_folder: GridFolder, tmp_path: Path) -> None:
+    html = page_of(grid_folder(options={"objective.logit": (0.1,)}), tmp_path / "report.html")
+    (headline,) = re.findall("<h1>(.*?)</h1>", html)
+    assert headline.endswith(": separated")
+
+
+def test_a_study_keeps_its_own_first_sentence(grid_folder: GridFolder, tmp_path: Path) -> None:
+    folder = grid_folder(finalists=["logit0.5-hidden0.7"])
+    (tmp_path / "seconds.json").write_text("{}")
+    (headline,) = re.findall("<h1>(.*?)</h1>", page_of(folder, tmp_path / "of_grid.html"))
+    html = page_of(tmp_path, tmp_path / "of_study.html")
+    assert "<h1>No distilled student is among these models</h1>" in html
+    assert f'<p class="lede">{headline}</p>' in html
+
+
+def test_each_controls_level_and_only_whole_means_are_drawn_over_an_option(
+    grid_folder: GridFolder, tmp_path: Path
+) -> None:
+    folder = grid_folder(control=0.035, without=["points/logit0.9-hidden0.7-seed1"])
+    drawing = drawing_of(page_of(folder, tmp_path / "report.html"), "Held-out cross-entropy over objective.logit")
+    levels = lines_of(drawing, "clip-path", "stroke-dasharray")
+    assert len(levels) == len({line[0] for line in levels}) == len(SEEDS)
+    # 0.9 lacks a run: a mean over the others alone would not compare.
+    (means,) = lines_of(drawing, "clip-path", "stroke: #1b1f24; stroke-width: 1.2")
+    assert len(means) == len(LOGIT) - 1
+
+
+@pytest.mark.parametrize(
+    ("unfinished", "told"),
+    [
+        (["control-seed1"], "control-seed1"),
+        (["logit0.5-hidden0.7-seed2", "control-seed0"], "control-seed0, logit0.5-hidden0.7-seed2"),
+        ([f"logit0.5-hidden0.7-seed{seed}" for seed in SEEDS], ", ".join(f"logit0.5-hidden0.7-seed{n}" for n in SEEDS)),
+        ([f"control-seed{seed}" for seed in SEEDS], ", ".join(f"control-seed{seed}" for seed in SEEDS)),
+    ],
+)
+@pytest.mark.parametrize("how", ["failed", "without"])
+def test_finalists_without_a_test_are_told_from_losses_that_were_not_kept(
+    how: str, unfinished: Sequence[str], told: str, grid_folder: GridFolder, tmp_path: Path
+) -> None:
+    missing = {how: [f"finalists/{name}" for name in unfinished]}
+    text = words(page_of(grid_folder(finalists=["logit0.5-hidden0.7"], **missing), tmp_path / "report.html"))
+    assert f"No paired test where a finalist or its control is not finished: {told}." in text
+    assert "The losses of the windows were not kept" not in text
+    assert ("The paired test draws" in text) == (len(unfinished) < len(SEEDS))
+
+
+def test_finalists_of_which_none_is_finished_have_no_charts(grid_folder: GridFolder, tmp_path: Path) -> None:
+    without = [f"finalists/{name}-seed{seed}" for name in ("control", "logit0.5-hidden0.7") for seed in SEEDS]
+    html = page_of(grid_folder(finalists=["logit0.5-hidden0.7"], without=without), tmp_path / "report.html")
+    assert "6 of 6 never began: finalists/control-seed0" in words(html)
+    assert "Held-out cross-entropy of the finalists" not in html
 
 
 def test_losses_that_were_not_kept_are_said_to_be_missing(grid_folder: GridFolder, tmp_path: Path) -> None:
@@ -371,7 +473,8 @@ def test_losses_that_were_not_kept_are_said_to_be_missing(grid_folder: GridFolde
     for path in (folder / "held_out" / "finalists").glob("*.json"):
         windows_file(path).unlink()
     html = page_of(folder, tmp_path / "report.html")
-    assert "The losses of the windows were not kept" in words(html)
+    assert "The losses of the windows were not kept, so" in words(html)
+    assert "is not finished" not in words(html)
     assert all(cells[4] == "–" for cells in rows_of(html, "Each finalist's run against its control"))
 
 
@@ -394,6 +497,7 @@ def test_the_noise_and_the_choice_are_told_in_numbers(grid_folder: GridFolder, t
     assert noise.of_choice == pytest.approx(1.26721 * (noise.of_run or 0.0) / math.sqrt(3), rel=1e-4)
     text = words(page_of(folder, tmp_path / "report.html"))
     assert f"the best would still look about {noise.of_choice:.4f} better" in text
+    assert "21 of 21: 6 variants and 1 control, 3 seeds" in text
     assert "Intervals are for one comparison each, not for 6." in text
 
 
@@ -468,7 +572,7 @@ def test_pairs_of_runs_are_those_that_are_finished(grid_folder: GridFolder) -> N
     grid = read_grid(grid_folder(finalists=["logit0.5-hidden0.7"]))
     assert grid.record.finalists is not None
     plain = grid.record.finalists.model_dump()
-    plain["runs"] = {name: run for name, run in plain["runs"].items() if name != "points/control-seed1"}
+    plain["runs"] = {name: run for name, run in plain["runs"].items() if name != "finalists/control-seed1"}
     pairs = paired_runs(grid, GridStage.model_validate(plain))
     assert [(pair.run.seed, pair.control is None, pair.windows is None) for pair in pairs] == [
         (0, False, False),

@@ -2,6 +2,5 @@
 
 sources.py finds and reads them, models.py joins them, pairs.py, cache_card.py and costs.py compute what the page says,
 figures.py draws it with charts.py, finding.py puts it into a sentence, sections.py and page.py fill report.html.j2.
-Of grids, in the same order: grid_files.py, grids.py, grid_figures.py (grid_heat_map.py, grid_seed_chart.py),
-grid_finding.py, grid_sections.py, grid.html.j2.
+A grid has a section of its own, made in grid/.
 """

@@ -9,7 +9,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from eval.report import sections
 from eval.report.figures import measure_figure, phenomena_figure
 from eval.report.finding import accuracy_of, cross_entropy_of, find
-from eval.report.grid_sections import grid_sections, grid_tiles
+from eval.report.grid.sections import grid_sections, grid_tiles
 from eval.report.models import Measure, Model, distinct_names, join_models, measures_of
 from eval.report.pairs import pair_suites
 from eval.report.sources import Sources

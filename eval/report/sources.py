@@ -12,7 +12,7 @@ from pydantic import Field
 from configs.errors import UserError
 from data.cache import TeacherCache
 from data.records import read_record
-from eval.report.grid_files import OF_POINTS, Grid, is_grid, is_ranked, read_grid
+from eval.report.grid.files import OF_POINTS, Grid, is_grid, is_ranked, read_grid
 from eval.report.run_files import Lenient, Run, is_run, read_as, read_run
 from eval.results import read_results
 

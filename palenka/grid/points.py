@@ -81,7 +81,8 @@ class Grid:
         file: where they were read; the student's file is found relative to it.
 
     Raises:
-        UserError: if any point, as such or as a finalist, would be refused, before anything is run.
+        UserError: if any point, as such or as a finalist, would be refused, or would as a finalist be the same run
+            again, before anything is run.
     """
 
     def __init__(self, settings: GridSettings, file: Path) -> None:
@@ -94,6 +95,7 @@ class Grid:
         self.points = self._points("points", self.variants, settings.overrides)
         may_win = self.variants if settings.finalists.count else []
         self._candidates = self._points("finalists", may_win, settings.overrides | settings.finalists.overrides)
+        self._require_finalists_to_differ()
 
     def finalists(self, names: Collection[str]) -> list[Point]:
         """These variants as finalists, with every seed."""
@@ -109,6 +111,17 @@ class Grid:
             if point.name == name:
                 return point
         raise UserError(f"the grid has no point {name}; its first is {self.points[0].name}")
+
+    def _require_finalists_to_differ(self) -> None:
+        """Finalists have their points' seeds, so with the same settings they would be the same runs again."""
+        for point, finalist in zip(self.points, self._candidates, strict=False):
+            same = {"output": point.settings.output}
+            if not point.variant.is_control and finalist.settings.model_copy(update=same) == point.settings:
+                raise UserError(
+                    f"finalists.overrides is {json.dumps(self.settings.finalists.overrides)}, but finalist "
+                    f"{point.variant.name} should differ from its point and would have all of its settings; let "
+                    "overrides give points less text (fraction), or set finalists.count to 0"
+                )
 
     def _points(self, stage: Stage, variants: Sequence[Variant], overrides: Mapping[str, Any]) -> list[Point]:
         """Seed by seed, so that a grid that is stopped early has whole comparisons."""

@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
+from configs.errors import UserError
 from data.progress import notice
 from data.records import write_record
 from eval.report.write import write_report
@@ -70,7 +71,7 @@ def chosen_finalists(grid: Grid, results: StageResults) -> list[Point]:
 
 
 def publish(grid: Grid, points: StageResults, finalists: StageResults | None) -> None:
-    """Write grid.json and report.html, and print tables and what is missing."""
+    """Write grid.json, print tables and what is missing, and write report.html if that can be."""
     stages = {"points": points.as_plain(), "finalists": finalists.as_plain() if finalists else None}
     path = grid.settings.output / "grid.json"
     write_record(path, {"rank_by": grid.settings.rank_by, **stages})
@@ -84,7 +85,12 @@ def publish(grid: Grid, points: StageResults, finalists: StageResults | None) ->
             notice(f"{name} failed: {reason}")
         if stage.untried:
             notice(f"{len(stage.untried)} of {len(stage.points)} never began, the first is {stage.untried[0]}")
-    # Last: a report that cannot be written takes nothing else with it.
+    console.print(f"Written to {path}", soft_wrap=True)
     report = path.with_name("report.html")
-    write_report([grid.settings.output], report)
-    console.print(f"Written to {path} and {report}", soft_wrap=True)
+    # A report that cannot be written is told, but is none of the grid's failures: the ranking is there.
+    try:
+        write_report([grid.settings.output], report)
+    except (UserError, OSError) as error:
+        notice(f"{report} is not written: {error}")
+    else:
+        console.print(f"Written to {report}", soft_wrap=True)

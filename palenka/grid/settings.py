@@ -22,7 +22,8 @@ class FinalistSettings(Settings):
     count: int = Field(default=3, ge=0)
     """How many; their controls are trained beside them. None with 0."""
     overrides: dict[str, Any] = Field(default={"fraction": 1.0})
-    """Dotted options of the student in which finalists differ from their points: all of the text, for instance."""
+    """Dotted options of the student in which finalists differ from their points: all of the text, for instance. Seeds
+    are the same, so something must."""
 
 
 class LocalSettings(Settings):

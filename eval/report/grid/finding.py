@@ -1,8 +1,8 @@
 """A grid's finding: the best variant against its control, what noise leaves of that, and how figures are written."""
 
 from eval.report.finding import Finding, count
-from eval.report.grid_files import Grid, GridRow, GridStage
-from eval.report.grids import HELD_OUT, Noise, best_row
+from eval.report.grid.analysis import HELD_OUT, Noise, best_row
+from eval.report.grid.files import Grid, GridRow, GridStage
 from eval.report.models import Measure
 
 
@@ -13,11 +13,12 @@ def grid_finding(grid: Grid, name: str) -> Finding:
         row = best_row(stage, measure) if stage else None
         if stage and row and (difference := row.measures[measure].difference) is not None:
             paired = set(row.seeds) & set(stage.rows[row.control].seeds)
-            interval = row.measures[measure].interval
+            chosen = sum(not each.is_control and not each.lacking for each in grid.record.points.ranking)
+            verdict = _verdict(row.measures[measure].interval, (difference < 0) == (measure == HELD_OUT), chosen)
             return Finding(
                 f"{row.variant} ends {_amount(measure, abs(difference))} {'below' if difference < 0 else 'above'} its "
-                f"control, the mean over {count(len(paired), 'seed')}: {_verdict(interval)}",
-                (_levels(measure, row, stage), _choice(grid, stage)),
+                f"control, the mean over {count(len(paired), 'seed')}: {verdict}",
+                (_levels(measure, row, stage), _choice(grid, stage, chosen)),
             )
     return Finding(f"No variant of {name} has all its seeds and a control yet", ())
 
@@ -33,22 +34,25 @@ def _levels(measure: str, row: GridRow, stage: GridStage) -> str:
     return f"{sentence}; the 95 % interval of the difference, over seeds that are paired, is {low} to {high}."
 
 
-def _verdict(interval: tuple[float, float] | None) -> str:
+def _verdict(interval: tuple[float, float] | None, is_better: bool, chosen: int) -> str:
+    """What the interval says; it is for one comparison, but the best of many is better for having been chosen."""
     if interval is None:
         return "whether by chance, one cannot tell"
-    return "not separated" if interval[0] <= 0 <= interval[1] else "separated"
+    if interval[0] <= 0 <= interval[1]:
+        return "not separated"
+    return f"separated before allowing for the choice among {chosen}" if is_better and chosen > 1 else "separated"
 
 
-def _choice(grid: Grid, stage: GridStage) -> str:
-    chosen = sum(not row.is_control and not row.lacking for row in grid.record.points.ranking)
+def _choice(grid: Grid, stage: GridStage, chosen: int) -> str:
     if stage is grid.record.points:
         return f"It was picked as the best of {chosen} variants after measuring, which favours it."
     finalists = sum(not row.is_control for row in stage.ranking)
+    again = "trained again with other settings but the same seeds: part of the luck of that choice stays"
     if finalists == 1:
-        return f"It was picked as the best of {chosen} variants and trained again; these new runs had no part in that."
+        return f"It was picked as the best of {chosen} variants and {again}."
     return (
-        f"It is the best of {finalists} finalists, which are the best of {chosen} variants, trained again: "
-        "their new runs are not what they were picked by, but which of them is named here is."
+        f"It is the best of {finalists} finalists, which are the best of {chosen} variants, {again}, and the choice "
+        "among the finalists favours it too."
     )
 
 
@@ -66,7 +70,7 @@ def limits_of(noise: Noise | None) -> str:
     )
 
 
-def plain(measure: str, value: float) -> str:
+def unsigned(measure: str, value: float) -> str:
     """A value as the tables have it: nats with four digits, accuracies in %."""
     return f"{value:.4f}" if measure == HELD_OUT else f"{100 * value:.1f}"
 
@@ -77,7 +81,7 @@ def signed(measure: str, value: float) -> str:
 
 
 def _level(measure: str, value: float) -> str:
-    return f"{plain(measure, value)} nats per token" if measure == HELD_OUT else f"{plain(measure, value)} %"
+    return f"{unsigned(measure, value)} nats per token" if measure == HELD_OUT else f"{unsigned(measure, value)} %"
 
 
 def _amount(measure: str, value: float) -> str:

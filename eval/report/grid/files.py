@@ -16,8 +16,6 @@ OF_POINTS = ("points", "held_out/points", "minimal_pairs/points")
 _RANKING = "grid.json"
 _AGAIN = "write it again with `palenka grid rank --config FILE.yaml`, or leave its folder out"
 
-Stage = Literal["points", "finalists"]
-
 
 class GridMeasure(Lenient):
     """A measure of a variant over its seeds; differences are from its control."""
@@ -121,13 +119,13 @@ class Grid:
     directory: Path
     record: GridRecord
 
-    def held_out_file(self, stage: Stage, variant: str, seed: int) -> Path:
-        """Where a run's held-out measure is."""
-        return self.directory / "held_out" / stage / f"{variant}-seed{seed}.json"
+    def held_out_file(self, variant: str, seed: int) -> Path:
+        """Where a finalist's held-out measure is."""
+        return self.directory / "held_out" / "finalists" / f"{variant}-seed{seed}.json"
 
-    def pairs_file(self, stage: Stage, variant: str, seed: int) -> Path:
-        """Where a run's scores of minimal pairs are, if it has any."""
-        return self.directory / "minimal_pairs" / stage / f"{variant}-seed{seed}.parquet"
+    def pairs_file(self, variant: str, seed: int) -> Path:
+        """Where a finalist's scores of minimal pairs are, if it has any."""
+        return self.directory / "minimal_pairs" / "finalists" / f"{variant}-seed{seed}.parquet"
 
 
 def is_grid(directory: Path) -> bool:

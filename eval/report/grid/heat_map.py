@@ -14,7 +14,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, MaxNLocator
 
 from eval.report.charts import INK, LOOK, MUTED, ROUND, WIDTH, plain, short
-from eval.report.grid_seed_chart import OPTION_LETTERS, VALUE_LETTERS
+from eval.report.grid.seed_chart import OPTION_LETTERS, VALUE_LETTERS
 from eval.report.svg import to_svg
 
 MOST_WRITTEN, _MOST_EXACT = 8, 6

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from eval.compare import compare, compare_held_out
-from eval.report.grid_files import Grid, GridRow, GridRun, GridStage, Stage
+from eval.report.grid.files import Grid, GridRow, GridRun, GridStage
 from eval.results import has_window_losses
 from eval.statistics import expected_maximum, residual_deviation
 
@@ -122,29 +122,42 @@ def best_row(stage: GridStage, measure: str) -> GridRow | None:
     return min(whole, key=lambda row: sign * row.measures[measure].mean, default=None)
 
 
-def paired_runs(grid: Grid, stage: GridStage, name: Stage = "finalists") -> list[PairedRun]:
-    """Every run of a stage that is no control's, beside its control, by rank and seed.
+def paired_runs(grid: Grid, finalists: GridStage) -> list[PairedRun]:
+    """Every finalist's run beside its control's, by rank and seed.
 
     Raises:
         UserError: if two files that should be of the same windows, or the same pairs, are not.
     """
-    runs, rows = stage.by_variant, stage.ranking
+    runs = finalists.by_variant
     return [
-        _paired(grid, row, runs, seed, name)
-        for row in rows
+        _paired(grid, row, runs, seed)
+        for row in finalists.ranking
         if not row.is_control
-        for seed in stage.seeds
+        for seed in finalists.seeds
         if (row.variant, seed) in runs
     ]
 
 
-def _paired(grid: Grid, row: GridRow, runs: Mapping[tuple[str, int], GridRun], seed: int, stage: Stage) -> PairedRun:
+def unfinished_runs(finalists: GridStage) -> tuple[str, ...]:
+    """Finalists' runs that are not finished, and their controls', as names of a variant and a seed."""
+    needed = [
+        (variant, seed)
+        for row in finalists.ranking
+        if not row.is_control
+        for seed in finalists.seeds
+        for variant in (row.variant, row.control)
+    ]
+    lacking = [run for run in dict.fromkeys(needed) if run not in finalists.by_variant]
+    return tuple(f"{variant}-seed{seed}" for variant, seed in lacking)
+
+
+def _paired(grid: Grid, row: GridRow, runs: Mapping[tuple[str, int], GridRun], seed: int) -> PairedRun:
     run, control = runs[row.variant, seed], runs.get((row.control, seed))
     if control is None:
         return PairedRun(run, None, None, {})
     both = (row.variant, row.control)
-    held_out = [grid.held_out_file(stage, variant, seed) for variant in both]
-    scores = [grid.pairs_file(stage, variant, seed) for variant in both]
+    held_out = [grid.held_out_file(variant, seed) for variant in both]
+    scores = [grid.pairs_file(variant, seed) for variant in both]
     has_losses = all(map(has_window_losses, held_out))
     has_scores = all(path.is_file() for path in scores)
     return PairedRun(

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 
 from eval.report.charts import Dot, dot_chart
 from eval.report.finding import count
-from eval.report.grid_files import GridRow, GridStage
-from eval.report.grid_heat_map import MOST_WRITTEN, Cell, heat_map
-from eval.report.grid_seed_chart import SeedDot, seed_chart, seed_styles
-from eval.report.grids import HELD_OUT, Noise, Option, PairedRun, controls_of
+from eval.report.grid.analysis import HELD_OUT, Noise, Option, PairedRun, controls_of
+from eval.report.grid.files import GridRow, GridStage
+from eval.report.grid.heat_map import MOST_WRITTEN, Cell, heat_map
+from eval.report.grid.seed_chart import SeedDot, seed_chart, seed_styles
 from eval.report.sections import Captioned
 
 
@@ -24,6 +24,8 @@ def grid_figures(stage: GridStage, options: Sequence[Option], noise: Noise | Non
 
 def finalist_figures(stage: GridStage, pairs: Sequence[PairedRun]) -> list[Captioned]:
     """The cross-entropy of every run of the finalists, and its paired difference from the control's."""
+    if not stage.runs:
+        return []
     styles, runs = seed_styles(stage.seeds), stage.by_variant
     levels = []
     for row in stage.ranking:

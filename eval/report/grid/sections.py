@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from eval.report.finding import Finding
-from eval.report.grid_figures import finalist_figures, grid_figures
-from eval.report.grid_files import Grid, GridMeasure, GridRow, GridStage
-from eval.report.grid_finding import grid_finding, limits_of, plain, signed
-from eval.report.grids import HELD_OUT, PairedRun, noise_of, paired_runs, varied_options
+from eval.report.finding import Finding, count
+from eval.report.grid.analysis import HELD_OUT, PairedRun, noise_of, paired_runs, unfinished_runs, varied_options
+from eval.report.grid.figures import finalist_figures, grid_figures
+from eval.report.grid.files import Grid, GridMeasure, GridRow, GridStage
+from eval.report.grid.finding import grid_finding, limits_of, signed, unsigned
 from eval.report.models import Measure, distinct_names
 from eval.report.sections import Captioned, Tile
 from eval.report.sources import Sources
@@ -46,13 +46,26 @@ class TestRow:
 
 @dataclass(frozen=True)
 class FinalistSection:
-    """The best variants, trained again."""
+    """The best variants, trained again.
+
+    Attributes:
+        ranking: of them and their controls.
+        figures: of their runs.
+        suites: titles of those that they are tested on.
+        tests: of each run against its control's.
+        has_windows: whether any of them is paired over windows.
+        lacks_windows: whether any of them is not, although both of its runs are finished.
+        unfinished: the runs without which a test is missing.
+        missing: what failed, and what never began.
+    """
 
     ranking: RankingTable
     figures: tuple[Captioned, ...]
     suites: tuple[str, ...]
     tests: tuple[TestRow, ...]
     has_windows: bool
+    lacks_windows: bool
+    unfinished: tuple[str, ...]
     missing: tuple[str, ...]
 
 
@@ -84,7 +97,9 @@ def grid_tiles(sources: Sources) -> list[Tile]:
     tiles = []
     for grid in sources.grids:
         points = grid.record.points
-        note = f"of {points.planned}: {len(points.ranking)} variants, {len(points.seeds)} seeds"
+        controls = sum(row.is_control for row in points.ranking)
+        variants = count(len(points.ranking) - controls, "variant")
+        note = f"of {points.planned}: {variants} and {count(controls, 'control')}, {count(len(points.seeds), 'seed')}"
         tiles.append(Tile("finished points", str(len(points.runs)), note))
     return tiles
 
@@ -124,8 +139,8 @@ def _ranking_row(row: GridRow, measures: Sequence[str]) -> RankingRow:
 def _measure_cells(name: str, measure: GridMeasure | None) -> tuple[TestCell, TestCell]:
     if measure is None:
         return ("–", ""), ("–", "")
-    deviation = "" if measure.deviation is None else f"± {plain(name, measure.deviation)}"
-    return (plain(name, measure.mean), deviation), _difference(name, measure.difference, measure.interval)
+    deviation = "" if measure.deviation is None else f"± {unsigned(name, measure.deviation)}"
+    return (unsigned(name, measure.mean), deviation), _difference(name, measure.difference, measure.interval)
 
 
 def _difference(name: str, difference: float | None, interval: Sequence[float] | None) -> TestCell:
@@ -144,15 +159,17 @@ def _finalists(grid: Grid, stage: GridStage) -> FinalistSection:
         suites=tuple(Measure(suite).title for suite in suites),
         tests=tuple(_test_row(pair, suites) for pair in pairs),
         has_windows=any(pair.windows is not None for pair in pairs),
+        lacks_windows=any(pair.control is not None and pair.windows is None for pair in pairs),
+        unfinished=unfinished_runs(stage),
         missing=_missing(stage),
     )
 
 
 def _test_row(pair: PairedRun, suites: Sequence[str]) -> TestRow:
     held_out = pair.run.held_out
-    control = "–" if pair.control is None else plain(HELD_OUT, pair.control.held_out.cross_entropy)
+    control = "–" if pair.control is None else unsigned(HELD_OUT, pair.control.held_out.cross_entropy)
     cells = [
-        (plain(HELD_OUT, held_out.cross_entropy), " to ".join(plain(HELD_OUT, end) for end in held_out.interval)),
+        (unsigned(HELD_OUT, held_out.cross_entropy), " to ".join(unsigned(HELD_OUT, end) for end in held_out.interval)),
         (control, ""),
         ("–", "")
         if pair.windows is None
