@@ -69,6 +69,8 @@ class WindowRule(Settings):
         Only (permutation_seed, view, index) decide them, so they are the same for all teachers and caches. More
         positions only add to fewer. Position 0 is never among them: it alone can hold most of a layer's variance.
         """
+        if not count:
+            return np.empty((len(indices), 0), np.int64)
         numbers = _hash(self.permutation_seed, view, indices, self.length - 1)
         return 1 + np.argsort(numbers, axis=1, kind="stable").astype(np.int64)[:, :count]
 
