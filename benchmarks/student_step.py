@@ -29,7 +29,7 @@ from train_student.optimizer import adamw
 from train_student.settings import TrainSettings
 from train_student.train import train
 
-WINDOWS, STEPS, SAMPLE, ROUNDS = 32, 4, 64, 3
+STEPS, SAMPLE, ROUNDS = 4, 64, 3
 POINTS, EPOCHS = 25, 6
 ARMS = ("transformers", "control", "cached", "live")
 
@@ -49,17 +49,17 @@ def captures_of(given: argparse.Namespace) -> dict[str, CaptureSettings]:
         if not model.exists():
             random_teacher(corpus_of(given), Path("configs/teachers") / f"{shape}.yaml", model)
         plain: dict[str, Any] = read_yaml(Path("configs/caches") / f"{shape}.yaml")
-        plain |= {"teacher": model, "corpus": given.corpus, "output": given.output / f"cache-{name}"}
-        plain |= {"micro_batch": WINDOWS, "fraction": fraction_of(corpus_of(given))}
+        plain |= {"teacher": model, "corpus": given.corpus, "output": given.output / f"cache-{name}-{given.precision}"}
+        plain |= {"micro_batch": given.windows, "fraction": fraction_of(given), "precision": given.precision}
         settings[name] = CaptureSettings.model_validate(
             plain | {"hidden": plain["hidden"] | {"sample_windows": SAMPLE}}
         )
     return settings
 
 
-def fraction_of(corpus: Corpus) -> float:
+def fraction_of(given: argparse.Namespace) -> float:
     """The part of the text that the steps read."""
-    return WINDOWS * STEPS * WindowRule().length / len(corpus.tokens)
+    return float(given.windows * STEPS * WindowRule().length / len(corpus_of(given).tokens))
 
 
 def capture_rates(given: argparse.Namespace) -> dict[str, float]:
@@ -68,7 +68,7 @@ def capture_rates(given: argparse.Namespace) -> dict[str, float]:
     for name, settings in captures_of(given).items():
         with tempfile.TemporaryDirectory(dir=given.output) as folder:
             elsewhere = settings.model_copy(update={"output": Path(folder) / "cache"})
-            rates[name] = statistics.median(forward_and_capture(corpus_of(given), elsewhere, WINDOWS)[1])
+            rates[name] = statistics.median(forward_and_capture(corpus_of(given), elsewhere, given.windows)[1])
         capture(settings)
     return rates
 
@@ -77,8 +77,8 @@ def student_of(given: argparse.Namespace, arm: str, output: Path) -> TrainSettin
     """The student's own file, for a few steps over this corpus, with the teachers of an arm."""
     plain: dict[str, Any] = read_yaml(given.student)
     plain |= {"corpus": given.corpus, "output": output, "epochs": 1, "log_every": 1}
-    plain |= {"global_batch": WINDOWS, "micro_batch": WINDOWS, "fraction": fraction_of(corpus_of(given))}
-    plain |= {"validation": {"windows": 1}}
+    plain |= {"global_batch": given.windows, "micro_batch": given.windows, "fraction": fraction_of(given)}
+    plain |= {"validation": {"windows": 1}, "precision": given.precision}
     captured = captures_of(given)
     if arm == "control":
         plain |= {"teachers": {}, "objective": {"hard": 1.0}}
@@ -87,7 +87,7 @@ def student_of(given: argparse.Namespace, arm: str, output: Path) -> TrainSettin
         if arm == "cached":
             plain["teachers"][name] = shared | {"cache": captured[name].output}
         else:
-            live = {"source": "live", "model": captured[name].teacher, "precision": "bf16", "k": 32}
+            live = {"source": "live", "model": captured[name].teacher, "precision": given.precision, "k": 32}
             plain["teachers"][name] = shared | live | {"hidden": {"sample_windows": SAMPLE}}
     return TrainSettings.model_validate(plain)
 
@@ -116,8 +116,9 @@ def plain_steps(settings: TrainSettings) -> list[float]:
     seconds = []
     for step in range(STEPS):
         began = time.perf_counter()
-        tokens = torch.from_numpy(gather(corpus.tokens, rule, 0, slots[step * WINDOWS :][:WINDOWS]))
-        with torch.autocast("cpu", torch.bfloat16):
+        begin = step * settings.global_batch
+        tokens = torch.from_numpy(gather(corpus.tokens, rule, 0, slots[begin : begin + settings.global_batch]))
+        with torch.autocast("cpu", torch.bfloat16, enabled=settings.precision == "bf16"):
             loss = model(input_ids=tokens, labels=tokens, use_cache=False).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), settings.optimizer.max_grad_norm)
@@ -134,6 +135,7 @@ def measure(given: argparse.Namespace) -> dict[str, list[dict[str, float]]]:
         for arm in ARMS:
             command = [sys.executable, "-m", "benchmarks.student_step", "--arm", arm, "--student", str(given.student)]
             command += ["--corpus", str(given.corpus), "--output", str(given.output)]
+            command += ["--precision", given.precision, "--windows", str(given.windows)]
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
             told[arm].append(json.loads(done.stdout.splitlines()[-1]))
             print(arm, told[arm][-1], file=sys.stderr, flush=True)
@@ -146,6 +148,8 @@ def main() -> None:
     parser.add_argument("--corpus", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--student", type=Path, default=Path("configs/students/palenka-58m-l0.1-h0.1.yaml"))
+    parser.add_argument("--precision", choices=("float32", "bf16"), default="bf16", help="of student and teachers")
+    parser.add_argument("--windows", type=int, default=32, help="of a step")
     parser.add_argument("--arm", choices=ARMS, help="only this arm, once; for the processes that this one starts")
     given = parser.parse_args()
     if given.arm:
