@@ -37,9 +37,8 @@ HiddenError = Mapping[str, tuple[float, float]]
 """For every layer the sums of squares that its codes miss, and that there are (`LayerStatistics.squared_error`)."""
 
 _STORE_RECORD = "commits/store.json"
-_CHUNKS_OF_BLOCK = 4
+_CHUNK_WINDOWS = BLOCK_WINDOWS // 4
 """So that several processors decompress a block; single chunks were read at half the speed."""
-_CHUNK_WINDOWS = BLOCK_WINDOWS // _CHUNKS_OF_BLOCK
 
 
 class CacheWriter:
@@ -106,12 +105,11 @@ def create_cache(directory: Path, manifest: CacheManifest, statistics: Mapping[s
     num_windows = max(manifest.num_windows(view) for view in range(manifest.windows.views))
     for name, (rows, width, dtype) in _array_types(manifest).items():
         shape = (manifest.windows.views, num_windows, rows, width)
-        chunk_windows = min(_CHUNK_WINDOWS, manifest.windows_per_shard)
         group.create_array(
             name,
             shape=shape,
             dtype=dtype,
-            chunks=(1, chunk_windows, *shape[2:]),
+            chunks=(1, _chunk_windows(manifest), *shape[2:]),
             shards=(1, manifest.windows_per_shard, *shape[2:]),
             compressors=[_compressor(name), Crc32cCodec()],
             config={"write_empty_chunks": True},
@@ -162,6 +160,7 @@ class TeacherCache:
         self.manifest = read_manifest(directory)
         self._group = zarr.open_group(directory, mode="r")
         self._arrays = {name: _array(self._group, name) for name in _array_types(self.manifest) if "hidden" not in name}
+        self._chunk_windows = _chunk_windows(self.manifest)
         self._checked: set[Shard] = set()
         self._chunks: OrderedDict[tuple[int, int], dict[str, NDArray[np.generic]]] = OrderedDict()
 
@@ -197,7 +196,7 @@ class TeacherCache:
         Raises:
             UserError: if a shard is missing or damaged; it is named.
         """
-        chunks, rows = np.divmod(slots, _CHUNK_WINDOWS)
+        chunks, rows = np.divmod(slots, self._chunk_windows)
         needed = np.unique(chunks)
         self._load(view, needed)
         parts = {
@@ -207,7 +206,7 @@ class TeacherCache:
             here = chunks == chunk
             for name, values in self._chunks[view, int(chunk)].items():
                 parts[name][here] = values[rows[here]]
-        while len(self._chunks) > _CHUNKS_OF_BLOCK:
+        while len(self._chunks) * self._chunk_windows > BLOCK_WINDOWS:
             self._chunks.popitem(last=False)
         return parts
 
@@ -260,13 +259,13 @@ class TeacherCache:
         """Read those of the chunks, in ascending order, that are not at hand yet; neighbours at once."""
         missing = np.array([chunk for chunk in needed if (view, int(chunk)) not in self._chunks], np.int64)
         for run in np.split(missing, np.flatnonzero(np.diff(missing) > 1) + 1) if len(missing) else ():
-            start = int(run[0]) * _CHUNK_WINDOWS
-            stop = min((int(run[-1]) + 1) * _CHUNK_WINDOWS, self.manifest.num_windows(view))
+            start = int(run[0]) * self._chunk_windows
+            stop = min((int(run[-1]) + 1) * self._chunk_windows, self.manifest.num_windows(view))
             for shard in self.manifest.shards_over(view, start, stop):
                 self._check(shard)
             read = {name: np.asarray(array[view, start:stop]) for name, array in self._arrays.items()}
             for number, chunk in enumerate(run):
-                rows = slice(number * _CHUNK_WINDOWS, (number + 1) * _CHUNK_WINDOWS)
+                rows = slice(number * self._chunk_windows, (number + 1) * self._chunk_windows)
                 self._chunks[view, int(chunk)] = {name: values[rows] for name, values in read.items()}
 
     def _check(self, shard: Shard) -> None:
@@ -277,6 +276,11 @@ class TeacherCache:
                 f"teacher cache {self.directory} is damaged: {damage}; `palenka cache run` captures it anew"
             )
         self._checked.add(shard)
+
+
+def _chunk_windows(manifest: CacheManifest) -> int:
+    """Windows of a chunk: none is in two shards, of which the second may not be captured."""
+    return min(_CHUNK_WINDOWS, manifest.windows_per_shard)
 
 
 def _array_types(manifest: CacheManifest) -> dict[str, tuple[int, int, str]]:

@@ -119,6 +119,24 @@ def test_any_slots_read_the_signal_of_their_windows(capture_settings: CaptureSet
         assert (signal.values.amin(-1) >= log_probabilities.scatter(-1, signal.ids, -1e9).amax(-1) - 1e-5).all()
 
 
+def test_a_part_of_a_cache_in_small_shards_reads_without_the_shards_after_it(
+    monkeypatch: pytest.MonkeyPatch, capture_settings: CaptureSettings
+) -> None:
+    monkeypatch.setattr("data.manifest.LARGEST_SHARD_WINDOWS", 16)
+    part = capture_settings.model_copy(update={"output": capture_settings.output.with_name("part"), "fraction": 0.15})
+    whole = capture_settings.model_copy(update={"output": capture_settings.output.with_name("whole"), "fraction": 0.4})
+    for settings in (part, whole):
+        capture(settings)
+    cache = TeacherCache(part.output)
+    slots = np.arange(cache.committed()[-1].stop)
+    assert cache.manifest.windows_per_shard == 16
+    assert 16 <= len(slots) < TeacherCache(whole.output).committed()[-1].stop
+    assert len(slots) % 64
+    found, expected = cache.codes(0, slots[::-1]), TeacherCache(whole.output).codes(0, slots[::-1])
+    for name, values in found.items():
+        assert np.array_equal(values, expected[name])
+
+
 def test_any_zarr_reader_reads_the_arrays(cache_directory: Path) -> None:
     group = zarr.open_group(cache_directory, mode="r")
     cache = TeacherCache(cache_directory)

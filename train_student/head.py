@@ -1,8 +1,8 @@
 """The head: from hidden states to logits and straight on to their terms, chunk by chunk.
 
-The logits of a vocabulary are by far the largest tensor of a step, so they are held once, a chunk at a time, and not for
-the backward pass: a chunk is overwritten by its gradient, which goes into the gradients of states and head at once (the
-idea of Liger Kernel's fused linear cross-entropy, arXiv 2410.10989). The backward pass only scales these.
+The logits of a vocabulary are by far the largest tensor of a step, so they are held once, a chunk at a time, and not
+for the backward pass: a chunk is overwritten by its gradient, which goes into the gradients of states and head at once
+(the idea of Liger Kernel's fused linear cross-entropy, arXiv 2410.10989). The backward pass only scales these.
 
 Shapes: N tokens, S width, V vocabulary.
 """
