@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from data.corpus import Corpus
-from data.model_files import load_model
-from eval.held_out import fixed_windows, window_losses
-from train_student.settings import TrainSettings
-from train_student.train import train
+from palenka.data.corpus import Corpus
+from palenka.data.held_out import fixed_windows, window_losses
+from palenka.data.model_files import load_model
+from palenka.train_student.settings import TrainSettings
+from palenka.train_student.train import train
 
 SEEDS = (0, 1, 2)
 HELD_OUT_WINDOWS = 2048

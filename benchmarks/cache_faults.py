@@ -20,10 +20,10 @@ from pathlib import Path
 
 import numpy as np
 
-from cache_teachers.__main__ import main as cache_command
-from cache_teachers.capture import CaptureSettings, capture
-from configs.errors import UserError
-from data.cache import TeacherCache
+from palenka.cache_teachers.__main__ import main as cache_command
+from palenka.cache_teachers.capture import CaptureSettings, capture
+from palenka.data.signals.cache import TeacherCache
+from palenka.ground.errors import UserError
 
 KILLS, FLIPS = 20, 200
 FRACTION = 0.002

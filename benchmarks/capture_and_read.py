@@ -20,15 +20,15 @@ from pathlib import Path
 
 import torch
 
-from cache_teachers.capture import CaptureSettings, capture, capture_shards, manifest_of
-from cache_teachers.teacher import Teacher
-from configs.settings import read_yaml
-from data.cache import CacheWriter, TeacherCache, create_cache
-from data.corpus import Corpus
-from data.manifest import Shard
-from data.stream import ReadingOrder, stream
-from data.windows import gather
-from train_student.shapes import ModelShape
+from palenka.cache_teachers.capture import CaptureSettings, capture, capture_shards, manifest_of
+from palenka.cache_teachers.teacher import Teacher
+from palenka.data.corpus import Corpus
+from palenka.data.signals.cache import CacheWriter, TeacherCache, create_cache
+from palenka.data.signals.manifest import Shard
+from palenka.data.signals.stream import ReadingOrder, stream
+from palenka.data.windows import gather
+from palenka.ground.settings import read_yaml
+from palenka.train_student.model.shapes import ModelShape
 
 ROUNDS, WINDOWS, MICRO_BATCH = 3, 16, 8
 HIDDEN = {"sample_windows": MICRO_BATCH}

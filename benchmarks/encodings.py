@@ -14,14 +14,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from cache_teachers.capture import CaptureSettings
-from cache_teachers.plan import PlanSettings, plan
-from data.corpus import Corpus
-from data.encoding import LogitEncoding
-from data.model_files import load_model
-from data.signal import TeacherSignal, top_k_signal
-from data.windows import WindowRule, gather
-from train_student.terms import NextTokenTerms
+from palenka.cache_teachers.capture import CaptureSettings
+from palenka.cache_teachers.plan import PlanSettings, plan
+from palenka.data.corpus import Corpus
+from palenka.data.model_files import load_model
+from palenka.data.signals.encoding import LogitEncoding
+from palenka.data.signals.signal import TeacherSignal, top_k_signal
+from palenka.data.windows import WindowRule, gather
+from palenka.train_student.objective.terms import NextTokenTerms
 
 WINDOWS, MICRO_BATCH = 64, 8
 SIZES = (8, 16, 32, 64, 128)

@@ -10,8 +10,8 @@ with the corpus and teacher of the record.
 import statistics
 
 from benchmarks.arms import Arm, arguments, folder_name, run_arms
-from cache_teachers.capture import CaptureSettings, capture
-from data.cache import TeacherCache
+from palenka.cache_teachers.capture import CaptureSettings, capture
+from palenka.data.signals.cache import TeacherCache
 
 FRACTION, EPOCHS = 0.015, 2
 LAYOUTS = {

@@ -26,10 +26,10 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from numpy.typing import NDArray
 
-from eval.measure import Measurement, measure
-from eval.minimal_pairs import pair_files, read_pairs
-from eval.results import read_scores, scores_file
-from eval.suites import Suite, folders_of
+from palenka.eval.measure import Measurement, measure
+from palenka.eval.minimal_pairs import pair_files, read_pairs
+from palenka.eval.results import read_scores, scores_file
+from palenka.eval.suites import Suite, folders_of
 
 SUITES: tuple[Suite, ...] = ("blimp_filtered", "blimp_supplement")
 BATCH = 64

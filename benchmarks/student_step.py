@@ -21,13 +21,13 @@ from typing import Any
 import torch
 
 from benchmarks.capture_and_read import forward_and_capture, peak_megabytes, random_teacher
-from cache_teachers.capture import CaptureSettings, capture
-from configs.settings import read_yaml
-from data.corpus import Corpus
-from data.windows import WindowRule, gather
-from train_student.optimizer import adamw
-from train_student.settings import TrainSettings
-from train_student.train import train
+from palenka.cache_teachers.capture import CaptureSettings, capture
+from palenka.data.corpus import Corpus
+from palenka.data.windows import WindowRule, gather
+from palenka.ground.settings import read_yaml
+from palenka.train_student.optimizer import adamw
+from palenka.train_student.settings import TrainSettings
+from palenka.train_student.train import train
 
 STEPS, SAMPLE, ROUNDS = 4, 64, 3
 POINTS, EPOCHS = 25, 6

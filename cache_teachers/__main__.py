@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from configs.command_line import parse, run, subcommand
+from palenka.ground.command_line import parse, run, subcommand
 
 _COMMANDS = {
     "plan": "what a capture would cost: bytes, seconds, and from how many students on it pays",
@@ -34,15 +34,15 @@ def _cache(arguments: Sequence[str]) -> None:
         rest = [argument for argument in rest if argument != "--json"]
     program = f"palenka cache {name}"
     if name == "run":
-        from cache_teachers.capture import CaptureSettings, capture
+        from palenka.cache_teachers.capture import CaptureSettings, capture
 
         capture(parse(CaptureSettings, rest, program))
     elif name == "plan":
-        from cache_teachers.plan import PlanSettings, plan
+        from palenka.cache_teachers.plan import PlanSettings, plan
 
         _show("What the capture would cost", plan(parse(PlanSettings, rest, program)), as_json)
     elif name == "verify":
-        from cache_teachers.verify import VerifySettings, refuse_damaged, verify
+        from palenka.cache_teachers.verify import VerifySettings, refuse_damaged, verify
 
         # As a flag; a value may follow, as for every option.
         is_flag = "--all" in rest and [*rest, ""][rest.index("--all") + 1] not in ("true", "false")
@@ -52,7 +52,7 @@ def _cache(arguments: Sequence[str]) -> None:
         if damaged := found["damaged"]:
             refuse_damaged(found["cache"], damaged)
     else:
-        from cache_teachers.inspect import InspectSettings, inspect
+        from palenka.cache_teachers.inspect import InspectSettings, inspect
 
         if rest and not rest[0].startswith("-"):
             rest = ["--cache", *rest]

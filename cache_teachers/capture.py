@@ -15,19 +15,19 @@ import torch
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from cache_teachers.teacher import Teacher, named_models
-from configs.errors import UserError
-from configs.settings import Precision, Settings
-from data.cache import CacheWriter, create_cache, is_begun, remove_leftovers
-from data.corpus import Corpus
-from data.encoding import LogitEncoding
-from data.hidden import HiddenEncoding, bytes_per_window
-from data.lock import sole_writer
-from data.manifest import CacheManifest, Shard, codes_of, windows_per_shard
-from data.processes import open_processes
-from data.progress import notice, progress_bar
-from data.records import damage_of
-from data.windows import WindowRule, gather
+from palenka.cache_teachers.teacher import Teacher, named_models
+from palenka.data.corpus import Corpus
+from palenka.data.signals.cache import CacheWriter, create_cache, is_begun, remove_leftovers
+from palenka.data.signals.encoding import LogitEncoding
+from palenka.data.signals.hidden import HiddenEncoding, bytes_per_window
+from palenka.data.signals.manifest import CacheManifest, Shard, codes_of, windows_per_shard
+from palenka.data.windows import WindowRule, gather
+from palenka.ground.errors import UserError
+from palenka.ground.files import damage_of
+from palenka.ground.lock import sole_writer
+from palenka.ground.processes import open_processes
+from palenka.ground.progress import notice, progress_bar
+from palenka.ground.settings import Precision, Settings
 
 _GAPS_TOLD = 10
 """Missing or damaged shards that a notice names."""

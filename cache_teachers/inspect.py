@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
-from configs.errors import UserError
-from configs.settings import Settings
-from data.cache import TeacherCache
-from data.records import damage_of
-from data.signal import entropy
+from palenka.data.signals.cache import TeacherCache
+from palenka.data.signals.signal import entropy
+from palenka.ground.errors import UserError
+from palenka.ground.files import damage_of
+from palenka.ground.settings import Settings
 
 
 class InspectSettings(Settings):

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from pydantic import Field
 
-from cache_teachers.capture import CaptureSettings, capture_shards, manifest_of, require_windows
-from cache_teachers.teacher import Teacher
-from data.cache import CacheWriter, create_cache
-from data.corpus import Corpus
-from data.manifest import Shard, num_used
-from data.processes import open_processes
-from data.windows import gather
+from palenka.cache_teachers.capture import CaptureSettings, capture_shards, manifest_of, require_windows
+from palenka.cache_teachers.teacher import Teacher
+from palenka.data.corpus import Corpus
+from palenka.data.signals.cache import CacheWriter, create_cache
+from palenka.data.signals.manifest import Shard, num_used
+from palenka.data.windows import gather
+from palenka.ground.processes import open_processes
 
 
 class PlanSettings(CaptureSettings):

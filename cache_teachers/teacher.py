@@ -14,15 +14,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from configs.errors import UserError
-from configs.settings import Precision
-from data.corpus import Corpus
-from data.encoding import LogitEncoding
-from data.hidden import HiddenEncoding, HiddenLayers, LayerStatistics, StatisticsFit, at_positions
-from data.manifest import codes_of, hidden_key
-from data.model_files import identity_of, load_model, require_fit
-from data.signal import TeacherSignal, top_k_signal
-from data.windows import WindowRule, gather
+from palenka.data.corpus import Corpus
+from palenka.data.model_files import identity_of, load_model, require_fit
+from palenka.data.signals.encoding import LogitEncoding
+from palenka.data.signals.hidden import HiddenEncoding, HiddenLayers, LayerStatistics, StatisticsFit, at_positions
+from palenka.data.signals.manifest import codes_of, hidden_key
+from palenka.data.signals.signal import TeacherSignal, top_k_signal
+from palenka.data.windows import WindowRule, gather
+from palenka.ground.errors import UserError
+from palenka.ground.settings import Precision
 
 SINGLE = "teacher"
 """The name of a teacher that is no ensemble among the hidden states of its signal."""

@@ -15,15 +15,15 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
-from cache_teachers.capture import CaptureSettings, manifest_of
-from cache_teachers.teacher import Teacher
-from configs.errors import UserError, refuse_difference
-from data.cache import TeacherCache
-from data.corpus import Corpus
-from data.processes import open_processes
-from data.records import damage_of
-from data.signal import TeacherSignal
-from data.windows import gather
+from palenka.cache_teachers.capture import CaptureSettings, manifest_of
+from palenka.cache_teachers.teacher import Teacher
+from palenka.data.corpus import Corpus
+from palenka.data.signals.cache import TeacherCache
+from palenka.data.signals.signal import TeacherSignal
+from palenka.data.windows import gather
+from palenka.ground.errors import UserError, refuse_difference
+from palenka.ground.files import damage_of
+from palenka.ground.processes import open_processes
 
 
 class VerifySettings(CaptureSettings):

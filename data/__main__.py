@@ -8,8 +8,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from configs.command_line import parse, run, subcommand
-from configs.errors import UserError
+from palenka.ground.command_line import parse, run, subcommand
+from palenka.ground.errors import UserError
 
 PROGRAM = "palenka data"
 COMMANDS = {
@@ -32,7 +32,7 @@ def _command(arguments: Sequence[str]) -> None:
 
 
 def _fetch(arguments: Sequence[str]) -> None:
-    from data.fetch import TEXTS, FetchSettings, fetch
+    from palenka.data.text.fetch import TEXTS, FetchSettings, fetch
 
     names, options = arguments[:1], arguments[1:]
     if not names or names[0].startswith("-"):
@@ -44,7 +44,7 @@ def _fetch(arguments: Sequence[str]) -> None:
 
 
 def _prepare(arguments: Sequence[str]) -> None:
-    from data.prepare import CorpusSettings, prepare
+    from palenka.data.text.prepare import CorpusSettings, prepare
 
     settings = parse(CorpusSettings, arguments, f"{PROGRAM} prepare")
     prepare(settings)
@@ -56,7 +56,7 @@ def _report(directory: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from data.corpus import Corpus, splits_of
+    from palenka.data.corpus import Corpus, splits_of
 
     corpora = [Corpus.open(directory, split) for split in splits_of(directory)]
     table = Table("split", title=f"{directory}: {corpora[0].vocabulary_size:,} tokens in the vocabulary")

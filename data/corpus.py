@@ -25,10 +25,10 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 from zarr.codecs import BytesCodec
 
-from configs.errors import UserError
-from configs.settings import Settings
-from data.records import sha256_of_file
-from data.text import SPLITS
+from palenka.data.text.lines import SPLITS
+from palenka.ground.errors import UserError
+from palenka.ground.files import sha256_of_file
+from palenka.ground.settings import Settings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -158,7 +158,7 @@ class Corpus:
 
     def tokenizer(self) -> "PreTrainedTokenizerFast":
         """The corpus's tokenizer; it adds no special tokens by itself."""
-        from data.tokenizer import load_tokenizer
+        from palenka.data.text.tokenizer import load_tokenizer
 
         return load_tokenizer(self.directory / TOKENIZER_FOLDER)
 

@@ -12,11 +12,11 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from configs.errors import UserError
-from configs.settings import Precision
-from data.corpus import Corpus
-from data.manifest import TeacherIdentity
-from data.records import sha256_of_file
+from palenka.data.corpus import Corpus
+from palenka.data.signals.manifest import TeacherIdentity
+from palenka.ground.errors import UserError
+from palenka.ground.files import sha256_of_file
+from palenka.ground.settings import Precision
 
 # Its bars for loading and saving would break up those of `progress.py`.
 transformers_logging.disable_progress_bar()

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from configs.settings import Settings
+from palenka.ground.settings import Settings
 
 BLOCK_WINDOWS = 256
 """Windows that an epoch reads together: four chunks of a cache (see docs/design.md, "Reading order")."""

@@ -11,11 +11,11 @@ from typing import Self
 from pydantic import Field, model_validator
 from rich.console import Console
 
-from configs.command_line import parse, run
-from configs.settings import Settings
-from eval.protocols import Protocol
-from eval.suites import PairPrecision, Suite, folders_of
-from eval.tables import TableFormat
+from palenka.eval.protocols import Protocol
+from palenka.eval.suites import PairPrecision, Suite, folders_of
+from palenka.eval.tables import TableFormat
+from palenka.ground.command_line import parse, run
+from palenka.ground.settings import Settings
 
 
 class EvalSettings(Settings):
@@ -94,8 +94,8 @@ def _evaluate(arguments: Sequence[str]) -> None:
 def _measure(arguments: Sequence[str]) -> None:
     settings = parse(EvalSettings, _as_lists(_named(arguments, ["model"]), "suite"), "palenka eval")
     folders = folders_of(settings.suite, settings.data)
-    from eval.measure import Measurement, measure
-    from eval.tables import print_results
+    from palenka.eval.measure import Measurement, measure
+    from palenka.eval.tables import print_results
 
     asked = Measurement(
         model=settings.model,
@@ -111,7 +111,7 @@ def _measure(arguments: Sequence[str]) -> None:
 
 def _compare(arguments: Sequence[str]) -> None:
     settings = parse(CompareSettings, _named(arguments, ["first", "second"]), "palenka eval compare")
-    from eval.compare import compare, print_comparison, write_comparison
+    from palenka.eval.compare import compare, print_comparison, write_comparison
 
     comparison = compare(settings.first, settings.second)
     print_comparison(comparison, _console())
@@ -125,7 +125,7 @@ def _export(arguments: Sequence[str]) -> None:
     if first_option:
         given[:first_option] = ["--files", f"[{', '.join(_quoted(word) for word in given[:first_option])}]"]
     settings = parse(ExportSettings, given, "palenka eval export")
-    from eval.tables import export, write_table
+    from palenka.eval.tables import export, write_table
 
     table = export(settings.files, settings.format, settings.published)
     if settings.out is None:

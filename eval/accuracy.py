@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.statistics import suite_standard_error, task_standard_error
-from eval.suites import Suite
+from palenka.eval.statistics import suite_standard_error, task_standard_error
+from palenka.eval.suites import Suite
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from configs.errors import UserError, refuse_difference
-from data.records import write_record
-from eval.accuracy import PairScores, accuracies
-from eval.results import read_results, read_scores, read_window_losses, writing
-from eval.statistics import bootstrap_interval, difference_interval, mcnemar_p_value
+from palenka.eval.accuracy import PairScores, accuracies
+from palenka.eval.results import read_results, read_scores, read_window_losses, writing
+from palenka.eval.statistics import bootstrap_interval, difference_interval, mcnemar_p_value
+from palenka.ground.errors import UserError, refuse_difference
+from palenka.ground.files import write_record
 
 _RESAMPLES = 2_000
 """Of all held-out windows; draws leave an interval's ends uncertain by some 3 % of its half-width."""

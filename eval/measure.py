@@ -10,19 +10,19 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
-from configs.errors import UserError
-from data.corpus import Corpus
-from data.model_files import identity_of, load_model
-from data.processes import open_processes
-from data.progress import notice, progress_bar
-from eval.accuracy import PairScores, accuracies
-from eval.held_out import held_out_request, held_out_result
-from eval.minimal_pairs import MinimalPair, hash_of_pairs, read_pairs
-from eval.protocols import Protocol, ScoredTokens, encode_pairs
-from eval.results import earlier_results, read_scores, scores_file, write_results
-from eval.scoring import log_likelihoods, reads_trees
-from eval.suites import PairPrecision, Suite
-from eval.tokenizer import hash_of_tokenizer, load_model_tokenizer
+from palenka.data.corpus import Corpus
+from palenka.data.model_files import identity_of, load_model
+from palenka.eval.accuracy import PairScores, accuracies
+from palenka.eval.held_out import held_out_request, held_out_result
+from palenka.eval.minimal_pairs import MinimalPair, hash_of_pairs, read_pairs
+from palenka.eval.protocols import Protocol, ScoredTokens, encode_pairs
+from palenka.eval.results import earlier_results, read_scores, scores_file, write_results
+from palenka.eval.scoring import log_likelihoods, reads_trees
+from palenka.eval.suites import PairPrecision, Suite
+from palenka.eval.tokenizer import hash_of_tokenizer, load_model_tokenizer
+from palenka.ground.errors import UserError
+from palenka.ground.processes import open_processes
+from palenka.ground.progress import notice, progress_bar
 
 AGREEMENT_PAIRS = 512
 """Pairs of a suite that are scored in float32 too, where another precision is asked for."""

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from configs.errors import UserError
-from data.records import sha256_of_file
+from palenka.ground.errors import UserError
+from palenka.ground.files import sha256_of_file
 
 _EWOK_FIELDS = ("Domain", "Context1", "Target1", "Target2")
 _BLIMP_FIELDS = ("sentence_good", "sentence_bad")

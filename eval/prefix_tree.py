@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.protocols import ScoredTokens
+from palenka.eval.protocols import ScoredTokens
 
 
 @dataclass

@@ -7,8 +7,8 @@ are not interchangeable; docs/evaluation.md has both in full.
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from configs.errors import UserError
-from eval.minimal_pairs import MinimalPair
+from palenka.eval.minimal_pairs import MinimalPair
+from palenka.ground.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -15,9 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from configs.errors import UserError
-from data.records import read_record, sha256_of_file, write_record
-from eval.accuracy import PairScores
+from palenka.eval.accuracy import PairScores
+from palenka.ground.errors import UserError
+from palenka.ground.files import read_record, sha256_of_file, write_record
 
 _OF_ALL_SUITES = ("name", "model", "tokenizer", "parameters", "scores")
 """What is said once of all suites in a file."""

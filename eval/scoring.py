@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from eval.prefix_tree import Tree, plant
-from eval.protocols import ScoredTokens
+from palenka.eval.prefix_tree import Tree, plant
+from palenka.eval.protocols import ScoredTokens
 
 _NODES_PER_TREE = 96
 """More share more, and attend to more that is masked."""

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-from configs.errors import UserError
+from palenka.ground.errors import UserError
 
 PairSuite = Literal["blimp", "blimp_filtered", "blimp_supplement", "ewok_filtered", "minimal_pairs"]
 """Suites of minimal pairs; the last is for pairs of one's own in BLiMP's form."""

@@ -12,8 +12,8 @@ from typing import Any, Literal, NamedTuple
 from rich.console import Console
 from rich.table import Table
 
-from configs.errors import UserError
-from eval.results import read_results, writing
+from palenka.eval.results import read_results, writing
+from palenka.ground.errors import UserError
 
 TableFormat = Literal["markdown", "csv", "latex"]
 

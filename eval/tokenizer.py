@@ -4,8 +4,8 @@ import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from configs.errors import UserError
-from data.records import read_record, sha256_of_file
+from palenka.ground.errors import UserError
+from palenka.ground.files import read_record, sha256_of_file
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -4,16 +4,19 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from configs.command_line import run, subcommand
+from palenka.ground.command_line import run, subcommand
 
 _PROGRAMS = {
-    "data": ("data.__main__", "prepare a corpus: clean text, learn a tokenizer, store tokens; fetch BabyLM text"),
-    "cache": ("cache_teachers.__main__", "capture a teacher's signal into a cache"),
-    "train": ("train_student.__main__", "train a baseline, a teacher or a student"),
-    "parameters": ("train_student.parameters", "how many parameters the models of some configurations have"),
-    "export": ("train_student.export", "write a finished run's model alone, to publish it"),
-    "eval": ("eval.__main__", "measure a model"),
-    "report": ("eval.report.__main__", "write a page about runs, caches and results"),
+    "data": (
+        "palenka.data.__main__",
+        "prepare a corpus: clean text, learn a tokenizer, store tokens; fetch text",
+    ),
+    "cache": ("palenka.cache_teachers.__main__", "capture a teacher's signal into a cache"),
+    "train": ("palenka.train_student.__main__", "train a baseline, a teacher or a student"),
+    "parameters": ("palenka.parameters", "how many parameters the models of some configurations have"),
+    "export": ("palenka.export", "write a finished run's model alone, to publish it"),
+    "eval": ("palenka.eval.__main__", "measure a model"),
+    "report": ("palenka.report.__main__", "write a page about runs, caches and results"),
     "study": ("palenka.study", "run all stages of a study, from raw text to a report"),
     "grid": ("palenka.grid.__main__", "train many students over shared caches, rank them, train the best again"),
     "demo": ("palenka.demo", "the study that comes with Palenka: offline, real text, under five minutes on two cores"),

@@ -10,8 +10,8 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from configs.command_line import run
-from configs.errors import UserError
+from palenka.ground.command_line import run
+from palenka.ground.errors import UserError
 from palenka.study import Study, run_study
 from palenka.templates import write_pairs
 
@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _demo(arguments: Sequence[str]) -> None:
-    with importlib.resources.as_file(importlib.resources.files("configs") / "demo" / "study.yaml") as file:
+    with importlib.resources.as_file(importlib.resources.files("palenka") / "configs" / "demo" / "study.yaml") as file:
         study = Study(file, arguments)
     write_addresses(study.corpus.sources)
     if (folder := study.settings.minimal_pairs.get("minimal_pairs")) is not None:

@@ -16,23 +16,23 @@ from pydantic import Field
 from rich.console import Console
 from rich.table import Table
 
-from cache_teachers.capture import CaptureSettings, capture
-from configs.command_line import SettingsType, parse, run
-from configs.errors import UserError
-from configs.settings import Settings
-from data.cache import TeacherCache, read_manifest
-from data.corpus import Corpus
-from data.prepare import CorpusSettings, prepare
-from data.records import damage_of, read_record, write_record
-from eval.held_out import measure_held_out
-from eval.measure import Measurement, measure
-from eval.minimal_pairs import pair_files
-from eval.protocols import Protocol
-from eval.report.write import write_report
-from eval.suites import PairSuite, Suite
-from train_student.run import Run
-from train_student.settings import TrainSettings
-from train_student.train import train
+from palenka.cache_teachers.capture import CaptureSettings, capture
+from palenka.data.corpus import Corpus
+from palenka.data.signals.cache import TeacherCache, read_manifest
+from palenka.data.text.prepare import CorpusSettings, prepare
+from palenka.eval.held_out import measure_held_out
+from palenka.eval.measure import Measurement, measure
+from palenka.eval.minimal_pairs import pair_files
+from palenka.eval.protocols import Protocol
+from palenka.eval.suites import PairSuite, Suite
+from palenka.ground.command_line import SettingsType, parse, run
+from palenka.ground.errors import UserError
+from palenka.ground.files import damage_of, read_record, write_record
+from palenka.ground.settings import Settings
+from palenka.report.write import write_report
+from palenka.train_student.run import Run
+from palenka.train_student.settings import TrainSettings
+from palenka.train_student.train import train
 
 Result = TypeVar("Result")
 

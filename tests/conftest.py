@@ -10,14 +10,14 @@ import torch
 from hypothesis import settings
 from torch import Tensor, nn
 
-from cache_teachers.capture import CaptureSettings, capture
-from data.corpus import Corpus
-from data.prepare import CorpusSettings, prepare
-from data.signal import TeacherSignal
-from train_student.divergences import Divergence
-from train_student.head import head_terms
-from train_student.shapes import ModelShape
-from train_student.terms import NextTokenTerms
+from palenka.cache_teachers.capture import CaptureSettings, capture
+from palenka.data.corpus import Corpus
+from palenka.data.signals.signal import TeacherSignal
+from palenka.data.text.prepare import CorpusSettings, prepare
+from palenka.train_student.model.head import head_terms
+from palenka.train_student.model.shapes import ModelShape
+from palenka.train_student.objective.divergences import Divergence
+from palenka.train_student.objective.terms import NextTokenTerms
 
 # A busy machine is no failure.
 settings.register_profile("palenka", deadline=None)

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 
-from configs.command_line import parse, run
+from palenka.ground.command_line import parse, run
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -12,8 +12,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _train(arguments: Sequence[str]) -> None:
-    from train_student.settings import TrainSettings
-    from train_student.train import train
+    from palenka.train_student.settings import TrainSettings
+    from palenka.train_student.train import train
 
     train(parse(TrainSettings, arguments, "palenka train"))
 

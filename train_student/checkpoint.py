@@ -19,8 +19,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from data.progress import notice
-from data.records import commit, damage_of, read_record, write_record
+from palenka.ground.files import commit, damage_of, read_record, write_record
+from palenka.ground.progress import notice
 
 _KEPT = 2
 _COMMIT = "commit.json"

@@ -7,8 +7,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from data.stream import Batch
-from train_student.objective import Objective
+from palenka.data.signals.stream import Batch
+from palenka.train_student.objective.objective import Objective
 
 
 def gradient_ratios(

@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from data.stream import CodedBatch
+from palenka.data.signals.stream import CodedBatch
 
 
 @dataclass

@@ -5,7 +5,7 @@ from pydantic import Field
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import get_cosine_schedule_with_warmup
 
-from configs.settings import Settings
+from palenka.ground.settings import Settings
 
 
 class OptimizerSettings(Settings):

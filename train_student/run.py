@@ -21,11 +21,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from configs.errors import UserError, refuse_difference
-from configs.settings import read_yaml
-from data.corpus import Corpus
-from data.records import read_record, write_record
-from train_student.settings import TrainSettings
+from palenka.data.corpus import Corpus
+from palenka.ground.errors import UserError, refuse_difference
+from palenka.ground.files import read_record, write_record
+from palenka.ground.settings import read_yaml
+from palenka.train_student.settings import TrainSettings
 
 _LAST = "model.safetensors"
 _METRICS = "metrics.jsonl"

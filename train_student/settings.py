@@ -6,12 +6,12 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from configs.settings import Precision, Settings
-from data.windows import WindowRule
-from train_student.objective import TEACHER_TERMS, ObjectiveSettings
-from train_student.optimizer import OptimizerSettings
-from train_student.shapes import ModelShape
-from train_student.teachers import TeacherSource
+from palenka.data.windows import WindowRule
+from palenka.ground.settings import Precision, Settings
+from palenka.train_student.model.shapes import ModelShape
+from palenka.train_student.objective.objective import TEACHER_TERMS, ObjectiveSettings
+from palenka.train_student.optimizer import OptimizerSettings
+from palenka.train_student.teachers import TeacherSource
 
 
 class ValidationSettings(Settings):

@@ -11,19 +11,19 @@ from typing import Literal, Self
 import torch
 from pydantic import Field, model_validator
 
-from cache_teachers.teacher import SINGLE, Teacher, named_models
-from configs.errors import UserError, refuse_difference
-from configs.settings import Precision, Settings
-from data.cache import TeacherCache
-from data.corpus import Corpus
-from data.encoding import LogitEncoding
-from data.hidden import HiddenEncoding, HiddenLayers
-from data.manifest import CacheManifest, hidden_key, num_used
-from data.model_files import identity_of
-from data.stream import Batch, CodedBatch
-from data.windows import WindowRule
-from train_student.hidden import LayerPair
-from train_student.objective import ObjectiveSettings
+from palenka.cache_teachers.teacher import SINGLE, Teacher, named_models
+from palenka.data.corpus import Corpus
+from palenka.data.model_files import identity_of
+from palenka.data.signals.cache import TeacherCache
+from palenka.data.signals.encoding import LogitEncoding
+from palenka.data.signals.hidden import HiddenEncoding, HiddenLayers
+from palenka.data.signals.manifest import CacheManifest, hidden_key, num_used
+from palenka.data.signals.stream import Batch, CodedBatch
+from palenka.data.windows import WindowRule
+from palenka.ground.errors import UserError, refuse_difference
+from palenka.ground.settings import Precision, Settings
+from palenka.train_student.objective.hidden import LayerPair
+from palenka.train_student.objective.objective import ObjectiveSettings
 
 _MEASURE_WINDOWS = 16
 """Windows per forward pass while a live teacher's statistics are measured."""

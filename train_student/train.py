@@ -13,19 +13,19 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs
 
-from configs.errors import UserError
-from data.corpus import Corpus
-from data.lock import sole_writer
-from data.model_files import require_positions
-from data.processes import require_all_processes
-from data.progress import notice
-from data.stream import ReadingOrder
-from eval.held_out import fixed_windows
-from train_student.hidden import require_equal_widths
-from train_student.run import Run
-from train_student.settings import TrainSettings
-from train_student.teachers import Teachers, open_teachers
-from train_student.trainer import Trainer
+from palenka.data.corpus import Corpus
+from palenka.data.held_out import fixed_windows
+from palenka.data.model_files import require_positions
+from palenka.data.signals.stream import ReadingOrder
+from palenka.ground.errors import UserError
+from palenka.ground.lock import sole_writer
+from palenka.ground.processes import require_all_processes
+from palenka.ground.progress import notice
+from palenka.train_student.objective.hidden import require_equal_widths
+from palenka.train_student.run import Run
+from palenka.train_student.settings import TrainSettings
+from palenka.train_student.teachers import Teachers, open_teachers
+from palenka.train_student.trainer import Trainer
 
 _ACCELERATE_PRECISION = {"float32": "no", "bf16": "bf16", "fp16": "fp16"}
 

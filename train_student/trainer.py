@@ -17,20 +17,20 @@ from accelerate import Accelerator
 from numpy.random import SeedSequence
 from numpy.typing import NDArray
 
-from configs.errors import UserError
-from data.corpus import Corpus
-from data.progress import notice, progress_bar
-from data.stream import Batch, CodedBatch, ReadingOrder, stream
-from eval.held_out import window_losses
-from train_student.checkpoint import Checkpoints
-from train_student.gradients import gradient_ratios
-from train_student.meter import Meter
-from train_student.objective import Objective
-from train_student.optimizer import adamw, cosine_schedule
-from train_student.run import Run
-from train_student.settings import TrainSettings
-from train_student.shapes import count_parameters
-from train_student.teachers import Teachers
+from palenka.data.corpus import Corpus
+from palenka.data.held_out import window_losses
+from palenka.data.signals.stream import Batch, CodedBatch, ReadingOrder, stream
+from palenka.ground.errors import UserError
+from palenka.ground.progress import notice, progress_bar
+from palenka.train_student.checkpoint import Checkpoints
+from palenka.train_student.gradients import gradient_ratios
+from palenka.train_student.meter import Meter
+from palenka.train_student.model.shapes import count_parameters
+from palenka.train_student.objective.objective import Objective
+from palenka.train_student.optimizer import adamw, cosine_schedule
+from palenka.train_student.run import Run
+from palenka.train_student.settings import TrainSettings
+from palenka.train_student.teachers import Teachers
 
 
 class Trainer:

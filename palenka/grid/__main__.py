@@ -10,13 +10,13 @@ output/report.html                both as a page, with heat map and paired tests
 import sys
 from collections.abc import Sequence
 
-from configs.command_line import parse_file, run
-from data.progress import notice
 from palenka.grid.points import Grid, Point, require_same_settings
 from palenka.grid.results import StageResults, chosen_finalists, publish, results_of
 from palenka.grid.running import is_finished, require_inputs, run_local, run_point
 from palenka.grid.settings import GridSettings, PointSettings
 from palenka.grid.slurm import Following, submit
+from palenka.ground.command_line import parse_file, run
+from palenka.ground.progress import notice
 
 INCOMPLETE = 1
 """Exit status where points failed or are not finished."""

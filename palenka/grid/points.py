@@ -13,12 +13,12 @@ from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
-from configs.command_line import parse
-from configs.errors import UserError
 from palenka.grid.settings import GridSettings
-from train_student.objective import ObjectiveSettings
-from train_student.run import Run
-from train_student.settings import TrainSettings
+from palenka.ground.command_line import parse
+from palenka.ground.errors import UserError
+from palenka.train_student.objective.objective import ObjectiveSettings
+from palenka.train_student.run import Run
+from palenka.train_student.settings import TrainSettings
 
 Stage = Literal["points", "finalists"]
 

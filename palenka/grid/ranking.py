@@ -11,8 +11,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Column, Table
 
-from eval.statistics import mean_interval
-from eval.suites import Suite
+from palenka.eval.statistics import mean_interval
+from palenka.eval.suites import Suite
 from palenka.grid.points import Grid, Point, Variant
 
 Measured = Mapping[str, Mapping[str, Any]]

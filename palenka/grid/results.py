@@ -10,13 +10,13 @@ from typing import Any
 
 from rich.console import Console
 
-from configs.errors import UserError
-from data.progress import notice
-from data.records import write_record
-from eval.report.write import write_report
 from palenka.grid.points import Grid, Point
 from palenka.grid.ranking import Measured, best, print_ranking, print_runs, rank
 from palenka.grid.running import is_finished, measures, reason_of_failure
+from palenka.ground.errors import UserError
+from palenka.ground.files import write_record
+from palenka.ground.progress import notice
+from palenka.report.write import write_report
 
 
 @dataclass(frozen=True)

@@ -18,17 +18,17 @@ from typing import Any
 
 import torch
 
-from configs.errors import UserError
-from data.corpus import Corpus
-from data.progress import notice
-from data.records import read_record, write_record
-from eval.held_out import measure_held_out
-from eval.measure import Measurement, measure
-from eval.minimal_pairs import pair_files
-from eval.suites import Suite
+from palenka.data.corpus import Corpus
+from palenka.eval.held_out import measure_held_out
+from palenka.eval.measure import Measurement, measure
+from palenka.eval.minimal_pairs import pair_files
+from palenka.eval.suites import Suite
 from palenka.grid.points import Grid, Point
-from train_student.run import Run
-from train_student.train import train
+from palenka.ground.errors import UserError
+from palenka.ground.files import read_record, write_record
+from palenka.ground.progress import notice
+from palenka.train_student.run import Run
+from palenka.train_student.train import train
 
 _NOT_ENDED = "it began and did not end: it runs still, was killed, or ran out of time or memory"
 

@@ -6,9 +6,9 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from configs.settings import Settings
-from eval.protocols import Protocol
-from eval.suites import PairSuite, Suite
+from palenka.eval.protocols import Protocol
+from palenka.eval.suites import PairSuite, Suite
+from palenka.ground.settings import Settings
 
 _DECIDED = ("output", "seed")
 """Options of a student that the grid decides itself."""

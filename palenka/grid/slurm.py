@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from configs.errors import UserError
-from data.progress import notice
 from palenka.grid.points import Grid, Point
+from palenka.ground.errors import UserError
+from palenka.ground.progress import notice
 
 Following = Literal["finish", "rank"]
 

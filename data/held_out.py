@@ -1,0 +1,49 @@
+"""Held-out windows: a fixed sample of a split, and how surprising each of them is to a model."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812 - its usual name
+from numpy.typing import NDArray
+from transformers import PreTrainedModel
+
+from palenka.data.corpus import Corpus
+from palenka.data.windows import WindowRule, gather
+from palenka.ground.errors import UserError
+
+
+def fixed_windows(corpus: Corpus, length: int, at_most: int | None = None) -> NDArray[np.int64]:
+    """Windows of a held-out split, [n, length]: all of view 0, or a sample of it that is the same for every model.
+
+    Raises:
+        UserError: if the split is shorter than a window.
+    """
+    rule = WindowRule(length=length)
+    slots = rule.slots(len(corpus.tokens), 0)[:at_most]
+    if len(slots) == 0:
+        raise UserError(
+            f"the {corpus.split} split of {corpus.directory} has {len(corpus.tokens)} tokens, fewer than one window of "
+            f"{length}; add text to it or shorten the windows"
+        )
+    return gather(corpus.tokens, rule, 0, slots)
+
+
+@torch.inference_mode()
+def window_losses(
+    model: PreTrainedModel, windows: NDArray[np.int64], micro_batch: int
+) -> Iterator[NDArray[np.float64]]:
+    """Mean cross-entropy in nats of the next tokens of each window, micro-batch by micro-batch.
+
+    Computed in float32 from the model's logits; L − 1 predictions in a window of L tokens.
+    """
+    was_training = model.training
+    model.train(False)
+    try:
+        for start in range(0, len(windows), micro_batch):
+            tokens = torch.from_numpy(windows[start : start + micro_batch]).to(model.device)
+            logits = model(input_ids=tokens, use_cache=False).logits[:, :-1].float()
+            losses = F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
+            yield losses.view(len(tokens), -1).mean(dim=1).cpu().double().numpy()
+    finally:
+        model.train(was_training)

@@ -1,0 +1,322 @@
+"""The teacher cache: a sharded Zarr v3 group of what one teacher says about every window of its views.
+
+    zarr.json            the manifest, as the group's attributes
+    logits/ARRAY         [views, windows, length, …]  what the encoding keeps (`encoding.py`)
+    hidden/MODEL/LAYER/  codes [views, windows, positions, components], and the layer's mean, variance, scale, basis
+    commits/store.json   checksums of the metadata and of the layers' statistics
+    commits/V-S.json     checksums of shard S of view V, and the error of its hidden states
+
+Windows lie in slots (see `windows.py`). Zarr reads a missing shard as zeros without an error, so a shard counts
+only once its commit record is there; the record is written last, by renaming. Only native Zarr codecs are used.
+"""
+
+import shutil
+from collections import OrderedDict
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+import zarr
+from numpy.typing import NDArray
+from pydantic import ValidationError
+from torch import Tensor
+from zarr.codecs import BloscCodec, Crc32cCodec
+
+from palenka.data.signals.hidden import LayerStatistics
+from palenka.data.signals.manifest import CacheManifest, Shard, codes_of, hidden_key
+from palenka.data.signals.signal import TeacherSignal
+from palenka.data.windows import BLOCK_WINDOWS
+from palenka.ground.errors import UserError, refuse_difference
+from palenka.ground.files import commit, damage_of, read_record
+
+Arrays = Mapping[str, NDArray[np.generic]]
+
+HiddenError = Mapping[str, tuple[float, float]]
+"""For every layer the sums of squares that its codes miss, and that there are (`LayerStatistics.squared_error`)."""
+
+_STORE_RECORD = "commits/store.json"
+_CHUNK_WINDOWS = BLOCK_WINDOWS // 4
+"""So that several processors decompress a block; single chunks were read at half the speed."""
+
+
+class CacheWriter:
+    """Writes the shards of a cache, each of them whole or not at all.
+
+    Many processes may write one cache, each its own shards; `create_cache` comes first, in one of them.
+    """
+
+    def __init__(self, directory: Path, manifest: CacheManifest) -> None:
+        self.directory = directory
+        self.manifest = manifest
+        group = zarr.open_group(directory, mode="r+", zarr_format=3)
+        self._arrays = {name: _array(group, name) for name in _array_types(manifest)}
+        self.statistics = _read_statistics(group, manifest.hidden_keys())
+
+    def empty(self, shard: Shard) -> dict[str, NDArray[np.generic]]:
+        """Room for one shard: an array [windows, …] for every array of the cache."""
+        windows = shard.stop - shard.start
+        return {name: np.zeros((windows, *array.shape[2:]), dtype=array.dtype) for name, array in self._arrays.items()}
+
+    def write(self, shard: Shard, arrays: Arrays, hidden_error: HiddenError) -> None:
+        """Write one shard's arrays, each [shard.stop − shard.start, …], and then its commit record."""
+        for name, array in self._arrays.items():
+            # The last shard of a view ends before its array does: Zarr would read what is there, damaged or not.
+            (self.directory / shard.file_of(name)).unlink(missing_ok=True)
+            array[shard.view, shard.start : shard.stop] = arrays[name]
+        files = [shard.file_of(name) for name in self._arrays]
+        commit(self.directory, shard.record, files, hidden_error=dict(hidden_error))
+
+
+def is_begun(directory: Path, manifest: CacheManifest) -> bool:
+    """Whether a cache with this manifest was begun at `directory`.
+
+    Raises:
+        UserError: if something else is there, or a cache of another corpus, teacher, window rule or encoding.
+    """
+    if not directory.exists() or not any(directory.iterdir()):
+        return False
+    remedy = "delete it or choose another output"
+    refuse_difference(f"cache {directory}", manifest.as_plain(), read_manifest(directory).as_plain(), remedy)
+    return True
+
+
+def remove_leftovers(directory: Path) -> None:
+    """Remove what killed writers left half-written in a cache; no other may be writing there."""
+    for leftover in directory.rglob("*.partial"):
+        leftover.unlink()
+
+
+def create_cache(directory: Path, manifest: CacheManifest, statistics: Mapping[str, LayerStatistics]) -> None:
+    """Make an empty cache at `directory`, where nothing is.
+
+    Args:
+        directory: where it will be; it appears there whole.
+        manifest: what it says of itself.
+        statistics: of every layer in `manifest.hidden_keys()`.
+    """
+    directory = directory.absolute()
+    aside = directory.with_name(f"{directory.name}.partial")
+    shutil.rmtree(aside, ignore_errors=True)
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    group = zarr.open_group(aside, mode="w", zarr_format=3)
+    group.attrs.update(manifest.model_dump(mode="json"))
+    num_windows = max(manifest.num_windows(view) for view in range(manifest.windows.views))
+    for name, (rows, width, dtype) in _array_types(manifest).items():
+        shape = (manifest.windows.views, num_windows, rows, width)
+        group.create_array(
+            name,
+            shape=shape,
+            dtype=dtype,
+            chunks=(1, _chunk_windows(manifest), *shape[2:]),
+            shards=(1, manifest.windows_per_shard, *shape[2:]),
+            compressors=[_compressor(name), Crc32cCodec()],
+            config={"write_empty_chunks": True},
+        )
+    for key, layer in statistics.items():
+        for name, values in vars(layer).items():
+            if values is not None:
+                group.create_array(f"hidden/{key}/{name}", data=values.numpy())
+    files = sorted(str(path.relative_to(aside)) for path in aside.rglob("*") if path.is_file())
+    (aside / "commits").mkdir()
+    commit(aside, _STORE_RECORD, files)
+    if directory.exists():
+        directory.rmdir()
+    aside.rename(directory)
+
+
+def read_manifest(directory: Path) -> CacheManifest:
+    """The manifest of a cache, its metadata checked.
+
+    Raises:
+        UserError: if there is no cache, or its metadata is damaged or of another format version.
+    """
+    if not (directory / "zarr.json").is_file():
+        raise UserError(f"{directory} is not a teacher cache: it has no zarr.json; make one with `palenka cache run`")
+    if damage := damage_of(directory, _STORE_RECORD):
+        raise UserError(f"teacher cache {directory} is damaged: {damage}; delete it and capture it again")
+    try:
+        return CacheManifest.model_validate(dict(zarr.open_group(directory, mode="r").attrs))
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise UserError(
+            f"teacher cache {directory} has a manifest of another format: {field} is {first['input']!r}; "
+            "capture it again"
+        ) from None
+
+
+class TeacherCache:
+    """Reads a cache; every shard's checksums are compared once, when it is first read.
+
+    Memory: two blocks of `BLOCK_WINDOWS` windows, whatever the corpus.
+
+    Hidden states are read only of the layers that were asked for with `read_statistics`.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.manifest = read_manifest(directory)
+        self._group = zarr.open_group(directory, mode="r")
+        self._arrays = {name: _array(self._group, name) for name in _array_types(self.manifest) if "hidden" not in name}
+        self._chunk_windows = _chunk_windows(self.manifest)
+        self._checked: set[Shard] = set()
+        self._chunks: OrderedDict[tuple[int, int], dict[str, NDArray[np.generic]]] = OrderedDict()
+
+    def read_statistics(self, keys: Collection[str]) -> dict[str, LayerStatistics]:
+        """The coordinates of some of the layers in `manifest.hidden_keys()`; signals hold their states from now on."""
+        self._arrays |= {codes_of(key): _array(self._group, codes_of(key)) for key in keys}
+        return _read_statistics(self._group, keys)
+
+    def require_shards(self, shards: Iterable[Shard]) -> None:
+        """Refuse to go on unless all these shards are there; sizes are compared, checksums when they are read.
+
+        Raises:
+            UserError: naming how many shards are missing and what is wrong with the first.
+        """
+        damages = [damage for shard in shards if (damage := damage_of(self.directory, shard.record, contents=False))]
+        if damages:
+            raise UserError(
+                f"teacher cache {self.directory} lacks {len(damages)} of the shards needed: {damages[0]}; "
+                "run `palenka cache run` again for all of the fraction that is read, it captures just these"
+            )
+
+    def read(self, view: int, slots: NDArray[np.int64]) -> TeacherSignal:
+        """The signal for the windows at some slots of a view, in their order, on the CPU.
+
+        Raises:
+            UserError: if a shard is missing or damaged; it is named.
+        """
+        return self.decode({name: torch.from_numpy(part) for name, part in self.codes(view, slots).items()})
+
+    def codes(self, view: int, slots: NDArray[np.int64]) -> dict[str, NDArray[np.generic]]:
+        """The arrays for the windows at some slots of a view, as they are stored.
+
+        Raises:
+            UserError: if a shard is missing or damaged; it is named.
+        """
+        chunks, rows = np.divmod(slots, self._chunk_windows)
+        needed = np.unique(chunks)
+        self._load(view, needed)
+        parts = {
+            name: np.empty((len(slots), *array.shape[2:]), dtype=array.dtype) for name, array in self._arrays.items()
+        }
+        for chunk in needed:
+            here = chunks == chunk
+            for name, values in self._chunks[view, int(chunk)].items():
+                parts[name][here] = values[rows[here]]
+        while len(self._chunks) * self._chunk_windows > BLOCK_WINDOWS:
+            self._chunks.popitem(last=False)
+        return parts
+
+    def decode(self, codes: Mapping[str, Tensor]) -> TeacherSignal:
+        """The signal of some windows' arrays, on whatever device they are."""
+        keys = (key for key in self.manifest.hidden_keys() if codes_of(key) in codes)
+        return self.manifest.logits.decode(codes, {key: codes[codes_of(key)] for key in keys})
+
+    def bytes_per_token(self) -> dict[str, float]:
+        """Bytes on disk for every token of the committed shards, by array."""
+        tokens = self.captured_tokens()
+        return {name: size / tokens for name, size in self.bytes_by_array().items()}
+
+    def bytes_by_array(self) -> dict[str, int]:
+        """Bytes on disk of the committed shards, by array."""
+        shards = self.committed()
+        return {
+            name: sum((self.directory / shard.file_of(name)).stat().st_size for shard in shards)
+            for name in _array_types(self.manifest)
+        }
+
+    def captured_tokens(self) -> int:
+        """Tokens of the committed shards, over all views."""
+        return sum(shard.stop - shard.start for shard in self.committed()) * self.manifest.windows.length
+
+    def hidden_errors(self) -> dict[str, float]:
+        """What the codes of every layer miss of its hidden states' squares about their mean, as measured at capture."""
+        sums: dict[str, NDArray[np.float64]] = {}
+        for shard in self.committed():
+            for key, missed_and_all in read_record(self.directory / shard.record)["hidden_error"].items():
+                sums[key] = sums.get(key, np.zeros(2)) + np.array(missed_and_all)
+        return {key: float(missed / max(total, 1e-30)) for key, (missed, total) in sums.items()}
+
+    def kept_mass(self) -> dict[float, float]:
+        """Mean mass of the kept tokens at each temperature over the committed shards; 1 where draws estimate all."""
+        if "logits/log_tail" not in self._arrays:
+            return dict.fromkeys(self.manifest.logits.temperatures, 1.0)
+        sums, count = np.zeros(len(self.manifest.logits.temperatures)), 0
+        for shard in self.committed():
+            log_tail = np.asarray(self._arrays["logits/log_tail"][shard.view, shard.start : shard.stop], np.float64)
+            sums += -np.expm1(log_tail).sum(axis=(0, 1))
+            count += log_tail.shape[0] * log_tail.shape[1]
+        return dict(zip(self.manifest.logits.temperatures, (sums / count).tolist(), strict=True))
+
+    def committed(self) -> list[Shard]:
+        """The shards that were captured."""
+        return [shard for shard in self.manifest.shards() if (self.directory / shard.record).is_file()]
+
+    def _load(self, view: int, needed: NDArray[np.int64]) -> None:
+        """Read those of the chunks, in ascending order, that are not at hand yet; neighbours at once."""
+        missing = np.array([chunk for chunk in needed if (view, int(chunk)) not in self._chunks], np.int64)
+        for run in np.split(missing, np.flatnonzero(np.diff(missing) > 1) + 1) if len(missing) else ():
+            start = int(run[0]) * self._chunk_windows
+            stop = min((int(run[-1]) + 1) * self._chunk_windows, self.manifest.num_windows(view))
+            for shard in self.manifest.shards_over(view, start, stop):
+                self._check(shard)
+            read = {name: np.asarray(array[view, start:stop]) for name, array in self._arrays.items()}
+            for number, chunk in enumerate(run):
+                rows = slice(number * self._chunk_windows, (number + 1) * self._chunk_windows)
+                self._chunks[view, int(chunk)] = {name: values[rows] for name, values in read.items()}
+
+    def _check(self, shard: Shard) -> None:
+        if shard in self._checked:
+            return
+        if damage := damage_of(self.directory, shard.record):
+            raise UserError(
+                f"teacher cache {self.directory} is damaged: {damage}; `palenka cache run` captures it anew"
+            )
+        self._checked.add(shard)
+
+
+def _chunk_windows(manifest: CacheManifest) -> int:
+    """Windows of a chunk: none is in two shards, of which the second may not be captured."""
+    return min(_CHUNK_WINDOWS, manifest.windows_per_shard)
+
+
+def _array_types(manifest: CacheManifest) -> dict[str, tuple[int, int, str]]:
+    """The last two dimensions and the type of every array."""
+    stored = manifest.logits.arrays(manifest.vocabulary_size)
+    types = {name: (manifest.windows.length, width, kind) for name, (width, kind) in stored.items()}
+    if hidden := manifest.hidden:
+        for model, kept in manifest.hidden_layers.items():
+            for layer in kept.layers:
+                width = hidden.num_components(kept.width)
+                types[codes_of(hidden_key(model, layer))] = (hidden.num_positions(), width, hidden.values)
+    return types
+
+
+def _read_statistics(group: zarr.Group, keys: Iterable[str]) -> dict[str, LayerStatistics]:
+    def read(name: str) -> Tensor:
+        return torch.from_numpy(np.asarray(_array(group, name)[:]))
+
+    return {
+        key: LayerStatistics(
+            mean=read(f"hidden/{key}/mean"),
+            variance=read(f"hidden/{key}/variance"),
+            scale=read(f"hidden/{key}/scale"),
+            basis=read(f"hidden/{key}/basis") if f"hidden/{key}/basis" in group else None,
+        )
+        for key in keys
+    }
+
+
+def _compressor(array: str) -> BloscCodec:
+    """Zstandard over a whole chunk. The differences of ids repeat, which shuffling their bits would hide from it."""
+    shuffle: Literal["shuffle", "bitshuffle"] = "shuffle" if array.endswith("ids") else "bitshuffle"
+    return BloscCodec(cname="zstd", clevel=3, shuffle=shuffle, blocksize=2**20)
+
+
+def _array(group: zarr.Group, name: str) -> zarr.Array:  # type: ignore[type-arg]
+    array = group[name]
+    assert isinstance(array, zarr.Array)
+    return array

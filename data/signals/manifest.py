@@ -1,0 +1,111 @@
+"""What a teacher cache says of itself: its manifest, and how its windows are laid out in shards.
+
+The manifest holds everything that must match for the cache to be of use, and no path and no date, so that the
+same capture gives the same bytes anywhere.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import Field
+
+from palenka.data.signals.encoding import LogitEncoding
+from palenka.data.signals.hidden import HiddenEncoding, HiddenLayers
+from palenka.data.windows import BLOCK_WINDOWS, WindowRule
+from palenka.ground.settings import Precision, Settings
+
+LARGEST_SHARD_BYTES = 64 * 2**20
+LARGEST_SHARD_WINDOWS = 4 * BLOCK_WINDOWS
+
+
+class TeacherIdentity(Settings):
+    """What makes a teacher the same teacher."""
+
+    weights: str
+    """SHA-256 over all tensors of the model."""
+    config: dict[str, Any]
+    """Its Hugging Face configuration."""
+    precision: Precision
+    """The type that its forward pass computes in."""
+
+
+class CacheManifest(Settings):
+    """Everything that must match for a cache to be of use; it holds no path and no date."""
+
+    format_version: Literal[1] = 1
+    corpus: str
+    """Fingerprint of the corpus store."""
+    tokenizer: str
+    """SHA-256 of the tokenizer."""
+    num_tokens: int
+    """Tokens in the corpus store."""
+    vocabulary_size: int
+    windows: WindowRule
+    teachers: dict[str, TeacherIdentity]
+    """By name; several are an ensemble, whose distribution is the geometric mean of theirs."""
+    logits: LogitEncoding
+    hidden: HiddenEncoding | None = None
+    hidden_layers: dict[str, HiddenLayers] = Field(default={})
+    """Layers kept of each teacher's hidden states, by its name; empty unless hidden states are kept."""
+    windows_per_shard: int = Field(ge=1)
+    """Slots that are written, committed and, if damaged, captured again together."""
+
+    def hidden_keys(self) -> tuple[str, ...]:
+        """The names of the layers kept, in the order of teachers and layers."""
+        return tuple(hidden_key(model, layer) for model, kept in self.hidden_layers.items() for layer in kept.layers)
+
+    def num_windows(self, view: int) -> int:
+        """Windows of a view."""
+        return self.windows.count(self.num_tokens, view)
+
+    def shards(self, fraction: float = 1.0) -> Iterator["Shard"]:
+        """The shards of all views that hold the first `fraction` of each view's slots."""
+        for view in range(self.windows.views):
+            yield from self.shards_over(view, 0, num_used(self.num_windows(view), fraction))
+
+    def shards_over(self, view: int, start: int, stop: int) -> Iterator["Shard"]:
+        """The shards of a view that hold its slots [start, stop)."""
+        size = self.windows_per_shard
+        for number in range(start // size, -(-stop // size)):
+            yield Shard(view, number, number * size, min((number + 1) * size, self.num_windows(view)))
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Consecutive slots of a view that are written together."""
+
+    view: int
+    number: int
+    start: int
+    stop: int
+
+    @property
+    def record(self) -> str:
+        """Path of the commit record in the cache."""
+        return f"commits/{self.view}-{self.number}.json"
+
+    def file_of(self, array: str) -> str:
+        """Path of this shard's file of an array in the cache."""
+        return f"{array}/c/{self.view}/{self.number}/0/0"
+
+
+def hidden_key(model: str, layer: int) -> str:
+    """The name of a model's layer among the hidden states of a signal."""
+    return f"{model}/{layer}"
+
+
+def codes_of(key: str) -> str:
+    """The name of the array with the codes of a layer."""
+    return f"hidden/{key}/codes"
+
+
+def windows_per_shard(bytes_per_window: int) -> int:
+    """As many windows as fit in `LARGEST_SHARD_BYTES`, a power of two, `LARGEST_SHARD_WINDOWS` at most."""
+    fit = LARGEST_SHARD_BYTES // bytes_per_window
+    return min(LARGEST_SHARD_WINDOWS, 1 << max(0, fit.bit_length() - 1))
+
+
+def num_used(num_windows: int, fraction: float) -> int:
+    """How many slots the first `fraction` of a view's windows are: a uniform sample of it."""
+    return min(num_windows, max(1, round(num_windows * fraction)))

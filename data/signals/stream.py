@@ -1,0 +1,212 @@
+"""The stream: tokens beside teacher signals, in an order that only a seed, an epoch and the corpus decide.
+
+A run reads one long sequence of windows, epoch after epoch; a position in it is all that a resume needs. Batches are
+slices of the sequence, so neither their size nor the number of processes changes what is read, or when.
+"""
+
+import queue
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from palenka.data.corpus import Corpus
+from palenka.data.signals.cache import Arrays, TeacherCache
+from palenka.data.signals.manifest import num_used
+from palenka.data.signals.signal import TeacherSignal
+from palenka.data.windows import WindowRule, epoch_order, gather
+
+Codes = Mapping[str, Tensor]
+"""The arrays of a cache for some windows, [B, …] each, as they are stored."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Windows and what the teachers say of them.
+
+    Attributes:
+        tokens: [B, L] int64.
+        positions: at which hidden states are known, [B, P] int64; a signal with fewer has the first of them.
+        signals: by the teacher's name.
+    """
+
+    tokens: Tensor
+    positions: Tensor
+    signals: Mapping[str, TeacherSignal]
+
+
+@dataclass(frozen=True)
+class CodedBatch:
+    """A batch as it is read: what moves to an accelerator are the codes, which are decoded there.
+
+    Attributes:
+        tokens: [B, L] int64.
+        positions: [B, P] int64.
+        codes: of the cached teachers by name.
+    """
+
+    tokens: Tensor
+    positions: Tensor
+    codes: Mapping[str, Codes]
+
+    def to(self, device: torch.device) -> "CodedBatch":
+        """The same batch on another device; the copies overlap with work where memory is pinned."""
+        return self._map(lambda part: part.to(device, non_blocking=True))
+
+    def pin_memory(self) -> "CodedBatch":
+        """The same batch in page-locked memory."""
+        return self._map(Tensor.pin_memory)
+
+    def decode(self, caches: Mapping[str, TeacherCache]) -> Batch:
+        """The signals of the caches that it was read from."""
+        return Batch(
+            self.tokens, self.positions, {name: caches[name].decode(codes) for name, codes in self.codes.items()}
+        )
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> "CodedBatch":
+        codes = {teacher: {name: change(part) for name, part in parts.items()} for teacher, parts in self.codes.items()}
+        return CodedBatch(change(self.tokens), change(self.positions), codes)
+
+
+class ReadingOrder:
+    """The sequence of windows that a run reads: all epochs, one after the other.
+
+    Args:
+        rule: the window rule; epoch e reads view e mod `rule.views`.
+        num_tokens: tokens in the corpus store.
+        seed: the run's seed.
+        epochs: how often the corpus is read.
+        fraction: read only the first part of each view's slots, a uniform sample of the corpus.
+        batch: windows of a global batch. Inside it slots ascend, so that each of several processes, whose part of
+            it is a slice, reads few chunks of a cache.
+    """
+
+    def __init__(
+        self, rule: WindowRule, num_tokens: int, seed: int, epochs: int, fraction: float = 1.0, batch: int = 1
+    ) -> None:
+        self.rule = rule
+        self.num_tokens = num_tokens
+        self.seed = seed
+        self.batch = batch
+        used = [num_used(rule.count(num_tokens, epoch % rule.views), fraction) for epoch in range(epochs)]
+        self._ends = np.cumsum(used)
+        self._opened: tuple[int, NDArray[np.int64], NDArray[np.int64]] | None = None
+
+    def __len__(self) -> int:
+        """Windows in all epochs together."""
+        return int(self._ends[-1])
+
+    def epoch_at(self, position: int) -> int:
+        """The epoch that a position belongs to."""
+        return int(np.searchsorted(self._ends, position, side="right"))
+
+    def pieces(self, start: int, stop: int) -> Iterator[tuple[int, NDArray[np.int64], NDArray[np.int64]]]:
+        """Positions [start, stop) as (view, slots, window indices), one piece for every epoch they touch."""
+        while start < stop:
+            epoch = self.epoch_at(start)
+            end = int(self._ends[epoch])
+            first = end - self._in_epoch(epoch)
+            order, index_of_slot = self._order(epoch)
+            slots = order[start - first : min(stop, end) - first]
+            yield epoch % self.rule.views, slots, index_of_slot[slots]
+            start = min(stop, end)
+
+    def _in_epoch(self, epoch: int) -> int:
+        return int(self._ends[epoch] - (self._ends[epoch - 1] if epoch else 0))
+
+    def _order(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The epoch's slots in reading order, and the window at every slot of its view; kept for one epoch."""
+        if self._opened is None or self._opened[0] != epoch:
+            order = epoch_order(self._in_epoch(epoch), self.seed, epoch)
+            first = int(self._ends[epoch]) - len(order)
+            order = order[np.lexsort((order, (first + np.arange(len(order))) // self.batch))]
+            self._opened = (epoch, order, self.rule.slots(self.num_tokens, epoch % self.rule.views))
+        return self._opened[1:]
+
+
+def read_batch(
+    corpus: Corpus,
+    order: ReadingOrder,
+    caches: Mapping[str, TeacherCache],
+    start: int,
+    stop: int,
+    num_positions: int = 0,
+) -> CodedBatch:
+    """The windows at positions [start, stop) of the order, with the codes of their cached signals; see `stream`."""
+    tokens: list[NDArray[np.int64]] = []
+    positions: list[NDArray[np.int64]] = []
+    codes: dict[str, list[Arrays]] = {name: [] for name in caches}
+    for view, slots, indices in order.pieces(start, stop):
+        tokens.append(gather(corpus.tokens, order.rule, view, indices))
+        positions.append(order.rule.positions(view, indices, num_positions))
+        for name, cache in caches.items():
+            codes[name].append(cache.codes(view, slots))
+    joined = {name: {key: _join([part[key] for part in parts]) for key in parts[0]} for name, parts in codes.items()}
+    return CodedBatch(_join(tokens), _join(positions), joined)
+
+
+def _join(parts: Sequence[NDArray[Any]]) -> Tensor:
+    # Joined by NumPy: torch cannot join all types that are stored.
+    return torch.from_numpy(np.concatenate(parts))
+
+
+def stream(
+    corpus: Corpus,
+    order: ReadingOrder,
+    caches: Mapping[str, TeacherCache],
+    slices: Iterator[tuple[int, int]],
+    num_positions: int = 0,
+    prefetch: int = 4,
+    pin_memory: bool = False,
+) -> Iterator[CodedBatch]:
+    """Batches for the given slices of the order, read ahead by a background thread.
+
+    Args:
+        corpus: where the tokens are.
+        order: the sequence of windows.
+        caches: teacher caches by name.
+        slices: [start, stop) positions, one for each batch.
+        num_positions: in each window, at which hidden states are known.
+        prefetch: how many batches may lie ready; memory grows with it.
+        pin_memory: put batches in page-locked memory, so that copies to a GPU overlap with work.
+
+    Raises:
+        UserError: what reading raised, at the batch where it happened.
+    """
+    ready: queue.Queue[CodedBatch | BaseException | None] = queue.Queue(maxsize=prefetch)
+    stopped = threading.Event()
+
+    def put(item: CodedBatch | BaseException | None) -> None:
+        while not stopped.is_set():
+            try:
+                ready.put(item, timeout=0.1)
+                break
+            except queue.Full:
+                pass
+
+    def read_ahead() -> None:
+        try:
+            for start, stop in slices:
+                batch = read_batch(corpus, order, caches, start, stop, num_positions)
+                put(batch.pin_memory() if pin_memory else batch)
+                if stopped.is_set():
+                    return
+            put(None)
+        except BaseException as error:  # the reader raises it
+            put(error)
+
+    thread = threading.Thread(target=read_ahead, name="prefetch", daemon=True)
+    thread.start()
+    try:
+        while (item := ready.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        stopped.set()
+        thread.join()

@@ -1,0 +1,170 @@
+"""Raw text, whatever its lines look like: finding the files and reading them in bounded parts.
+
+BabyLM-style text has lines of 19 MB beside lines of one word. Everything here is linear in the size of a file and
+keeps a few parts in memory.
+"""
+
+import codecs
+import io
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from palenka.ground.errors import UserError
+
+SPLITS = ("train", "dev", "test")
+"""What a corpus is divided into; the suffix of every file of text says which."""
+
+PART_CHARACTERS = 65_536
+"""Longest part of a line, in characters."""
+
+_BLOCK_BYTES = 1 << 18
+# The last white space before a word: a place where no cleaner looks across (they drop spaces before punctuation and
+# apostrophes). Greedy, so the search goes backwards from the end; it is linear, as only starts of runs are looked at.
+_BETWEEN_WORDS = re.compile(r".*\S(?=\s++[^\s.,;!?'’])", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """One file of raw text.
+
+    Attributes:
+        path: where it is.
+        name: its path relative to the folder of the sources, with forward slashes.
+    """
+
+    path: Path
+    name: str
+
+    @property
+    def split(self) -> str:
+        """``"train"``, ``"dev"`` or ``"test"``, which is the file's suffix."""
+        return self.path.suffix.removeprefix(".")
+
+
+class Part(NamedTuple):
+    """A line of text, or a part of one that is too long."""
+
+    text: str
+    """Without the line's end."""
+    opens_line: bool
+    ends_line: bool
+
+
+def find_sources(folder: Path) -> list[SourceFile]:
+    """The ``*.train``, ``*.dev`` and ``*.test`` files at any depth, sorted by their relative path.
+
+    Raises:
+        UserError: if the folder is missing or a file, holds no such files, or none for training.
+    """
+    if not folder.is_dir():
+        problem = "is a file, not a folder" if folder.exists() else "does not exist"
+        raise UserError(f"sources {folder} {problem}; give the folder that holds the *.train and *.dev files")
+    found = [path for path in folder.rglob("*") if path.suffix.removeprefix(".") in SPLITS and path.is_file()]
+    files = [SourceFile(path, path.relative_to(folder).as_posix()) for path in found]
+    if not any(file.split == "train" for file in files):
+        other = f"only {', '.join(sorted(file.name for file in files))}" if files else "no *.train files"
+        raise UserError(f"sources {folder} holds {other}; name the training text SOURCE.train, such as childes.train")
+    return sorted(files, key=lambda file: file.name)
+
+
+def read_parts(
+    path: Path,
+    limit: int = PART_CHARACTERS,
+    block_bytes: int = _BLOCK_BYTES,
+    advance: Callable[[int], object] | None = None,
+) -> Iterator[Part]:
+    r"""The lines of a UTF-8 file, those of more than `limit` characters in parts.
+
+    A part is cut off before the last white space that a word follows (and that follows something else than white
+    space), so neither a word nor a space before a punctuation mark is ever torn. Only where `limit` characters hold no
+    such place is the cut made after them all. Lines end in ``\n``, ``\r\n`` or ``\r``; a byte-order mark is skipped.
+
+    Args:
+        path: the file.
+        limit: longest part.
+        block_bytes: how much is read at once; what is yielded does not depend on it.
+        advance: called with the number of bytes read, after each block.
+
+    Raises:
+        UserError: at the first byte that is not UTF-8.
+    """
+    rest, opens_line = "", True
+    for text in _decoded_blocks(path, block_bytes, advance):
+        *lines, rest = (rest + text).split("\n")
+        for line in lines:
+            parts, last = cut(line, limit, _BETWEEN_WORDS)
+            for part in parts:
+                yield Part(part, opens_line, False)
+                opens_line = False
+            yield Part(last, opens_line, True)
+            opens_line = True
+        parts, rest = cut(rest, limit, _BETWEEN_WORDS)
+        for part in parts:
+            yield Part(part, opens_line, False)
+            opens_line = False
+    if rest or not opens_line:
+        yield Part(rest, opens_line, True)
+
+
+def cut(text: str, limit: int, place: re.Pattern[str]) -> tuple[list[str], str]:
+    """Cut parts off the front of a text while more than `limit` characters are left; returns them and the rest.
+
+    Each cut depends on the next ``limit + 1`` characters alone, so a text that arrives in pieces, each put behind the
+    rest of those before it, is cut at the same places.
+
+    Args:
+        text: what to cut.
+        limit: longest part, 1 at least.
+        place: matches from the start of a text to where it may be cut, as far on as possible; where it does not match,
+            the cut is made after `limit` characters.
+    """
+    parts = []
+    start = 0
+    while len(text) - start > limit:
+        window = text[start : start + limit + 1]
+        found = place.match(window)
+        length = found.end() if found else limit
+        parts.append(window[:length])
+        start += length
+    return parts, text[start:]
+
+
+def _decoded_blocks(path: Path, block_bytes: int, advance: Callable[[int], object] | None) -> Iterator[str]:
+    """The text of a file in blocks, line ends as newlines."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    newlines = io.IncrementalNewlineDecoder(None, translate=True)
+    at_start, num_read = True, 0
+    with path.open("rb") as file:
+        while True:
+            block = file.read(block_bytes)
+            pending = len(decoder.getstate()[0])
+            try:
+                text = decoder.decode(block, final=not block)
+            except UnicodeDecodeError as error:
+                offset = num_read - pending + error.start
+                raise UserError(
+                    f"{path}, line {_line_at(path, offset)}: byte {offset} of the file is not UTF-8 text "
+                    f"({error.reason}); save the file as UTF-8"
+                ) from None
+            num_read += len(block)
+            if at_start and text:
+                text, at_start = text.removeprefix("\ufeff"), False
+            yield newlines.decode(text, final=not block)
+            if advance:
+                advance(len(block))
+            if not block:
+                return
+
+
+def _line_at(path: Path, offset: int) -> int:
+    """The number of the line, from 1, that holds the byte at `offset`."""
+    newlines = io.IncrementalNewlineDecoder(None, translate=True)
+    line = 1
+    with path.open("rb") as file:
+        while block := file.read(min(_BLOCK_BYTES, offset)):
+            offset -= len(block)
+            line += newlines.decode(block.decode("latin-1"), final=offset == 0).count("\n")
+    return line

@@ -1,0 +1,143 @@
+"""Registries: what people extend, each kind of thing by name.
+
+An encoding, a term, a divergence, a suite or a reader of text registers itself and says of itself what others must
+know; nobody tests its name. A user's module that does the same, named under `plugins`, is there like our own: in
+settings, in ``--help`` and in errors.
+"""
+
+import importlib
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from pydantic import GetCoreSchemaHandler, ValidationError
+from pydantic_core import InitErrorDetails, PydanticCustomError, core_schema
+
+from palenka.ground.errors import UserError
+
+Entry = TypeVar("Entry")
+
+
+class Registry(Mapping[str, Entry], Generic[Entry]):
+    """Things of one kind by name, in the order in which they were registered.
+
+    Args:
+        what: a thing of this kind, as errors name it, such as ``"encoding"``.
+    """
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+        self._entries: dict[str, Entry] = {}
+
+    def register(self, name: str) -> Callable[[Entry], Entry]:
+        """A decorator that adds what it decorates.
+
+        Raises:
+            UserError: if something else has the name; a module that is imported anew may replace its own.
+        """
+
+        def add(entry: Entry) -> Entry:
+            before = self._entries.get(name)
+            if before is not None and _origin(before) != _origin(entry):
+                raise UserError(f"two modules register the {self.what} {name}: {_origin(before)} and {_origin(entry)}")
+            self._entries[name] = entry
+            return entry
+
+        return add
+
+    def __getitem__(self, name: str) -> Entry:
+        """The thing of a name.
+
+        Raises:
+            UserError: if there is none; those that exist are named.
+        """
+        if name not in self._entries:
+            raise UserError(f"{name!r} is no {self.what}; choose from {', '.join(self)}, or name its module in plugins")
+        return self._entries[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries
+
+
+def import_plugins(modules: Iterable[str]) -> None:
+    """Import modules of the user's, which register what they add; they are searched where the user is first.
+
+    Raises:
+        UserError: if one cannot be imported; its own error is named.
+    """
+    if os.getcwd() not in sys.path and "" not in sys.path:  # noqa: PTH109 - as it stands in sys.path
+        sys.path.insert(0, os.getcwd())  # noqa: PTH109
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except UserError:
+            raise
+        except Exception as error:  # whatever a user's module raises
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"plugin {module} cannot be imported ({type(error).__name__}: {reason}); fix it") from error
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """The annotation of a settings field whose class is chosen by a name inside it: `kind` unless told otherwise.
+
+    ``logits: Annotated[LogitEncoding, OneOf(ENCODINGS, "topk")]`` takes the fields of the class that ``logits.kind``
+    names.
+    """
+
+    registry: Registry[Any]
+    default: str
+    key: str = "kind"
+
+    def choose(self, given: object) -> Any:  # noqa: ANN401 - settings of a class that the registry knows
+        """The settings that a mapping gives.
+
+        Raises:
+            ValueError: if it is no mapping, or names nothing that is registered.
+        """
+        if isinstance(given, tuple(self.registry.values())):
+            return given
+        if not isinstance(given, Mapping):
+            raise PydanticCustomError("model_type", "Input should be a mapping")
+        kind = given.get(self.key, self.default)
+        if kind not in self.registry:
+            choices = ", ".join(map(repr, self.registry))
+            raise _line_error("literal_error", f"Input should be {choices}", (self.key,), kind)
+        return self.registry[kind].model_validate({self.key: kind, **given})
+
+    def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        """How pydantic reads and writes such a field."""
+        return core_schema.no_info_plain_validator_function(
+            self.choose,
+            serialization=core_schema.plain_serializer_function_ser_schema(lambda chosen: chosen.as_plain()),
+        )
+
+
+def within(name: str, error: ValidationError) -> list[InitErrorDetails]:
+    """The mistakes in one group of settings as those of the settings that hold it under a name."""
+    return [
+        InitErrorDetails(
+            type=PydanticCustomError(found["type"], "{text}", {"text": found["msg"], **found.get("ctx", {})}),
+            loc=(name, *found["loc"]),
+            input=found["input"],
+        )
+        for found in error.errors()
+    ]
+
+
+def _line_error(kind: Any, text: str, place: tuple[str, ...], given: object) -> ValidationError:  # noqa: ANN401
+    details = InitErrorDetails(type=PydanticCustomError(kind, "{text}", {"text": text}), loc=place, input=given)
+    return ValidationError.from_exception_data("settings", [details])
+
+
+def _origin(entry: object) -> str:
+    """Where something was defined, as module and name."""
+    return f"{getattr(entry, '__module__', '')}.{getattr(entry, '__qualname__', type(entry).__qualname__)}"

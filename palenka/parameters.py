@@ -1,0 +1,66 @@
+"""Real sizes: how many parameters the models of some configurations have, whatever their names say.
+
+`palenka parameters configs/baselines/*.yaml configs/teachers/*.yaml`
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import Field, ValidationError
+from rich.console import Console
+from rich.table import Table
+
+from palenka.ground.command_line import parse, run
+from palenka.ground.errors import UserError
+from palenka.ground.settings import Settings, read_yaml
+from palenka.train_student.model.shapes import ModelShape
+
+
+class ParametersSettings(Settings):
+    """Count the parameters of the models in some configurations."""
+
+    files: tuple[Path, ...]
+    """YAML files with a model; they may stand first, without a name."""
+    vocabulary_size: int = Field(default=16_000, ge=4)
+    """Tokens that the models know."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print a table of shapes and sizes; returns the exit status."""
+    return run(_print_sizes, arguments)
+
+
+def _print_sizes(arguments: Sequence[str]) -> None:
+    files = []
+    while arguments and not arguments[0].startswith("-"):
+        files.append(arguments[0])
+        arguments = arguments[1:]
+    given = ["--files", json.dumps(files), *arguments] if files else arguments
+    settings = parse(ParametersSettings, given, "palenka parameters")
+    table = Table(title=f"Parameters over {settings.vocabulary_size:,} tokens")
+    table.add_column("configuration", overflow="fold")
+    table.add_column("shape", no_wrap=True)
+    table.add_column("parameters", justify="right")
+    for file in settings.files:
+        shape = _shape_in(file)
+        blocks = f"{shape.architecture} {shape.num_hidden_layers} × {shape.hidden_size}"
+        table.add_row(str(file), blocks, f"{shape.num_parameters(settings.vocabulary_size):,}")
+    Console().print(table)
+
+
+def _shape_in(file: Path) -> ModelShape:
+    content = read_yaml(file)
+    if "model" not in content:
+        raise UserError(f"configuration {file} has no model; give files of baselines, teachers or students")
+    try:
+        return ModelShape.model_validate(content["model"])
+    except ValidationError as error:
+        first = error.errors()[0]
+        option = ".".join(["model", *(str(part) for part in first["loc"])])
+        raise UserError(f"configuration {file}: {option} is {first['input']}: {first['msg']}") from None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,107 @@
+"""The card of a teacher cache: what it holds, what that costs on disk, and how much of the teacher it keeps."""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from palenka.data.signals.cache import TeacherCache
+from palenka.data.signals.signal import TeacherSignal, entropy
+from palenka.data.windows import BLOCK_WINDOWS
+
+SAMPLE_WINDOWS = 1024
+"""Windows that the histograms are made from: any slots of a cache are a uniform sample of its corpus."""
+BINS = 40
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Shares of the sampled tokens between equally spaced edges, and the tokens' mean."""
+
+    edges: NDArray[np.float64]
+    shares: NDArray[np.float64]
+    mean: float
+
+
+@dataclass(frozen=True)
+class CacheCard:
+    """What a cache says of itself.
+
+    Attributes:
+        cache: the cache.
+        tokens: captured tokens of all its views.
+        possible_tokens: those that a whole capture would have.
+        bytes_by_array: bytes on disk of the captured shards, by array.
+        kept_mass: mean mass of the kept tokens at each temperature, over all captured tokens.
+        sampled_tokens: tokens behind the histograms.
+        kept_mass_histograms: of the kept mass, by temperature.
+        entropy_histograms: of the entropy in nats of the kept tokens and one bucket for all others, by temperature.
+        hidden_errors: relative squared error of stored states, by "teacher/layer".
+    """
+
+    cache: TeacherCache
+    tokens: int
+    possible_tokens: int
+    bytes_by_array: Mapping[str, int]
+    kept_mass: Mapping[float, float]
+    sampled_tokens: int
+    kept_mass_histograms: Mapping[float, Histogram]
+    entropy_histograms: Mapping[float, Histogram]
+    hidden_errors: Mapping[str, float]
+
+    def bytes_per_token(self, array: str | None = None) -> float:
+        """Bytes on disk for a token: of one array, or of all."""
+        stored = sum(self.bytes_by_array.values()) if array is None else self.bytes_by_array[array]
+        return stored / self.tokens
+
+
+def make_card(cache: TeacherCache) -> CacheCard | None:
+    """The card of a cache; None while nothing is captured. Reads all tail masses, and `SAMPLE_WINDOWS` windows whole.
+
+    Raises:
+        UserError: if a shard that is read is damaged.
+    """
+    tokens = cache.captured_tokens()
+    if not tokens:
+        return None
+    manifest = cache.manifest
+    masses: dict[float, list[NDArray[np.float64]]] = {t: [] for t in manifest.logits.temperatures}
+    entropies: dict[float, list[NDArray[np.float64]]] = {t: [] for t in manifest.logits.temperatures}
+    for signal in _sample(cache):
+        for temperature in manifest.logits.temperatures:
+            kept, tail = signal.at(temperature)
+            masses[temperature].append(-np.expm1(tail.double().flatten().numpy()))
+            entropies[temperature].append(entropy(kept, tail).flatten().numpy())
+    highest = math.log(manifest.logits.k + manifest.logits.draws + 1)
+    return CacheCard(
+        cache=cache,
+        tokens=tokens,
+        possible_tokens=sum(
+            manifest.num_windows(view) * manifest.windows.length for view in range(manifest.windows.views)
+        ),
+        bytes_by_array=cache.bytes_by_array(),
+        kept_mass=cache.kept_mass(),
+        sampled_tokens=sum(map(len, next(iter(masses.values())))),
+        kept_mass_histograms={t: _histogram(np.concatenate(parts), 1.0) for t, parts in masses.items()},
+        entropy_histograms={t: _histogram(np.concatenate(parts), highest) for t, parts in entropies.items()},
+        hidden_errors=cache.hidden_errors(),
+    )
+
+
+def _sample(cache: TeacherCache) -> Iterator[TeacherSignal]:
+    """The first captured windows, block by block."""
+    taken = 0
+    for shard in cache.committed():
+        for start in range(shard.start, shard.stop, BLOCK_WINDOWS):
+            if taken >= SAMPLE_WINDOWS:
+                return
+            slots = np.arange(start, min(start + BLOCK_WINDOWS, shard.stop))
+            taken += len(slots)
+            yield cache.read(shard.view, slots)
+
+
+def _histogram(values: NDArray[np.float64], highest: float) -> Histogram:
+    counts, edges = np.histogram(values.clip(0.0, highest), bins=BINS, range=(0.0, highest))
+    return Histogram(edges, counts / len(values), float(values.mean()))

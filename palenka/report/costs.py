@@ -1,0 +1,88 @@
+"""What a study cost, and after how many students capturing the teachers once is cheaper than running them live."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from palenka.data.signals.cache import TeacherCache
+from palenka.report.run_files import Run
+from palenka.report.sources import Sources, Study
+
+
+@dataclass(frozen=True)
+class Capture:
+    """A capture's cost: the seconds of its stage, and the tokens that it captured."""
+
+    name: str
+    seconds: float
+    tokens: int
+
+    @property
+    def seconds_per_token(self) -> float:
+        """Of the teacher's forward pass, with what compressing and writing take."""
+        return self.seconds / self.tokens
+
+
+@dataclass(frozen=True)
+class LiveStudent:
+    """What a student's teachers would cost in its training, were they not cached."""
+
+    run: Run
+    seconds: float
+
+
+@dataclass(frozen=True)
+class BreakEven:
+    """Cached against live teachers, for the students of a study."""
+
+    captures: tuple[Capture, ...]
+    students: tuple[LiveStudent, ...]
+
+    @property
+    def capture_seconds(self) -> float:
+        """Capturing all teachers, once."""
+        return sum(capture.seconds for capture in self.captures)
+
+    @property
+    def live_seconds(self) -> float:
+        """Live teachers for one student: the mean over the students."""
+        return sum(student.seconds for student in self.students) / len(self.students)
+
+    @property
+    def students_needed(self) -> float:
+        """At how many students both cost the same."""
+        return self.capture_seconds / self.live_seconds
+
+    def saving(self, students: int) -> float:
+        """Seconds that caches save over that many students; below 0, what they cost more."""
+        return students * self.live_seconds - self.capture_seconds
+
+
+def break_even(study: Study, sources: Sources) -> BreakEven | None:
+    """The break-even of a study; None where its captures' seconds or its students are not known."""
+    captures: dict[str, Capture] = {}
+    by_path = {cache.directory.resolve(): cache for cache in sources.caches}
+    used: list[tuple[TeacherCache, Capture]] = []
+    for name, path in study.caches.items():
+        cache = by_path.get(path.resolve())
+        seconds = study.seconds.get(f"cache {name}")
+        if cache is not None and seconds and (tokens := cache.captured_tokens()):
+            captures[name] = Capture(name, seconds, tokens)
+            used.append((cache, captures[name]))
+    students = [LiveStudent(run, seconds) for run in sources.runs if (seconds := _live_seconds(run, used)) is not None]
+    if not captures or not students:
+        return None
+    return BreakEven(tuple(captures.values()), tuple(students))
+
+
+def _live_seconds(run: Run, captures: Sequence[tuple[TeacherCache, Capture]]) -> float | None:
+    """Seconds of all teachers of a run over the tokens that it read; None unless each has a capture of the study."""
+    if not run.inputs.teachers:
+        return None
+    rates = [_rate(manifest, captures) for manifest in run.inputs.teachers.values()]
+    known = [rate for rate in rates if rate is not None]
+    return run.result.tokens * sum(known) if len(known) == len(rates) else None
+
+
+def _rate(manifest: Mapping[str, object], captures: Sequence[tuple[TeacherCache, Capture]]) -> float | None:
+    rates = [capture.seconds_per_token for cache, capture in captures if cache.manifest.as_plain() == manifest]
+    return rates[0] if rates else None

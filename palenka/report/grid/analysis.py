@@ -1,0 +1,172 @@
+"""What a grid shows: its varied options, the cells of its heat map, its noise, its finalists beside their controls."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from palenka.eval.compare import compare, compare_held_out
+from palenka.eval.results import has_window_losses
+from palenka.eval.statistics import expected_maximum, residual_deviation
+from palenka.report.grid.files import Grid, GridRow, GridRun, GridStage
+
+HELD_OUT = "held_out"
+
+
+@dataclass(frozen=True)
+class Option:
+    """An option that a grid varies.
+
+    Attributes:
+        name: dotted, as in the student's settings.
+        values: that it takes, numbers ascending, others in the order of the ranking.
+    """
+
+    name: str
+    values: tuple[Any, ...]
+
+    @property
+    def is_number(self) -> bool:
+        """Whether all its values are numbers."""
+        return all(_is_number(value) for value in self.values)
+
+    @property
+    def labels(self) -> list[str]:
+        """Its values as they are written."""
+        return [value if isinstance(value, str) else json.dumps(value) for value in self.values]
+
+    def place(self, row: GridRow) -> int | None:
+        """The place of a variant's value among the values; None for a control that does not have the option."""
+        return self.values.index(row.values[self.name]) if self.name in row.values else None
+
+
+@dataclass(frozen=True)
+class Noise:
+    """How far a grid's differences are its seeds'.
+
+    Attributes:
+        variants: with every seed, controls aside.
+        seeds: of each.
+        span: the largest mean less the smallest, in nats per token.
+        of_run: deviation of a run without what its seed does to all variants; None for a single seed or variant.
+    """
+
+    variants: int
+    seeds: int
+    span: float
+    of_run: float | None
+
+    @property
+    def of_mean(self) -> float | None:
+        """Standard error of a variant's mean over the seeds."""
+        return None if self.of_run is None else self.of_run / self.seeds**0.5
+
+    @property
+    def of_choice(self) -> float | None:
+        """How far the best would on average lie from the mean of all, were they all equal."""
+        return None if self.of_mean is None else self.of_mean * expected_maximum(self.variants)
+
+
+@dataclass(frozen=True)
+class PairedRun:
+    """A finalist's run beside its control's of the same seed.
+
+    Attributes:
+        run: the finalist's.
+        control: the control's; None where it is not finished.
+        windows: of `eval.compare.compare_held_out`; None where the losses of windows were not kept.
+        suites: of `eval.compare.compare`, by suite; empty without minimal pairs.
+    """
+
+    run: GridRun
+    control: GridRun | None
+    windows: Mapping[str, Any] | None
+    suites: Mapping[str, Mapping[str, Any]]
+
+
+def varied_options(stage: GridStage) -> list[Option]:
+    """The options that have more than one value, in the order of the grid's file."""
+    values: dict[str, list[Any]] = {}
+    for row in stage.ranking:
+        for name, value in {} if row.is_control else row.values.items():
+            known = values.setdefault(name, [])
+            known += [] if value in known else [value]
+    options = []
+    for name, found in values.items():
+        ordered = sorted(found) if all(map(_is_number, found)) else found
+        options += [Option(name, tuple(ordered))] if len(found) > 1 else []
+    return options
+
+
+def controls_of(stage: GridStage) -> list[GridRow]:
+    """The controls that have been measured, in the order of the ranking."""
+    return [row for row in stage.ranking if row.is_control and HELD_OUT in row.measures]
+
+
+def noise_of(stage: GridStage) -> Noise | None:
+    """The noise of a grid's held-out cross-entropies; None before two variants have every seed."""
+    whole = [row for row in stage.ranking if not row.is_control and not row.lacking]
+    if len(whole) < 2:
+        return None
+    runs, seeds = stage.by_variant, stage.seeds
+    values = np.array([[runs[row.variant, seed].held_out.cross_entropy for seed in seeds] for row in whole])
+    return Noise(len(whole), len(seeds), float(np.ptp(values.mean(axis=1))), residual_deviation(values))
+
+
+def best_row(stage: GridStage, measure: str) -> GridRow | None:
+    """The best variant by a measure of those that have every seed, controls aside."""
+    whole = [row for row in stage.ranking if not row.is_control and not row.lacking and measure in row.measures]
+    sign = 1 if measure == HELD_OUT else -1
+    return min(whole, key=lambda row: sign * row.measures[measure].mean, default=None)
+
+
+def paired_runs(grid: Grid, finalists: GridStage) -> list[PairedRun]:
+    """Every finalist's run beside its control's, by rank and seed.
+
+    Raises:
+        UserError: if two files that should be of the same windows, or the same pairs, are not.
+    """
+    runs = finalists.by_variant
+    return [
+        _paired(grid, row, runs, seed)
+        for row in finalists.ranking
+        if not row.is_control
+        for seed in finalists.seeds
+        if (row.variant, seed) in runs
+    ]
+
+
+def unfinished_runs(finalists: GridStage) -> tuple[str, ...]:
+    """Finalists' runs that are not finished, and their controls', as names of a variant and a seed."""
+    needed = [
+        (variant, seed)
+        for row in finalists.ranking
+        if not row.is_control
+        for seed in finalists.seeds
+        for variant in (row.variant, row.control)
+    ]
+    lacking = [run for run in dict.fromkeys(needed) if run not in finalists.by_variant]
+    return tuple(f"{variant}-seed{seed}" for variant, seed in lacking)
+
+
+def _paired(grid: Grid, row: GridRow, runs: Mapping[tuple[str, int], GridRun], seed: int) -> PairedRun:
+    run, control = runs[row.variant, seed], runs.get((row.control, seed))
+    if control is None:
+        return PairedRun(run, None, None, {})
+    both = (row.variant, row.control)
+    held_out = [grid.held_out_file(variant, seed) for variant in both]
+    scores = [grid.pairs_file(variant, seed) for variant in both]
+    has_losses = all(map(has_window_losses, held_out))
+    has_scores = all(path.is_file() for path in scores)
+    return PairedRun(
+        run=run,
+        control=control,
+        windows=compare_held_out(*held_out) if has_losses else None,
+        suites=compare(*scores)["suites"] if has_scores else {},
+    )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

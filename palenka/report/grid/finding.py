@@ -1,0 +1,88 @@
+"""A grid's finding: the best variant against its control, what noise leaves of that, and how figures are written."""
+
+from palenka.report.finding import Finding, count
+from palenka.report.grid.analysis import HELD_OUT, Noise, best_row
+from palenka.report.grid.files import Grid, GridRow, GridStage
+from palenka.report.models import Measure
+
+
+def grid_finding(grid: Grid, name: str) -> Finding:
+    """What a grid shows: its finalists if there are any, or else its points, by what it ranks by."""
+    measure = grid.record.rank_by
+    for stage in (grid.record.finalists, grid.record.points):
+        row = best_row(stage, measure) if stage else None
+        if stage and row and (difference := row.measures[measure].difference) is not None:
+            paired = set(row.seeds) & set(stage.rows[row.control].seeds)
+            chosen = sum(not each.is_control and not each.lacking for each in grid.record.points.ranking)
+            verdict = _verdict(row.measures[measure].interval, (difference < 0) == (measure == HELD_OUT), chosen)
+            return Finding(
+                f"{row.variant} ends {_amount(measure, abs(difference))} {'below' if difference < 0 else 'above'} its "
+                f"control, the mean over {count(len(paired), 'seed')}: {verdict}",
+                (_levels(measure, row, stage), _choice(grid, stage, chosen)),
+            )
+    return Finding(f"No variant of {name} has all its seeds and a control yet", ())
+
+
+def _levels(measure: str, row: GridRow, stage: GridStage) -> str:
+    ours, theirs = row.measures[measure], stage.rows[row.control].measures[measure]
+    levels = f"{_level(measure, ours.mean)}, its control {_level(measure, theirs.mean)}"
+    title = Measure(measure).title
+    sentence = f"{title[0].upper()}{title[1:]}: {levels}"
+    if ours.interval is None:
+        return f"{sentence}."
+    low, high = (signed(measure, end) for end in ours.interval)
+    return f"{sentence}; the 95 % interval of the difference, over seeds that are paired, is {low} to {high}."
+
+
+def _verdict(interval: tuple[float, float] | None, is_better: bool, chosen: int) -> str:
+    """What the interval says; it is for one comparison, but the best of many is better for having been chosen."""
+    if interval is None:
+        return "whether by chance, one cannot tell"
+    if interval[0] <= 0 <= interval[1]:
+        return "not separated"
+    return f"separated before allowing for the choice among {chosen}" if is_better and chosen > 1 else "separated"
+
+
+def _choice(grid: Grid, stage: GridStage, chosen: int) -> str:
+    if stage is grid.record.points:
+        return f"It was picked as the best of {chosen} variants after measuring, which favours it."
+    finalists = sum(not row.is_control for row in stage.ranking)
+    again = "trained again with other settings but the same seeds: part of the luck of that choice stays"
+    if finalists == 1:
+        return f"It was picked as the best of {chosen} variants and {again}."
+    return (
+        f"It is the best of {finalists} finalists, which are the best of {chosen} variants, {again}, and the choice "
+        "among the finalists favours it too."
+    )
+
+
+def limits_of(noise: Noise | None) -> str:
+    """What a grid's noise leaves to say, in numbers."""
+    if noise is None:
+        return "Fewer than two variants have every seed, so nothing is known of the noise."
+    if noise.of_mean is None or noise.of_choice is None:
+        return f"Held-out means span {noise.span:.4f} nats; with a single seed nothing tells how much of that is noise."
+    return (
+        f"The held-out means of {noise.variants} variants span {noise.span:.4f} nats. Without what a seed does to all "
+        f"of them, a run deviates by {noise.of_run:.4f}, a mean over {noise.seeds} seeds by {noise.of_mean:.4f}: "
+        f"were all variants equal, the best would still look about {noise.of_choice:.4f} better than their mean. "
+        f"Intervals are for one comparison each, not for {noise.variants}."
+    )
+
+
+def unsigned(measure: str, value: float) -> str:
+    """A value as the tables have it: nats with four digits, accuracies in %."""
+    return f"{value:.4f}" if measure == HELD_OUT else f"{100 * value:.1f}"
+
+
+def signed(measure: str, value: float) -> str:
+    """The same with its sign, for differences."""
+    return (f"{value:+.4f}" if measure == HELD_OUT else f"{100 * value:+.1f}").replace("-", "−")
+
+
+def _level(measure: str, value: float) -> str:
+    return f"{unsigned(measure, value)} nats per token" if measure == HELD_OUT else f"{unsigned(measure, value)} %"
+
+
+def _amount(measure: str, value: float) -> str:
+    return f"{value:.4f} nats per token" if measure == HELD_OUT else f"{100 * value:.1f} points"

@@ -1,0 +1,160 @@
+"""The heat map of a grid over two of its options, with the controls' levels in its legend."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import matplotlib as mpl
+import numpy as np
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.colors import Colormap
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, MaxNLocator
+
+from palenka.report.charts import INK, LOOK, MUTED, ROUND, WIDTH, plain, short
+from palenka.report.grid.seed_chart import OPTION_LETTERS, VALUE_LETTERS
+from palenka.report.svg import to_svg
+
+MOST_WRITTEN, _MOST_EXACT = 8, 6
+"""Columns of a heat map whose cells have room for numbers, and for all four digits."""
+_FAR = 1.5
+"""A control that lies further from the cells, in spans of theirs, than this stands at the edge of the legend."""
+_STEPS = 48
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell of a heat map.
+
+    Attributes:
+        value: that decides its colour; None where it does not compare with the others.
+        difference: from the control; None where that is not known.
+        note: what is said in place of numbers that are missing.
+    """
+
+    value: float | None
+    difference: float | None = None
+    note: str = ""
+
+
+def heat_map(
+    rows: tuple[str, Sequence[str]],
+    columns: tuple[str, Sequence[str]],
+    cells: Mapping[tuple[int, int], Cell],
+    levels: Sequence[float],
+    title: str,
+) -> Markup:
+    """Values over two options: the darker the lower, the lowest outlined, with the controls' levels in its legend.
+
+    Args:
+        rows: an option and its values.
+        columns: the other.
+        cells: by places of both values; one that is missing was never planned.
+        levels: of the controls.
+        title: what it shows, for those who hear the page.
+    """
+    known = [cell.value for cell in cells.values() if cell.value is not None]
+    low, high = (min(known), max(known)) if known else (0.0, 0.0)
+    with mpl.rc_context(LOOK):
+        figure = Figure(figsize=(WIDTH, 0.9 + 0.46 * len(rows[1]) + (0.75 if known else 0.0)), layout="constrained")
+        grid = figure.add_gridspec(2 if known else 1, height_ratios=[0.46 * len(rows[1]), 0.09] if known else None)
+        axes = figure.add_subplot(grid[0])
+        _frame(axes, rows, columns)
+        colours = mpl.colormaps["cividis"]
+        for place, cell in cells.items():
+            _draw_cell(axes, place, cell, _share(cell.value, low, high), colours, len(columns[1]))
+        if known:
+            row, column = min(cells, key=lambda place: np.inf if (value := cells[place].value) is None else value)
+            for edge, width in (("black", 4.5), ("white", 1.8)):  # one of them shows on any colour
+                frame = Rectangle((column - 0.46, row - 0.46), 0.92, 0.92, fill=False, edgecolor=edge, linewidth=width)
+                axes.add_patch(frame)
+            draw_legend(figure.add_subplot(grid[1]), low, high, levels, colours)
+        return to_svg(figure, title)
+
+
+def draw_legend(axes: Axes, low: float, high: float, levels: Sequence[float], colours: Colormap) -> None:
+    """The colour of each value between two, and the controls' levels on the same axis, or beyond its edge."""
+    span = high - low or max(abs(low) * 1e-3, 1e-6)
+    near = [level for level in levels if low - _FAR * span <= level <= high + _FAR * span]
+    edges = np.linspace(low, high if high > low else low + span, _STEPS + 1)
+    for left, right in pairwise(edges.tolist()):
+        share = _share((left + right) / 2, edges[0], edges[-1])
+        # Each goes on to the end, beneath the next: no seams.
+        axes.add_patch(Rectangle((left, 0), edges[-1] - left, 1, facecolor=colours(share)))
+    axes.set_xlim(min([edges[0], *near]) - 0.01 * span, max([edges[-1], *near]) + 0.01 * span)
+    axes.set_ylim(0, 1)
+    axes.yaxis.set_visible(False)
+    axes.spines[:].set_visible(False)
+    axes.grid(visible=False)
+    axes.xaxis.set_major_locator(MaxNLocator(4, steps=ROUND))
+    axes.xaxis.set_major_formatter(FuncFormatter(plain))
+    axes.set_xlabel("held-out cross-entropy, nats per token")
+    _mark_controls(axes, near, [level for level in levels if level not in near])
+
+
+def _mark_controls(axes: Axes, near: Sequence[float], far: Sequence[float]) -> None:
+    """Marks at the levels that are on the axis, arrows towards those beyond it, and what they are."""
+    left, right = axes.get_xlim()
+    name = "control" if len(near) + len(far) == 1 else "controls"
+
+    def write(share: float, text: str) -> None:
+        side = "left" if share < 0.2 else "right" if share > 0.8 else "center"
+        axes.text(share, 1.6, text, ha=side, va="bottom", transform=axes.transAxes)
+
+    for level in near:
+        share = (level - left) / (right - left)
+        axes.plot([share] * 2, [-0.25, 1.45], color=INK, linewidth=1.6, transform=axes.transAxes, clip_on=False)
+    if near:
+        write((min(near) - left) / (right - left), f"{name} {min(near):.4f}" if name == "control" else name)
+    if above := [level for level in far if level > right]:
+        write(1.0, f"{name} {min(above):.4f} →")
+    if below := [level for level in far if level < left]:
+        write(0.0, f"← {name} {max(below):.4f}")
+
+
+def readable_on(colour: tuple[float, float, float, float]) -> str:
+    """Black or white, whichever stands out more on a colour: at least 4.5 to 1 by the WCAG's definition."""
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in colour[:3]]
+    luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+    return "#000000" if (luminance + 0.05) / 0.05 > 1.05 / (luminance + 0.05) else "#ffffff"
+
+
+def _frame(axes: Axes, rows: tuple[str, Sequence[str]], columns: tuple[str, Sequence[str]]) -> None:
+    axes.set_xlim(-0.5, len(columns[1]) - 0.5)
+    axes.set_ylim(len(rows[1]) - 0.5, -0.5)
+    for axis, labels in ((axes.xaxis, columns[1]), (axes.yaxis, rows[1])):
+        axis.set_major_locator(FixedLocator(range(len(labels))))
+        axis.set_major_formatter(FixedFormatter([short(label, VALUE_LETTERS) for label in labels]))
+    axes.tick_params(labelcolor=INK)
+    axes.grid(visible=False)
+    axes.spines[:].set_visible(False)
+    axes.set_xlabel(short(columns[0], OPTION_LETTERS))
+    # Above the axis and level, it is read without turning the head and takes no width.
+    axes.set_title(short(rows[0], OPTION_LETTERS), loc="left", fontsize=10, color=MUTED)
+
+
+def _share(value: float | None, low: float, high: float) -> float:
+    return 0.0 if value is None or high <= low else (value - low) / (high - low)
+
+
+def _draw_cell(
+    axes: Axes, place: tuple[int, int], cell: Cell, share: float, colours: Colormap, num_columns: int
+) -> None:
+    row, column = place
+    face = "white" if cell.value is None else colours(share)
+    hatch = {"hatch": "////", "edgecolor": "#c4cad0", "linewidth": 0} if cell.value is None else {"edgecolor": "none"}
+    axes.add_patch(Rectangle((column - 0.48, row - 0.48), 0.96, 0.96, facecolor=face, **hatch))
+    if num_columns > MOST_WRITTEN:
+        return
+    ink = INK if cell.value is None else readable_on(colours(share))
+    digits = 4 if num_columns <= _MOST_EXACT else 3
+    lines = [cell.note] if cell.value is None else [f"{cell.value:.{digits}f}"]
+    if cell.value is not None and cell.difference is not None:
+        lines.append(f"{cell.difference:+.{digits}f}".replace("-", "−"))
+    for number, line in enumerate(lines):
+        height = row + 0.28 * (number - (len(lines) - 1) / 2) * 1.3
+        size = 9 if number == 0 else 8
+        ground = {"facecolor": "white", "edgecolor": "none", "pad": 1.5} if cell.value is None else None
+        axes.text(column, height, line, ha="center", va="center", color=ink, fontsize=size, bbox=ground)

@@ -1,0 +1,81 @@
+"""The stream: read ahead by a thread, with nothing changed by that."""
+
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+from palenka.cache_teachers.capture import CaptureSettings, capture
+from palenka.data.corpus import Corpus
+from palenka.data.signals.cache import TeacherCache
+from palenka.data.signals.stream import ReadingOrder, read_batch, stream
+from palenka.ground.errors import UserError
+
+
+@pytest.fixture
+def two_caches(capture_settings: CaptureSettings, tmp_path: Path) -> dict[str, TeacherCache]:
+    """A cache of two views, and a coarser one of the same teacher."""
+    caches = {}
+    for name, k in (("fine", 8), ("coarse", 2)):
+        changes = {"output": str(tmp_path / name), "logits": {"k": k}, "windows": {"length": 16, "views": 2}}
+        settings = CaptureSettings.model_validate(capture_settings.as_plain() | changes)
+        capture(settings)
+        caches[name] = TeacherCache(settings.output)
+    return caches
+
+
+def order_of(corpus: Corpus, cache: TeacherCache) -> ReadingOrder:
+    return ReadingOrder(cache.manifest.windows, len(corpus.tokens), seed=1, epochs=3)
+
+
+def test_it_yields_what_reading_yields_over_epochs_and_views(
+    corpus: Corpus, two_caches: dict[str, TeacherCache]
+) -> None:
+    order = order_of(corpus, two_caches["fine"])
+    slices = [(start, min(start + 37, len(order))) for start in range(0, len(order), 37)]
+    batches = list(stream(corpus, order, two_caches, iter(slices)))
+    assert len(batches) == len(slices)
+    other = order_of(corpus, two_caches["fine"])
+    for batch, (start, stop) in zip(batches, slices, strict=True):
+        expected = read_batch(corpus, other, two_caches, start, stop)
+        assert torch.equal(batch.tokens, expected.tokens)
+        signals = batch.decode(two_caches).signals
+        for name, k in (("fine", 8), ("coarse", 2)):
+            assert signals[name].ids.shape == (stop - start, 16, k)
+            assert batch.codes[name].keys() == expected.codes[name].keys()
+            assert all(torch.equal(codes, expected.codes[name][key]) for key, codes in batch.codes[name].items())
+
+
+def test_the_kept_tokens_of_a_coarser_cache_are_among_those_of_a_finer_one(
+    corpus: Corpus, two_caches: dict[str, TeacherCache]
+) -> None:
+    # If the two caches were read at different windows, this could not hold.
+    batch = read_batch(corpus, order_of(corpus, two_caches["fine"]), two_caches, 200, 300)
+    signals = batch.decode(two_caches).signals
+    fine, coarse = signals["fine"].ids, signals["coarse"].ids
+    assert (coarse.unsqueeze(-1) == fine.unsqueeze(-2)).any(-1).all()
+
+
+def test_what_reading_raises_reaches_the_reader_at_its_batch(
+    corpus: Corpus, two_caches: dict[str, TeacherCache]
+) -> None:
+    cache = two_caches["fine"]
+    order = order_of(corpus, cache)
+    for shard in cache.manifest.shards():
+        if shard.view == 1:
+            (cache.directory / shard.record).unlink()
+    first_epoch = cache.manifest.num_windows(0)
+    slices = iter([(0, first_epoch), (first_epoch, first_epoch + 8)])
+    batches = stream(corpus, order, two_caches, slices)
+    assert len(next(batches).tokens) == first_epoch
+    with pytest.raises(UserError, match="commits/1-0.json is missing"):
+        next(batches)
+
+
+def test_a_reader_that_leaves_early_leaves_no_thread(corpus: Corpus, two_caches: dict[str, TeacherCache]) -> None:
+    order = order_of(corpus, two_caches["fine"])
+    batches = stream(corpus, order, two_caches, ((start, start + 4) for start in range(0, 400, 4)), prefetch=2)
+    next(batches)
+    batches.close()  # type: ignore[attr-defined]
+    assert not [thread for thread in threading.enumerate() if thread.name == "prefetch"]

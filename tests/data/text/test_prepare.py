@@ -1,0 +1,229 @@
+"""Preparing a corpus, end to end: against an independent reading, and with everything that may go wrong."""
+
+import errno
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from transformers import AutoTokenizer
+
+import palenka.data.corpus
+import palenka.data.text.prepare
+from palenka.data.__main__ import main
+from palenka.data.corpus import Corpus
+from palenka.data.text.prepare import CorpusSettings, prepare
+from palenka.ground.errors import UserError
+from palenka.ground.lock import sole_writer
+
+REAL_TEXT = Path(__file__).parents[2] / "shared" / "data" / "babylm"
+TRAIN = "The cat sat on the mat .\n\nA dog,  a cat; the mat!\nThe end.\n"
+DEV = "\nThe zebra quizzes the cat.\n"
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> CorpusSettings:
+    sources = tmp_path / "text"
+    (sources / "deep").mkdir(parents=True)
+    (sources / "deep" / "childes.train").write_text(TRAIN)
+    (sources / "childes.dev").write_text(DEV)
+    return CorpusSettings(sources=sources, output=tmp_path / "out" / "corpus", vocabulary_size=270)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_documents_are_encoded_as_the_saved_tokenizer_encodes_them(settings: CorpusSettings) -> None:
+    prepare(settings)
+    corpus = Corpus.open(settings.output, "train")
+    tokenizer = corpus.tokenizer()
+    documents = ["The cat sat on the mat.", "A dog, a cat; the mat!\nThe end."]
+    expected = [[1, *tokenizer(document).input_ids] for document in documents]
+    assert corpus.tokens.tolist() == [token for tokens in expected for token in tokens]
+    assert corpus.document_starts.tolist() == [0, len(expected[0])]
+    assert corpus.counts.model_dump() == {
+        "tokens": len(corpus.tokens),
+        "documents": 2,
+        "words": len(" ".join(documents).split()),
+        "bytes": len("".join(documents)),
+    }
+    assert [(source.path, source.cleaner) for source in corpus.sources] == [("deep/childes.train", "childes")]
+    assert corpus.vocabulary_size == len(tokenizer) <= 270
+
+
+def test_document_starts_can_be_left_out(settings: CorpusSettings) -> None:
+    prepare(settings.model_copy(update={"document_start": False}))
+    corpus = Corpus.open(settings.output, "train")
+    assert 1 not in corpus.tokens
+    second = corpus.tokens[corpus.document_starts[1] :].tolist()
+    assert second == corpus.tokenizer()("A dog, a cat; the mat!\nThe end.").input_ids
+
+
+def test_the_tokenizer_is_learnt_from_the_train_split_alone(settings: CorpusSettings, tmp_path: Path) -> None:
+    prepare(settings)
+    (settings.sources / "childes.dev").write_text("Quite another text. " * 100)
+    other = settings.model_copy(update={"output": tmp_path / "other"})
+    prepare(other)
+    found = [(path / "tokenizer" / "tokenizer.json").read_bytes() for path in (settings.output, other.output)]
+    assert found[0] == found[1]
+
+
+def test_the_same_sources_give_the_same_bytes(settings: CorpusSettings, tmp_path: Path) -> None:
+    again = settings.model_copy(update={"output": tmp_path / "again"})
+    prepare(settings)
+    prepare(again)
+    first, second = contents(settings.output), contents(again.output)
+    assert yaml.safe_load(first.pop("config.yaml")) == settings.as_plain()
+    assert yaml.safe_load(second.pop("config.yaml")) == again.as_plain()
+    assert first == second
+
+
+def test_prepared_already(
+    settings: CorpusSettings, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare(settings)
+    before = contents(settings.output)
+    monkeypatch.setattr(palenka.data.text.prepare, "train_tokenizer", None)
+    moved = settings.sources.rename(settings.sources.with_name("moved"))
+    prepare(settings.model_copy(update={"sources": moved}))
+    assert "is prepared already" in capsys.readouterr().err
+    assert contents(settings.output) == before
+
+
+def test_a_difference_is_refused_with_both_sides(settings: CorpusSettings) -> None:
+    prepare(settings)
+    with pytest.raises(UserError, match=r"min_frequency is 2 there, but 3 is expected; delete it or choose"):
+        prepare(settings.model_copy(update={"min_frequency": 3}))
+    (settings.sources / "childes.dev").write_text("Changed.")
+    with pytest.raises(UserError, match=r"sources\.childes\.dev is '\w{64}' there, but '\w{64}' is expected"):
+        prepare(settings)
+    (settings.sources / "childes.dev").unlink()
+    with pytest.raises(UserError, match=r"sources\.childes\.dev is '\w{64}' there, but None is expected"):
+        prepare(settings)
+
+
+def test_an_output_that_is_something_else_is_left_alone(settings: CorpusSettings) -> None:
+    settings.output.mkdir(parents=True)
+    (settings.output / "thesis.tex").write_text("precious")
+    with pytest.raises(UserError, match="exists and is no prepared corpus; choose another output"):
+        prepare(settings)
+    assert contents(settings.output) == {"thesis.tex": b"precious"}
+    (settings.output / "thesis.tex").unlink()
+    prepare(settings)
+    assert Corpus.open(settings.output, "dev").counts.documents == 1
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), KeyboardInterrupt()])
+def test_a_failure_leaves_nothing(
+    settings: CorpusSettings, error: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(palenka.data.corpus.CorpusWriter, "finish", fail)
+    with pytest.raises((UserError, KeyboardInterrupt), match=r"No space left on device; free the disk|^$"):
+        prepare(settings)
+    assert list(settings.output.parent.iterdir()) == []
+
+
+def test_what_a_killed_run_left_is_removed(settings: CorpusSettings) -> None:
+    partial = settings.output.parent / ".corpus.partial"
+    (partial / "train.zarr").mkdir(parents=True)
+    (partial / "train.tokens").write_bytes(b"half")
+    prepare(settings)
+    assert [path.name for path in settings.output.parent.iterdir()] == ["corpus"]
+    assert sorted(path.name for path in settings.output.iterdir()) == [
+        "config.yaml",
+        "dev.zarr",
+        "tokenizer",
+        "train.zarr",
+    ]
+
+
+def test_two_runs_keep_apart(settings: CorpusSettings) -> None:
+    with (
+        sole_writer(settings.output),
+        pytest.raises(UserError, match=f"{settings.output} is being written by process {os.getpid()} on "),
+    ):
+        prepare(settings)
+    prepare(settings)
+
+
+def test_an_empty_split_is_refused(settings: CorpusSettings) -> None:
+    (settings.sources / "childes.dev").write_text(" \n\n\t\n")
+    with pytest.raises(UserError, match="the dev split has no text: its sources are empty"):
+        prepare(settings)
+
+
+def test_notices(settings: CorpusSettings, capsys: pytest.CaptureFixture[str]) -> None:
+    (settings.sources / "childes_part2.train").write_text("More text.")
+    prepare(settings.model_copy(update={"vocabulary_size": 16_000}))
+    told = capsys.readouterr().err
+    assert "childes_part2.train is of no known source" in told
+    assert re.search(r"the train split gives \d+ tokens, not 16,000", told)
+
+
+def test_a_word_torn_between_pieces_counts_once(settings: CorpusSettings) -> None:
+    (settings.sources / "childes.dev").write_text("x" * 200_000 + " y\n\nz")
+    prepare(settings)
+    assert Corpus.open(settings.output, "dev").counts.words == 3
+
+
+def test_the_command(settings: CorpusSettings, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    settings.write_yaml(config)
+    assert main(["prepare", "--config", str(config)]) == 0
+    assert re.search(r"train .* 2 .* 14 .* 54 ", capsys.readouterr().out)
+    assert main(["prepare", "--config", str(config), "--min_frequency", "5"]) == 2
+    assert "min_frequency is 2 there, but 5 is expected" in capsys.readouterr().err
+    config.write_text("sources: a\noutput: b\nvocabulary: 3\n")
+    assert main(["prepare", "--config", str(config)]) == 2
+    assert "vocabulary" in capsys.readouterr().err
+    for arguments in ([], ["tidy"]):
+        assert main(arguments) == 2
+        assert "choose from fetch, prepare" in capsys.readouterr().err
+    for help_of in (["--help"], ["prepare", "--help"], ["fetch", "--help"]):
+        with pytest.raises(SystemExit, match="0"):
+            main(help_of)
+        assert "usage: palenka data" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["babylm-10m", "babylm-100m"])
+def test_the_configurations_are_valid(name: str) -> None:
+    file = Path(__file__).parents[3] / "configs" / "corpora" / f"{name}.yaml"
+    settings = CorpusSettings.model_validate(yaml.safe_load(file.read_text()))
+    assert settings.output == Path("runs", "corpora", name)
+    assert settings.vocabulary_size == 16_000
+
+
+@pytest.mark.skipif(not REAL_TEXT.is_dir(), reason=f"needs the BabyLM text in {REAL_TEXT}")
+def test_real_text_gives_the_tokens_of_whole_documents(tmp_path: Path) -> None:
+    sources = tmp_path / "text"
+    sources.mkdir()
+    for name in ("simple_wiki", "childes", "gutenberg"):
+        (sources / f"{name}.train").symlink_to(REAL_TEXT / "dev" / f"{name}.dev")
+    output = tmp_path / "corpus"
+    prepare(CorpusSettings(sources=sources, output=output, vocabulary_size=4_000))
+    corpus = Corpus.open(output, "train")
+    documents: list[str] = []
+    for name in ("childes", "gutenberg", "simple_wiki"):
+        raw = (REAL_TEXT / "dev" / f"{name}.dev").read_text()
+        documents += [tidy(document) for document in re.split(r"\n(?:[ \t]*\n)+", raw) if document.strip()]
+    tokenizer: Any = AutoTokenizer.from_pretrained(output / "tokenizer")
+    expected = [[1, *ids] for ids in tokenizer(documents).input_ids]
+    assert len(corpus.document_starts) == len(documents) > 500
+    np.testing.assert_array_equal(corpus.tokens, np.concatenate(expected))
+    assert corpus.counts.bytes == sum(len(document.encode()) for document in documents)
+    assert corpus.counts.words == sum(len(document.split()) for document in documents)
+
+
+def tidy(document: str) -> str:
+    """What the cleaners of these three sources come to, as one regular expression after the other."""
+    text = re.sub(r"^= = = (.*) = = =$", r"\1", document, flags=re.MULTILINE)
+    text = re.sub(r"[^\S\n]+", " ", text)
+    text = re.sub(r" ([.,;!?])", r"\1", text)
+    return "\n".join(line.strip() for line in text.strip().split("\n"))

@@ -1,0 +1,226 @@
+"""Paired comparison of two models: against scipy-free closed forms, plain resampling, and files that do not fit."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from palenka.eval.__main__ import main
+from palenka.eval.accuracy import PairScores
+from palenka.eval.compare import compare, compare_held_out
+from palenka.eval.results import write_results, write_window_losses
+from palenka.eval.statistics import (
+    bootstrap_interval,
+    difference_interval,
+    expected_maximum,
+    mcnemar_p_value,
+    mean_interval,
+    residual_deviation,
+)
+from palenka.eval.suites import Suite
+from palenka.ground.errors import UserError
+
+
+def scores(right: dict[str, list[bool]], suite: Suite = "blimp") -> PairScores:
+    """Scores by which some pairs of each task are right."""
+    tasks = [task for task, decisions in right.items() for _ in decisions]
+    indices = [index for decisions in right.values() for index in range(len(decisions))]
+    good = [-1.0 if decision else -3.0 for decisions in right.values() for decision in decisions]
+    return PairScores(suite, np.array(tasks), np.array(indices), np.array(good), np.full(len(good), -2.0))
+
+
+def written(path: Path, *suites: PairScores, **about: str) -> Path:
+    results: list[dict[str, Any]] = [
+        {"suite": suite.suite, "protocol": "babylm-2024", "data": "d", "model": {"weights": path.name}} | about
+        for suite in suites
+    ]
+    write_results(path.with_suffix(".json"), results, suites)
+    return path.with_suffix(".parquet")
+
+
+def random_decisions(seed: int, chance: float) -> dict[str, list[bool]]:
+    generator = np.random.RandomState(seed)
+    return {task: (generator.random_sample(n) < chance).tolist() for task, n in (("a", 300), ("b", 80), ("c", 1))}
+
+
+def test_a_comparison_counts_what_one_model_alone_gets_right(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one, other = random_decisions(0, 0.8), random_decisions(1, 0.6)
+    first, second = written(tmp_path / "one", scores(one)), written(tmp_path / "other", scores(other))
+    assert main(["compare", str(first), str(second), "--out", str(tmp_path / "deep" / "c.json")]) == 0
+    result = json.loads((tmp_path / "deep" / "c.json").read_text())["suites"]["blimp"]
+    assert result == compare(first, second)["suites"]["blimp"]
+    assert list(result["tasks"]) == ["a", "b", "c"]
+    for task, row in result["tasks"].items():
+        wins = sum(x and not y for x, y in zip(one[task], other[task], strict=True))
+        losses = sum(y and not x for x, y in zip(one[task], other[task], strict=True))
+        assert (row["n"], row["first_alone"], row["second_alone"]) == (len(one[task]), wins, losses)
+        assert row["difference"] == pytest.approx((wins - losses) / len(one[task]))
+        assert (row["first"], row["second"]) == (np.mean(one[task]), np.mean(other[task]))
+        assert row["p_value"] == mcnemar_p_value(wins, losses)
+        assert row["interval"][0] <= row["difference"] <= row["interval"][1]
+    assert result["n"] == 381
+    assert result["difference"] == pytest.approx(np.mean([row["difference"] for row in result["tasks"].values()]))
+    assert result["first_alone"] == sum(row["first_alone"] for row in result["tasks"].values())
+    told = capsys.readouterr().out
+    assert f"{result['tasks']['a']['difference']:+.4f}" in told
+    # The other way round, everything changes its sign.
+    back = compare(second, first)["suites"]["blimp"]
+    assert (back["difference"], back["p_value"]) == (-result["difference"], result["p_value"])
+
+
+def test_the_order_of_pairs_in_a_file_does_not_matter(tmp_path: Path) -> None:
+    one, other = scores(random_decisions(0, 0.8)), scores(random_decisions(1, 0.6))
+    order = np.random.RandomState(2).permutation(len(other.good))
+    mixed = PairScores("blimp", other.tasks[order], other.indices[order], other.good[order], other.bad[order])
+    first = written(tmp_path / "one", one)
+    results = [compare(first, written(tmp_path / name, s)) for name, s in (("x", other), ("y", mixed))]
+    assert results[0]["suites"] == results[1]["suites"]
+
+
+def test_files_of_other_pairs_are_refused_with_both_names(tmp_path: Path) -> None:
+    right = random_decisions(0, 0.8)
+    first = written(tmp_path / "one", scores(right))
+    fewer = written(tmp_path / "fewer", scores(right | {"a": right["a"][:-1]}))
+    with pytest.raises(UserError, match=r"one\.parquet has pair 299 of blimp task a, but .*fewer\.parquet has not"):
+        compare(first, fewer)
+    with pytest.raises(UserError, match=r"one\.parquet has pair 299 of blimp task a, but .*fewer\.parquet has not"):
+        compare(fewer, first)
+    with pytest.raises(
+        UserError, match=r"match: blimp\.protocol is 'babylm-2025' there, but 'babylm-2024' is expected"
+    ):
+        compare(first, written(tmp_path / "later", scores(right), protocol="babylm-2025"))
+    with pytest.raises(UserError, match=r"blimp\.data is 'other' there"):
+        compare(first, written(tmp_path / "data", scores(right), data="other"))
+    with pytest.raises(UserError, match=r"does not match:  is \['blimp_filtered'\] there"):
+        compare(first, written(tmp_path / "suite", scores(right, "blimp_filtered")))
+    (tmp_path / "x.parquet").write_text("precious")
+    with pytest.raises(UserError, match=r"x\.parquet holds no scores of `palenka eval`"):
+        compare(first, tmp_path / "x.parquet")
+    with pytest.raises(UserError, match=r"there are no scores .*nowhere\.parquet"):
+        compare(tmp_path / "nowhere.parquet", first)
+
+
+@given(st.integers(0, 60), st.integers(0, 60))
+def test_mcnemar_is_the_two_sided_binomial_test(b: int, c: int) -> None:
+    n = b + c
+    # Two-sided by definition: all outcomes that are no more probable than the one found.
+    probable = [math.comb(n, k) for k in range(n + 1)]
+    expected = sum(ways for ways in probable if ways <= math.comb(n, b)) / 2**n
+    assert mcnemar_p_value(b, c) == mcnemar_p_value(c, b) == pytest.approx(expected, rel=1e-12)
+
+
+def test_mcnemar_of_many_pairs_is_the_normal_test() -> None:
+    b, c = 30_000, 30_500
+    z = (abs(b - c) - 1) / math.sqrt(b + c)
+    assert mcnemar_p_value(b, c) == pytest.approx(math.erfc(z / math.sqrt(2)), rel=1e-3)
+    assert mcnemar_p_value(0, 60_000) == 0.0
+
+
+def test_the_interval_of_a_difference_is_that_of_drawing_pairs() -> None:
+    differences = np.random.RandomState(0).choice([-1, 0, 1], p=[0.1, 0.7, 0.2], size=400)
+    drawn = bootstrap_interval(differences.astype(np.float64), seed=1)
+    assert difference_interval([differences]) == pytest.approx(drawn, abs=0.006)
+    assert difference_interval([differences]) == difference_interval([differences])
+    # Of two tasks the mean counts, whatever their sizes: its variance is a quarter of the sum of theirs.
+    few = np.random.RandomState(1).choice([-1, 0, 1], p=[0.1, 0.7, 0.2], size=50)
+    low, high = difference_interval([differences, few])
+    error = math.sqrt(differences.var() / 400 + few.var() / 50) / 2
+    middle = (differences.mean() + few.mean()) / 2
+    assert (low, high) == pytest.approx((middle - 1.96 * error, middle + 1.96 * error), abs=0.1 * error)
+    assert difference_interval([np.zeros(9, dtype=np.int64)]) == (0.0, 0.0)
+
+
+def test_a_ratio_is_drawn_by_units() -> None:
+    generator = np.random.RandomState(0)
+    per = generator.randint(50, 150, size=2000)
+    values = 2.5 * per + generator.normal(0, 20, size=2000)
+    low, high = bootstrap_interval(values, per=per, resamples=2000)
+    ratio = values.sum() / per.sum()
+    error = np.std(values - ratio * per) / per.mean() / math.sqrt(2000)
+    assert (low, high) == pytest.approx((ratio - 1.96 * error, ratio + 1.96 * error), abs=0.15 * error)
+
+
+@pytest.mark.parametrize(("count", "quantile"), [(2, 12.706205), (3, 4.302653), (4, 3.182446), (10, 2.262157)])
+def test_the_interval_of_a_few_values_is_students(count: int, quantile: float) -> None:
+    """Against published quantiles at 97.5 %."""
+    values = np.random.RandomState(count).normal(3.0, 2.0, count)
+    error = values.std(ddof=1) / np.sqrt(count)
+    expected = (values.mean() - quantile * error, values.mean() + quantile * error)
+    assert mean_interval(values.tolist()) == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_single_value_has_no_interval_and_equal_ones_have_no_width() -> None:
+    assert mean_interval([1.0]) is None
+    assert mean_interval([2.0, 2.0, 2.0]) == (2.0, 2.0)
+
+
+def held_out(path: Path, losses: Any, **about: object) -> Path:
+    result = {
+        "suite": "held_out",
+        "corpus": "c",
+        "length": 128,
+        "windows": len(losses),
+        "model": {"weights": path.name},
+    }
+    write_window_losses(path.with_suffix(".json"), result | about, losses)
+    return path.with_suffix(".json")
+
+
+def test_windows_are_compared_in_pairs(tmp_path: Path) -> None:
+    generator = np.random.RandomState(0)
+    hard = generator.gamma(9.0, 0.4, size=900)
+    ours, theirs = hard + generator.normal(-0.02, 0.1, size=900), hard + generator.normal(0.0, 0.1, size=900)
+    test = compare_held_out(held_out(tmp_path / "ours", ours), held_out(tmp_path / "theirs", theirs))
+    differences = ours - theirs
+    error = differences.std(ddof=1) / math.sqrt(900)
+    assert test["windows"] == 900
+    assert test["difference"] == pytest.approx(differences.mean(), abs=1e-6)
+    # The normal interval of the differences; that of the levels is eight times as wide.
+    assert test["interval"] == pytest.approx(
+        [differences.mean() - 1.96 * error, differences.mean() + 1.96 * error], abs=0.15 * error
+    )
+    assert hard.std(ddof=1) > 8 * differences.std(ddof=1)
+
+
+@pytest.mark.parametrize(("about", "field"), [({"corpus": "d"}, "corpus"), ({"at_most": 9}, "at_most")])
+def test_other_windows_are_not_compared(tmp_path: Path, about: dict[str, object], field: str) -> None:
+    first, second = held_out(tmp_path / "a", np.ones(9)), held_out(tmp_path / "b", np.ones(9), **about)
+    with pytest.raises(UserError, match=f"b.json does not match: {field} is .*; compare models on the same windows"):
+        compare_held_out(first, second)
+
+
+@given(st.integers(2, 5), st.integers(2, 5), st.integers(0, 2**31))
+def test_the_noise_of_a_ranking_is_the_rest_of_a_least_squares_fit(variants: int, seeds: int, seed: int) -> None:
+    values = np.random.RandomState(seed).normal(3.0, 0.1, size=(variants, seeds))
+    design = [
+        [float(place == row) for place in range(variants)] + [float(place == column) for place in range(seeds)]
+        for row in range(variants)
+        for column in range(seeds)
+    ]
+    fit = np.linalg.lstsq(np.array(design), values.ravel(), rcond=None)[0]
+    rest = values.ravel() - np.array(design) @ fit
+    expected = math.sqrt(float(rest @ rest) / ((variants - 1) * (seeds - 1)))
+    assert residual_deviation(values) == pytest.approx(expected)
+    # What a seed does to every variant alike, or a variant with every seed, is no noise.
+    assert residual_deviation(values + np.arange(seeds) + np.arange(variants)[:, None]) == pytest.approx(expected)
+
+
+def test_a_single_seed_tells_nothing_of_the_noise() -> None:
+    assert residual_deviation(np.ones((5, 1))) is None
+    assert residual_deviation(np.ones((1, 5))) is None
+
+
+@pytest.mark.parametrize(
+    # Known in closed form, and of 25 as tabulated (Harter 1961).
+    ("count", "expected"),
+    [(1, 0.0), (2, 1 / math.sqrt(math.pi)), (3, 1.5 / math.sqrt(math.pi)), (25, 1.96531)],
+)
+def test_the_best_of_equals_stands_out_by_the_expected_maximum(count: int, expected: float) -> None:
+    assert expected_maximum(count) == pytest.approx(expected, abs=1e-5)

@@ -1,0 +1,262 @@
+"""Held-out cross-entropy against a float64 loop, and its interval against theory."""
+
+import json
+import math
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM
+
+from palenka.data.corpus import Corpus
+from palenka.data.held_out import fixed_windows, window_losses
+from palenka.eval.__main__ import main
+from palenka.eval.held_out import measure_held_out
+from palenka.eval.measure import Measurement, measure
+from palenka.eval.results import read_window_losses, windows_file
+from palenka.eval.statistics import bootstrap_interval
+from palenka.ground.errors import UserError
+from palenka.train_student.model.shapes import ModelShape
+
+LENGTH = 16
+
+
+@pytest.fixture
+def dev(corpus_directory: Path) -> Corpus:
+    return Corpus.open(corpus_directory, "dev")
+
+
+def losses_in_float64(directory: Path, corpus: Corpus, length: int) -> list[float]:
+    """Mean −log p of the next tokens of each window, from the definition."""
+    model: Any = AutoModelForCausalLM.from_pretrained(directory).double().eval()
+    losses = []
+    for start in range(0, len(corpus.tokens) - length + 1, length):
+        tokens = torch.from_numpy(corpus.tokens[start : start + length].astype(np.int64))
+        with torch.inference_mode():
+            log_probabilities = model(input_ids=tokens.unsqueeze(0)).logits[0].log_softmax(-1)
+        said = [-log_probabilities[place, tokens[place + 1]].item() for place in range(length - 1)]
+        losses.append(math.fsum(said) / len(said))
+    return losses
+
+
+@pytest.mark.parametrize("length", [LENGTH, 7])
+def test_it_is_the_mean_of_a_float64_loop_with_the_interval_of_a_mean(
+    teacher: Path, dev: Corpus, tmp_path: Path, length: int
+) -> None:
+    out = tmp_path / "deep" / "result.json"
+    result = measure_held_out(teacher, dev, length, out)
+    expected = losses_in_float64(teacher, dev, length)
+    assert result["windows"] == len(expected)
+    assert result["cross_entropy"] == pytest.approx(math.fsum(expected) / len(expected), abs=1e-5)
+    error = float(np.std(expected, ddof=1)) / math.sqrt(len(expected))
+    low, high = result["interval"]
+    assert low == pytest.approx(result["cross_entropy"] - 1.96 * error, abs=0.1 * error)
+    assert high == pytest.approx(result["cross_entropy"] + 1.96 * error, abs=0.1 * error)
+    assert json.loads(out.read_text()) == result
+
+
+def test_the_loss_of_every_window_lies_beside_it(teacher: Path, dev: Corpus, tmp_path: Path) -> None:
+    out = tmp_path / "point-0.5.json"
+    result = measure_held_out(teacher, dev, LENGTH, out)
+    losses = read_window_losses(out)
+    assert float(losses.mean()) == result["cross_entropy"]
+    # The windows' order is that of their slots; the loop's is that of the text.
+    np.testing.assert_allclose(np.sort(losses), np.sort(losses_in_float64(teacher, dev, LENGTH)), rtol=0, atol=1e-4)
+    np.testing.assert_array_equal(
+        read_window_losses(out)[:5], _sample_of(teacher, dev, tmp_path / "sample.json", at_most=5)
+    )
+
+
+def _sample_of(model: Path, corpus: Corpus, out: Path, at_most: int) -> Any:
+    measure_held_out(model, corpus, LENGTH, out, at_most)
+    return read_window_losses(out)
+
+
+@pytest.mark.parametrize("damage", ["removed", "changed", "of another result"])
+def test_losses_that_are_not_those_of_the_result_are_measured_again(
+    teacher: Path, dev: Corpus, tmp_path: Path, damage: str
+) -> None:
+    out = tmp_path / "result.json"
+    result = measure_held_out(teacher, dev, LENGTH, out)
+    path = windows_file(out)
+    before = path.read_bytes()
+    if damage == "removed":
+        path.unlink()
+    else:
+        path.write_bytes(before[:-1] + b"x" if damage == "changed" else _other_losses(teacher, dev, tmp_path))
+    with pytest.raises(UserError, match=r"result\.windows\.parquet is missing or not what result\.json was made with"):
+        read_window_losses(out)
+    out.write_text(json.dumps(result | {"cross_entropy": -1.0}))
+    assert measure_held_out(teacher, dev, LENGTH, out) == result
+    assert path.read_bytes() == before
+
+
+def _other_losses(model: Path, corpus: Corpus, folder: Path) -> bytes:
+    measure_held_out(model, corpus, LENGTH, folder / "other.json", at_most=3)
+    return windows_file(folder / "other.json").read_bytes()
+
+
+def test_words_and_bytes_are_those_of_the_predicted_text(teacher: Path, dev: Corpus, tmp_path: Path) -> None:
+    result = measure_held_out(teacher, dev, LENGTH, tmp_path / "result.json")
+    tokenizer = dev.tokenizer()
+    words = num_bytes = 0
+    for start in range(0, len(dev.tokens) - LENGTH + 1, LENGTH):
+        texts = [
+            str(tokenizer.decode([token], skip_special_tokens=True)) for token in dev.tokens[start : start + LENGTH]
+        ]
+        for before, text in pairwise(texts):  # the tests' corpus is ASCII: tokens are whole characters
+            num_bytes += len(text)
+            continues = before[-1:].strip() != "" and text[:1].strip() != ""
+            words += len(text.split()) - continues
+    assert (result["words"], result["bytes"]) == (words, num_bytes)
+    nats = result["cross_entropy"] * result["windows"] * (LENGTH - 1)
+    assert result["per_word"] == pytest.approx(nats / words)
+    assert result["per_byte"] == pytest.approx(nats / num_bytes)
+    # But for what no window holds or predicts, and the space before each document, these are the corpus's own counts.
+    predicted = result["windows"] * (LENGTH - 1) / len(dev.tokens)
+    assert words == pytest.approx(dev.counts.words * predicted, rel=0.02)
+    assert num_bytes == pytest.approx(dev.counts.bytes * predicted, rel=0.02)
+    for figure in ("per_word", "per_byte"):
+        low, high = result[f"{figure}_interval"]
+        assert low < result[figure] < high < 1.1 * low
+
+
+def test_a_result_without_words_is_made_again(teacher: Path, dev: Corpus, tmp_path: Path) -> None:
+    out = tmp_path / "result.json"
+    result = measure_held_out(teacher, dev, LENGTH, out)
+    earlier = {key: value for key, value in result.items() if key != "version" and not key.startswith("per_")}
+    out.write_text(json.dumps(earlier))
+    assert measure_held_out(teacher, dev, LENGTH, out) == result
+
+
+def test_batches_change_nothing_and_dropout_is_off(
+    corpus: Corpus, dev: Corpus, make_shape: Callable[..., ModelShape]
+) -> None:
+    model = make_shape("gpt2", dropout=0.5).build(corpus.tokenizer(), seed=0)
+    model.train()
+    windows = fixed_windows(dev, LENGTH)
+    whole = np.concatenate(list(window_losses(model, windows, micro_batch=1000)))
+    parts = np.concatenate(list(window_losses(model, windows, micro_batch=3)))
+    np.testing.assert_allclose(parts, whole, rtol=0, atol=1e-5)
+    assert model.training
+    next(window_losses(model, windows, micro_batch=4))  # given up half-way
+    assert model.training
+
+
+def test_the_windows_are_the_same_for_every_model_and_fewer_are_the_first_of_them(dev: Corpus) -> None:
+    windows = fixed_windows(dev, LENGTH)
+    whole = np.asarray(dev.tokens[: len(dev.tokens) // LENGTH * LENGTH]).reshape(-1, LENGTH)
+    assert sorted(map(tuple, windows.tolist())) == sorted(map(tuple, whole.tolist()))
+    assert np.array_equal(fixed_windows(dev, LENGTH, at_most=20), windows[:20])
+
+
+def test_a_result_is_used_again_for_the_same_weights_alone(
+    teacher: Path, dev: Corpus, corpus: Corpus, make_teacher: Callable[..., Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "result.json"
+    result = measure_held_out(teacher, dev, LENGTH, out)
+    marked = result | {"cross_entropy": -1.0}  # only a result that is read, not made, says so
+    for model, split, length in (
+        (make_teacher("llama", seed=2), dev, LENGTH),
+        (teacher, corpus, 32),
+        (teacher, dev, 8),
+    ):
+        measure_held_out(teacher, dev, LENGTH, out)
+        out.write_text(json.dumps(marked))
+        assert measure_held_out(teacher, dev, LENGTH, out) == marked
+        assert measure_held_out(model, split, length, out)["cross_entropy"] > 0
+    assert measure_held_out(teacher, dev, LENGTH, out) == result
+
+
+def test_a_sample_is_never_taken_for_the_whole(teacher: Path, dev: Corpus, tmp_path: Path) -> None:
+    out = tmp_path / "result.json"
+    sample = measure_held_out(teacher, dev, LENGTH, out, at_most=5)
+    assert sample["windows"] == 5
+    assert measure_held_out(teacher, dev, LENGTH, out, at_most=5) == sample
+    measured = measure(Measurement(teacher, {"held_out": dev.directory}, length=LENGTH), out)[0]
+    whole = measure_held_out(teacher, dev, LENGTH, out)
+    assert measured["windows"] == whole["windows"] > 5
+    assert measure_held_out(teacher, dev, LENGTH, out, at_most=5) == sample
+
+
+@pytest.mark.parametrize("content", ["precious", '{"thesis": 1}', "[]", "\N{SNOWMAN}"])
+def test_a_file_that_is_something_else_is_left_alone(teacher: Path, dev: Corpus, tmp_path: Path, content: str) -> None:
+    out = tmp_path / "thesis.json"
+    out.write_text(content, encoding="utf-16" if content.isascii() is False else "utf-8")
+    before = out.read_bytes()
+    with pytest.raises(UserError, match="exists and is no result of the suite held_out; choose another out"):
+        measure_held_out(teacher, dev, LENGTH, out)
+    assert out.read_bytes() == before
+    with pytest.raises(UserError, match="exists and is no result"):
+        measure_held_out(teacher, dev, LENGTH, tmp_path)
+
+
+def test_an_output_that_cannot_be_written_is_one_sentence(teacher: Path, dev: Corpus, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write .*: .*; make room or choose another out"):
+        measure_held_out(teacher, dev, LENGTH, tmp_path / "file" / "result.json")
+
+
+def test_what_does_not_fit_is_refused_with_both_sides(
+    teacher: Path, dev: Corpus, make_teacher: Callable[..., Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "result.json"
+    with pytest.raises(UserError, match="windows have 33 tokens, but model .* has 32 positions"):
+        measure_held_out(teacher, dev, 33, out)
+    short = make_teacher("llama", max_position_embeddings=10**6)
+    with pytest.raises(UserError, match=rf"has {len(dev.tokens)} tokens, fewer than one window of 500000"):
+        measure_held_out(short, dev, 500_000, out)
+    with pytest.raises(UserError, match="is not a Hugging Face model"):
+        measure_held_out(tmp_path, dev, LENGTH, out)
+    other = make_teacher("llama", seed=3)
+    (other / "tokenizer.json").write_text((other / "tokenizer.json").read_text() + " ")
+    with pytest.raises(
+        UserError, match=f"was trained with tokenizer .*, but corpus .* was made with {dev.tokenizer_hash}"
+    ):
+        measure_held_out(other, dev, LENGTH, out)
+    assert not out.exists()
+
+
+def test_the_command(teacher: Path, corpus_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "result.json"
+    options = ["--data", str(corpus_directory), "--out", str(out), "--length", str(LENGTH), "--suite", "held_out"]
+    assert main([str(teacher), *options]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert f"held-out cross-entropy {json.loads(out.read_text())['cross_entropy']:.4f} nats per token" in told
+    assert main(["--model", str(teacher), *options, "--split", "train"]) == 0
+    assert json.loads(out.read_text())["windows"] > 1000
+
+
+@settings(max_examples=10)
+@given(seed=st.integers(0, 10_000), scale=st.sampled_from([1e-3, 1.0, 1e3]))
+def test_the_interval_of_many_values_is_the_normal_one(seed: int, scale: float) -> None:
+    values = np.random.RandomState(seed).exponential(scale, size=2000)
+    low, high = bootstrap_interval(values, resamples=4000)
+    error = values.std(ddof=1) / math.sqrt(len(values))
+    assert low == pytest.approx(values.mean() - 1.96 * error, abs=0.15 * error)
+    assert high == pytest.approx(values.mean() + 1.96 * error, abs=0.15 * error)
+
+
+def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
+    generator = np.random.RandomState(0)
+    covered = []
+    for _ in range(400):
+        low, high = bootstrap_interval(generator.normal(3.0, 2.0, size=50), resamples=500)
+        covered.append(low <= 3.0 <= high)
+    # 95 % less what the percentile bootstrap loses at n = 50 (about 1 %); 400 trials have a standard error of 1.2 %.
+    assert 0.90 <= np.mean(covered) <= 0.98
+
+
+def test_an_interval_is_repeatable_and_narrower_with_less_confidence() -> None:
+    values = np.random.RandomState(1).normal(size=300)
+    assert bootstrap_interval(values) == bootstrap_interval(values)
+    wide, narrow = bootstrap_interval(values), bootstrap_interval(values, confidence=0.5)
+    assert wide[0] < narrow[0] < values.mean() < narrow[1] < wide[1]
+    assert bootstrap_interval(np.full(7, 2.5)) == (2.5, 2.5)
+    assert bootstrap_interval(np.array([2.5])) == (2.5, 2.5)

@@ -1,0 +1,269 @@
+"""`palenka eval` on minimal pairs: figures from their definition, files whole, nothing twice, mistakes named."""
+
+import json
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from safetensors.torch import load_file, save_file
+
+import palenka.eval.measure
+import palenka.eval.scoring
+from palenka.eval.__main__ import main
+from palenka.eval.measure import Measurement, measure
+from palenka.eval.results import read_results
+from palenka.ground.errors import UserError
+
+TASKS = {"agreement": 12, "order": 30, "single": 1}
+NOUNS = ("teacher", "student", "river", "stone", "garden", "token")
+
+
+@pytest.fixture
+def blimp(tmp_path: Path) -> Path:
+    """Three tasks of pairs, some of which tie since the tokenizer (NFKC) reads both sentences alike."""
+    folder = tmp_path / "blimp_filtered"
+    folder.mkdir()
+    for task, count in TASKS.items():
+        rows = []
+        for number in range(count):
+            noun, other = NOUNS[number % 6], NOUNS[number // 6]
+            good, bad = f"the {noun} sees the {other} .", f"the {noun} {noun} the {other} ."
+            rows.append({"sentence_good": good, "sentence_bad": "ﬁ" if task == "order" and number < 3 else bad})
+            if task == "order" and number < 3:
+                rows[-1]["sentence_good"] = "fi"
+        (folder / f"{task}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+@pytest.fixture
+def ewok(tmp_path: Path) -> Path:
+    folder = tmp_path / "ewok_filtered"
+    folder.mkdir()
+    rows = [
+        {"Domain": domain, "Context1": f"the {noun} sees .", "Target1": "the stone .", "Target2": f"the {noun} ."}
+        for domain in ("social", "spatial")
+        for noun in NOUNS
+    ]
+    (folder / "ewok.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def run(model: Path, data: Path, out: Path, *options: str) -> int:
+    return main([str(model), "--data", str(data), "--out", str(out), *options])
+
+
+def test_figures_are_those_of_the_scores(
+    teacher: Path, blimp: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "deep" / "result.json"
+    assert run(teacher, blimp, out, "--suite", "blimp_filtered", "--protocol", "babylm-2024") == 0
+    result = json.loads(out.read_text())
+    rows = pq.read_table(out.with_suffix(".parquet")).to_pylist()
+    assert list(rows[0]) == ["suite", "task", "index", "score_good", "score_bad"]
+    assert [(row["suite"], row["task"], row["index"]) for row in rows] == [
+        ("blimp_filtered", task, index) for task, count in TASKS.items() for index in range(count)
+    ]
+    assert (result["suite"], result["protocol"]) == ("blimp_filtered", "babylm-2024")
+    assert result["ties"] == 3
+    accuracies, halves, errors = [], [], []
+    for task, count in TASKS.items():
+        good = np.array([row["score_good"] for row in rows if row["task"] == task])
+        bad = np.array([row["score_bad"] for row in rows if row["task"] == task])
+        accuracies.append(np.mean(good >= bad))
+        halves.append(np.mean((good > bad) + 0.5 * (good == bad)))
+        errors.append(np.std(good >= bad, ddof=1) / math.sqrt(count) if count > 1 else 0)
+        assert result["tasks"][task] == {
+            "accuracy": pytest.approx(accuracies[-1]),
+            "stderr": pytest.approx(errors[-1]),
+            "n": count,
+        }
+    assert result["accuracy"] == pytest.approx(np.mean(accuracies))
+    assert result["tie_half_accuracy"] == pytest.approx(np.mean(halves))
+    sizes = list(TASKS.values())
+    pooled = sum((n - 1) * e**2 * n for n, e in zip(sizes, errors, strict=True)) / (sum(sizes) - len(sizes))
+    assert result["stderr"] == pytest.approx(math.sqrt(pooled / sum(sizes)))
+    told = capsys.readouterr().out
+    assert f"{result['accuracy']:.4f}" in told
+    assert "3 ties" in told
+
+
+def test_several_suites_share_a_file_and_are_read_one_by_one(
+    teacher: Path, blimp: Path, ewok: Path, corpus_directory: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "all.json"
+    folders = [f"--data.blimp_filtered={blimp}", f"--data.ewok_filtered={ewok}", f"--data.held_out={corpus_directory}"]
+    suites = ["--suite", "blimp_filtered", "ewok_filtered", "--suite", "held_out"]
+    assert main([str(teacher), *suites, *folders, "--out", str(out), "--length", "16"]) == 0
+    record = json.loads(out.read_text())
+    assert list(record) == ["name", "model", "parameters", "scores", "suites"]
+    assert [next(iter(suite)) for suite in record["suites"]] == ["suite"] * 3
+    results = read_results(out)
+    assert [result["suite"] for result in results] == ["blimp_filtered", "ewok_filtered", "held_out"]
+    assert {result["name"] for result in results} == {teacher.name}
+    assert list(results[1]["tasks"]) == ["social", "spatial"]
+    assert results[2]["cross_entropy"] > 0
+    for suite, folder in (("blimp_filtered", blimp), ("ewok_filtered", ewok)):
+        alone = tmp_path / f"{suite}.json"
+        assert run(teacher, folder, alone, "--suite", suite) == 0
+        (single,) = read_results(alone)
+        (shared,) = (result for result in results if result["suite"] == suite)
+        assert {**single, "scores": ""} == {**shared, "scores": ""}
+
+
+@pytest.mark.parametrize(
+    "suites",
+    [
+        ["--suite", "blimp_filtered", "ewok_filtered"],
+        ["--suite", "blimp_filtered,ewok_filtered"],
+        ["--suite=[blimp_filtered, ewok_filtered]"],
+        ["--suite", "blimp_filtered", "--suite=ewok_filtered"],
+    ],
+)
+def test_suites_are_listed_as_comes_naturally(
+    suites: list[str], teacher: Path, blimp: Path, ewok: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "result.json"
+    assert ewok.parent == blimp.parent
+    assert main([*suites, "--data", str(blimp.parent), "--out", str(out), "--model", str(teacher)]) == 0
+    assert [result["suite"] for result in read_results(out)] == ["blimp_filtered", "ewok_filtered"]
+
+
+def test_the_same_is_not_computed_again(
+    teacher: Path,
+    blimp: Path,
+    ewok: Path,
+    make_teacher: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out, scores = tmp_path / "result.json", tmp_path / "result.parquet"
+    asked = Measurement(teacher, {"blimp_filtered": blimp})
+    first = measure(asked, out)
+    computed: list[int] = []
+
+    def counting(*arguments: Any) -> Any:
+        computed.append(1)
+        return original(*arguments)
+
+    original = palenka.eval.scoring.log_likelihoods
+    monkeypatch.setattr(palenka.eval.measure, "log_likelihoods", counting)
+    stamp = out.stat().st_mtime_ns
+    assert measure(asked, out) == first
+    assert (computed, out.stat().st_mtime_ns) == ([], stamp)
+    assert "nothing was computed again" in " ".join(capsys.readouterr().err.split())
+
+    # A further suite is computed alone, and what was there stays.
+    both = Measurement(teacher, {"blimp_filtered": blimp, "ewok_filtered": ewok})
+    assert {**measure(both, out)[0], "scores": ""} == {**first[0], "scores": ""}
+    assert len(computed) == 1
+    assert set(pq.read_table(scores).column("suite").to_pylist()) == {"blimp_filtered", "ewok_filtered"}
+
+    out.unlink()
+    # Whatever decides a result makes another one: protocol, weights, tokenizer, data; and scores that are gone.
+    other = make_teacher("llama", seed=8)
+    for changed in (
+        Measurement(teacher, asked.folders, protocol="babylm-2025"),
+        Measurement(other, asked.folders),
+        Measurement(teacher, asked.folders, precision="bf16"),
+    ):
+        measure(asked, out)
+        computed.clear()
+        measure(changed, out)
+        assert computed
+    config = other / "tokenizer_config.json"
+    measure(Measurement(other, asked.folders), out)
+    for change in (
+        lambda: config.write_text(config.read_text() + " "),
+        lambda: (blimp / "single.jsonl").write_text((blimp / "order.jsonl").read_text()),
+        scores.unlink,
+        lambda: scores.write_bytes(b""),
+    ):
+        change()
+        computed.clear()
+        measure(Measurement(other, asked.folders), out)
+        assert computed
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_bf16_tells_how_far_it_agrees(teacher: Path, blimp: Path, tmp_path: Path) -> None:
+    (exact,) = measure(Measurement(teacher, {"blimp_filtered": blimp}), tmp_path / "float32.json")
+    (coarse,) = measure(Measurement(teacher, {"blimp_filtered": blimp}, precision="bf16"), tmp_path / "bf16.json")
+    assert "agreement" not in exact
+    columns = [pq.read_table(tmp_path / f"{name}.parquet").to_pydict() for name in ("float32", "bf16")]
+    good, bad = ([np.array(column[key]) for column in columns] for key in ("score_good", "score_bad"))
+    same = (good[0] >= bad[0]) == (good[1] >= bad[1])
+    # All pairs are fewer than the sample would take.
+    assert coarse["agreement"]["pairs"] == sum(TASKS.values())
+    assert coarse["agreement"]["decisions"] == same.mean()
+    difference = max(np.abs(good[0] - good[1]).max(), np.abs(bad[0] - bad[1]).max())
+    assert coarse["agreement"]["largest_difference"] == pytest.approx(difference, abs=1e-4)
+    assert 0 < difference < 2
+
+
+def test_a_file_that_is_something_else_is_left_alone(teacher: Path, blimp: Path, tmp_path: Path) -> None:
+    asked = Measurement(teacher, {"blimp_filtered": blimp})
+    for content in ("precious", '{"thesis": 1}', '{"suites": 3}', '{"suites": [3]}'):
+        out = tmp_path / "thesis.json"
+        out.write_text(content)
+        with pytest.raises(UserError, match="exists and is no result of the suite blimp_filtered; choose another out"):
+            measure(asked, out)
+        assert out.read_text() == content
+    out = tmp_path / "both.json"
+    measure(Measurement(teacher, {"minimal_pairs": blimp, "blimp_filtered": blimp}), out)
+    with pytest.raises(UserError, match=r"holds results of minimal_pairs too; .* or measure it again with the others"):
+        measure(asked, out)
+    with pytest.raises(UserError, match="the figures go to a JSON file and the scores beside it"):
+        measure(asked, tmp_path / "x.parquet")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write .*; make room or choose another out"):
+        measure(asked, tmp_path / "file" / "result.json")
+
+
+def test_what_does_not_match_the_model_is_refused(
+    teacher: Path, blimp: Path, make_teacher: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def told(model: Path) -> str:
+        assert run(model, blimp, tmp_path / "result.json", "--suite", "blimp_filtered") == 2
+        assert not (tmp_path / "result.json").exists()
+        return " ".join(capsys.readouterr().err.split())
+
+    copy = tmp_path / "model"
+    shutil.copytree(teacher, copy)
+    tokenizer = json.loads((copy / "tokenizer.json").read_text())
+    tokenizer["model"]["vocab"]["extra"] = len(tokenizer["model"]["vocab"])
+    (copy / "tokenizer.json").write_text(json.dumps(tokenizer))
+    assert "has 321 tokens, but the model has a vocabulary of 320; put the tokenizer that the model" in told(copy)
+    vocabulary = {token: number for token, number in tokenizer["model"]["vocab"].items() if number < 100}
+    tokenizer["model"] |= {"vocab": vocabulary, "merges": []}
+    (copy / "tokenizer.json").write_text(json.dumps(tokenizer))
+    assert "has 100 tokens, but the model has a vocabulary of 320" in told(copy)
+    (copy / "tokenizer.json").write_text("{}")
+    assert f"the tokenizer in {copy} cannot be read" in told(copy)
+    for file in copy.glob("tokenizer*"):
+        file.unlink()
+    assert f"model {copy} has no tokenizer beside it" in told(copy)
+    run_directory = tmp_path / "run"
+    shutil.copytree(teacher, run_directory)
+    (run_directory / "inputs.json").write_text('{"corpus": "c", "tokenizer": "t"}')
+    assert "but the model was trained with tokenizer t; put the tokenizer" in told(run_directory)
+    short = make_teacher("gpt2", max_position_embeddings=4)
+    assert "agreement.jsonl:1 has" in (said := told(short))
+    assert "before its last, but the model has 4 positions; nothing is cut off" in said
+    assert "is not a Hugging Face model" in told(tmp_path)
+
+
+def test_weights_that_give_no_number_are_refused(
+    make_teacher: Callable[..., Path], blimp: Path, tmp_path: Path
+) -> None:
+    broken = make_teacher("llama", seed=10)
+    weights = load_file(broken / "model.safetensors")
+    weights["model.norm.weight"][:] = float("nan")
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"gives .*agreement\.jsonl:1 no finite log-probability"):
+        measure(Measurement(broken, {"blimp_filtered": blimp}), tmp_path / "result.json")

@@ -1,0 +1,350 @@
+"""The command line: what wins, and what a mistake is told: one sentence on one line, exit status 2."""
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+import yaml
+
+import palenka.__main__
+import palenka.cache_teachers.__main__
+import palenka.data.__main__
+import palenka.eval.__main__
+import palenka.train_student.__main__
+from palenka.cache_teachers.capture import CaptureSettings
+from palenka.data.text.prepare import CorpusSettings
+from palenka.grid.points import Grid
+from palenka.grid.settings import GridSettings, PointSettings
+from palenka.ground.command_line import INTERRUPTED, USER_MISTAKE, parse, parse_file, run
+from palenka.ground.errors import UserError, refuse_difference
+from palenka.ground.settings import Settings
+from palenka.study import Study, StudySettings
+from palenka.train_student.settings import TrainSettings
+
+Main = Callable[[Sequence[str] | None], int]
+
+STUDENT = """
+corpus: no/corpus
+output: no/output
+model: {architecture: llama, hidden_size: 16, num_hidden_layers: 2, num_attention_heads: 2}
+epochs: 7
+objective: {hard: 0.5, logit: 0.25}
+teachers:
+  one: {cache: no/cache, weight: 0.9}
+  two: {cache: no/other}
+"""
+PROGRAMS: dict[str, Main] = {
+    "palenka": palenka.__main__.main,
+    "data": palenka.data.__main__.main,
+    "cache_teachers": palenka.cache_teachers.__main__.main,
+    "train_student": palenka.train_student.__main__.main,
+    "eval": palenka.eval.__main__.main,
+}
+
+
+@pytest.fixture
+def student(tmp_path: Path) -> str:
+    path = tmp_path / "student.yaml"
+    path.write_text(STUDENT)
+    return str(path)
+
+
+def train_settings(*arguments: str) -> TrainSettings:
+    return parse(TrainSettings, arguments, "palenka train")
+
+
+def mistake(main: Main, arguments: Sequence[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """What a program says to a mistaken command line, after making sure that it is one line and status 2."""
+    assert main(arguments) == USER_MISTAKE == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert re.fullmatch(r"error: [^\n]+\n", told.err)
+    assert not re.search(r"Traceback|typing\.|<class|pydantic|unicode string", told.err)
+    return told.err.removeprefix("error: ").strip()
+
+
+def test_the_command_line_wins_over_the_file_and_the_file_over_defaults(student: str) -> None:
+    settings = train_settings("--config", student, "--epochs", "2", "--objective.logit", "0.75")
+    assert (settings.epochs, settings.objective.logit) == (2, 0.75)  # command line
+    assert settings.objective.hard == 0.5  # file: its neighbour in the group stays
+    assert settings.objective.temperature == TrainSettings.model_fields["objective"].default.temperature == 2.0
+    assert settings.global_batch == 32  # default
+
+
+def test_it_wins_wherever_the_file_stands(student: str) -> None:
+    assert train_settings("--epochs", "2", "--config", student).epochs == 2
+    assert train_settings("--epochs=2", f"--config={student}").epochs == 2
+
+
+def test_of_two_files_the_later_wins(student: str, tmp_path: Path) -> None:
+    (tmp_path / "more.yaml").write_text("epochs: 3\n")
+    settings = train_settings("--config", student, "--config", str(tmp_path / "more.yaml"), "--seed", "1")
+    assert (settings.epochs, settings.seed, settings.objective.hard) == (3, 1, 0.5)
+
+
+def test_an_override_reaches_into_a_mapping_and_leaves_its_other_entries(student: str) -> None:
+    teachers = train_settings("--config", student, "--teachers.one.weight", "0.3").teachers
+    assert (teachers["one"].weight, teachers["one"].cache) == (0.3, Path("no/cache"))
+    assert (teachers["two"].weight, teachers["two"].cache) == (1.0, Path("no/other"))
+    assert list(train_settings("--config", student, "--teachers.new.cache", "x").teachers) == ["one", "two", "new"]
+
+
+def test_lists_groups_and_numbers_are_written_as_in_yaml(student: str) -> None:
+    settings = train_settings(
+        *("--config", student, "--trackers", "[tensorboard]", "--windows", "{length: 64, views: 2}"),
+        *("--optimizer.learning_rate", "1e-3", "--validation.every", "null", "--model.tie_word_embeddings", "false"),
+    )
+    assert settings.trackers == ("tensorboard",)
+    assert (settings.windows.length, settings.windows.views) == (64, 2)
+    assert settings.optimizer.learning_rate == 1e-3
+    assert settings.validation.every is None
+    assert settings.model.tie_word_embeddings is False
+
+
+@pytest.mark.parametrize(
+    ("arguments", "k", "draws"),
+    [
+        (["--logits", "{kind: hybrid}"], 16, 16),
+        (["--logits.kind", "sampled"], 0, 50),
+        (["--logits.kind=sampled", "--logits.draws=20"], 0, 20),
+        ([], 32, 0),
+    ],
+)
+def test_defaults_may_depend_on_what_is_given(arguments: list[str], k: int, draws: int) -> None:
+    given = ["--teacher", "t", "--corpus", "c", "--output", "o", *arguments]
+    logits = parse(CaptureSettings, given, "palenka cache run").logits
+    assert (logits.k, logits.draws) == (k, draws)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--hidden.positions", "0"], "hidden.positions is 0, but it should be greater than or equal to 1"),
+        (["--hidden.layers", "all"], "hidden.layers is all, but it should be 'uniform' or a list [...]"),
+        (["--hidden.layers", "[1, 1]"], "hidden: layers is [1, 1], but it should name each layer once"),
+        (["--hidden", "true"], "hidden is true, but it should be a mapping {...}"),
+        (["--logits.kind", "top"], "logits.kind is top, but it should be 'topk', 'sampled' or 'hybrid'"),
+        (["--logits", "{kind: sampled, k: 3}"], "logits: k is 3, but kind sampled needs none"),
+    ],
+)
+def test_mistakes_in_groups_that_may_be_absent(
+    arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["run", "--teacher", "t", "--corpus", "c", "--output", "o", *arguments]
+    assert told in mistake(PROGRAMS["cache_teachers"], given, capsys)
+
+
+def test_resolved_settings_read_back_as_themselves(student: str, tmp_path: Path) -> None:
+    settings = train_settings("--config", student, "--epochs", "2", "--optimizer.learning_rate", "1e-5")
+    settings.write_yaml(tmp_path / "resolved.yaml")
+    assert train_settings("--config", str(tmp_path / "resolved.yaml")) == settings
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--epoch", "3"], "epoch is not an option; did you mean 'epochs'?"),
+        (["--objective.logits", "3"], "objective.logits is not an option; did you mean 'logit'?"),
+        (["--teachers.one.wieght", "3"], "wieght is not an option; did you mean 'weight'?"),
+        (["--windows", "{length: 8, view: 2}"], "view is not an option; did you mean 'views'?"),
+        (["--zzz", "3"], "zzz is not an option ("),
+        (["bogus"], "bogus is not an option ("),
+        (["--epochs", "many"], "epochs is many, but it should be a valid integer"),
+        (["--epochs", "0"], "epochs is 0, but it should be greater than or equal to 1"),
+        (["--optimizer.learning_rate", "-1"], "optimizer.learning_rate is -1, but it should be greater than 0"),
+        (
+            ["--model.architecture", "bert"],
+            "model.architecture is bert, but it should be 'llama', 'gpt2' or 'gptj'",
+        ),
+        (["--precision", "fp32"], "precision is fp32, but it should be 'float32', 'bf16' or 'fp16'"),
+        (["--trackers", "[mlflow]"], "trackers is mlflow, but it should be 'tensorboard' or 'wandb'"),
+        (["--trackers", "tensorboard"], "trackers is tensorboard, but it should be a list [...]"),
+        (["--teachers", "3"], "teachers is 3, but it should be a mapping {...}"),
+        (["--teachers.new.weight", "3"], "a teacher needs a cache, or source: live and a model"),
+        (["--windows", "7"], "windows is 7, but it should be a mapping {...}"),
+        (["--windows", "{length: ["], "windows is {length: [, but it should be a mapping {...}"),
+        (["--model.hidden_size", "17"], "hidden_size 17 must be a multiple of num_attention_heads 2"),
+        (["--teachers", "{}"], "objective.logit is 0.25, but there are no teachers; name one under teachers"),
+        (["--epochs"], "--epochs needs a value"),
+    ],
+)
+def test_mistakes_on_the_command_line(
+    arguments: list[str], told: str, student: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sentence = mistake(palenka.train_student.__main__.main, ["--config", student, *arguments], capsys)
+    assert told in sentence
+    assert sentence.endswith(f"(configuration {student}; see palenka train --help)")
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (STUDENT + "epoch: 3\n", "epoch is not an option; did you mean 'epochs'?"),
+        (
+            STUDENT.replace("hidden_size", "hiden_size"),
+            "model.hiden_size is not an option; did you mean 'hidden_size'?",
+        ),
+        (STUDENT.replace("weight", "wieght"), "teachers.one.wieght is not an option; did you mean 'weight'?"),
+        (STUDENT.replace("epochs: 7", "epochs: seven"), "epochs is seven, but it should be a valid integer"),
+        (STUDENT.replace("epochs: 7", "windows: {views: 0}"), "windows.views is 0, but it should be greater than or"),
+        (STUDENT.replace("epochs: 7", "windows: 7"), "windows is 7, but it should be a mapping {...}"),
+        (STUDENT.replace("0.9", "-1"), "teachers.one.weight is -1, but it should be greater than or equal to 0"),
+        (STUDENT.replace("llama", "bert"), "model.architecture is bert, but it should be 'llama', 'gpt2' or 'gptj'"),
+        (
+            STUDENT.replace("corpus: no/corpus", ""),
+            "these options are missing: corpus; give them in a file or as --corpus",
+        ),
+        (STUDENT.replace("hidden_size: 16, ", ""), "these options are missing: model.hidden_size; give them"),
+        ("corpus: [a\noutput: b: c", "is not YAML: while parsing a flow sequence at line 1, column 9"),
+        ("corpus: a\n\toutput: b\n", "is not YAML: while scanning for the next token"),
+        ("corpus: a\0b\n", "is not YAML: unacceptable character"),
+        (STUDENT + "x: !!python/object/apply:os.system ['true']\n", "is not YAML: could not determine a constructor"),
+        (b"corpus: \xff\xfe\n", "is not UTF-8 text: 'utf-8' codec can't decode byte 0xff in position 8"),
+        ("- a\n- b\n", "has no options: it should hold lines such as `output: runs/mine`"),
+        ("hello\n", "has no options"),
+        ("", "has no options"),
+    ],
+)
+def test_mistakes_in_the_file_name_the_file(
+    content: str | bytes, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "mistaken.yaml"
+    file.write_bytes(content.encode() if isinstance(content, str) else content)
+    sentence = mistake(palenka.train_student.__main__.main, ["--config", str(file)], capsys)
+    assert told in sentence
+    assert f"configuration {file}" in sentence
+
+
+def test_what_a_file_lacks_may_come_from_the_command_line(tmp_path: Path) -> None:
+    file = tmp_path / "part.yaml"
+    file.write_text(STUDENT.replace("corpus: no/corpus", "").replace("hidden_size: 16, ", ""))
+    settings = train_settings("--config", str(file), "--corpus", "here", "--model.hidden_size", "8")
+    assert (settings.corpus, settings.model.hidden_size) == (Path("here"), 8)
+
+
+def test_a_file_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for path, reason in ((tmp_path / "nothing.yaml", "No such file or directory"), (tmp_path, "Is a directory")):
+        sentence = mistake(palenka.train_student.__main__.main, ["--config", str(path)], capsys)
+        assert sentence == f"cannot read configuration {path}: {reason}; give a YAML file"
+
+
+@pytest.mark.parametrize(
+    ("program", "arguments", "told"),
+    [
+        (
+            "palenka",
+            [],
+            "palenka needs a command; choose from data, cache, train, parameters, export, eval, report",
+        ),
+        ("palenka", ["teach"], "'teach' is not a command of palenka; choose from data, cache"),
+        ("palenka", ["train"], "these options are missing: corpus, output, model.architecture"),
+        ("palenka", ["eval", "/nowhere"], "these options are missing: data, out"),
+        ("palenka", ["cache", "rum"], "'rum' is not a command of palenka cache; choose from plan, run, verify"),
+        ("palenka", ["study"], "these options are missing: output, corpus, students"),
+        ("palenka", ["study", "/nowhere.yaml"], "cannot read configuration /nowhere.yaml: No such file or directory"),
+        ("palenka", ["study", "--config"], "--config needs a value"),
+        ("palenka", ["demo", "--outptu", "x"], "outptu is not an option; did you mean 'output'?"),
+        ("data", [], "palenka data needs a command; choose from fetch, prepare"),
+        ("data", ["prepare"], "these options are missing: sources, output"),
+        ("data", ["prepare", "--sources", "/nowhere", "--output", "/nowhere/out"], "sources /nowhere does not exist"),
+        ("cache_teachers", [], "palenka cache needs a command; choose from plan, run, verify, inspect"),
+        (
+            "cache_teachers",
+            ["run", "--micro_batch", "0"],
+            "micro_batch is 0, but it should be greater than or equal to 1",
+        ),
+        ("train_student", ["--model.architecture", "bert"], "model.architecture is bert"),
+        ("eval", [], "these options are missing: model, data, out; give them in a file or as --model VALUE"),
+        ("eval", ["/m", "--data", "/nowhere", "--out", "/o", "--suite", "ewok"], "suite is ewok, but it should be"),
+        ("eval", ["/m", "--data", "/nowhere", "--out", "/o"], "/nowhere is no corpus"),
+    ],
+)
+def test_mistakes_by_program(program: str, arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert told in mistake(PROGRAMS[program], arguments, capsys)
+
+
+@pytest.mark.parametrize(
+    ("program", "arguments", "told"),
+    [
+        ("palenka", [], "prepare a corpus"),
+        ("palenka", ["train"], "--optimizer.learning_rate"),
+        ("palenka", ["study"], "Settings of the students' training, by name"),
+        ("data", [], "clean raw text"),
+        ("data", ["prepare"], "--vocabulary_size"),
+        ("cache_teachers", [], "capture a teacher"),
+        ("cache_teachers", ["run"], "--logits.temperatures"),
+        ("train_student", [], "Windows in an optimizer step, over all processes."),
+        ("eval", [], "--suite"),
+    ],
+)
+def test_help_tells_what_there_is(
+    program: str, arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        PROGRAMS[program]([*arguments, "--help"])
+    assert told in " ".join(capsys.readouterr().out.split())
+
+
+def test_an_interruption_has_a_status_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(_: Sequence[str]) -> None:
+        raise KeyboardInterrupt
+
+    assert run(interrupted, []) == INTERRUPTED == 130
+    assert capsys.readouterr().err == "interrupted; run the same command again: what is finished is kept\n"
+
+
+def test_a_mistake_of_the_programs_own_is_not_hidden() -> None:
+    def broken(_: Sequence[str]) -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        run(broken, [])
+
+
+def test_a_study_names_the_file_that_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    study = {"output": "o", "corpus": "corpus.yaml", "students": {"a": "student.yaml"}}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
+    (tmp_path / "corpus.yaml").write_text("sources: s\noutput: o\n")
+    command = ["study", "--config", str(tmp_path / "study.yaml")]
+    sentence = mistake(PROGRAMS["palenka"], command, capsys)
+    assert sentence.startswith(f"cannot read configuration {tmp_path / 'student.yaml'}: No such file")
+    (tmp_path / "student.yaml").write_text(STUDENT.replace("epochs: 7", "epocs: 7"))
+    sentence = mistake(PROGRAMS["palenka"], command, capsys)
+    assert sentence == f"configuration {tmp_path / 'student.yaml'}: epocs is not an option; did you mean 'epochs'?"
+    (tmp_path / "student.yaml").write_text("corpus: c\n")
+    sentence = mistake(PROGRAMS["palenka"], command, capsys)
+    assert f"(configuration {tmp_path / 'student.yaml'}; see palenka train --help)" in sentence
+
+
+def test_every_configuration_that_comes_with_the_project_is_valid() -> None:
+    checked = 0
+    for file in (Path(__file__).parents[2] / "configs").rglob("*.yaml"):
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        if "students" in content:
+            Study(file)
+        elif "seeds" in content:
+            Grid(*parse_file(GridSettings, ["--config", str(file)], "palenka grid"))
+        else:
+            schema: type[Settings] = CorpusSettings if "sources" in content else CaptureSettings
+            parse(TrainSettings if "model" in content else schema, ["--config", str(file)], "palenka")
+        checked += 1
+    assert checked > 8
+
+
+def test_a_difference_names_the_first_field_and_both_sides() -> None:
+    expected = {"a": 1, "b": {"c": [1, 2], "d": "x"}}
+    refuse_difference("cache c", expected, {"b": {"d": "x", "c": [1, 2]}, "a": 1}, "capture again")
+    with pytest.raises(UserError, match=r"^cache c does not match: b\.d is 'y' there, but 'x' is expected; again$"):
+        refuse_difference("cache c", expected, {"a": 1, "b": {"c": [1, 2], "d": "y"}}, "again")
+    with pytest.raises(UserError, match=r"e is 5 there, but None is expected"):
+        refuse_difference("cache c", expected, expected | {"e": 5}, "again")
+    with pytest.raises(UserError, match=r"b is 7 there, but {'c'"):
+        refuse_difference("cache c", expected, expected | {"b": 7}, "again")
+
+
+def test_settings_are_frozen_and_know_their_help() -> None:
+    for schema in (TrainSettings, CaptureSettings, CorpusSettings, StudySettings, GridSettings, PointSettings):
+        undescribed = [name for name, field in schema.model_fields.items() if not field.description]
+        assert undescribed == []
+        assert schema.model_config["frozen"]

@@ -1,0 +1,475 @@
+"""Grids: which points there are, what is refused before any of them runs, what fails alone, and who is ranked first."""
+
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from palenka.__main__ import main
+from palenka.cache_teachers.capture import CaptureSettings, capture
+from palenka.grid.points import Grid, Point
+from palenka.grid.ranking import best, rank
+from palenka.grid.results import chosen_finalists, results_of
+from palenka.grid.running import is_finished, run_point, visible_gpus
+from palenka.grid.settings import GridSettings
+from palenka.grid.slurm import array_script, following_script
+from palenka.ground.command_line import parse_file
+from palenka.ground.errors import UserError
+from palenka.study import Study
+from palenka.templates import write_pairs
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+SHAPE = {"architecture": "llama", "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+GridFile = Callable[..., Path]
+
+
+def read_grid(file: Path, *overrides: str) -> Grid:
+    return Grid(*parse_file(GridSettings, ["--config", str(file), *overrides], "palenka grid"))
+
+
+@pytest.fixture
+def grid_file(capture_settings: CaptureSettings, tmp_path: Path) -> GridFile:
+    """Writes a grid of two points, each with its seeds, and the student that it varies: 4 steps a run."""
+    student = {
+        "corpus": str(capture_settings.corpus),
+        "output": "decided by the grid",
+        "model": SHAPE,
+        "windows": {"length": 16},
+        "fraction": 0.5,
+        "teachers": {"t": {"cache": str(capture_settings.output)}},
+        "objective": {"hard": 0.5, "logit": 0.5},
+        "global_batch": 16,
+        "optimizer": {"learning_rate": 0.01, "warmup_steps": 2},
+        "validation": {"windows": 8},
+    }
+    (tmp_path / "students").mkdir()
+    (tmp_path / "students" / "small.yaml").write_text(yaml.safe_dump(student))
+
+    def write(**changes: object) -> Path:
+        fields: dict[str, object] = {
+            "output": str(tmp_path / "grid"),
+            "student": "../students/small.yaml",
+            "product": {"objective.logit": [0.1, 0.9]},
+            "overrides": {"fraction": 0.1},
+            "held_out_windows": 40,
+            "finalists": {"count": 1, "overrides": {"fraction": 0.2}},
+            "local": {"isolated": False},
+        }
+        (tmp_path / "grids").mkdir(exist_ok=True)
+        (tmp_path / "grids" / "grid.yaml").write_text(yaml.safe_dump(fields | changes, sort_keys=False))
+        return tmp_path / "grids" / "grid.yaml"
+
+    return write
+
+
+def results(file: Path) -> dict[str, Any]:
+    read: dict[str, Any] = json.loads((file.parents[1] / "grid" / "grid.json").read_text())
+    return read
+
+
+def state(directory: Path) -> dict[str, tuple[int, bytes]]:
+    """Every file with the time of its last change; aside from the ranking and its report, which each call writes."""
+    return {
+        str(path.relative_to(directory)): (path.stat().st_mtime_ns, path.read_bytes())
+        for path in directory.rglob("*")
+        if path.is_file() and path.name not in ("grid.json", "report.html")
+    }
+
+
+def test_the_points_are_the_product_with_every_seed_and_a_control(grid_file: GridFile) -> None:
+    product = {"objective.logit": [0.1, 0.3], "objective.hard": [0, 1], "teachers.t.weight": [0.5]}
+    grid = read_grid(grid_file(product=product, seeds=[0, 7]))
+    assert [point.name.removeprefix("points/") for point in grid.points] == [
+        f"{name}-seed{seed}"
+        for seed in (0, 7)
+        for name in (
+            "control",
+            "logit0.1-hard0-weight0.5",
+            "logit0.1-hard1-weight0.5",
+            "logit0.3-hard0-weight0.5",
+            "logit0.3-hard1-weight0.5",
+        )
+    ]
+    last = grid.points[-1].settings
+    assert (last.objective.logit, last.objective.hard, last.teachers["t"].weight, last.seed) == (0.3, 1, 0.5, 7)
+    assert last.fraction == 0.1
+    assert last.output == grid.settings.output / "points" / "logit0.3-hard1-weight0.5-seed7"
+    control = grid.points[5].settings
+    assert control.teachers == {}
+    assert control.weights() == {"hard": 1.0}
+    same = ("corpus", "split", "windows", "fraction", "epochs", "global_batch", "optimizer", "model", "seed")
+    assert all(getattr(control, field) == getattr(last, field) for field in same)
+
+
+def test_finalists_differ_in_their_overrides_alone(grid_file: GridFile) -> None:
+    grid = read_grid(grid_file(seeds=[3]))
+    (finalist,) = grid.finalists(["logit0.9"])
+    assert finalist.name == "finalists/logit0.9-seed3"
+    point = grid.point("points/logit0.9-seed3")
+    expected = {"fraction": 0.2, "output": grid.settings.output / "finalists" / "logit0.9-seed3"}
+    assert finalist.settings == point.settings.model_copy(update=expected)
+    with pytest.raises(UserError, match=r"has no point points/logit0\.9-seed4; its first is points/control-seed3"):
+        grid.point("points/logit0.9-seed4")
+
+
+def test_each_combination_of_other_options_has_its_own_control(grid_file: GridFile) -> None:
+    product = {"optimizer.learning_rate": [0.01, 0.02], "objective.logit": [0.5]}
+    grid = read_grid(grid_file(product=product))
+    controls = {point.variant.name: point.variant.control for point in grid.points}
+    assert controls == {
+        "control-learning_rate0.01": "control-learning_rate0.01",
+        "control-learning_rate0.02": "control-learning_rate0.02",
+        "learning_rate0.01-logit0.5": "control-learning_rate0.01",
+        "learning_rate0.02-logit0.5": "control-learning_rate0.02",
+    }
+    rates = {point.variant.name: point.settings.optimizer.learning_rate for point in grid.points}
+    assert all(rates[name] == rates[control] for name, control in controls.items())
+
+
+def test_names_tell_options_of_the_same_name_and_any_value_apart(grid_file: GridFile) -> None:
+    teachers = {"teachers": {"a": {"cache": "a"}, "b": {"cache": "b"}}}
+    product = {"teachers.a.weight": [0.5], "teachers.b.weight": [1.0], "teachers.b.layers": ["uniform", {0: 0, 2: 1}]}
+    points = read_grid(grid_file(product=product, overrides=teachers)).points
+    assert [point.name for point in points] == [
+        "points/control-seed0",
+        "points/a.weight0.5-b.weight1.0-layersuniform-seed0",
+        "points/a.weight0.5-b.weight1.0-layers0_0_2_1-seed0",
+    ]
+    assert points[2].settings.teachers["b"].layers == {0: 0, 2: 1}
+    assert points[2].settings.teachers["a"].weight == 0.5
+
+
+@pytest.mark.parametrize(("name", "fraction", "of_finalists"), [("palenka-25", 0.2, 1.0), ("babylm-cpu", 0.015, 0.03)])
+def test_the_grids_that_come_with_the_project(name: str, fraction: float, of_finalists: float) -> None:
+    grid = read_grid(CONFIGS / "grids" / f"{name}.yaml")
+    assert len(grid.points) == (25 + 1) * 3
+    assert {point.settings.fraction for point in grid.points} == {fraction}
+    assert {point.settings.fraction for point in grid.finalists(["control", "logit0.9-hidden0.1"])} == {of_finalists}
+    point = grid.point("points/logit0.3-hidden0.7-seed2").settings
+    assert (point.objective.hard, point.objective.logit, point.objective.hidden) == (1.0, 0.3, 0.7)
+    if name == "babylm-cpu":
+        require_fit(grid.finalists(["logit0.1-hidden0.1"])[0])
+
+
+def require_fit(finalist: Point) -> None:
+    """Make sure that the caches which the small grid's study captures hold what its finalists read."""
+    study = Study(CONFIGS / "babylm-grid" / "study.yaml")
+    for name, source in finalist.settings.teachers.items():
+        cache = study.caches[name]
+        assert (source.cache, cache.teacher) == (cache.output, study.teachers[name].output)
+        assert cache.fraction >= finalist.settings.fraction
+        assert finalist.settings.objective.temperature in cache.logits.temperatures
+        assert cache.hidden is not None
+    assert finalist.settings.model.num_parameters(4096) < 1_000_000
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"product": {"objective.logitt": [0.1]}}, "objective.logitt is not an option; did you mean 'logit'?"),
+        ({"product": {"objective.logit": [0.1, -1]}}, "objective.logit is -1, but it should be greater than or equal"),
+        ({"overrides": {"epocs": 2}}, "epocs is not an option; did you mean 'epochs'?"),
+        ({"finalists": {"overrides": {"fraction": 2}}}, "fraction is 2, but it should be less than or equal to 1"),
+        ({"product": {"seed": [1, 2]}}, "seed is varied, but the grid decides it"),
+        ({"overrides": {"output": "x"}}, "output is varied, but the grid decides it"),
+        ({"product": {"windows.length": [8, 16]}}, "windows.length is varied, but points must share it to be ranked"),
+        ({"product": {"objective.logit": []}}, "product.objective.logit has no values"),
+        ({"overrides": {"objective.logit": 0.3}}, "objective.logit is varied under product and set under overrides"),
+        ({"product": {"objective.logit": [0.1, 0.1]}}, "two points of the grid would have the name logit0.1"),
+        ({"seeds": [1, 1]}, "seeds is [1, 1], but it should name at least one seed, and each of them once"),
+        ({"seeds": [-1]}, "seeds has -1, but a seed is from 0"),
+        ({"rank_by": "blimp"}, "rank_by is blimp, but minimal_pairs has no folder for it"),
+        ({"rank_by": "loss"}, "rank_by is loss, but it should be"),
+        ({"local": {"isolated": False, "processes": 2}}, "processes is 2, but points that are not isolated run one"),
+        ({"student": "nowhere.yaml"}, "cannot read configuration"),
+        ({"launchr": "slurm"}, "launchr is not an option; did you mean 'launcher'?"),
+        ({"minimal_pairs": {"blimp": "nowhere"}}, "nowhere is not a folder"),
+        (
+            {"overrides": {"fraction": 1}, "finalists": {}},
+            'finalists.overrides is {"fraction": 1.0}, but finalist logit0.1 should differ from its point and would',
+        ),
+        ({"finalists": {"overrides": {}}}, "let overrides give points less text (fraction), or set finalists.count to"),
+    ],
+)
+def test_a_wrong_grid_is_refused_before_anything_runs(
+    changes: dict[str, object], message: str, grid_file: GridFile, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["grid", "--config", str(grid_file(**changes))]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "grid").exists()
+
+
+def test_points_of_all_the_text_need_no_finalists(grid_file: GridFile) -> None:
+    grid = read_grid(grid_file(overrides={"fraction": 1.0}, finalists={"count": 0}))
+    assert grid.finalists(["logit0.1"]) == []
+
+
+def test_a_student_that_is_its_own_control_is_refused(grid_file: GridFile, tmp_path: Path) -> None:
+    file = grid_file(product={"optimizer.learning_rate": [0.01]})
+    student = tmp_path / "students" / "small.yaml"
+    plain = yaml.safe_load(student.read_text())
+    student.write_text(yaml.safe_dump({name: plain[name] for name in plain if name not in ("teachers", "objective")}))
+    with pytest.raises(UserError, match=r"point learning_rate0\.01 would be its own control; name teachers"):
+        read_grid(file)
+
+
+def test_a_grid_without_a_file_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["grid", "--output", "x", "--student", "y"]) == 2
+    assert "palenka grid finds other files beside its own; give it as --config FILE.yaml" in capsys.readouterr().err
+
+
+def test_a_grid_is_trained_ranked_and_ended_by_finalists_and_does_nothing_twice(
+    grid_file: GridFile, capture_settings: CaptureSettings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capture(capture_settings)
+    write_pairs(tmp_path / "pairs")
+    for suite in (tmp_path / "pairs").iterdir():
+        suite.write_text("".join(suite.read_text().splitlines(keepends=True)[:5]))
+    file = grid_file(seeds=[0, 1], minimal_pairs={"minimal_pairs": str(tmp_path / "pairs")})
+    assert main(["grid", "--config", str(file)]) == 0
+    told, found = capsys.readouterr().out, results(file)
+    ranking = found["points"]["ranking"]
+    assert [row["rank"] for row in ranking] == [1, 2, 3]
+    assert {row["variant"] for row in ranking} == {"control", "logit0.1", "logit0.9"}
+    means = [row["measures"]["held_out"]["mean"] for row in ranking]
+    assert means == sorted(means)
+    assert "control (control)" in told
+    runs = found["points"]["runs"]
+    assert len(runs) == 6
+    assert all(run["held_out"]["windows"] == 40 for run in runs.values())
+    assert all(run["minimal_pairs"]["minimal_pairs"]["n"] == 60 for run in runs.values())
+    (point,) = (row for row in ranking if row["variant"] == "logit0.9")
+    losses = {name: run["held_out"]["cross_entropy"] for name, run in runs.items()}
+    differences = [losses[f"points/logit0.9-seed{seed}"] - losses[f"points/control-seed{seed}"] for seed in (0, 1)]
+    assert point["measures"]["held_out"]["difference"] == pytest.approx(sum(differences) / 2)
+    winner = next(row["variant"] for row in ranking if row["role"] == "point")
+    finalists = found["finalists"]
+    assert {row["variant"] for row in finalists["ranking"]} == {"control", winner}
+    assert all(run["held_out"]["windows"] > 40 for run in finalists["runs"].values())
+    steps = {
+        stage: json.loads((tmp_path / "grid" / stage / "control-seed0" / "result.json").read_text())["steps"]
+        for stage in ("points", "finalists")
+    }
+    assert steps["finalists"] > 1.8 * steps["points"]
+    page = (tmp_path / "grid" / "report.html").read_text()
+    assert all(f'<th scope="row">{row["variant"]}</th>' in page for row in ranking)
+    assert "Held-out cross-entropy over objective.logit" in page
+    assert "The paired test draws the held-out windows anew" in page
+    assert "McNemar, minimal pairs" in page
+
+    before = state(tmp_path / "grid")
+    assert main(["grid", "--config", str(file)]) == 0
+    assert main(["grid", "rank", "--config", str(file)]) == 0
+    assert state(tmp_path / "grid") == before
+    assert results(file) == found
+
+    # A point that is gone is trained again, to the same bits, and nothing else is.
+    shutil.rmtree(tmp_path / "grid" / "points" / "logit0.1-seed1")
+    assert main(["grid", "rank", "--config", str(file)]) == 1
+    assert results(file)["points"]["untried"] == ["points/logit0.1-seed1"]
+    assert results(file)["finalists"] is None
+    assert main(["grid", "--config", str(file)]) == 0
+    after = state(tmp_path / "grid")
+    assert after.keys() == before.keys()
+    assert all(after[name] == before[name] for name in before if "points/logit0.1-seed1/" not in name)
+    weights = "points/logit0.1-seed1/model.safetensors"
+    assert after[weights][1] == before[weights][1]
+    assert results(file) == found
+
+
+def test_a_failed_point_is_reported_alone_and_tried_again(
+    grid_file: GridFile, capture_settings: CaptureSettings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = grid_file()
+    # Without the cache every point fails but the control.
+    assert main(["grid", "--config", str(file)]) == 1
+    found, told = results(file), capsys.readouterr().err
+    assert set(found["points"]["failures"]) == {"points/logit0.1-seed0", "points/logit0.9-seed0"}
+    assert all(str(capture_settings.output) in reason for reason in found["points"]["failures"].values())
+    assert "points/logit0.1-seed0 failed: " in told
+    assert [(row["variant"], row["rank"]) for row in found["points"]["ranking"]] == [
+        ("control", 1),
+        ("logit0.1", None),
+        ("logit0.9", None),
+    ]
+    assert found["finalists"] is None
+
+    control = state(tmp_path / "grid" / "points" / "control-seed0")
+    capture(capture_settings)
+    assert main(["grid", "--config", str(file)]) == 0
+    assert results(file)["points"]["failures"] == {}
+    assert {row["rank"] for row in results(file)["points"]["ranking"]} == {1, 2, 3}
+    assert state(tmp_path / "grid" / "points" / "control-seed0") == control
+    assert not list((tmp_path / "grid").rglob("*.failure.json"))
+
+
+def test_a_report_that_cannot_be_written_is_told_and_the_grids_status_stays(
+    grid_file: GridFile, capture_settings: CaptureSettings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "grid").mkdir()
+    report = tmp_path / "grid" / "report.html"
+    report.write_text("a page of somebody else's")
+    file = grid_file(finalists={"count": 0})
+    for status in (1, 0):  # without the cache points fail
+        assert main(["grid", "--config", str(file)]) == status
+        told = capsys.readouterr()
+        assert told.out.endswith(f"Written to {tmp_path / 'grid' / 'grid.json'}\n")
+        assert f"{report} is not written: {report} exists and is no report" in told.err
+        assert bool(results(file)["points"]["failures"]) == bool(status)
+        if status:
+            capture(capture_settings)
+    assert report.read_text() == "a page of somebody else's"
+    report.unlink()
+    assert main(["grid", "rank", "--config", str(file)]) == 0
+    assert capsys.readouterr().out.endswith(f"Written to {report}\n")
+
+
+def test_a_loss_that_is_not_finite_is_a_failure_and_finalists_go_on_without_it(
+    grid_file: GridFile, capture_settings: CaptureSettings
+) -> None:
+    capture(capture_settings)
+    product = {"optimizer.learning_rate": [0.01, 1e30], "objective.logit": [0.5]}
+    file = grid_file(product=product)
+    assert main(["grid", "--config", str(file)]) == 1
+    found = results(file)
+    failures = found["points"]["failures"]
+    assert set(failures) == {"points/control-learning_rate1e+30-seed0", "points/learning_rate1e+30-logit0.5-seed0"}
+    assert all("the loss is nan at step" in reason for reason in failures.values())
+    assert {row["variant"] for row in found["finalists"]["ranking"]} == {
+        "control-learning_rate0.01",
+        "learning_rate0.01-logit0.5",
+    }
+
+
+def test_a_point_that_was_killed_is_told_from_one_that_never_began(
+    grid_file: GridFile, capture_settings: CaptureSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    capture(capture_settings)
+    grid = read_grid(grid_file())
+
+    def killed(_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("palenka.grid.running.train", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run_point(grid, grid.points[0])
+    found = results_of(grid, grid.points)
+    assert found.failures[grid.points[0].name].startswith("it began and did not end")
+    assert found.untried == [point.name for point in grid.points[1:]]
+    assert chosen_finalists(grid, found) == []
+    assert run_point(grid, grid.points[0])["held_out"]["windows"] == 40
+    assert is_finished(grid, grid.points[0])
+
+
+def test_a_run_with_other_settings_is_refused_before_anything_runs(
+    grid_file: GridFile, capture_settings: CaptureSettings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capture(capture_settings)
+    assert main(["grid", "--config", str(grid_file())]) == 0
+    before = state(tmp_path / "grid")
+    capsys.readouterr()
+    assert main(["grid", "--config", str(grid_file(overrides={"fraction": 0.1, "epochs": 2}))]) == 2
+    assert "control-seed0 does not match: epochs is 1 there, but 2 is expected" in capsys.readouterr().err
+    assert state(tmp_path / "grid") == before
+
+
+def measured(losses: Mapping[str, Sequence[float]], accuracies: Mapping[str, Sequence[float]] | None = None) -> Any:
+    return {
+        f"points/{name}-seed{seed}": {
+            "held_out": {"cross_entropy": loss, "interval": [loss, loss], "windows": 9},
+            **({"minimal_pairs": {"blimp": {"accuracy": accuracies[name][seed]}}} if accuracies else {}),
+        }
+        for name, values in losses.items()
+        for seed, loss in enumerate(values)
+    }
+
+
+def test_variants_are_ranked_by_means_over_seeds_and_differ_from_the_control_of_their_seed(grid_file: GridFile) -> None:
+    grid = read_grid(grid_file(seeds=[0, 1, 2]))
+    losses = {"control": [5.0, 6.0, 7.0], "logit0.1": [4.8, 5.9, 6.6], "logit0.9": [4.0, 6.0, 9.0]}
+    first, second, third = rank(grid, grid.points, measured(losses))
+    assert [row["variant"] for row in (first, second, third)] == ["logit0.1", "control", "logit0.9"]
+    figures = first["measures"]["held_out"]
+    assert figures["mean"] == pytest.approx(17.3 / 3)
+    assert figures["deviation"] == pytest.approx(0.9073772, abs=1e-6)
+    assert figures["difference"] == pytest.approx(-0.7 / 3)
+    # Three differences of mean −0.2333 and deviation 0.1528: t at two degrees is 4.3027.
+    assert figures["interval"] == pytest.approx((-0.7 / 3 - 0.379461, -0.7 / 3 + 0.379461), abs=1e-5)
+    assert second["measures"]["held_out"]["difference"] is None
+    assert best([first, second, third], 1) == ["logit0.1", "control"]
+    assert best([first, second, third], 9) == ["logit0.1", "logit0.9", "control"]
+
+
+def test_a_variant_that_lacks_a_seed_has_no_rank(grid_file: GridFile) -> None:
+    grid = read_grid(grid_file(seeds=[0, 1]))
+    rows = rank(grid, grid.points, measured({"control": [5.0, 6.0], "logit0.1": [1.0], "logit0.9": [7.0, 7.0]}))
+    assert [(row["variant"], row["rank"], row["lacking"]) for row in rows] == [
+        ("control", 1, []),
+        ("logit0.9", 2, []),
+        ("logit0.1", None, [1]),
+    ]
+    assert rows[2]["measures"]["held_out"]["difference"] == -4.0
+    assert best(rows, 2) == ["logit0.9", "control"]
+    assert rank(grid, grid.points, {})[0]["measures"] == {}
+
+
+def test_a_suite_ranks_by_its_accuracy(grid_file: GridFile, tmp_path: Path) -> None:
+    grid = read_grid(grid_file(minimal_pairs={"blimp": str(tmp_path)}, rank_by="blimp"))
+    losses = {"control": [5.0], "logit0.1": [4.0], "logit0.9": [6.0]}
+    rows = rank(grid, grid.points, measured(losses, {"control": [0.6], "logit0.1": [0.5], "logit0.9": [0.7]}))
+    assert [row["variant"] for row in rows] == ["logit0.9", "control", "logit0.1"]
+    assert rows[0]["measures"]["blimp"]["difference"] == pytest.approx(0.1)
+    assert rows[0]["measures"]["blimp"]["interval"] is None
+
+
+def test_the_scripts_say_what_the_settings_say(grid_file: GridFile) -> None:
+    slurm = {
+        "partition": "gpu",
+        "gres": "gpu:1",
+        "time": "02:00:00",
+        "finalists_time": "1-00:00:00",
+        "at_once": 4,
+        "options": ["--qos=long"],
+        "setup": "module load cuda\nsource activate",
+    }
+    grid = read_grid(grid_file(slurm=slurm))
+    script = array_script(grid, grid.points, ["--config", "my grids/g.yaml"])
+    lines = script.splitlines()
+    for option in ("--array=0-2%4", "--partition=gpu", "--gres=gpu:1", "--time=02:00:00", "--requeue", "--qos=long"):
+        assert f"#SBATCH {option}" in lines
+    assert lines.index("module load cuda") > lines.index("set -euo pipefail")
+    assert lines[-1].endswith(
+        "-m palenka grid point --config 'my grids/g.yaml' --name \"${points[$SLURM_ARRAY_TASK_ID]}\""
+    )
+    assert [line.strip() for line in lines[lines.index("points=(") + 1 : lines.index(")")]] == [
+        point.name for point in grid.points
+    ]
+    finalists: list[Point] = grid.finalists(["control", "logit0.1"])
+    assert "#SBATCH --time=1-00:00:00\n" in array_script(grid, finalists, [])
+    following = following_script(grid, ["--config", "g.yaml"], "finish")
+    assert "--array" not in following
+    assert "gres" not in following
+    assert following.endswith("-m palenka grid finish --config g.yaml\n")
+
+
+def test_without_sbatch_the_script_is_there_and_the_error_says_so(
+    grid_file: GridFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert main(["grid", "--config", str(grid_file()), "--launcher", "slurm"]) == 2
+    assert "sbatch is not on this machine" in capsys.readouterr().err
+    assert (tmp_path / "grid" / "grid.sbatch").is_file()
+
+
+def test_the_gpus_are_those_that_are_visible(monkeypatch: pytest.MonkeyPatch) -> None:
+    for given, expected in (("2,3", ["2", "3"]), ("", []), ("-1", []), ("GPU-8a", ["GPU-8a"])):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
+        assert visible_gpus() == expected
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert visible_gpus() == [str(number) for number in range(torch.cuda.device_count())]

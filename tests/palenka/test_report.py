@@ -1,0 +1,460 @@
+"""The report: it says what the files say, whatever they are called, and nothing on the page is from elsewhere."""
+
+import json
+import math
+import re
+import shutil
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from palenka.__main__ import main
+from palenka.cache_teachers.capture import CaptureSettings
+from palenka.data.corpus import Corpus
+from palenka.data.model_files import identity_of
+from palenka.data.signals.cache import TeacherCache
+from palenka.data.signals.signal import log1mexp
+from palenka.eval.held_out import measure_held_out
+from palenka.ground.errors import UserError
+from palenka.report.cache_card import make_card
+from palenka.report.costs import break_even
+from palenka.report.figures import thin, without_rest
+from palenka.report.finding import Estimate
+from palenka.report.models import distinct_names, join_models, measures_of
+from palenka.report.pairs import pooled
+from palenka.report.phenomena import PHENOMENA
+from palenka.report.sources import TaskScore, find_sources
+from palenka.report.write import write_report
+from palenka.train_student.settings import TrainSettings
+from palenka.train_student.train import train
+
+LENGTH = 16
+HOSTILE = "<script>alert(1)<&\"'$x$_🦊"
+
+
+class Page(HTMLParser):
+    """A page's elements, attributes, text and tables; complains about tags that do not match."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str, str]] = []
+        self.text: list[str] = []
+        self.rows: list[list[str]] = []
+        self._open: list[str] = []
+        self.feed(html)
+        self.close()
+        assert self._open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_startendtag(tag, attrs)
+        if tag != "meta":
+            self._open.append(tag)
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if "style" not in self._open:
+            self.text.append(data)
+            if {"td", "th"} & set(self._open):
+                self.rows[-1][-1] += data
+
+    def words(self) -> str:
+        return " ".join(" ".join(self.text).split())
+
+    def row(self, name: str) -> str:
+        """All cells of all rows with this name, as one string."""
+        return " | ".join(" ".join(cell.split()) for row in self.rows if row and row[0].strip() == name for cell in row)
+
+
+@pytest.fixture(scope="module")
+def study(corpus_directory: Path, make_teacher: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as a study leaves it: a cache, a control, a student with a hostile name, measures and seconds."""
+    from palenka.cache_teachers.capture import capture
+
+    folder = tmp_path_factory.mktemp("study") / "small"
+    capture(
+        CaptureSettings.model_validate(
+            {
+                "teacher": make_teacher("llama", seed=1),
+                "corpus": corpus_directory,
+                "output": folder / "cache-big",
+                "windows": {"length": LENGTH},
+                "logits": {"k": 8},
+            }
+        )
+    )
+    run = {
+        "corpus": corpus_directory,
+        "model": {"architecture": "llama", "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2},
+        "windows": {"length": LENGTH},
+        "global_batch": 16,
+        "epochs": 2,
+        "fraction": 0.2,
+        "log_every": 5,
+    }
+    distilled = {
+        "teachers": {"<i>big": {"cache": folder / "cache-big"}},
+        "objective": {"hard": 0.5, "logit": 0.25, "temperature": 2.0},
+    }
+    train(TrainSettings.model_validate(run | {"output": folder / "control"}))
+    train(TrainSettings.model_validate(run | distilled | {"output": folder / HOSTILE}))
+    dev = Corpus.open(corpus_directory, "dev")
+    for name in ("control", HOSTILE):
+        measure_held_out(folder / name, dev, LENGTH, folder / "held_out" / f"{name}.json")
+    seconds = {"corpus": 1.5, "cache big": 12.25, "student control": 3.0, f"student {HOSTILE}": 4.0}
+    (folder / "seconds.json").write_text(json.dumps(seconds))
+    (folder / "results.json").write_text(json.dumps({"caches": [{"name": "big", "path": "cache-big"}]}))
+    return folder
+
+
+@pytest.fixture
+def copy(study: Path, tmp_path: Path) -> Path:
+    """A copy that a test may change."""
+    return Path(shutil.copytree(study, tmp_path / "copy"))
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def report(*folders: Path, out: Path) -> Page:
+    write_report(folders, out)
+    return Page(out.read_text(encoding="utf-8"))
+
+
+def pairs_of(study: Path, name: str, accuracies: dict[str, float], suite: str = "blimp_filtered") -> dict[str, Any]:
+    """A result of minimal pairs for a run, 101 pairs a task."""
+    tasks = {
+        task: {"accuracy": value, "stderr": math.sqrt(value * (1 - value) / 100), "n": 101}
+        for task, value in accuracies.items()
+    }
+    return {
+        "suite": suite,
+        "protocol": "babylm-2024",
+        "accuracy": sum(accuracies.values()) / len(accuracies),
+        "stderr": 0.01,
+        "tie_half_accuracy": 0.4321,
+        "tie_rate": 0.0625,
+        "tasks": tasks,
+        "model": identity_of(study / name, "float32").as_plain(),
+    }
+
+
+def test_it_says_what_the_files_say(study: Path, tmp_path: Path) -> None:
+    page = report(study, out=tmp_path / "report.html")
+    for name in ("control", HOSTILE):
+        result, held_out = read(study / name / "result.json"), read(study / "held_out" / f"{name}.json")
+        row = page.row(name)
+        assert f"{result['parameters']:,}" in row
+        assert f"{held_out['cross_entropy']:.4f} {held_out['interval'][0]:.4f} to {held_out['interval'][1]:.4f}" in row
+        assert f"{result['tokens']:,}" in row
+        assert f"{result['validation_cross_entropy']:.4f}" in row
+    assert "student | " in page.row(HOSTILE)
+    assert "control | control" in page.row("control")
+    assert "0.5 hard + 0.25 logit, T = 2; 1.0 <i>big" in page.row(HOSTILE)
+    cache = TeacherCache(study / "cache-big")
+    row = page.row("cache-big")
+    assert f"{sum(cache.bytes_per_token().values()):.2f}" in row
+    assert all(f"{mass:.4f}" in row for mass in cache.kept_mass().values())
+    assert f"{cache.captured_tokens():,}" in row
+    assert "logit/<i>big" in page.words()
+
+
+def test_everything_is_on_the_page_and_everything_is_escaped(study: Path, tmp_path: Path) -> None:
+    page = report(study, out=tmp_path / "report.html")
+    html = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert not re.search(r"https?:|//[a-z]|@import|url\((?!#)", html)
+    assert not {"script", "link", "img", "iframe", "object", "i"} & set(page.tags)
+    for _, name, value in page.attributes:
+        assert name != "src"
+        assert not name.startswith("on")
+        assert name not in ("href", "xlink:href") or value.startswith("#")
+    targets = {value for _, name, value in page.attributes if name == "id"}
+    assert all(value[1:] in targets for _, name, value in page.attributes if name == "href")
+    assert html.count("<svg") >= 9
+    assert HOSTILE in page.words()
+    assert f"{tmp_path}" not in html
+
+
+def test_the_same_files_give_the_same_bytes(study: Path, tmp_path: Path) -> None:
+    out = tmp_path / "report.html"
+    write_report([study], out)
+    first = out.read_bytes()
+    write_report([study], out)
+    assert out.read_bytes() == first
+
+
+def test_what_is_found_twice_is_told_once(study: Path) -> None:
+    once, twice = find_sources([study]), find_sources([study / "control", study, study])
+    assert {run.directory.name for run in twice.runs} == {"control", HOSTILE}
+    assert [len(found) for found in (twice.runs, twice.caches, twice.results)] == [2, 1, 2]
+    assert [path for path, _ in once.results] == [path for path, _ in twice.results]
+
+
+def test_the_headline_claims_no_more_than_the_intervals(copy: Path, tmp_path: Path) -> None:
+    def with_student_at(value: float, margin: float) -> str:
+        for name, centre in (("control", 3.0), (HOSTILE, value)):
+            path = copy / "held_out" / f"{name}.json"
+            path.write_text(
+                json.dumps(read(path) | {"cross_entropy": centre, "interval": [centre - margin, centre + margin]})
+            )
+        return report(copy, out=tmp_path / "report.html").words()
+
+    assert f"{HOSTILE} ends 0.100 nats per token below its control: separated" in with_student_at(2.9, 0.01)
+    assert f"{HOSTILE} ends 0.100 nats per token below its control: not separated" in with_student_at(2.9, 0.06)
+    assert f"{HOSTILE} ends 0.200 nats per token above its control: separated" in with_student_at(3.2, 0.01)
+
+
+def test_minimal_pairs_stand_by_phenomenon_and_paradigm(copy: Path, tmp_path: Path) -> None:
+    scores = {"ellipsis_n_bar_1": 0.75, "ellipsis_n_bar_2": 0.25, "wh_island": 0.9}
+    shared = pairs_of(copy, "control", scores)
+    model = shared.pop("model")
+    other = pairs_of(copy, "control", {"hypernym": 0.625}, "supplement")
+    (copy / "control.json").write_text(json.dumps({"model": model, "suites": [shared, other]}))
+    page = report(copy, out=tmp_path / "report.html")
+    assert page.row("ellipsis").startswith("ellipsis | 50.0 ± ")
+    assert page.row("ellipsis n bar 1") == f"ellipsis n bar 1 | 75.0 ± {100 * math.sqrt(0.75 * 0.25 / 100):.1f}"
+    assert page.row("island effects").startswith("island effects | 90.0 ± 3.0")
+    assert page.row("hypernym") == "hypernym | 62.5 ± 4.8"
+    assert "63.3 ± 1.0" in page.row("all")
+    assert "all, ties as one half | 43.2" in page.row("all, ties as one half")
+    assert "tied pairs | 6.2" in page.row("tied pairs")
+    assert "63.3 ± 1.0" in page.row("control")
+
+
+def test_a_phenomenon_without_all_its_paradigms_has_no_mean(copy: Path, tmp_path: Path) -> None:
+    whole, part = {"ellipsis_n_bar_1": 0.75, "ellipsis_n_bar_2": 0.25, "wh_island": 0.9}, {"ellipsis_n_bar_1": 0.75}
+    (copy / "control.json").write_text(json.dumps(pairs_of(copy, "control", whole)))
+    (copy / "student.json").write_text(json.dumps(pairs_of(copy, HOSTILE, part)))
+    page = report(copy, out=tmp_path / "report.html")
+    assert re.match(r"ellipsis \| 50\.0 ± 3\.\d \| – \|", page.row("ellipsis"))
+
+
+def test_an_evaluated_model_without_a_run_stands_under_its_files_name(copy: Path, tmp_path: Path) -> None:
+    result = read(copy / "held_out" / "control.json")
+    shutil.rmtree(copy / "control")
+    page = report(copy, out=tmp_path / "report.html")
+    assert page.row("control").startswith(f"control | model | {result['parameters']:,} | {result['cross_entropy']:.4f}")
+    assert "No control stands beside the 1 student" in page.words()
+
+
+def test_results_that_do_not_compare_stand_in_columns_of_their_own(copy: Path, tmp_path: Path) -> None:
+    path = copy / "held_out" / "control.json"
+    first = read(path)
+    assert len(measures_of(join_models(find_sources([copy])))) == 1
+    other = first | {"length": 8, "cross_entropy": 2.5, "interval": [2.4, 2.6], "per_word": 9.25, "per_byte": 1.125}
+    (copy / "held_out" / "short.json").write_text(json.dumps(other))
+    short, long = sorted(measures_of(join_models(find_sources([copy]))), key=lambda measure: measure.length)
+    assert short.condition([short, long]) == "windows of 8"
+    assert short.condition([short]) == ""
+    row = report(copy, out=tmp_path / "report.html").row("control")
+    assert "2.5000 2.4000 to 2.6000 | 9.2500 | 1.1250" in row
+    assert f"{first['cross_entropy']:.4f}" in row
+
+
+def test_other_json_is_no_result(copy: Path) -> None:
+    before = len(find_sources([copy]).results)
+    for number, content in enumerate(('{"suites": {"blimp": {}}}', "[1]", '{"a": 1}')):
+        (copy / f"other{number}.json").write_text(content)
+    assert len(find_sources([copy]).results) == before
+
+
+def test_a_teacher_is_told_from_a_control_by_its_weights(copy: Path) -> None:
+    roles = {model.name: model.role for model in join_models(find_sources([copy]))}
+    assert roles == {"control": "control", HOSTILE: "student"}
+    path = copy / HOSTILE / "inputs.json"
+    inputs = read(path)
+    inputs["teachers"]["<i>big"]["teachers"]["teacher"]["weights"] = identity_of(copy / "control", "float32").weights
+    path.write_text(json.dumps(inputs))
+    assert {model.name: model.role for model in join_models(find_sources([copy]))}["control"] == "teacher"
+
+
+def test_metrics_of_any_term_and_ratio_are_drawn(copy: Path, tmp_path: Path) -> None:
+    path = copy / HOSTILE / "metrics.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    for line in lines:
+        line |= {"hidden/t": 0.5, "gradient_ratio/hidden/t": 0.01 * line["step"], "loss": None}
+    path.write_text("\n".join(map(json.dumps, lines)))
+    page = report(copy, out=tmp_path / "report.html")
+    labels = [value for _, name, value in page.attributes if name == "aria-label"]
+    assert {"Term hidden/t", "Term logit/<i>big", "Gradient ratio of hidden/t"} <= set(labels)
+    assert "No gradient ratios were logged" not in page.words()
+
+
+@pytest.mark.parametrize(
+    ("kept", "absent"),
+    [
+        (["control"], ["No distilled student", "No teacher cache", "No seconds.json", "No results of minimal pairs"]),
+        (["cache-big"], ["No finished run and no evaluation result", "so there are no learning curves"]),
+        (["held_out"], ["No finished run was found", "No run logged a distillation term"]),
+        (["seconds.json"], ["needs a study with captures"]),
+        ([HOSTILE, "control"], ["Held-out text was not measured for 1 student"]),
+        ([HOSTILE, "held_out"], ["No control stands beside the 1 student"]),
+    ],
+)
+def test_what_is_not_there_is_said_in_a_sentence(
+    copy: Path, tmp_path: Path, kept: list[str], absent: list[str]
+) -> None:
+    for path in copy.iterdir():
+        if path.name not in kept:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    words = report(copy, out=tmp_path / "report.html").words()
+    for sentence in absent:
+        assert sentence in words
+
+
+def test_runs_that_are_not_finished_are_named_and_left_out(copy: Path, tmp_path: Path) -> None:
+    (copy / "control" / "result.json").unlink()
+    page = report(copy, out=tmp_path / "report.html")
+    assert "Left out, because not finished: control." in page.words()
+    assert len(join_models(find_sources([copy]))) == 2  # its result on held-out text still stands
+
+
+def test_the_card_is_what_the_cache_holds(study: Path) -> None:
+    cache = TeacherCache(study / "cache-big")
+    card = make_card(cache)
+    assert card is not None
+    assert card.hidden_errors == cache.hidden_errors()
+    assert set(card.bytes_by_array) == set(cache.bytes_per_token())
+    files = [path for path in (study / "cache-big").rglob("c/*/*/0/0") if path.is_file()]
+    assert sum(card.bytes_by_array.values()) == sum(path.stat().st_size for path in files)
+    assert card.bytes_per_token() == pytest.approx(sum(cache.bytes_per_token().values()))
+    assert card.tokens == card.possible_tokens == cache.manifest.num_windows(0) * LENGTH
+    signal = cache.read(0, np.arange(card.sampled_tokens // LENGTH))
+    for place, temperature in enumerate(cache.manifest.logits.temperatures):
+        tail = signal.log_tail[..., place].double()
+        mass = log1mexp(tail).exp()
+        assert card.kept_mass_histograms[temperature].mean == pytest.approx(float(mass.mean()), abs=1e-6)
+        kept = (signal.values.double() / temperature).softmax(-1) * mass.unsqueeze(-1)
+        entropy = -(kept * kept.log()).sum(-1) - tail.exp() * tail
+        assert card.entropy_histograms[temperature].mean == pytest.approx(float(entropy.mean()), abs=1e-5)
+        shares, _ = np.histogram(mass.numpy(), bins=40, range=(0, 1))
+        assert card.kept_mass_histograms[temperature].shares == pytest.approx(shares / shares.sum(), abs=2e-3)
+        assert card.entropy_histograms[temperature].shares.sum() == pytest.approx(1)
+
+
+def test_a_cache_that_was_only_begun_is_no_failure(copy: Path, tmp_path: Path) -> None:
+    for record in (copy / "cache-big" / "commits").glob("0-*.json"):
+        record.unlink()
+    assert "Nothing is captured yet." in report(copy, out=tmp_path / "report.html").words()
+
+
+def test_the_break_even_is_that_of_the_recorded_seconds(study: Path, tmp_path: Path) -> None:
+    sources = find_sources([study])
+    costs = break_even(sources.studies[0], sources)
+    assert costs is not None
+    captured = TeacherCache(study / "cache-big").captured_tokens()
+    read_by_student = read(study / HOSTILE / "result.json")["tokens"]
+    assert costs.live_seconds == pytest.approx(read_by_student * 12.25 / captured)
+    assert costs.students_needed == pytest.approx(captured / read_by_student)
+    assert costs.saving(25) == pytest.approx(25 * costs.live_seconds - 12.25)
+    page = report(study, out=tmp_path / "report.html")
+    assert f"{costs.saving(25):,.0f}" in page.row("25")
+    first = math.floor(captured / read_by_student) + 1
+    assert f"cheaper than live teachers from student {first} on" in page.words()
+
+
+def test_a_student_of_another_cache_does_not_count(copy: Path) -> None:
+    path = copy / HOSTILE / "inputs.json"
+    inputs = read(path)
+    inputs["teachers"]["<i>big"]["logits"]["k"] = 4
+    path.write_text(json.dumps(inputs))
+    sources = find_sources([copy])
+    assert break_even(sources.studies[0], sources) is None
+
+
+@given(st.lists(st.tuples(st.floats(0.05, 0.95), st.integers(2, 500)), min_size=1, max_size=8))
+def test_the_pooled_error_of_equal_tasks_is_that_of_all_items(tasks: list[tuple[float, int]]) -> None:
+    scores = [TaskScore(accuracy=a, stderr=math.sqrt(a * (1 - a) / (n - 1)), n=n) for a, n in tasks]
+    together = pooled(scores)
+    variances = [n * a * (1 - a) for a, n in tasks]
+    items = sum(n for _, n in tasks)
+    assert together.accuracy == pytest.approx(sum(a for a, _ in tasks) / len(tasks))
+    assert together.stderr == pytest.approx(math.sqrt(sum(variances) / (items - len(tasks)) / items))
+
+
+def test_the_phenomena_are_those_of_blimp() -> None:
+    assert len(PHENOMENA) == 12
+    paradigms = [paradigm for members in PHENOMENA.values() for paradigm in members]
+    assert len(paradigms) == len(set(paradigms)) == 67
+
+
+def test_series_are_thinned_by_means_and_lose_a_last_short_step() -> None:
+    steps, values = np.arange(10, 1010, 10.0), np.arange(100.0)
+    thinned = thin((steps, values), 10)
+    assert thinned[1].tolist() == [4.5 + 10 * part for part in range(10)]
+    assert thin((steps[:3], values[:3]), 10)[0].tolist() == [10, 20, 30]
+    assert without_rest((np.append(steps, 1001), np.append(values, 7.0)))[0][-1] == 1000
+    assert len(without_rest((steps, values))[0]) == 100
+
+
+def test_names_are_as_short_as_they_differ(tmp_path: Path) -> None:
+    paths = [tmp_path / name for name in ("a/run", "b/run", "b/other")]
+    assert list(distinct_names(paths).values()) == ["a/run", "b/run", "other"]
+
+
+def test_intervals_that_touch_are_not_separated() -> None:
+    assert not Estimate(1.0, 0.9, 1.1).separated_from(Estimate(1.2, 1.1, 1.3))
+    assert Estimate(1.0, 0.9, 1.1).separated_from(Estimate(1.3, 1.2, 1.4))
+
+
+def test_the_command(study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "deep" / "report.html"
+    assert main(["report", str(study / "control"), "--out", str(out), str(study / HOSTILE)]) == 0
+    assert capsys.readouterr().out == f"Written to {out}\n"
+    assert HOSTILE in Page(out.read_text(encoding="utf-8")).words()
+    assert main(["report", str(study), f"--out={out}"]) == 0
+
+
+def test_a_mistake_is_one_sentence(copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def told(*arguments: object) -> str:
+        assert main(["report", *map(str, arguments)]) == 2
+        error = capsys.readouterr().err
+        assert re.fullmatch(r"error: [^\n]+\n", error)
+        return error
+
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("")
+    out = tmp_path / "report.html"
+    assert "none is not a folder" in told(tmp_path / "none", "--out", out)
+    assert "nothing to report on in" in told(tmp_path / "empty", "--out", out)
+    assert "these options are missing" in told("--out", out)
+    assert "file exists and is no report; choose another out" in told(copy, "--out", tmp_path / "file")
+    assert "exists and is no report" in told(copy, "--out", tmp_path / "empty")
+    assert "cannot write" in told(copy, "--out", tmp_path / "file" / "report.html")
+    (copy / "held_out" / "broken.json").write_text("{")
+    assert "broken.json is not JSON" in told(copy, "--out", out)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        ("control/metrics.jsonl", '{"loss": 1}', "line 1 is not a JSON object with a step"),
+        ("control/result.json", '{"parameters": 3}', "result.json cannot be reported on: tokens: field required"),
+        ("control/config.yaml", "a: 1", "config.yaml cannot be reported on: model: field required"),
+        ("held_out/x.json", '{"suite": "held_out"}', "x.json cannot be reported on: model: field required"),
+        ("held_out/x.json", '{"suites": [1]}', "x.json holds no results of `palenka eval`"),
+        ("seconds.json", '{"corpus": "long"}', "corpus is not a number"),
+    ],
+)
+def test_a_damaged_file_is_named(copy: Path, file: str, content: str, said: str) -> None:
+    (copy / file).write_text(content)
+    with pytest.raises(UserError, match=re.escape(said)):
+        find_sources([copy])

@@ -1,0 +1,142 @@
+"""Deep supervision: the term against its definition in float64, and what its gradient reaches."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from palenka.data.corpus import Corpus
+from palenka.data.signals.stream import Batch, CodedBatch
+from palenka.data.windows import WindowRule
+from palenka.ground.errors import UserError
+from palenka.train_student.model.shapes import ModelShape
+from palenka.train_student.objective.auxiliary import AuxiliarySettings
+from palenka.train_student.objective.objective import Objective, ObjectiveSettings
+from palenka.train_student.teachers import Teachers, TeacherSource, open_teachers
+
+CPU = torch.device("cpu")
+LENGTH = 16
+DEPTH = 4
+
+
+@pytest.fixture(scope="module")
+def models(make_teacher: Callable[..., Path]) -> dict[str, Path]:
+    return {"a": make_teacher("llama", seed=1), "b": make_teacher("gpt2", seed=2, hidden_size=24)}
+
+
+def opened(terms: ObjectiveSettings, models: Mapping[str, Path], corpus: Corpus) -> tuple[Teachers, Batch]:
+    """Live teachers, one or an ensemble, and what they say of ten windows."""
+    hidden = {"positions": 5, "values": "float32", "sample_windows": 40}
+    one_or_more = {"ensemble": models} if len(models) > 1 else {"model": models["a"]}
+    source = TeacherSource.model_validate({"source": "live", "hidden": hidden, **one_or_more})
+    rule = WindowRule(length=LENGTH)
+    teachers = open_teachers({"t": source}, terms, corpus, rule, 1.0, DEPTH, CPU)
+    tokens = torch.from_numpy(corpus.tokens[: 10 * LENGTH].astype("int64")).view(10, LENGTH)
+    positions = torch.stack([torch.randperm(LENGTH - 1, generator=torch.Generator().manual_seed(n)) for n in range(10)])
+    return teachers, teachers.complete(CodedBatch(tokens, positions[:, :5] + 1, {}))
+
+
+def adaptive(losses: list[Tensor]) -> Tensor:
+    values = torch.tensor([loss.item() for loss in losses], dtype=torch.float64)
+    shares = values.exp() / values.exp().sum()
+    return sum((share * loss for share, loss in zip(shares, losses, strict=True)), torch.zeros(()).double())
+
+
+@pytest.mark.parametrize("names", ["a", "ab"])
+def test_the_term_and_its_gradients_are_those_of_the_definition(
+    names: str, models: dict[str, Path], corpus: Corpus, make_shape: Callable[..., ModelShape]
+) -> None:
+    spoken_by = {name: models[name] for name in names}
+    terms = ObjectiveSettings(
+        hard=0.0,
+        auxiliary=1.0,
+        heads=AuxiliarySettings(width=6, dropout=0.0, positions=3, class_weight=0.3, feature_weight=0.9),
+    )
+    teachers, batch = opened(terms, spoken_by, corpus)
+    student = make_shape("gpt2", num_hidden_layers=DEPTH).build(corpus.tokenizer(), seed=3)
+    objective = Objective(student, terms, teachers.pairs, seed=5)
+    loss, parts = objective(batch, terms.weights({"t": 1.0}))
+    assert parts.keys() == {"auxiliary/t"}
+    loss.backward()
+    found = {name: weight.grad.clone() for name, weight in objective.named_parameters() if weight.grad is not None}
+
+    objective.zero_grad()
+    objective.double()
+    rows, few = torch.arange(10)[:, None], batch.positions[:, :3]
+    spoken = {}
+    for name, directory in spoken_by.items():
+        model: Any = AutoModelForCausalLM.from_pretrained(directory).double()
+        with torch.no_grad():
+            spoken[name] = model(batch.tokens, output_hidden_states=True)
+    wanted = (torch.stack([output.logits for output in spoken.values()]).mean(0) / 2).softmax(-1)
+    own: Any = student(batch.tokens, output_hidden_states=True)
+
+    def divergence(logits: Tensor, target: Tensor) -> Tensor:
+        entropy = -(target * target.log()).sum(-1)
+        return 4 * (-(target * F.log_softmax(logits / 2, -1)).sum(-1) - entropy).mean()
+
+    auxiliary: Any = objective.auxiliary
+    classes, features = [divergence(own.logits[rows, few], wanted[rows, few])], []
+    for layer in range(1, DEPTH + 1):
+        states = own.hidden_states[layer][rows, batch.positions]
+        if layer < DEPTH:
+            first, _, _, second = auxiliary.heads[layer - 1]
+            hidden = F.gelu(own.hidden_states[layer][rows, few] @ first.weight.T + first.bias)
+            classes.append(divergence(hidden @ second.weight.T + second.bias, wanted[rows, few]))
+        distances = []
+        for number, (name, output) in enumerate(spoken.items()):
+            key = f"{name if len(names) > 1 else 'teacher'}/2"
+            statistics = next(pair.statistics for pair in teachers.pairs["t"] if pair.key == key)
+            linear = auxiliary.features[layer - 1].projections["teacher_t"][number].linear
+            unit = statistics.variance.double().mean().sqrt()
+            target = output.hidden_states[2][rows, batch.positions] - statistics.mean.double()
+            errors = (unit * (states @ linear.weight.T + linear.bias) - target).square().sum(-1)
+            distances.append(errors.mean() / statistics.variance.double().sum())
+        features.append(torch.stack(distances).mean())
+    expected = 0.3 * adaptive(classes) + 0.9 * adaptive(features)
+    expected.backward()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    for name, weight in objective.named_parameters():
+        assert weight.grad is not None, name
+        assert weight.grad.any(), name
+        torch.testing.assert_close(found[name].double(), weight.grad, rtol=1e-3, atol=1e-5)
+
+
+def test_layers_that_lag_weigh_more_and_heads_drop_out_while_they_train(
+    models: dict[str, Path], corpus: Corpus, make_shape: Callable[..., ModelShape]
+) -> None:
+    terms = ObjectiveSettings(hard=0.0, auxiliary=1.0, heads=AuxiliarySettings(dropout=0.5))
+    teachers, batch = opened(terms, {"a": models["a"]}, corpus)
+    objective = Objective(
+        make_shape(num_hidden_layers=DEPTH).build(corpus.tokenizer(), 3), terms, teachers.pairs, seed=5
+    )
+    objective.eval()
+    weights = terms.weights({"t": 1.0})
+    still = objective(batch, weights)[0].item()
+    assert objective(batch, weights)[0].item() == still
+    objective.train()
+    assert objective(batch, weights)[0].item() != objective(batch, weights)[0].item()
+    objective.eval()
+    auxiliary: Any = objective.auxiliary
+    with torch.no_grad():  # the head of layer 2 is worse than all others
+        auxiliary.heads[1][3].weight.mul_(50)
+    loss, _ = objective(batch, weights)
+    loss.backward()
+    norms = [float(head[3].bias.grad.norm()) for head in auxiliary.heads]
+    assert norms[1] > 20 * max(norms[0], norms[2])
+
+
+def test_a_cache_without_what_the_term_needs_is_refused(cache_directory: Path, corpus: Corpus) -> None:
+    sources = {"t": TeacherSource(cache=cache_directory)}
+    refused = {
+        "holds no hidden states, but objective.auxiliary is 0.5": ObjectiveSettings(auxiliary=0.5),
+        "temperatures 1.0, 2.0, but objective.temperature is 3.0": ObjectiveSettings(auxiliary=0.5, temperature=3.0),
+    }
+    for message, terms in refused.items():
+        with pytest.raises(UserError, match=message):
+            open_teachers(sources, terms, corpus, WindowRule(length=LENGTH), 1.0, 2, CPU)

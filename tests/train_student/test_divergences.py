@@ -1,0 +1,179 @@
+"""Reverse KL and Jensen-Shannon against dense float64 references, and the properties that define them."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.distributions import Categorical, kl_divergence
+
+from palenka.cache_teachers.capture import CaptureSettings, capture
+from palenka.data.corpus import Corpus
+from palenka.data.signals.signal import TeacherSignal, top_k_signal
+from palenka.ground.errors import UserError
+from palenka.train_student.objective.divergences import Divergence
+from palenka.train_student.objective.objective import ObjectiveSettings
+from palenka.train_student.teachers import TeacherSource, open_teachers
+
+Losses = Callable[..., tuple[Tensor, dict[str, Tensor]]]
+Measure = Callable[[Divergence, Tensor, Tensor, int, float], Tensor]
+
+VOCABULARY = 24
+KINDS: list[Divergence] = ["forward", "reverse", "js"]
+
+
+def logits_of(seed: int, vocabulary: int = VOCABULARY, scale: float = 3.0) -> Tensor:
+    return torch.randn(2, 3, vocabulary, generator=torch.Generator().manual_seed(seed)) * scale
+
+
+def coarsened(probabilities: Tensor, ids: Tensor) -> Tensor:
+    """Probabilities [B, L, V] of the kept ids [B, L, k] and of all others as one."""
+    kept = probabilities.gather(-1, ids)
+    if ids.shape[-1] == probabilities.shape[-1]:
+        return kept
+    others = torch.ones_like(probabilities).scatter(-1, ids, 0.0)
+    return torch.cat([kept, (others * probabilities).sum(-1, keepdim=True)], dim=-1)
+
+
+def dense(kind: str, t: Tensor, q: Tensor) -> Tensor:
+    """The definition, of probabilities [B, L, outcomes] in float64; a mean over tokens."""
+
+    def kl(a: Tensor, b: Tensor) -> Tensor:
+        return (a * (a.log() - b.log())).sum(-1)
+
+    m = (t + q) / 2
+    values = {"forward": kl(t, q), "reverse": kl(q, t), "js": (kl(t, m) + kl(q, m)) / 2}
+    return values[kind].mean()
+
+
+@pytest.fixture(scope="session")
+def measured(losses_of_logits: Losses) -> Measure:
+    """A divergence, not scaled by T²."""
+
+    def divergence(kind: Divergence, student: Tensor, teacher: Tensor, k: int, temperature: float) -> Tensor:
+        signal = top_k_signal(teacher, k, (1.0, 2.0))
+        return losses_of_logits(student, {"t": signal}, {"t": 1.0}, temperature, kind)[0] / temperature**2
+
+    return divergence
+
+
+@pytest.mark.parametrize("kind", ["reverse", "js"])
+@given(seed=st.integers(0, 10_000), k=st.integers(1, VOCABULARY), temperature=st.sampled_from([1.0, 2.0]))
+def test_value_and_gradient_equal_dense_autograd_in_float64(
+    losses_of_logits: Losses, kind: Divergence, seed: int, k: int, temperature: float
+) -> None:
+    teachers = {"a": logits_of(seed), "b": logits_of(seed + 1, scale=0.5)}
+    weights = {"a": 0.3, "b": 1.7}
+    signals = {name: top_k_signal(logits, k, (1.0, 2.0)) for name, logits in teachers.items()}
+    student = logits_of(seed + 2).requires_grad_()
+    tokens = torch.randint(0, VOCABULARY, (2, 3), generator=torch.Generator().manual_seed(seed))
+    total, values = losses_of_logits(student, signals, weights, temperature, kind, tokens=tokens, hard=0.7)
+    total.backward()
+    reference = student.detach().double().requires_grad_()
+    q = (reference / temperature).softmax(-1)
+    expected = {}
+    for name, logits in teachers.items():
+        ids = signals[name].ids
+        t = (logits.double() / temperature).softmax(-1)
+        expected[name] = temperature**2 * dense(kind, coarsened(t, ids), coarsened(q, ids))
+    expected["hard"] = F.cross_entropy(reference[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
+    sum((({"hard": 0.7} | weights)[name] * expected[name] for name in expected), torch.zeros(())).backward()
+    for name, value in values.items():
+        assert not value.requires_grad
+        torch.testing.assert_close(value.double(), expected[name].detach(), rtol=1e-4, atol=1e-5)
+    assert student.grad is not None
+    assert reference.grad is not None
+    torch.testing.assert_close(student.grad.double(), reference.grad, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_with_everything_kept_it_is_the_divergence_over_all_tokens(measured: Measure, kind: Divergence) -> None:
+    teacher, student = logits_of(0), logits_of(1)
+    t, q = (Categorical(logits=logits.double() / 2) for logits in (teacher, student))
+    m = Categorical(probs=(t.probs + q.probs) / 2)
+    full = {
+        "forward": kl_divergence(t, q),
+        "reverse": kl_divergence(q, t),
+        "js": (kl_divergence(t, m) + kl_divergence(q, m)) / 2,
+    }
+    value = measured(kind, student, teacher, VOCABULARY, 2.0).item()
+    assert value == pytest.approx(full[kind].mean().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(seed=st.integers(0, 10_000), k=st.integers(1, VOCABULARY - 1))
+def test_keeping_more_tokens_never_lowers_it_and_it_stays_within_its_bounds(
+    measured: Measure, kind: Divergence, seed: int, k: int
+) -> None:
+    teacher, student = logits_of(seed), logits_of(seed + 1)
+    fewer, more = (measured(kind, student, teacher, kept, 2.0).item() for kept in (k, k + 1))
+    assert -1e-6 <= fewer <= more + 1e-5
+    if kind == "js":
+        assert more <= math.log(2) + 1e-6
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_is_zero_with_no_gradient_where_student_and_teacher_agree(measured: Measure, kind: Divergence) -> None:
+    teacher = logits_of(4)
+    student = teacher.clone().requires_grad_()
+    value = measured(kind, student, teacher, 6, 2.0)
+    value.backward()
+    assert value.item() == pytest.approx(0, abs=1e-6)
+    assert student.grad is not None
+    assert student.grad.abs().max() < 1e-6
+
+
+def test_js_is_symmetric_and_reverse_is_forward_with_sides_exchanged(measured: Measure) -> None:
+    a, b = logits_of(0), logits_of(1)
+    assert measured("js", a, b, VOCABULARY, 1.0).item() == pytest.approx(measured("js", b, a, VOCABULARY, 1.0).item())
+    reverse, forward = measured("reverse", a, b, VOCABULARY, 1.0), measured("forward", b, a, VOCABULARY, 1.0)
+    assert reverse.item() == pytest.approx(forward.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["reverse", "js"])
+def test_gradcheck_in_float64(measured: Measure, kind: Divergence) -> None:
+    teacher = logits_of(3, 9)
+    student = logits_of(7, 9).double().requires_grad_()
+    assert torch.autograd.gradcheck(lambda z: measured(kind, z, teacher, 4, 2.0), student)
+
+
+@pytest.mark.parametrize("kind", ["reverse", "js"])
+@pytest.mark.parametrize("student_scale", [1.0, 1000.0])
+@pytest.mark.parametrize("log_tail", [-math.inf, -60.0, -1e-7])
+def test_extreme_masses_stay_finite(
+    losses_of_logits: Losses, kind: Divergence, student_scale: float, log_tail: float
+) -> None:
+    ids, values = torch.tensor([3, 5]).expand(1, 4, 2), torch.tensor([-0.5, -1.0]).expand(1, 4, 2)
+    signal = TeacherSignal(ids, values, torch.full((1, 4, 1), log_tail), (1.0,))
+    student = (torch.randn(1, 4, 16, generator=torch.Generator().manual_seed(0)) * student_scale).requires_grad_()
+    value, _ = losses_of_logits(student, {"t": signal}, {"t": 1.0}, 1.0, kind)
+    value.backward()
+    assert value.isfinite()
+    assert student.grad is not None
+    assert student.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("encoding", [{"kind": "sampled"}, {"kind": "hybrid", "k": 4, "draws": 4}])
+def test_draws_are_refused_for_what_they_estimate_with_a_bias(
+    encoding: dict[str, Any], capture_settings: CaptureSettings, corpus: Corpus, tmp_path: Path
+) -> None:
+    settings = CaptureSettings.model_validate(
+        capture_settings.as_plain() | {"logits": encoding, "fraction": 0.05, "output": tmp_path / "draws"}
+    )
+    capture(settings)
+    sources = {"t": TeacherSource(cache=settings.output)}
+    for kind in KINDS:
+        terms = ObjectiveSettings(logit=1.0, temperature=1.0, divergence=kind)
+        arguments = (sources, terms, corpus, settings.windows, 0.05, 2, torch.device("cpu"))
+        if kind == "forward":
+            open_teachers(*arguments)
+            continue
+        message = rf"holds {encoding['kind']} logits, but objective.divergence is {kind}; draws are unbiased for "
+        with pytest.raises(UserError, match=message):
+            open_teachers(*arguments)

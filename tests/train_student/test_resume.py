@@ -1,0 +1,127 @@
+"""Going on: what an interrupted run ends with is what an undisturbed one does, bit for bit."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from palenka.cache_teachers.capture import CaptureSettings, capture
+from palenka.ground.errors import UserError
+from palenka.ground.lock import sole_writer
+from palenka.train_student.model.shapes import ModelShape
+from palenka.train_student.settings import TrainSettings
+from palenka.train_student.train import train
+
+LENGTH = 16
+
+
+@pytest.fixture
+def settings(capture_settings: CaptureSettings, make_shape: Callable[..., ModelShape], tmp_path: Path) -> TrainSettings:
+    """Logits and hidden states of a cached teacher, dropout, three epochs of 6 or 7 steps over two views."""
+    windows = {"length": LENGTH, "views": 2}
+    cached = capture_settings.as_plain() | {"windows": windows, "hidden": {"positions": 3, "sample_windows": 40}}
+    capture(CaptureSettings.model_validate(cached))
+    return TrainSettings.model_validate(
+        {
+            "corpus": capture_settings.corpus,
+            "output": tmp_path / "whole",
+            "model": make_shape("gpt2", dropout=0.2),
+            "windows": windows,
+            "fraction": 0.1,
+            "epochs": 3,
+            "teachers": {"t": {"cache": capture_settings.output}},
+            "objective": {"hard": 1.0, "logit": 0.5, "hidden": 0.3},
+            "global_batch": 16,
+            "micro_batch": 8,
+            "optimizer": {"learning_rate": 1e-2, "warmup_steps": 3},
+            "validation": {"every": 4, "windows": 40},
+            "log_every": 3,
+            "gradient_ratios_every": 5,
+            "checkpoint_every": 4,
+        }
+    )
+
+
+def metrics(directory: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        for own in ("tokens_per_second", "data_wait"):
+            line.pop(own, None)
+    return lines
+
+
+def interrupted(settings: TrainSettings, name: str, step: int) -> TrainSettings:
+    """A run as a kill after a step's checkpoint leaves it: later lines in the log, a later model, no result."""
+    copy = settings.model_copy(update={"output": settings.output.with_name(name)})
+    shutil.copytree(settings.output, copy.output)
+    (copy.output / "result.json").unlink()
+    for place in (copy.output / "checkpoints").iterdir():
+        if int(place.name.removeprefix("step-")) > step:
+            shutil.rmtree(place)
+    return copy
+
+
+def test_a_run_goes_on_at_its_last_checkpoint_and_ends_with_the_same_bits(
+    settings: TrainSettings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = train(settings)
+    assert result["steps"] == 21
+    checkpoints = settings.output / "checkpoints"
+    assert sorted(place.name for place in checkpoints.iterdir()) == ["step-00000016", "step-00000020"]
+    for step in (20, 16, 0):
+        again = interrupted(settings, f"from-{step}", step)
+        ended = train(again)
+        assert ("going on after step" in capsys.readouterr().err) == (step > 0)
+        assert {key: ended[key] for key in ("best_step", "validation_cross_entropy", "tokens")} == {
+            key: result[key] for key in ("best_step", "validation_cross_entropy", "tokens")
+        }
+        for name in ("model.safetensors", "projections.safetensors"):
+            assert (again.output / name).read_bytes() == (settings.output / name).read_bytes()
+        ours, theirs = (
+            load_file(run.output / "checkpoints/step-00000020/optimizer.safetensors") for run in (again, settings)
+        )
+        assert ours.keys() == theirs.keys()
+        assert all((ours[name] == theirs[name]).all() for name in ours)
+        assert metrics(again.output) == metrics(settings.output)
+
+
+def test_a_checkpoint_is_safetensors_and_json(settings: TrainSettings) -> None:
+    train(settings)
+    for place in (settings.output / "checkpoints").iterdir():
+        assert {path.name for path in place.iterdir()} == {
+            *("objective.safetensors", "optimizer.safetensors", "state.json", "commit.json")
+        }
+        weights = load_file(place / "objective.safetensors")
+        moments = load_file(place / "optimizer.safetensors")
+        assert any(name.startswith("hidden.") for name in weights)
+        assert moments.keys() == {f"{name}:{key}" for name in weights for key in ("step", "exp_avg", "exp_avg_sq")}
+
+
+def test_a_damaged_checkpoint_is_passed_over(settings: TrainSettings, capsys: pytest.CaptureFixture[str]) -> None:
+    train(settings)
+    again = interrupted(settings, "damaged", 20)
+    path = again.output / "checkpoints/step-00000020/optimizer.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    train(again)
+    told = " ".join(capsys.readouterr().err.split())
+    assert "step-00000020 is damaged (optimizer.safetensors has" in told
+    assert "going on after step 16" in told
+    assert (again.output / "model.safetensors").read_bytes() == (settings.output / "model.safetensors").read_bytes()
+
+
+def test_two_processes_on_one_output_are_refused(settings: TrainSettings, capture_settings: CaptureSettings) -> None:
+    for stage, output in (
+        (lambda: train(settings), settings.output),
+        (lambda: capture(capture_settings), capture_settings.output),
+    ):
+        with (
+            sole_writer(output),
+            pytest.raises(UserError, match=rf"{output} is being written by process \d+ on \S+; wait"),
+        ):
+            stage()
+        assert not output.with_name(f"{output.name}.lock").exists()
+    train(settings)

@@ -1,0 +1,94 @@
+"""The head: from hidden states to logits and straight on to their terms, chunk by chunk.
+
+The logits of a vocabulary are by far the largest tensor of a step, so they are held once, a chunk at a time, and not
+for the backward pass: a chunk is overwritten by its gradient, which goes into the gradients of states and head at once
+(the idea of Liger Kernel's fused linear cross-entropy, arXiv 2410.10989). The backward pass only scales these.
+
+Shapes: N tokens, S width, V vocabulary.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - its usual name
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from palenka.data.signals.signal import token_chunks
+from palenka.train_student.objective.terms import NextTokenTerms
+
+_LOGITS = 2**26
+"""Logits of a chunk: 128 MB in bf16. Each chunk adds to the head's gradient, so they are not small. On a GPU a chunk is
+worked on as a whole, with some copies in float32: about 1 GB."""
+
+
+def head_terms(states: Tensor, head: nn.Linear, terms: NextTokenTerms) -> tuple[Tensor, Tensor]:
+    """The weighted sum of the terms on a head's logits, and every term without its weight.
+
+    Matrix products are in the type of autocast, sums in float32 (float64 for states in float64). Beside its result it
+    costs the gradient of the head, in that type, until the backward pass, and one chunk of logits (`_LOGITS`).
+
+    Args:
+        states: that the head sees, [B, L, S].
+        head: from S to V.
+        terms: over the B · L tokens.
+
+    Returns:
+        The sum, and [1 + teachers] means without a gradient: the cross-entropy, then each divergence times T².
+    """
+    total, means = _HeadTerms.apply(states.flatten(0, -2), head.weight, head.bias, terms)  # type: ignore[no-untyped-call]
+    return total, means
+
+
+class _HeadTerms(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,  # noqa: ANN401 - torch gives it no type
+        states: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        terms: NextTokenTerms,
+    ) -> tuple[Tensor, Tensor]:
+        """Values and, times N, gradients."""
+        device = states.device.type
+        kind = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else states.dtype
+        sums_kind = torch.promote_types(states.dtype, torch.float32)
+        of_states = torch.empty_like(states)
+        of_weight = torch.zeros_like(weight, dtype=sums_kind)
+        of_bias = torch.zeros_like(bias, dtype=sums_kind) if bias is not None else None
+        sums = torch.zeros(1 + len(terms.teachers), dtype=sums_kind, device=states.device)
+        # Cast here and not by autocast, which would keep casts without a gradient for other users of the weight.
+        matrix, offset = weight.to(kind), bias.to(kind) if bias is not None else None
+        start = 0
+        for part in states.split(max(1, _LOGITS // len(weight))):
+            seen = part.to(kind)
+            logits = F.linear(seen, matrix, offset)
+            _to_gradient(logits, start, terms, sums)
+            of_states[start : start + len(part)] = logits @ matrix
+            # A sum over many tokens may be more than fp16 holds, where no loss scale would help.
+            shrink = 2.0 ** -len(part).bit_length() if kind == torch.float16 else 1.0
+            of_weight.add_(logits.T @ (seen * shrink), alpha=1 / shrink)
+            if of_bias is not None:
+                of_bias += logits.sum(dim=0, dtype=sums_kind)
+            start += len(part)
+        ctx.save_for_backward(of_states, of_weight, of_bias)
+        ctx.num_tokens = len(states)
+        means = sums / len(states)
+        ctx.mark_non_differentiable(means)
+        return (means * means.new_tensor([terms.hard, *terms.weights])).sum(), means
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_total: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+        """Scaled only here and in float32: 1 / N alone would vanish in fp16, before the loss scaler could act."""
+        factor = grad_total / ctx.num_tokens
+        return (*(part * factor if part is not None else None for part in ctx.saved_tensors), None)
+
+
+def _to_gradient(logits: Tensor, start: int, terms: NextTokenTerms, sums: Tensor) -> None:
+    """Overwrite logits [n, V] of the tokens from `start` on by the gradient of their terms, which are added to sums."""
+    first = 0
+    for few in token_chunks(logits):
+        rows = slice(start + first, start + first + len(few))
+        few.copy_(terms.add(few.to(sums.dtype), rows, sums))
+        first += len(few)

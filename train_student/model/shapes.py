@@ -1,0 +1,106 @@
+"""Model shapes: from a few numbers in YAML to a randomly initialised transformers model."""
+
+from typing import Any, Literal, Self
+
+import torch
+from pydantic import Field, model_validator
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    GPTJConfig,
+    LlamaConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+
+from palenka.ground.settings import Settings
+
+
+class ModelShape(Settings):
+    """The shape of a model; the names are those of Hugging Face configurations."""
+
+    architecture: Literal["llama", "gpt2", "gptj"]
+    """Family, built by transformers' own classes."""
+    hidden_size: int = Field(ge=1)
+    """Width."""
+    num_hidden_layers: int = Field(ge=1)
+    """Transformer blocks."""
+    num_attention_heads: int = Field(ge=1)
+    """Attention heads in a block."""
+    intermediate_size: int | None = Field(default=None, ge=1)
+    """Width of the feed-forward layer; 4 × hidden_size unless given."""
+    max_position_embeddings: int = Field(default=256, ge=2)
+    """Longest sequence that the model takes."""
+    tie_word_embeddings: bool = True
+    """Whether input and output embeddings are one matrix."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout of embeddings, attention and residuals (GPT-2 and GPT-J; of attention alone in Llama)."""
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> Self:
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size {self.hidden_size} must be a multiple of num_attention_heads {self.num_attention_heads}"
+            )
+        if self.architecture != "gpt2" and self.hidden_size // self.num_attention_heads % 2:
+            raise ValueError(
+                f"{self.architecture} needs an even hidden_size / num_attention_heads, "
+                f"not {self.hidden_size // self.num_attention_heads}"
+            )
+        return self
+
+    def configuration(self, tokenizer: PreTrainedTokenizerFast) -> PretrainedConfig:
+        """The Hugging Face configuration of this shape over a tokenizer's vocabulary."""
+        special = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+        return self._configuration(len(tokenizer), **special, pad_token_id=tokenizer.pad_token_id)
+
+    def num_parameters(self, vocabulary_size: int) -> int:
+        """How many numbers a model of this shape has over so many tokens; built by transformers, without memory."""
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(
+                self._configuration(vocabulary_size, bos_token_id=0, eos_token_id=0)
+            )
+        return count_parameters(model)
+
+    def _configuration(self, vocabulary_size: int, **special_tokens: Any) -> PretrainedConfig:  # noqa: ANN401
+        shared = {"vocab_size": vocabulary_size, "tie_word_embeddings": self.tie_word_embeddings, **special_tokens}
+        feed_forward = self.intermediate_size or 4 * self.hidden_size
+        if self.architecture == "llama":
+            return LlamaConfig(
+                hidden_size=self.hidden_size,
+                num_hidden_layers=self.num_hidden_layers,
+                num_attention_heads=self.num_attention_heads,
+                intermediate_size=feed_forward,
+                max_position_embeddings=self.max_position_embeddings,
+                attention_dropout=self.dropout,
+                **shared,
+            )
+        # GPT-2 and GPT-J share their older names; intermediate_size would be ignored without a word.
+        older_names: dict[str, Any] = {
+            "n_embd": self.hidden_size,
+            "n_layer": self.num_hidden_layers,
+            "n_head": self.num_attention_heads,
+            "n_inner": feed_forward,
+            "n_positions": self.max_position_embeddings,
+            "embd_pdrop": self.dropout,
+            "attn_pdrop": self.dropout,
+            "resid_pdrop": self.dropout,
+        }
+        if self.architecture == "gpt2":
+            return GPT2Config(**older_names, **shared)
+        head_size = self.hidden_size // self.num_attention_heads
+        return GPTJConfig(rotary_dim=min(64, head_size), **older_names, **shared)
+
+    def build(self, tokenizer: PreTrainedTokenizerFast, seed: int) -> PreTrainedModel:
+        """A model of this shape with float32 weights that only the seed decides."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = AutoModelForCausalLM.from_config(self.configuration(tokenizer), dtype=torch.float32)
+        assert isinstance(model, PreTrainedModel)
+        return model
+
+
+def count_parameters(model: torch.nn.Module) -> int:
+    """How many numbers a model has; a tied matrix counts once."""
+    return sum(parameter.numel() for parameter in model.parameters())

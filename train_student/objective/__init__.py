@@ -1,0 +1,1 @@
+"""What a student minimises: terms, divergences, and the weighted sum of them."""

@@ -1,0 +1,165 @@
+"""The terms over next tokens, hard and logit: their values and their gradient with respect to the student's logits.
+
+The gradient is computed beside the values, from one softmax for each temperature. With t a teacher and q the student,
+K the kept tokens, a = Σ_K t and b = Σ_K q, all at temperature T, forward KL has one bucket for all tokens not kept:
+
+    KL = Σ_K t_i (log t_i − log q_i) + (1 − a) [log(1 − a) − log(1 − b)]
+
+Its gradient with respect to the logits / T is q_j − t_j on K, exactly that of the full divergence, and
+q_j − (1 − a) q_j / (1 − b) off K: the tail is shared out as the student does. It never exceeds the full divergence.
+Where a teacher has no tail the second part is 0. Other divergences leave their gradient to autograd (`divergences.py`).
+
+Shapes: B batch, L window length, N = B · L tokens, n tokens of a chunk, V vocabulary, k kept tokens.
+"""
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from palenka.data.signals.signal import TeacherSignal
+from palenka.train_student.objective.divergences import ByAutograd, Divergence, divergence_of
+
+_LARGEST_RATIO = 16.0
+"""Of a teacher's mass outside K to the student's, for both to come from one softmax in float32."""
+
+
+class NextTokenTerms:
+    """What the student's logits are compared with: the text's next tokens, and what teachers say of them.
+
+    Args:
+        tokens: the windows, [B, L], whose tokens but the first are the labels of the hard term; None leaves it out.
+        hard: weight of the hard term.
+        signals: the teachers' by name; their tail mass must be known at the temperature.
+        weights: of the teachers in `signals`.
+        divergence: from the teachers.
+        temperature: T; its square scales the divergences.
+    """
+
+    def __init__(
+        self,
+        tokens: Tensor | None,
+        hard: float,
+        signals: Mapping[str, TeacherSignal],
+        weights: Mapping[str, float],
+        divergence: Divergence,
+        temperature: float,
+    ) -> None:
+        self.hard = hard
+        self.labels = _labels(tokens) if tokens is not None else None
+        self.divergence: Divergence = divergence
+        self.temperature = temperature
+        self.weights = [weights[name] for name in signals]
+        self.teachers: list[tuple[Tensor, ...]] = []
+        for signal in signals.values():
+            log_kept, log_tail = signal.at(temperature)
+            self.teachers.append((signal.ids.flatten(0, -2), log_kept.flatten(0, -2), log_tail.flatten()))
+
+    def add(self, logits: Tensor, rows: slice, sums: Tensor) -> Tensor:
+        """Add the terms of some tokens to their sums; returns the gradient of the weighted sum of these, [n, V].
+
+        Args:
+            logits: of the student for these tokens, [n, V], float32 or float64.
+            rows: which of the N tokens they are.
+            sums: of the hard term, and of every teacher's divergence times T².
+        """
+        softmaxes: dict[float, _Softmax] = {}
+        if self.labels is not None:
+            labels, shares = (part[rows] for part in self.labels)
+            softmaxes[1.0] = _Softmax(logits, 1.0)
+            sums[0] += softmaxes[1.0].add_hard(self.hard, labels, shares)
+        if self.teachers and self.divergence == "forward":
+            if self.temperature not in softmaxes:
+                softmaxes[self.temperature] = _Softmax(logits, self.temperature)
+            for number, (weight, teacher) in enumerate(zip(self.weights, self.teachers, strict=True), start=1):
+                ids, log_kept, log_tail = (part[rows] for part in teacher)
+                sums[number] += softmaxes[self.temperature].add_forward(weight, ids, log_kept, log_tail)
+        gradients = [softmax.gradient() for softmax in softmaxes.values()]
+        if self.teachers and self.divergence != "forward":
+            gradients.append(self._add_by_autograd(self.divergence, logits, rows, sums))
+        return gradients[0] if len(gradients) == 1 else gradients[0].add_(gradients[1])
+
+    def _add_by_autograd(self, kind: ByAutograd, logits: Tensor, rows: slice, sums: Tensor) -> Tensor:
+        with torch.enable_grad():
+            leaf = logits.detach().requires_grad_()
+            total = leaf.new_zeros(())
+            for number, (weight, teacher) in enumerate(zip(self.weights, self.teachers, strict=True), start=1):
+                ids, log_kept, log_tail = (part[rows] for part in teacher)
+                divergence = divergence_of(kind, leaf, ids, log_kept, log_tail, self.temperature)
+                sums[number] += self.temperature**2 * divergence.detach()
+                total = total + weight * self.temperature**2 * divergence
+            return torch.autograd.grad(total, leaf)[0]
+
+
+def _labels(tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """The next token of each, and its share in the mean times N, [N, 1] both: a window's last token has none."""
+    counted = torch.ones_like(tokens, dtype=torch.float32)
+    counted[:, -1] = 0
+    shares = counted * counted.numel() / counted.sum()
+    return tokens.roll(-1, dims=-1).reshape(-1, 1), shares.view(-1, 1)
+
+
+class _Softmax:
+    """The student's distribution q at a temperature, the gradient of the terms at it, and their values.
+
+    The gradient is coefficient · q, and what is added for some tokens or at some places only.
+    """
+
+    def __init__(self, logits: Tensor, temperature: float) -> None:
+        self.temperature = temperature
+        self.logits = logits if temperature == 1 else logits / temperature
+        self.probabilities = self.logits.softmax(dim=-1)
+        # Logits may be far from 0 all together: the logarithm of q is known beside that of the most probable token.
+        self.peak, place = self.logits.max(dim=-1, keepdim=True)
+        self.log_of_peak = self.probabilities.gather(-1, place).log()
+        self.coefficient = torch.zeros_like(self.peak)
+        self.scattered: list[tuple[Tensor, Tensor]] = []
+        self.rows: list[tuple[Tensor, Tensor]] = []
+
+    def log_probabilities(self, ids: Tensor) -> Tensor:
+        """Of the tokens [n, k]."""
+        return self.logits.gather(-1, ids) - self.peak + self.log_of_peak
+
+    def gradient(self) -> Tensor:
+        """With respect to the logits, [n, V]; q is no longer known then."""
+        gradient = self.probabilities.mul_(self.coefficient)
+        for ids, values in self.scattered:
+            gradient.scatter_add_(-1, ids, values)
+        for rows, values in self.rows:
+            gradient.index_add_(0, rows, values)
+        return gradient
+
+    def add_hard(self, weight: float, labels: Tensor, shares: Tensor) -> Tensor:
+        """Add the cross-entropy of labels [n, 1] whose shares are [n, 1]; returns its sum."""
+        self.coefficient += weight * shares
+        self.scattered.append((labels, (-weight * shares).to(self.logits.dtype)))
+        return -(shares * self.log_probabilities(labels)).sum()
+
+    def add_forward(self, weight: float, ids: Tensor, log_kept: Tensor, log_tail: Tensor) -> Tensor:
+        """Add the divergence of a teacher's ids [n, k], log t [n, k] and log tail [n], times T²; returns its sum.
+
+        With r = (1 − a) / (1 − b) a teacher's t is r · q off K: the gradient is (1 − r) · q there, and on K it needs
+        r · q − t more. So one softmax serves all teachers. Where r is large that would cancel, or 1 − b has underflown:
+        these rare tokens are computed apart, from the logits outside K.
+        """
+        scale = weight * self.temperature  # T² over the T of logits / T
+        teacher, student = log_kept.exp(), self.probabilities.gather(-1, ids)
+        divergence = (teacher * (log_kept - self.log_probabilities(ids))).sum(dim=-1)
+        ratio = torch.zeros_like(self.peak)
+        if ids.shape[-1] < self.logits.shape[-1]:
+            outside = self.probabilities.scatter_(-1, ids, 0.0).sum(dim=-1)
+            self.probabilities.scatter_(-1, ids, student)
+            tail, log_outside = log_tail.exp(), outside.log()
+            rare = (tail > _LARGEST_RATIO * outside).nonzero().flatten()
+            if len(rare):
+                complement = self.logits[rare].scatter_(-1, ids[rare], -math.inf)
+                beside_peak = (complement - self.peak[rare]).logsumexp(dim=-1, keepdim=True)
+                log_outside[rare] = (beside_peak + self.log_of_peak[rare]).squeeze(-1)
+                self.rows.append((rare, complement.softmax(dim=-1).mul_(-scale * tail[rare].unsqueeze(-1))))
+                outside[rare] = math.inf
+            divergence += torch.where(tail > 0, tail * (log_tail - log_outside), 0.0)
+            ratio = torch.where(tail > 0, tail / outside, 0.0).unsqueeze(-1)
+        self.coefficient += scale * (1 - ratio)
+        self.scattered.append((ids, scale * (ratio * student - teacher)))
+        return self.temperature**2 * divergence.sum()
