@@ -10,7 +10,7 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from palenka.data.signals.encoding import AnyLogitEncoding, TopKEncoding
+from palenka.data.signals.encodings import AnyLogitEncoding, LowRankEncoding
 from palenka.data.signals.hidden import AnyHiddenEncoding
 from palenka.data.windows import WindowRule
 from palenka.ground.settings import Precision, Settings
@@ -26,7 +26,7 @@ class TeacherSettings(Settings):
     """Directory of the teacher, in Hugging Face format."""
     ensemble: dict[str, Path] = Field(default={})
     """Directories of several teachers by name, instead of one: their geometric mean, captured in one pass."""
-    logits: AnyLogitEncoding = TopKEncoding()
+    logits: AnyLogitEncoding = LowRankEncoding()
     """What is kept of the teacher's distribution at every token."""
     hidden: AnyHiddenEncoding | None = None
     """What is kept of the teacher's hidden states; nothing unless given."""

@@ -6,7 +6,9 @@ their logits), and each of them keeps its own hidden states.
 Shapes: B batch, L window length, V vocabulary, P positions, W width of a model.
 """
 
-from collections.abc import Iterator, Mapping
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -27,8 +29,8 @@ from palenka.ground.errors import UserError
 from palenka.ground.settings import Precision
 
 _DTYPES: dict[Precision, torch.dtype] = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-_SAMPLE_WINDOWS = 256
-"""First windows on disk, a random sample of the corpus, on which encodings are measured."""
+_SAMPLE_TOKENS = 2**14
+"""Of the first windows on disk, a random sample of the corpus, on which logit encodings are measured."""
 
 
 class Teacher:
@@ -68,6 +70,9 @@ class Teacher:
             else {}
         )
         self.measured = Measured()
+        # Teachers draw numbers of their own: errors of two caches that shared them would not average out.
+        names = [identity.weights for identity in self.identities.values()]
+        self._stream = int.from_bytes(hashlib.sha256("".join(names).encode()).digest()[:4])
         dtype = _DTYPES[self._precision]
         self._models = {name: load_model(directory, device, dtype) for name, directory in self._directories.items()}
         self._heads = {name: head for name, model in self._models.items() if (head := _output_matrix(model))}
@@ -146,22 +151,20 @@ class Teacher:
                 for key, layer in outputs.hidden.items():
                     self._require_finite(f"hidden states ({key})", layer)
                     layers.setdefault(key, self.hidden.fit()).add(layer[:, 1:])
-        statics = self.logits.measure(self._sample(_SAMPLE_WINDOWS, micro_batch))
+        statics = self.logits.measure(self._sample(-(-_SAMPLE_TOKENS // self._rule.length), micro_batch))
         self.use(Measured(statics, {key: fit.finish() for key, fit in layers.items()}))
 
     def use(self, measured: Measured) -> None:
         """Encode with these statics and coordinates, of a cache for instance."""
         self.measured = measured.to(self._device)
 
-    def _sample(self, count: int, micro_batch: int) -> Iterator[TeacherOutputs]:
+    def _sample(self, count: int, micro_batch: int) -> "_Sample":
         slots = self._rule.slots(len(self._corpus.tokens), 0)[:count]
-        for start in range(0, len(slots), micro_batch):
-            indices = slots[start : start + micro_batch]
-            tokens = torch.from_numpy(gather(self._corpus.tokens, self._rule, 0, indices))
-            yield self.outputs(tokens, 0, indices)
+        parts = [slots[start : start + micro_batch] for start in range(0, len(slots), micro_batch)]
+        return _Sample(self, [(part, gather(self._corpus.tokens, self._rule, 0, part)) for part in parts])
 
     def _uniforms(self, view: int, indices: NDArray[np.int64], count: int) -> Tensor:
-        return torch.from_numpy(self._rule.uniforms(view, indices, count))
+        return torch.from_numpy(self._rule.uniforms(view, indices, count, self._stream))
 
     def _require_finite(self, what: str, values: Tensor) -> None:
         if not bool(values.isfinite().all()):
@@ -170,6 +173,20 @@ class Teacher:
                 f"teacher {names} gives {what} that are not finite in {self._precision}; "
                 "try precision float32, or train it again"
             )
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """What a teacher says of some windows of view 0, computed anew whenever it is read."""
+
+    teacher: Teacher
+    windows: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]]
+
+    def __iter__(self) -> Iterator[TeacherOutputs]:
+        for indices, tokens in self.windows:
+            with torch.no_grad():
+                outputs = self.teacher.outputs(torch.from_numpy(tokens), 0, indices)
+            yield outputs
 
 
 def prefixed(arrays: Mapping[str, Tensor], codes: Mapping[str, Tensor]) -> dict[str, Tensor]:

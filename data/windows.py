@@ -74,12 +74,13 @@ class WindowRule(Settings):
         numbers = _hash(self.permutation_seed, view, indices, self.length - 1)
         return 1 + np.argsort(numbers, axis=1, kind="stable").astype(np.int64)[:, :count]
 
-    def uniforms(self, view: int, indices: NDArray[np.int64], count: int) -> NDArray[np.float64]:
+    def uniforms(self, view: int, indices: NDArray[np.int64], count: int, stream: int) -> NDArray[np.float64]:
         """Numbers in [0, 1) at every token of windows, [len(indices), length, count]: the draws of a sampled encoding.
 
         Like positions they follow from the address alone, so a capture that goes on draws what the first one did.
+        Different streams, those of two teachers for instance, have different numbers.
         """
-        numbers = _hash(self.permutation_seed, view + _DRAWS, indices, self.length * count)
+        numbers = _hash(self.permutation_seed ^ (stream + 1) * _DRAWS, view + _DRAWS, indices, self.length * count)
         return (numbers >> np.uint64(11)).reshape(len(indices), self.length, count) * np.float64(2.0**-53)
 
     def slots(self, num_tokens: int, view: int) -> NDArray[np.int64]:

@@ -7,7 +7,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from palenka.cache_teachers.settings import TeacherSettings, named_models
-from palenka.data.signals.encoding import TopKEncoding
+from palenka.data.signals.encodings import TopKEncoding
 from palenka.data.signals.hidden import ComponentsEncoding
 from palenka.data.windows import WindowRule
 from palenka.ground.settings import Precision, Settings

@@ -15,7 +15,6 @@ from collections import OrderedDict
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -331,8 +330,7 @@ def _read_measured(group: zarr.Group, manifest: CacheManifest, keys: Iterable[st
 
 def _compressor(array: StoredArray) -> BloscCodec:
     """Zstandard over a whole chunk."""
-    shuffle: Literal["shuffle", "bitshuffle"] = "bitshuffle" if array.row.shuffles_bits else "shuffle"
-    return BloscCodec(cname="zstd", clevel=3, shuffle=shuffle, blocksize=2**20)
+    return BloscCodec(cname="zstd", clevel=3, shuffle=array.row.shuffle, blocksize=2**20)
 
 
 def _array(group: zarr.Group, name: str) -> zarr.Array:  # type: ignore[type-arg]

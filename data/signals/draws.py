@@ -10,6 +10,15 @@ from torch import Tensor
 
 from palenka.data.signals.distribution import token_chunks
 
+_IMPOSSIBLE = -1e4
+"""Log-probability of what was never drawn: its exponential is exactly 0, and nothing times it is not a number."""
+
+
+def log_shares(counts: Tensor, draws: int) -> Tensor:
+    """Logarithms of the shares of some draws, float32."""
+    shares = counts.float() / draws
+    return torch.where(shares > 0, shares.log(), _IMPOSSIBLE)
+
 
 def draw(logits: Tensor, uniforms: Tensor, temperature: float, excluded: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Draws from softmax(logits / T): distinct ids in ascending order and how often each was drawn, both [B, L, D].

@@ -158,7 +158,7 @@ AnyHiddenEncoding = Annotated[HiddenEncoding, OneOf(HIDDEN_ENCODINGS, "component
 class ComponentsEncoding(HiddenEncoding):
     """Principal components of each layer, in int8 with one scale for each component."""
 
-    kind: Literal["components"] = Field(default="components", exclude=True)
+    kind: Literal["components"] = "components"
     """Name of the encoding."""
     components: int | None = Field(default=64, ge=1)
     """Principal components kept of each layer, at most; null keeps the teacher's own coordinates, all of them."""
@@ -169,7 +169,7 @@ class ComponentsEncoding(HiddenEncoding):
 
     def array(self, width: int) -> ArrayType:
         """As `HiddenEncoding` has it."""
-        return ArrayType(width if self.components is None else min(width, self.components), self.values)
+        return ArrayType(width if self.components is None else min(width, self.components), self.values, "bitshuffle")
 
     def fit(self) -> LayerFit:
         """As `HiddenEncoding` has it; float64 sums on the CPU, W² of them with a basis."""

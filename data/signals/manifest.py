@@ -11,7 +11,8 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field
 
-from palenka.data.signals.encoding import AnyLogitEncoding, ArrayType
+from palenka.data.signals.encoding import ArrayType
+from palenka.data.signals.encodings import AnyLogitEncoding
 from palenka.data.signals.hidden import AnyHiddenEncoding, HiddenLayers
 from palenka.data.windows import BLOCK_WINDOWS, WindowRule
 from palenka.ground.settings import Precision, Settings
@@ -36,7 +37,7 @@ class TeacherIdentity(Settings):
 class CacheManifest(Settings):
     """Everything that must match for a cache to be of use; it holds no path and no date."""
 
-    format_version: Literal[1] = 1
+    format_version: Literal[2] = 2
     corpus: str
     """Fingerprint of the corpus store."""
     tokenizer: str

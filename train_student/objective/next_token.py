@@ -7,7 +7,8 @@ K the kept tokens, a = Σ_K t and b = Σ_K q, all at temperature T, forward KL h
 
 Its gradient with respect to the logits / T is q_j − t_j on K, exactly that of the full divergence, and
 q_j − (1 − a) q_j / (1 − b) off K: the tail is shared out as the student does. It never exceeds the full divergence.
-Where a teacher has no tail the second part is 0. Other divergences leave their gradient to autograd (`divergences.py`).
+Where a teacher has no tail the second part is 0. Where it knows the others one by one, the divergence is over all of V
+and its gradient q_j − t_j. Other divergences leave their gradient to autograd (`divergences.py`).
 
 Shapes: B batch, L window length, N = B · L tokens, n tokens of a chunk, V vocabulary, k kept tokens.
 """
@@ -23,6 +24,9 @@ from palenka.train_student.objective.divergences import Divergence
 
 _IMPOSSIBLE = -100.0
 """Least log-probability of a teacher's outcome: e^−100 is 0 in float32, and reverse KL stays finite."""
+
+_NEVER = -1e9
+"""Logit of a token that is not among the others: its probability is exactly 0, and 0 times it is 0."""
 
 _LARGEST_RATIO = 16.0
 """Of a teacher's mass outside K to the student's, for both to come from one softmax in float32."""
@@ -134,7 +138,7 @@ class _Softmax:
         self.peak, place = self.logits.max(dim=-1, keepdim=True)
         self.log_of_peak = self.probabilities.gather(-1, place).log()
         self.coefficient = torch.zeros_like(self.peak)
-        self.dense: list[Tensor] = []
+        self.dense: list[tuple[Tensor, Tensor]] = []
         self.scattered: list[tuple[Tensor, Tensor]] = []
         self.rows: list[tuple[Tensor, Tensor]] = []
 
@@ -146,8 +150,8 @@ class _Softmax:
     def gradient(self) -> Tensor:
         """With respect to the logits, [n, V]; q is no longer known then."""
         gradient = self.probabilities.mul_(self.coefficient)
-        for values in self.dense:
-            gradient.add_(values)
+        for values, factors in self.dense:
+            gradient.addcmul_(values, factors)
         for ids, values in self.scattered:
             gradient.scatter_add_(-1, ids, values)
         for rows, values in self.rows:
@@ -169,12 +173,13 @@ class _Softmax:
         """
         scale = weight / self.temperature  # by the chain rule, through logits / T
         ids, log_kept, log_tail = teacher.ids, teacher.log_kept, teacher.log_tail
-        if ids is None or teacher.others is not None:
-            log_all = teacher.log_probabilities(self.logits.shape[-1]).to(self.logits.dtype).clamp_min(_IMPOSSIBLE)
-            probabilities = log_all.exp()
+        if ids is None:
+            kept = log_kept.to(self.logits.dtype).exp()
             self.coefficient += scale
-            self.dense.append(-scale * probabilities)
-            return (probabilities * (log_all - self.log_probabilities(None))).sum()
+            self.dense.append((kept, torch.full_like(self.peak, -scale)))
+            return (kept * (log_kept - self.log_probabilities(None))).sum()
+        if teacher.others is not None:
+            return self._add_whole(scale, ids, log_kept, log_tail, teacher.others.logits())
         kept, student = log_kept.exp(), self.probabilities.gather(-1, ids)
         divergence = (kept * (log_kept - self.log_probabilities(ids))).sum(dim=-1)
         outside = self.probabilities.scatter_(-1, ids, 0.0).sum(dim=-1)
@@ -191,4 +196,26 @@ class _Softmax:
         ratio = torch.where(tail > 0, tail / outside, 0.0).unsqueeze(-1)
         self.coefficient += scale * (1 - ratio)
         self.scattered.append((ids, scale * (ratio * student - kept)))
+        return divergence.sum()
+
+    def _add_whole(self, scale: float, ids: Tensor, log_kept: Tensor, log_tail: Tensor, others: Tensor) -> Tensor:
+        """The same where the others are known, by logits [n, V] that are overwritten.
+
+        With o the others' distribution, 0 on K, and Z their log-normaliser, they add
+        tail · [log tail + Σ o (logit_o − logit_q) − Z + log-normaliser of q]. The gradient is q − t everywhere.
+        """
+        others = others.to(self.logits.dtype).scatter_(-1, ids, _NEVER)
+        shares = others.softmax(dim=-1)
+        peak, place = others.max(dim=-1, keepdim=True)
+        normalizers = (self.peak - self.log_of_peak) - (peak - shares.gather(-1, place).log())
+        # A batch of dot products, which reads each number once.
+        apart = torch.bmm(shares.unsqueeze(1), others.sub_(self.logits).unsqueeze(2)).flatten() + normalizers.squeeze(
+            -1
+        )
+        kept, tail = log_kept.exp(), log_tail.exp()
+        divergence = (kept * (log_kept - self.log_probabilities(ids))).sum(dim=-1)
+        divergence += torch.where(tail > 0, tail * (log_tail + apart), 0.0)
+        self.coefficient += scale
+        self.dense.append((shares, (-scale * tail).to(shares.dtype).unsqueeze(-1)))
+        self.scattered.append((ids, (-scale * kept).to(shares.dtype)))
         return divergence.sum()
