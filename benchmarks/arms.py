@@ -12,21 +12,22 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy import stats
 
 from palenka.data.corpus import Corpus
 from palenka.data.held_out import fixed_windows, window_losses
 from palenka.data.model_files import load_model
+from palenka.ground.files import read_record, write_record
 from palenka.train_student.settings import TrainSettings
 from palenka.train_student.train import train
 
-SEEDS = (0, 1, 2)
-HELD_OUT_WINDOWS = 2048
+HELD_OUT_WINDOWS = 512
 STUDENT = {
     "architecture": "llama",
-    "hidden_size": 96,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "intermediate_size": 256,
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 192,
     "max_position_embeddings": 128,
 }
 
@@ -35,14 +36,24 @@ STUDENT = {
 class Arm:
     """What sets some students apart: their objective and their teacher."""
 
-    objective: Mapping[str, float]
+    objective: Mapping[str, Any]
     teacher: Mapping[str, Any] | None = None
     losses: list[float] = field(default_factory=list)
 
     def row(self) -> str:
-        """Held-out cross-entropies of the seeds, mean and deviation, as cells of a table."""
+        """Held-out cross-entropies of the seeds, and their mean, as cells of a table."""
         seeds = ", ".join(f"{loss:.4f}" for loss in self.losses)
-        return f"{seeds} | {statistics.mean(self.losses):.4f} | {statistics.stdev(self.losses):.4f}"
+        return f"{seeds} | {statistics.mean(self.losses):.4f}"
+
+
+def paired_interval(arm: Arm, rival: Arm) -> str:
+    """The mean difference of two arms, paired by seed, and Student's 95 % interval, as cells of a table."""
+    differences = [ours - theirs for ours, theirs in zip(arm.losses, rival.losses, strict=True)]
+    mean = statistics.mean(differences)
+    if len(differences) < 2:
+        return f"{mean:+.4f} | –"
+    interval = stats.t.interval(0.95, len(differences) - 1, loc=mean, scale=stats.sem(differences))
+    return f"{mean:+.4f} | {interval[0]:+.4f} to {interval[1]:+.4f}"
 
 
 def arguments(description: str | None) -> argparse.Namespace:
@@ -50,34 +61,42 @@ def arguments(description: str | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("corpus", "teacher", "output"):
         parser.add_argument(f"--{name}", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--objectives", nargs="+", default=[])
+    parser.add_argument("--only-table", action="store_true")
     return parser.parse_args()
 
 
 def folder_name(name: str) -> str:
     """An arm's name as a folder's."""
-    return name.replace(" ", "-").replace(",", "").replace("=", "")
+    return name.replace(" ", "-").replace(",", "").replace("=", "").replace(":", "")
 
 
 def run_arms(given: argparse.Namespace, arms: Mapping[str, Arm], fraction: float, epochs: int) -> None:
-    """Train and measure every arm with every seed, seed after seed."""
-    for seed in SEEDS:
+    """Train and measure every arm with every seed, seed after seed; what is measured already is only read."""
+    for seed in given.seeds:
         for name, arm in arms.items():
             output = given.output / "students" / f"{folder_name(name)}-{seed}"
-            settings = {
-                "corpus": given.corpus,
-                "output": output,
-                "model": STUDENT,
-                "teachers": {"t": arm.teacher} if arm.teacher else {},
-                "objective": arm.objective,
-                "fraction": fraction,
-                "epochs": epochs,
-                "global_batch": 16,
-                "micro_batch": 8,
-                "optimizer": {"learning_rate": 2e-3, "warmup_steps": 60},
-                "seed": seed,
-            }
-            train(TrainSettings.model_validate(settings))
-            arm.losses.append(held_out(output, Corpus.open(given.corpus, "dev")))
+            measured = output.with_suffix(".json")
+            if not measured.is_file():
+                settings = {
+                    "corpus": given.corpus,
+                    "output": output,
+                    "model": STUDENT,
+                    "teachers": {"t": arm.teacher} if arm.teacher else {},
+                    "objective": arm.objective,
+                    "fraction": fraction,
+                    "epochs": epochs,
+                    "global_batch": 16,
+                    "micro_batch": 8,
+                    "optimizer": {"learning_rate": 2e-3, "warmup_steps": 20},
+                    "validation": {"windows": 64},
+                    "gradient_ratios_every": 100_000,
+                    "seed": seed,
+                }
+                train(TrainSettings.model_validate(settings))
+                write_record(measured, {"held_out": held_out(output, Corpus.open(given.corpus, "dev"))})
+            arm.losses.append(float(read_record(measured)["held_out"]))
 
 
 def held_out(model: Path, corpus: Corpus) -> float:
