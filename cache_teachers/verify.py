@@ -1,7 +1,8 @@
 """Verify: is a cache what its teacher says? Random windows are computed again, and the kinds of error told apart.
 
-codec             between what is decoded and what the teacher says now, over the kept tokens and their tail
-truncation        what no codec could keep: the mass outside the kept tokens, and its divergence from a flat tail
+truncation        what the kept tokens alone leave out: their missing mass, and its divergence from a flat tail
+low_rank          what is left of that where the others are known by low rank: KL(teacher ‖ cache without rounding)
+rounding          what coarse numbers add to it, over the kept tokens and their tail where the others are not known
 nondeterminism    between two live passes, windows alone and in batches
 """
 
@@ -32,8 +33,8 @@ def verify(settings: VerifySettings) -> dict[str, Any]:
 
     Returns:
         ``damaged``: what is wrong with shards that were captured, by record, with ``all``; ``windows``; by
-        temperature ``codec_kl`` and ``truncation`` (``missing_mass``, ``kl``); ``nondeterminism`` (``kl``,
-        ``largest_difference`` of log-probabilities); ``differing_codes``: the share of stored numbers that a capture
+        temperature ``truncation``, ``missing``, ``low_rank`` and ``rounding`` (KL in nats a token, and a mass);
+        ``nondeterminism`` (``kl``, ``largest_difference`` of log-probabilities); ``differing_codes``: the share of stored numbers that a capture
         would store otherwise now, by array; and ``hidden``: the relative squared error of every layer.
 
     Raises:
@@ -111,31 +112,61 @@ def _errors(
     for name, codes in said.arrays.items():
         errors[f"differing/{name}"] = _over_windows(torch.from_numpy(codes != stored[name]).double())
     signal = cache.read(view, slots)
-    if not cache.manifest.logits.is_estimate:
-        for temperature in cache.manifest.logits.temperatures:
-            errors |= _logit_errors(logits / temperature, signal.at(temperature), temperature)
+    encoding = cache.manifest.logits
+    if not encoding.is_estimate:
+        finer = encoding.unrounded()
+        statics = cache.measured.statics
+        arrays = {name: part.cpu() for name, part in finer.encode(said.outputs, teacher.measured.statics).items()}
+        for temperature in encoding.temperatures:
+            unrounded = finer.decode(arrays, statics, temperature)
+            errors |= _logit_errors(logits / temperature, signal.at(temperature), unrounded, temperature)
     for key, states in said.states.items():
         there = torch.from_numpy(stored[codes_of(key)])
         errors[f"hidden/{key}"] = cache.measured.layers[key].squared_error(states, there)
     return errors
 
 
-def _logit_errors(scaled: Tensor, decoded: Distribution, temperature: float) -> dict[str, float]:
-    """Codec and truncation error at a temperature of logits / T, float64."""
+def _logit_errors(
+    scaled: Tensor, decoded: Distribution, unrounded: Distribution, temperature: float
+) -> dict[str, float]:
+    """Divergences from the teacher at a temperature of logits / T [B, L, V], float64.
+
+    Args:
+        scaled: the teacher's.
+        decoded: what the cache says.
+        unrounded: what it would say with numbers that are not rounded.
+        temperature: T.
+    """
     exact = scaled.log_softmax(-1)
-    kept, tail = decoded.log_kept.double(), decoded.log_tail.double()
-    ids = torch.arange(exact.shape[-1]).expand_as(exact) if decoded.ids is None else decoded.ids
-    there = exact.gather(-1, ids)
-    outside = exact.scatter(-1, ids, -torch.inf).logsumexp(-1)
-    codec = (there.exp() * (there - kept)).sum(-1) + _times_log(outside, outside - tail)
-    flat = outside - np.log(max(1, exact.shape[-1] - ids.shape[-1]))
-    others = exact.scatter(-1, ids, -torch.inf)
-    truncation = _times_log(others, others - flat.unsqueeze(-1)).sum(-1)
-    return {
-        f"codec/{temperature}": _over_windows(codec),
-        f"missing/{temperature}": _over_windows(outside.exp()),
-        f"truncation/{temperature}": _over_windows(truncation),
+    if decoded.ids is None:
+        return {f"rounding/{temperature}": _over_windows(_kl(exact, decoded.log_kept.double()))}
+    kept = exact.gather(-1, decoded.ids)
+    others = exact.scatter(-1, decoded.ids, -torch.inf)
+    outside = others.logsumexp(-1)
+    bucket = [_bucketed(kept, outside, said) for said in (decoded, unrounded)]
+    flat = outside - np.log(exact.shape[-1] - decoded.ids.shape[-1])
+    errors = {
+        "rounding": bucket[0] - bucket[1],
+        "missing": outside.exp(),
+        "truncation": _times_log(others, others - flat.unsqueeze(-1)).sum(-1),
     }
+    if decoded.others is not None:
+        whole, low_rank = (
+            _kl(exact, said.log_probabilities(exact.shape[-1]).double()) for said in (decoded, unrounded)
+        )
+        errors |= {"rounding": whole - low_rank, "low_rank": low_rank}
+    return {f"{name}/{temperature}": _over_windows(value) for name, value in errors.items()}
+
+
+def _kl(exact: Tensor, said: Tensor) -> Tensor:
+    """KL(exact ‖ said) of log-probabilities [B, L, V]: [B, L]."""
+    return _times_log(exact, exact - said).sum(-1)
+
+
+def _bucketed(kept: Tensor, outside: Tensor, said: Distribution) -> Tensor:
+    """KL over the kept tokens and all others as one, of log-probabilities [B, L, k] and [B, L]: [B, L]."""
+    others = _times_log(outside, outside - said.log_tail.double())
+    return _times_log(kept, kept - said.log_kept.double()).sum(-1) + others
 
 
 def _over_windows(values: Tensor) -> float:
@@ -149,20 +180,17 @@ def _times_log(log_weight: Tensor, difference: Tensor) -> Tensor:
 
 
 def _collected(cache: TeacherCache, sums: dict[str, list[Any]], windows: int) -> dict[str, Any]:
-    temperatures = [t for t in cache.manifest.logits.temperatures if f"codec/{t}" in sums]
     hidden = {
-        key: sum(missed for missed, _ in sums[f"hidden/{key}"]) / sum(total for _, total in sums[f"hidden/{key}"])
+        key: sum(residual for residual, _ in sums[f"hidden/{key}"]) / sum(total for _, total in sums[f"hidden/{key}"])
         for key in cache.manifest.hidden_keys()
     }
+    by_temperature: dict[str, dict[str, float]] = {}
+    for name in ("truncation", "missing", "low_rank", "rounding"):
+        for temperature in cache.manifest.logits.temperatures:
+            if values := sums.get(f"{name}/{temperature}"):
+                by_temperature.setdefault(name, {})[str(temperature)] = sum(values) / windows
     return {
-        "codec_kl": {str(t): sum(sums[f"codec/{t}"]) / windows for t in temperatures},
-        "truncation": {
-            str(t): {
-                "missing_mass": sum(sums[f"missing/{t}"]) / windows,
-                "kl": sum(sums[f"truncation/{t}"]) / windows,
-            }
-            for t in temperatures
-        },
+        **by_temperature,
         "nondeterminism": {
             "kl": sum(sums["nondeterminism/kl"]) / windows,
             "largest_difference": max(sums["nondeterminism/difference"]),

@@ -114,6 +114,10 @@ class LogitEncoding(Settings):
         """The distribution [B, L] of arrays, at one of the temperatures, on whatever device they are."""
         raise NotImplementedError
 
+    def unrounded(self) -> Self:
+        """The same encoding with numbers that are not rounded: what it would say if bytes did not count."""
+        return self
+
     def log_tails(self, arrays: Mapping[str, Tensor]) -> Tensor:
         """Log of the mass outside the kept tokens, [..., T]; needs `tail_arrays` alone."""
         raise NotImplementedError

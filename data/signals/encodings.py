@@ -86,6 +86,10 @@ class TopKEncoding(LogitEncoding):
         ids = sums(arrays["ids"]) if "ids" in arrays else None
         return Distribution(ids, shares + log_kept_mass.unsqueeze(-1), log_tail)
 
+    def unrounded(self) -> Self:
+        """As `LogitEncoding` has it."""
+        return self.model_copy(update={"values": "float32"})
+
     def log_tails(self, arrays: Mapping[str, Tensor]) -> Tensor:
         """As `LogitEncoding` has it."""
         from palenka.data.signals.top_k import log_masses, unpack_odds
@@ -155,6 +159,10 @@ class LowRankEncoding(TopKEncoding):
             return kept
         codes = self._fine(arrays["codes"]) / temperature
         return replace(kept, others=LowRankOthers(codes, statics["basis"], statics["centre"] / temperature))
+
+    def unrounded(self) -> Self:
+        """As `LogitEncoding` has it."""
+        return super().unrounded().model_copy(update={"codes": "float32"})
 
     def clipped(self, arrays: Mapping[str, Tensor]) -> dict[str, float]:
         """As `LogitEncoding` has it."""

@@ -1,0 +1,107 @@
+"""Fidelity: what a student would notice of how a teacher's distributions are kept, without training one.
+
+Forward KL's gradient in the student's logits is q − t. Where a cache says t′, its error is t′ − t. Two students stand
+for all: one that knows nothing (uniform), and one near the teacher (the teacher itself at twice the temperature).
+
+Shapes: n tokens, V vocabulary.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numcodecs
+import numpy as np
+import torch
+from torch import Tensor
+
+from palenka.data.signals.distribution import Distribution, token_chunks
+from palenka.data.signals.encoding import LogitEncoding, TeacherOutputs
+
+STUDENTS = ("uniform", "near")
+
+
+def whole(decoded: Distribution, log_student: Tensor) -> Tensor:
+    """A decoded distribution as probabilities of all V tokens [n, V], float64, as a student's gradient sees it.
+
+    Others that are not known one by one are shared out as the student does.
+    """
+    if decoded.ids is None or decoded.others is not None:
+        return decoded.log_probabilities(log_student.shape[-1]).double().exp()
+    outside = log_student.scatter(-1, decoded.ids, -torch.inf).softmax(-1) * decoded.log_tail.double().exp().unsqueeze(
+        -1
+    )
+    return outside.scatter_add(-1, decoded.ids, decoded.log_kept.double().exp())
+
+
+def gradient_errors(logits: Tensor, decoded: Distribution, temperature: float) -> dict[str, tuple[float, float]]:
+    """Squared norms of the gradient's error and of the gradient, sums over tokens, for each of the two students.
+
+    Args:
+        logits: of the teacher, [n, V].
+        decoded: what is kept of it, for the same tokens.
+        temperature: T.
+    """
+    found = dict.fromkeys(STUDENTS, (0.0, 0.0))
+    start = 0
+    for few in token_chunks(logits):
+        exact = few.double() / temperature
+        teacher = exact.softmax(-1)
+        students = {"uniform": torch.zeros_like(exact), "near": exact / 2}
+        for name, scores in students.items():
+            log_student = scores.log_softmax(-1)
+            kept = whole(decoded.rows(slice(start, start + len(few))), log_student)
+            error, gradient = (kept - teacher).square().sum(), (log_student.exp() - teacher).square().sum()
+            found[name] = (found[name][0] + float(error), found[name][1] + float(gradient))
+        start += len(few)
+    return found
+
+
+def compare(
+    encodings: Mapping[str, LogitEncoding], sample: Sequence[TeacherOutputs], vocabulary_size: int
+) -> dict[str, dict[str, Any]]:
+    """Bytes a token and relative gradient errors of some encodings of what a teacher says, by the encodings' names.
+
+    Returns:
+        ``bytes_per_token``, and ``gradient_error`` by temperature and student: the root of the mean squared error over
+        the mean square.
+    """
+    return {name: _measured(encoding, sample, vocabulary_size) for name, encoding in encodings.items()}
+
+
+def _measured(encoding: LogitEncoding, sample: Sequence[TeacherOutputs], vocabulary_size: int) -> dict[str, Any]:
+    statics = encoding.measure(sample)
+    encoded = [encoding.encode(outputs, statics) for outputs in sample]
+    sums: dict[tuple[float, str], list[float]] = {}
+    for outputs, arrays in zip(sample, encoded, strict=True):
+        for temperature in encoding.temperatures:
+            decoded = encoding.decode(arrays, statics, temperature).flat()
+            for student, squares in gradient_errors(outputs.logits.flatten(0, -2), decoded, temperature).items():
+                before = sums.setdefault((temperature, student), [0.0, 0.0])
+                before[:] = [before[0] + squares[0], before[1] + squares[1]]
+    errors: dict[str, dict[str, float]] = {}
+    for (temperature, student), (error, gradient) in sums.items():
+        errors.setdefault(str(temperature), {})[student] = (error / gradient) ** 0.5
+    stored = {name: np.concatenate([arrays[name].cpu().numpy() for arrays in encoded]) for name in encoded[0]}
+    return {
+        "bytes_per_token": sum(compressed_bytes(encoding, stored, vocabulary_size).values()),
+        "gradient_error": errors,
+    }
+
+
+def compressed_bytes(
+    encoding: LogitEncoding, stored: Mapping[str, np.ndarray[Any, Any]], vocabulary_size: int
+) -> dict[str, float]:
+    """Bytes a token of arrays [B, L, …], compressed as one chunk of a cache, by array."""
+    sizes = {}
+    for name, row in encoding.arrays(vocabulary_size).items():
+        codec = numcodecs.Blosc(cname="zstd", clevel=3, shuffle=_SHUFFLES[row.shuffle], blocksize=2**20)
+        tokens = stored[name].shape[0] * stored[name].shape[1]
+        sizes[name] = len(codec.encode(np.ascontiguousarray(stored[name]))) / tokens
+    return sizes
+
+
+_SHUFFLES = {
+    "noshuffle": numcodecs.Blosc.NOSHUFFLE,
+    "shuffle": numcodecs.Blosc.SHUFFLE,
+    "bitshuffle": numcodecs.Blosc.BITSHUFFLE,
+}
