@@ -15,6 +15,7 @@ from rich.console import Console
 from palenka.data.model_files import load_model
 from palenka.ground.command_line import parse, run
 from palenka.ground.errors import UserError
+from palenka.ground.files import whole_directory
 from palenka.ground.lock import sole_writer
 from palenka.ground.settings import Settings
 from palenka.train_student.model.shapes import count_parameters
@@ -45,14 +46,11 @@ def export(settings: ExportSettings) -> int:
         raise UserError(f"{settings.run} is not a finished run: it has no result.json; train it to its end first")
     if settings.out.exists():
         raise UserError(f"{settings.out} exists; delete it or choose another --out")
-    with sole_writer(settings.out):
-        aside = settings.out.with_name(f"{settings.out.name}.partial")
-        shutil.rmtree(aside, ignore_errors=True)
+    with sole_writer(settings.out), whole_directory(settings.out) as aside:
         model = load_model(settings.run, torch.device("cpu"), _DTYPES[settings.dtype])
         model.save_pretrained(aside)
         for name in _TOKENIZER_FILES:
             shutil.copyfile(settings.run / name, aside / name)
-        aside.rename(settings.out)
     return count_parameters(model)
 
 

@@ -7,6 +7,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict
 
 from palenka.ground.errors import UserError
+from palenka.ground.files import write_whole
 
 Precision = Literal["float32", "bf16", "fp16"]
 """The type that a model computes in."""
@@ -45,6 +46,4 @@ class Settings(BaseModel):
 
     def write_yaml(self, path: Path) -> None:
         """Write the resolved settings, defaults included, so that a run says how it was made."""
-        aside = path.with_name(f"{path.name}.partial")
-        aside.write_text(yaml.safe_dump(self.as_plain(), sort_keys=False, allow_unicode=True), encoding="utf-8")
-        aside.replace(path)
+        write_whole(path, yaml.safe_dump(self.as_plain(), sort_keys=False, allow_unicode=True))

@@ -309,8 +309,9 @@ def test_what_a_killed_run_left_ends_as_an_undisturbed_one(make_settings: MakeSe
     metrics = lines(settings, "loss")
     (settings.output / "result.json").unlink()
     (settings.output / "model.safetensors").write_bytes(b"half")
-    (settings.output / "model.partial").mkdir()
-    (settings.output / "model.partial" / "model.safetensors").write_bytes(b"half")
+    leftover = settings.output / f"model.{'0' * 32}.partial"
+    leftover.mkdir()
+    (leftover / "model.safetensors").write_bytes(b"half")
     train(settings)
     after = contents(settings.output)
     assert after.keys() == before.keys()
