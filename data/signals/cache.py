@@ -10,7 +10,6 @@ Windows lie in slots (see `windows.py`). Zarr reads a missing shard as zeros wit
 only once its commit record is there; the record is written last, by renaming. Only native Zarr codecs are used.
 """
 
-import shutil
 from collections import OrderedDict
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -30,7 +29,7 @@ from palenka.data.signals.manifest import LOGITS, CacheManifest, Shard, StoredAr
 from palenka.data.signals.signal import TeacherSignal
 from palenka.data.windows import BLOCK_WINDOWS
 from palenka.ground.errors import UserError, refuse_difference
-from palenka.ground.files import commit, damage_of, read_record
+from palenka.ground.files import commit, damage_of, names_in, read_record, remove, whole_directory
 
 Arrays = Mapping[str, NDArray[np.generic]]
 
@@ -65,9 +64,10 @@ class CacheWriter:
         """Write one shard's arrays, each [shard.stop − shard.start, …], and then its commit record."""
         for name, array in self._arrays.items():
             # The last shard of a view ends before its array does: Zarr would read what is there, damaged or not.
-            (self.directory / shard.file_of(name)).unlink(missing_ok=True)
+            remove(self.directory / shard.file_of(name))
             array[shard.view, shard.start : shard.stop] = arrays[name]
         files = [shard.file_of(name) for name in self._arrays]
+        remove(self.directory / shard.record)
         commit(self.directory, shard.record, files, hidden_error=dict(hidden_error))
 
 
@@ -82,12 +82,6 @@ def is_begun(directory: Path, manifest: CacheManifest) -> bool:
     remedy = "delete it or choose another output"
     refuse_difference(f"cache {directory}", manifest.as_plain(), read_manifest(directory).as_plain(), remedy)
     return True
-
-
-def remove_leftovers(directory: Path) -> None:
-    """Remove what killed writers left half-written in a cache; no other may be writing there."""
-    for leftover in directory.rglob("*.partial"):
-        leftover.unlink()
 
 
 @dataclass(frozen=True)
@@ -109,18 +103,20 @@ class Measured:
 
 
 def create_cache(directory: Path, manifest: CacheManifest, measured: Measured) -> None:
-    """Make an empty cache at `directory`, where nothing is.
+    """Make an empty cache at `directory`, where nothing is; its sole writer alone may.
 
     Args:
         directory: where it will be; it appears there whole.
         manifest: what it says of itself.
         measured: of the teacher, for every layer in `manifest.hidden_keys()`.
     """
-    directory = directory.absolute()
-    aside = directory.with_name(f"{directory.name}.partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    group = zarr.open_group(aside, mode="w", zarr_format=3)
+    with whole_directory(directory) as aside:
+        _write_store(aside, manifest, measured)
+
+
+def _write_store(directory: Path, manifest: CacheManifest, measured: Measured) -> None:
+    """The metadata and what was measured, and then their commit record."""
+    group = zarr.open_group(directory, mode="w", zarr_format=3)
     group.attrs.update(manifest.model_dump(mode="json"))
     num_windows = max(manifest.num_windows(view) for view in range(manifest.windows.views))
     for name, array in manifest.arrays().items():
@@ -140,12 +136,8 @@ def create_cache(directory: Path, manifest: CacheManifest, measured: Measured) -
     ]:
         for name, value in values.items():
             group.create_array(f"{folder}/{name}", data=value.numpy())
-    files = sorted(str(path.relative_to(aside)) for path in aside.rglob("*") if path.is_file())
-    (aside / "commits").mkdir()
-    commit(aside, _STORE_RECORD, files)
-    if directory.exists():
-        directory.rmdir()
-    aside.rename(directory)
+    files = sorted(str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file())
+    commit(directory, _STORE_RECORD, files)
 
 
 def read_manifest(directory: Path) -> CacheManifest:
@@ -289,7 +281,8 @@ class TeacherCache:
 
     def committed(self) -> list[Shard]:
         """The shards that were captured."""
-        return [shard for shard in self.manifest.shards() if (self.directory / shard.record).is_file()]
+        records = names_in((self.directory / _STORE_RECORD).parent)
+        return [shard for shard in self.manifest.shards() if Path(shard.record).name in records]
 
     def _load(self, view: int, needed: NDArray[np.int64]) -> None:
         """Read those of the chunks, in ascending order, that are not at hand yet; neighbours at once."""
