@@ -28,7 +28,8 @@ from palenka.eval.protocols import Protocol
 from palenka.eval.suites import PairSuite, Suite
 from palenka.ground.command_line import SettingsType, parse, run
 from palenka.ground.errors import UserError
-from palenka.ground.files import damage_of, read_record, write_record
+from palenka.ground.files import damage_of, read_record, remove_leftovers_of, write_record
+from palenka.ground.lock import sole_writer
 from palenka.ground.settings import Settings
 from palenka.report.write import write_report
 from palenka.train_student.run import Run
@@ -106,12 +107,19 @@ def run_study(study: Study) -> dict[str, Any]:
     The seconds of a stage are those of the call that finished it.
 
     Raises:
-        UserError: if minimal pairs are not where the study has them, before anything is run; or from any stage.
+        UserError: if minimal pairs are not where the study has them or another process runs the study, before anything
+            is run; or from any stage.
     """
     for folder in study.settings.minimal_pairs.values():
         pair_files(folder)
+    with sole_writer(study.settings.output):
+        return _run_stages(study)
+
+
+def _run_stages(study: Study) -> dict[str, Any]:
     output = study.settings.output
-    output.mkdir(parents=True, exist_ok=True)
+    for name in ("seconds.json", "results.json", "report.html"):
+        remove_leftovers_of(output / name)
     stages = _Stages(output / "seconds.json")
     stages.run("corpus", study.corpus.output.exists(), lambda: prepare(study.corpus))
     corpus = Corpus.open(study.corpus.output, study.settings.held_out_split)

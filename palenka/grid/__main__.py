@@ -9,6 +9,7 @@ output/report.html                both as a page, with heat map and paired tests
 
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 from palenka.grid.points import Grid, Point, require_same_settings
 from palenka.grid.results import StageResults, chosen_finalists, publish, results_of
@@ -16,6 +17,7 @@ from palenka.grid.running import is_finished, require_inputs, run_local, run_poi
 from palenka.grid.settings import GridSettings, PointSettings
 from palenka.grid.slurm import Following, submit
 from palenka.ground.command_line import parse_file, run
+from palenka.ground.lock import sole_writer
 from palenka.ground.progress import notice
 
 INCOMPLETE = 1
@@ -41,6 +43,13 @@ def _grid(arguments: Sequence[str]) -> int:
     require_inputs(grid)
     require_same_settings(grid.points)
     settings.output.mkdir(parents=True, exist_ok=True)
+    # Points have locks of their own, and a ranking may be asked for while they run.
+    with nullcontext() if command == "rank" else sole_writer(settings.output):
+        return _run_stages(grid, command, rest)
+
+
+def _run_stages(grid: Grid, command: str, rest: Sequence[str]) -> int:
+    """Launch what is left of the points, then of the finalists, and rank what there is; only that for `rank`."""
     if not command and _launch(grid, grid.points, rest, "finish"):
         return 0
     points = results_of(grid, grid.points)
