@@ -25,13 +25,15 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 from zarr.codecs import BytesCodec
 
-from palenka.data.text.lines import SPLITS
 from palenka.ground.errors import UserError
-from palenka.ground.files import sha256_of_file
+from palenka.ground.files import sha256_of_file, size_of
 from palenka.ground.settings import Settings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
+
+SPLITS = ("train", "dev", "test")
+"""What a corpus is divided into."""
 
 FORMAT_VERSION = 1
 """Raised whenever the layout changes, or when cleaning or tokenising come to give other tokens for the same text."""
@@ -78,7 +80,7 @@ class Source(Settings):
     """Of the raw file."""
 
     cleaner: str
-    """Which cleaner was applied."""
+    """What was done to its text, as its reader names it."""
 
     counts: Counts
     """What the file gave."""
@@ -137,7 +139,7 @@ class Corpus:
         except (ValidationError, ValueError, KeyError, TypeError, OSError) as error:
             raise _damaged(store, f"its records cannot be read ({type(error).__name__})") from error
         file = _chunk_file(store)
-        found = file.stat().st_size if file.is_file() else 0
+        found = size_of(file) or 0
         if found != (expected := shape * dtype.itemsize):
             raise _damaged(store, f"tokens hold {found} bytes, but {expected} are expected")
         fingerprint = fingerprint_of(_blocks(file), dtype, starts, record.tokenizer)

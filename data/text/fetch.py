@@ -10,8 +10,10 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import GatedRepoError, HTTPError, RepositoryNotFoundError  # type: ignore[attr-defined]
 
-from palenka.data.text.lines import SPLITS, find_sources
+from palenka.data.corpus import SPLITS
+from palenka.data.text.sources import find_sources
 from palenka.ground.errors import UserError
+from palenka.ground.lock import sole_writer
 from palenka.ground.progress import notice
 from palenka.ground.settings import Settings
 
@@ -83,13 +85,15 @@ def fetch(name: str, output: Path | None = None) -> Path:
         find_sources(folder)
         notice(f"{folder} holds text already; delete it to fetch it again")
         return folder
-    partial = folder.with_name(f".{folder.name}.partial")
-    for split, repository in TEXTS[name].items():
-        _Download(repository, split, partial / split).run()
+    # A name that stays, so that the next call finds what is there.
+    download = folder.with_name(f".{folder.name}.download")
     try:
-        _tidy(partial)
-        find_sources(partial)
-        partial.replace(folder)
+        with sole_writer(folder):
+            for split, repository in TEXTS[name].items():
+                _Download(repository, split, download / split).run()
+            _tidy(download)
+            find_sources(download)
+            download.replace(folder)
     except OSError as error:
         raise UserError(f"cannot write {folder}: {error.strerror}; free the disk or mend the permissions") from error
     notice(f"{name} is in {folder}; prepare it with: palenka data prepare --config configs/corpora/{name}.yaml")

@@ -131,7 +131,7 @@ def test_a_failure_leaves_nothing(
 
 
 def test_what_a_killed_run_left_is_removed(settings: CorpusSettings) -> None:
-    partial = settings.output.parent / ".corpus.partial"
+    partial = settings.output.parent / f"corpus.{'0' * 32}.partial"
     (partial / "train.zarr").mkdir(parents=True)
     (partial / "train.tokens").write_bytes(b"half")
     prepare(settings)
