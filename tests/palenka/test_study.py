@@ -1,6 +1,7 @@
 """A study: from raw text to a table in one call, and only what is missing in the next."""
 
 import json
+import os
 import random
 import shutil
 from collections.abc import Mapping
@@ -15,6 +16,7 @@ from palenka.__main__ import main
 from palenka.data.signals.cache import TeacherCache
 from palenka.eval.results import read_results
 from palenka.ground.errors import UserError
+from palenka.ground.lock import sole_writer
 from palenka.study import Study
 from palenka.templates import write_pairs
 
@@ -147,6 +149,14 @@ def test_pairs_that_are_not_there_stop_a_study_before_anything_is_run(
     assert main(["study", str(study_file)]) == 2
     assert "pairs is not a folder; give the one that holds the suite's *.jsonl files" in capsys.readouterr().err
     assert not (study_file.parent / "runs").exists()
+
+
+def test_a_study_that_runs_already_is_left_alone(study_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = study_file.parent / "runs"
+    with sole_writer(runs):
+        assert main(["study", str(study_file)]) == 2
+    assert f"{runs} is being written by process {os.getpid()} on " in capsys.readouterr().err
+    assert not runs.exists()
 
 
 def test_overrides_reach_the_study(study_file: Path, tmp_path: Path) -> None:
