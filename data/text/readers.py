@@ -39,11 +39,11 @@ class Reader(ABC):
             UserError: if the file cannot be read; it says where.
         """
 
-    def cleaner(self, path: Path) -> str:  # noqa: ARG002 - others ask what file it is
+    def cleaner(self, path: Path) -> str:
         """What is done to a file's text, as the corpus's record names it."""
         return "none"
 
-    def remark(self, path: Path) -> str | None:  # noqa: ARG002
+    def remark(self, path: Path) -> str | None:
         """What a user should know of a file before it is read, as the end of a sentence that begins with its name."""
         return None
 
