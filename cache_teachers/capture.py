@@ -27,13 +27,13 @@ from palenka.ground.files import damage_of
 from palenka.ground.lock import sole_writer
 from palenka.ground.processes import open_processes
 from palenka.ground.progress import notice, progress_bar
-from palenka.ground.settings import Precision, Settings
+from palenka.ground.settings import Command, Precision
 
 _GAPS_TOLD = 10
 """Missing or damaged shards that a notice names."""
 
 
-class CaptureSettings(Settings):
+class CaptureSettings(Command):
     """Capture a teacher: run it once over a corpus and keep what it says in a cache."""
 
     teacher: Path | None = None

@@ -1,7 +1,7 @@
 """Inspect: what a cache holds, without its teacher: the manifest, sizes, kept mass, entropy, error of hidden states."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from pydantic import Field
@@ -10,14 +10,16 @@ from palenka.data.signals.cache import TeacherCache
 from palenka.data.signals.signal import entropy
 from palenka.ground.errors import UserError
 from palenka.ground.files import damage_of
-from palenka.ground.settings import Settings
+from palenka.ground.settings import Printing
 
 
-class InspectSettings(Settings):
+class InspectSettings(Printing):
     """Show what a cache holds."""
 
+    positional: ClassVar[tuple[str, ...]] = ("cache",)
+
     cache: Path
-    """Directory of the cache; may stand first, without its name."""
+    """Directory of the cache."""
     sample: int = Field(default=256, ge=1)
     """Windows whose entropy is measured."""
 

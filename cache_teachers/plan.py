@@ -16,9 +16,10 @@ from palenka.data.signals.cache import CacheWriter, create_cache
 from palenka.data.signals.manifest import Shard, num_used
 from palenka.data.windows import gather
 from palenka.ground.processes import open_processes
+from palenka.ground.settings import Printing
 
 
-class PlanSettings(CaptureSettings):
+class PlanSettings(CaptureSettings, Printing):
     """Say what a capture would cost; takes the configuration of the capture."""
 
     epochs: int = Field(default=6, ge=1)

@@ -24,9 +24,10 @@ from palenka.data.windows import gather
 from palenka.ground.errors import UserError, refuse_difference
 from palenka.ground.files import damage_of
 from palenka.ground.processes import open_processes
+from palenka.ground.settings import Printing
 
 
-class VerifySettings(CaptureSettings):
+class VerifySettings(CaptureSettings, Printing):
     """Compare a cache with its teacher; takes the configuration of the capture."""
 
     sample: int = Field(default=32, ge=1)

@@ -7,7 +7,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from palenka.data.windows import WindowRule
-from palenka.ground.settings import Precision, Settings
+from palenka.ground.settings import Command, Precision, Settings
 from palenka.train_student.model.shapes import ModelShape
 from palenka.train_student.objective.objective import TEACHER_TERMS, ObjectiveSettings
 from palenka.train_student.optimizer import OptimizerSettings
@@ -25,7 +25,7 @@ class ValidationSettings(Settings):
     """Validate after so many steps; at the end of every epoch unless given, and always at the end."""
 
 
-class TrainSettings(Settings):
+class TrainSettings(Command):
     """Train a model: a baseline or a teacher without teachers, a student with them."""
 
     corpus: Path
