@@ -20,16 +20,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
-import zarr
 from numpy.typing import NDArray
 from pydantic import ValidationError
-from zarr.codecs import BytesCodec
 
 from palenka.ground.errors import UserError
 from palenka.ground.files import sha256_of_file, size_of
 from palenka.ground.settings import Settings
 
 if TYPE_CHECKING:
+    import zarr
     from transformers import PreTrainedTokenizerFast
 
 SPLITS = ("train", "dev", "test")
@@ -224,6 +223,8 @@ class CorpusWriter:
             counts=sum((source.counts for source in sources), Counts()),
             sources=sources,
         )
+        import zarr
+
         store = self.directory / f"{self.split}.zarr"
         group = zarr.create_group(store, attributes=record.as_plain())
         _create_array(group, "tokens", (self.num_tokens,), self._dtype)
@@ -266,6 +267,8 @@ def _require_store(directory: Path, split: str) -> Path:
 
 def _read_group(store: Path) -> tuple[StoreRecord, NDArray[np.int64], int, np.dtype[np.generic]]:
     """The record, the document starts, and the number and the type of the tokens."""
+    import zarr
+
     group = zarr.open_group(store, mode="r", zarr_format=3)
     attributes = group.attrs.asdict()
     if (version := attributes.get("format_version")) != FORMAT_VERSION:
@@ -288,8 +291,12 @@ def _require_tokenizer(directory: Path, split: str, expected: str) -> None:
         )
 
 
-def _create_array(group: zarr.Group, name: str, shape: tuple[int, ...], dtype: np.dtype[np.integer]) -> zarr.Array[Any]:
+def _create_array(
+    group: "zarr.Group", name: str, shape: tuple[int, ...], dtype: np.dtype[np.integer]
+) -> "zarr.Array[Any]":
     """An array of one chunk, which is its little-endian bytes and nothing else."""
+    from zarr.codecs import BytesCodec
+
     return group.create_array(
         name,
         shape=shape,

@@ -9,11 +9,11 @@ import importlib.resources
 from collections.abc import Sequence
 from pathlib import Path
 
-from palenka.ground.command_line import run
+from palenka.ground.command_line import parse_file, run
 from palenka.ground.errors import UserError
 from palenka.ground.files import whole_directory
 from palenka.ground.lock import sole_writer
-from palenka.study import Study, run_study
+from palenka.study import Study, StudySettings, run_study
 from palenka.templates import write_pairs
 
 HELD_OUT_EVERY = 12
@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _demo(arguments: Sequence[str]) -> None:
     with importlib.resources.as_file(importlib.resources.files("palenka") / "configs" / "demo" / "study.yaml") as file:
-        study = Study(file, arguments)
+        study = Study(*parse_file(StudySettings, ["--config", str(file), *arguments], "palenka demo"))
     write_addresses(study.corpus.sources)
     if (folder := study.settings.minimal_pairs.get("minimal_pairs")) is not None:
         write_pairs(folder)

@@ -76,9 +76,9 @@ class Run:
         """
         path = self.directory / "config.yaml"
         if path.is_file():
-            found = read_yaml(path)
-            expected = settings.as_plain() | {"output": found.get("output")}
-            refuse_difference(f"run {self.directory}", expected, found, _REMEDY)
+            refuse_difference(
+                f"run {self.directory}", _compared(settings.as_plain()), _compared(read_yaml(path)), _REMEDY
+            )
 
     def metrics_bytes(self) -> int:
         """How long the metrics are."""
@@ -115,3 +115,8 @@ class Run:
     def finish(self, result: dict[str, Any]) -> None:
         """Record what came of the run; from here on it is whole."""
         write_record(self.directory / "result.json", result)
+
+
+def _compared(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings without those that change no weight: a run may be moved, and what it names may come from elsewhere."""
+    return {name: value for name, value in settings.items() if name not in ("output", "plugins")}

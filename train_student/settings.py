@@ -10,7 +10,7 @@ from palenka.cache_teachers.settings import TeacherSettings, named_models
 from palenka.data.signals.encoding import TopKEncoding
 from palenka.data.signals.hidden import ComponentsEncoding
 from palenka.data.windows import WindowRule
-from palenka.ground.settings import Precision, Settings
+from palenka.ground.settings import Command, Precision, Settings
 from palenka.train_student.model.shapes import ModelShape
 from palenka.train_student.objective.settings import ObjectiveSettings
 
@@ -108,7 +108,7 @@ class ValidationSettings(Settings):
     """Validate after so many steps; at the end of every epoch unless given, and always at the end."""
 
 
-class TrainSettings(Settings):
+class TrainSettings(Command):
     """Train a model: a baseline or a teacher without teachers, a student with them."""
 
     corpus: Path

@@ -6,6 +6,7 @@ palenka data fetch babylm-10m --output runs/text/babylm-10m
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import GatedRepoError, HTTPError, RepositoryNotFoundError  # type: ignore[attr-defined]
@@ -15,7 +16,7 @@ from palenka.data.text.sources import find_sources
 from palenka.ground.errors import UserError
 from palenka.ground.lock import sole_writer
 from palenka.ground.progress import notice
-from palenka.ground.settings import Settings
+from palenka.ground.settings import Command
 
 # What is known of these dataset repositories, from public code that reads them in 2026: the two of the training text
 # hold <source>.train.txt at their root, for bnc_spoken, childes, gutenberg, open_subtitles, simple_wiki and
@@ -30,9 +31,13 @@ TEXTS = {
 _BY_HAND = "download the text by hand from osf.io/ad7qg and put its *.train, *.dev and *.test files into one folder"
 
 
-class FetchSettings(Settings):
-    """Fetch BabyLM text from the Hugging Face Hub: babylm-10m or babylm-100m."""
+class FetchSettings(Command):
+    """Fetch BabyLM text from the Hugging Face Hub."""
 
+    positional: ClassVar[tuple[str, ...]] = ("name",)
+
+    name: str
+    """Which text: babylm-10m or babylm-100m."""
     output: Path | None = None
     """Folder for the text; runs/text/NAME without."""
 

@@ -21,12 +21,12 @@ from palenka.ground.errors import UserError, refuse_difference
 from palenka.ground.files import sha256_of_file, whole_directory
 from palenka.ground.lock import sole_writer
 from palenka.ground.progress import notice, progress_bar
-from palenka.ground.settings import Settings, read_yaml
+from palenka.ground.settings import Command, read_yaml
 
-_PATHS = frozenset({"sources", "output"})
+_NOT_COMPARED = frozenset({"sources", "output", "plugins"})
 
 
-class CorpusSettings(Settings):
+class CorpusSettings(Command):
     """Prepare a corpus: clean raw text, learn a tokenizer on its train split, store every split's tokens."""
 
     sources: Path
@@ -168,5 +168,5 @@ def _require_same(settings: CorpusSettings, hashes: dict[str, str]) -> None:
 
 
 def _comparable(config: dict[str, object]) -> dict[str, object]:
-    """Settings without the paths: where sources and output lie changes no token."""
-    return {key: value for key, value in config.items() if key not in _PATHS}
+    """Settings that decide tokens: where sources and output lie does not, nor where what is named comes from."""
+    return {key: value for key, value in config.items() if key not in _NOT_COMPARED}

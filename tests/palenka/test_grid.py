@@ -22,7 +22,7 @@ from palenka.grid.slurm import array_script, following_script
 from palenka.ground.command_line import parse_file
 from palenka.ground.errors import UserError
 from palenka.ground.lock import sole_writer
-from palenka.study import Study
+from palenka.study import Study, StudySettings
 from palenka.templates import write_pairs
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -160,7 +160,7 @@ def test_the_grids_that_come_with_the_project(name: str, fraction: float, of_fin
 
 def require_fit(finalist: Point) -> None:
     """Make sure that the caches which the small grid's study captures hold what its finalists read."""
-    study = Study(CONFIGS / "babylm-grid" / "study.yaml")
+    study = Study(*parse_file(StudySettings, [str(CONFIGS / "babylm-grid" / "study.yaml")], "palenka study"))
     for name, source in finalist.settings.teachers.items():
         cache = study.caches[name]
         assert (source.cache, cache.teacher) == (cache.output, study.teachers[name].output)
