@@ -1,6 +1,6 @@
 """Capture: one teacher, or an ensemble, over every window of every view, shard by shard, into a cache.
 
-`accelerate launch -m cache_teachers run --config configs/caches/NAME.yaml` (or `palenka cache run` on one device).
+`accelerate launch -m palenka.cache_teachers run --config FILE.yaml` (or `palenka cache run` on one device).
 The same command goes on after any interruption: shards whose commit records are whole are kept.
 """
 
@@ -25,7 +25,7 @@ from palenka.data.windows import WindowRule, gather
 from palenka.ground.errors import UserError
 from palenka.ground.files import damage_of
 from palenka.ground.lock import sole_writer
-from palenka.ground.processes import open_processes
+from palenka.ground.processes import Device, open_processes
 from palenka.ground.progress import notice, progress_bar
 from palenka.ground.settings import Precision, Settings
 
@@ -56,6 +56,8 @@ class CaptureSettings(Settings):
     """What is kept of the teacher's hidden states; nothing unless given."""
     precision: Precision = "float32"
     """Type that the teacher computes in."""
+    device: Device = "auto"
+    """Where the teacher computes: auto is a GPU (cuda, or mps on a Mac) if there is one."""
     micro_batch: int = Field(default=32, ge=1)
     """Windows per forward pass and process."""
 
@@ -85,7 +87,7 @@ def capture(settings: CaptureSettings) -> None:
     Raises:
         UserError: if the teacher does not fit the corpus, the cache there is another one, or the disk is full.
     """
-    state = open_processes()
+    state = open_processes(settings.device)
     corpus = Corpus.open(settings.corpus, settings.split)
     require_windows(settings, corpus)
     rule = settings.windows

@@ -26,7 +26,6 @@ from palenka.ground.settings import Precision
 
 SINGLE = "teacher"
 """The name of a teacher that is no ensemble among the hidden states of its signal."""
-_DTYPES: dict[Precision, torch.dtype] = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Teacher:
@@ -75,7 +74,7 @@ class Teacher:
         self._directories, self._precision, self._device = models, precision, device
         self.hidden = hidden
         self._logits = logits
-        self._models = {name: load_model(directory, device, _DTYPES[precision]) for name, directory in models.items()}
+        self._models = {name: load_model(directory, device, precision) for name, directory in models.items()}
 
     @torch.no_grad()
     def signal(self, tokens: Tensor, positions: Tensor) -> TeacherSignal:

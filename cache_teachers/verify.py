@@ -55,7 +55,7 @@ def verify(settings: VerifySettings) -> dict[str, Any]:
     teacher = Teacher(
         settings.models(),
         settings.precision,
-        open_processes().device,
+        open_processes(settings.device).device,
         corpus,
         settings.windows.length,
         settings.logits,

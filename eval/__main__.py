@@ -1,4 +1,4 @@
-"""`palenka eval MODEL_DIR --suite SUITE --data DIR --out FILE.json`, or `python -m eval` with the same.
+"""`palenka eval MODEL_DIR --suite SUITE --data DIR --out FILE.json`, or `python -m palenka.eval` with the same.
 
 `palenka eval compare A.parquet B.parquet` and `palenka eval export FILE.json ...` work on what that wrote.
 """
@@ -15,6 +15,7 @@ from palenka.eval.protocols import Protocol
 from palenka.eval.suites import PairPrecision, Suite, folders_of
 from palenka.eval.tables import TableFormat
 from palenka.ground.command_line import parse, run
+from palenka.ground.processes import Device, open_processes
 from palenka.ground.settings import Settings
 
 
@@ -39,6 +40,8 @@ class EvalSettings(Settings):
     precision: PairPrecision = "float32"
     """Type that minimal pairs are computed in; with bf16 the agreement with float32 is reported. held_out is always
     in float32."""
+    device: Device = "auto"
+    """Where the model computes: auto is a GPU (cuda, or mps on a Mac) if there is one."""
     split: str = "dev"
     """Split of the corpus, for held_out."""
     length: int = Field(default=128, ge=2)
@@ -64,7 +67,7 @@ class CompareSettings(Settings):
     """JSON file for the comparison."""
 
 
-class ExportSettings(Settings):
+class TableSettings(Settings):
     """Make a table of results: palenka eval export A.json B.json ... --format latex --out table.tex."""
 
     files: tuple[str, ...] = ()
@@ -97,6 +100,7 @@ def _measure(arguments: Sequence[str]) -> None:
     from palenka.eval.measure import Measurement, measure
     from palenka.eval.tables import print_results
 
+    open_processes(settings.device)
     asked = Measurement(
         model=settings.model,
         folders=folders,
@@ -124,7 +128,7 @@ def _export(arguments: Sequence[str]) -> None:
     first_option = next((place for place, word in enumerate(given) if word.startswith("-")), len(given))
     if first_option:
         given[:first_option] = ["--files", f"[{', '.join(_quoted(word) for word in given[:first_option])}]"]
-    settings = parse(ExportSettings, given, "palenka eval export")
+    settings = parse(TableSettings, given, "palenka eval export")
     from palenka.eval.tables import export, write_table
 
     table = export(settings.files, settings.format, settings.published)

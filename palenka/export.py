@@ -7,7 +7,6 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 import torch
 from rich.console import Console
@@ -16,11 +15,10 @@ from palenka.data.model_files import load_model
 from palenka.ground.command_line import parse, run
 from palenka.ground.errors import UserError
 from palenka.ground.lock import sole_writer
-from palenka.ground.settings import Settings
+from palenka.ground.settings import Precision, Settings
 from palenka.train_student.model.shapes import count_parameters
 from palenka.train_student.run import Run
 
-_DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
@@ -31,7 +29,7 @@ class ExportSettings(Settings):
     """Directory of the run; may stand first, without its name."""
     out: Path
     """Directory to make."""
-    dtype: Literal["float32", "bf16", "fp16"] = "float32"
+    dtype: Precision = "float32"
     """Type of the weights."""
 
 
@@ -48,7 +46,7 @@ def export(settings: ExportSettings) -> int:
     with sole_writer(settings.out):
         aside = settings.out.with_name(f"{settings.out.name}.partial")
         shutil.rmtree(aside, ignore_errors=True)
-        model = load_model(settings.run, torch.device("cpu"), _DTYPES[settings.dtype])
+        model = load_model(settings.run, torch.device("cpu"), settings.dtype)
         model.save_pretrained(aside)
         for name in _TOKENIZER_FILES:
             shutil.copyfile(settings.run / name, aside / name)

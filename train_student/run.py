@@ -77,7 +77,7 @@ class Run:
         path = self.directory / "config.yaml"
         if path.is_file():
             found = read_yaml(path)
-            expected = settings.as_plain() | {"output": found.get("output")}
+            expected = settings.as_plain() | {name: found.get(name) for name in ("output", "device")}
             refuse_difference(f"run {self.directory}", expected, found, _REMEDY)
 
     def metrics_bytes(self) -> int:

@@ -7,6 +7,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from palenka.data.windows import WindowRule
+from palenka.ground.processes import Device
 from palenka.ground.settings import Precision, Settings
 from palenka.train_student.model.shapes import ModelShape
 from palenka.train_student.objective.objective import TEACHER_TERMS, ObjectiveSettings
@@ -54,6 +55,8 @@ class TrainSettings(Settings):
     """How the weights move."""
     precision: Precision = "float32"
     """Type that the model computes in; weights, losses and optimizer are float32 in any case."""
+    device: Device = "auto"
+    """Where the model computes: auto is a GPU (cuda, or mps on a Mac) if there is one."""
     validation: ValidationSettings = ValidationSettings()
     """How the run is validated; the best model is the one that is kept."""
     log_every: int = Field(default=10, ge=1)

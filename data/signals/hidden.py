@@ -142,9 +142,9 @@ class LayerStatistics:
 
         What lies outside a truncated basis counts as missed.
         """
-        centred = states.double() - self.mean.double()
-        components = codes.double() * self.scale.double()
-        decoded = components if self.basis is None else components @ self.basis.double()
+        mean, scale, known, coded = (part.cpu().double() for part in (self.mean, self.scale, states, codes))
+        centred, components = known - mean, coded * scale
+        decoded = components if self.basis is None else components @ self.basis.cpu().double()
         return float((centred - decoded).square().sum()), float(centred.square().sum())
 
 
@@ -159,7 +159,7 @@ class StatisticsFit:
 
     def add(self, states: Tensor) -> None:
         """Count hidden states [..., W]."""
-        flat = states.flatten(0, -2).double()
+        flat = states.flatten(0, -2).cpu().double()  # an mps device has no float64
         squares = flat.square().sum(0) if self._encoding.components is None else flat.T @ flat
         self._count += len(flat)
         self._sum = flat.sum(0) if self._sum is None else self._sum + flat.sum(0)
@@ -176,9 +176,9 @@ class StatisticsFit:
         else:
             covariance = self._squares / self._count - torch.outer(mean, mean)
             variances, vectors = torch.linalg.eigh(covariance)  # ascending
-            basis = vectors.T.flip(0)[: self._encoding.components].float().cpu()
+            basis = vectors.T.flip(0)[: self._encoding.components].float()
             variance = variances.flip(0)[: self._encoding.components].clamp_min(0)
-        return LayerStatistics(mean.float().cpu(), variance.float().cpu(), self._scale(variance).cpu(), basis)
+        return LayerStatistics(mean.float(), variance.float(), self._scale(variance), basis)
 
     def _scale(self, variance: Tensor) -> Tensor:
         if self._encoding.values == "float32":
