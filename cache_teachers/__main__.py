@@ -34,15 +34,18 @@ def _cache(arguments: Sequence[str]) -> None:
         rest = [argument for argument in rest if argument != "--json"]
     program = f"palenka cache {name}"
     if name == "run":
-        from palenka.cache_teachers.capture import CaptureSettings, capture
+        from palenka.cache_teachers.capture import capture
+        from palenka.cache_teachers.settings import CaptureSettings
 
         capture(parse(CaptureSettings, rest, program))
     elif name == "plan":
-        from palenka.cache_teachers.plan import PlanSettings, plan
+        from palenka.cache_teachers.plan import plan
+        from palenka.cache_teachers.settings import PlanSettings
 
         _show("What the capture would cost", plan(parse(PlanSettings, rest, program)), as_json)
     elif name == "verify":
-        from palenka.cache_teachers.verify import VerifySettings, refuse_damaged, verify
+        from palenka.cache_teachers.settings import VerifySettings
+        from palenka.cache_teachers.verify import refuse_damaged, verify
 
         # As a flag; a value may follow, as for every option.
         is_flag = "--all" in rest and [*rest, ""][rest.index("--all") + 1] not in ("true", "false")
@@ -52,7 +55,8 @@ def _cache(arguments: Sequence[str]) -> None:
         if damaged := found["damaged"]:
             refuse_damaged(found["cache"], damaged)
     else:
-        from palenka.cache_teachers.inspect import InspectSettings, inspect
+        from palenka.cache_teachers.inspect import inspect
+        from palenka.cache_teachers.settings import InspectSettings
 
         if rest and not rest[0].startswith("-"):
             rest = ["--cache", *rest]

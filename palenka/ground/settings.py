@@ -1,7 +1,7 @@
 """The base of every configuration: frozen, checked, unknown keys refused; and its YAML files."""
 
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict
@@ -36,6 +36,8 @@ class Settings(BaseModel):
     """A frozen group of settings; each class of settings stands beside the code that it configures."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    shorthand: ClassVar[str | None] = None
+    """The field that a bare value in place of the group sets, if there is one."""
 
     def as_plain(self) -> dict[str, object]:
         """These settings as plain JSON values, defaults included."""
