@@ -1,4 +1,4 @@
-"""`accelerate launch -m cache_teachers run configs/caches/NAME.yaml`, or `palenka cache run` on one device.
+"""`accelerate launch -m palenka.cache_teachers run FILE.yaml`, or `palenka cache run` on one device.
 
 `palenka cache plan`, `verify` and `inspect` say what a capture would cost, whether a cache is what its teacher says,
 and what it holds.

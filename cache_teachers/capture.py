@@ -1,6 +1,6 @@
 """Capture: one teacher, or an ensemble, over every window of every view, shard by shard, into a cache.
 
-`accelerate launch -m cache_teachers run --config configs/caches/NAME.yaml` (or `palenka cache run` on one device).
+`accelerate launch -m palenka.cache_teachers run --config FILE.yaml` (or `palenka cache run` on one device).
 The same command goes on after any interruption: shards whose commit records are whole are kept.
 """
 
@@ -42,7 +42,7 @@ def capture(settings: CaptureSettings) -> None:
     Raises:
         UserError: if the teacher does not fit the corpus, the cache there is another one, or the disk is full.
     """
-    state = open_processes()
+    state = open_processes(settings.device)
     corpus = Corpus.open(settings.corpus, settings.split)
     require_windows(settings, corpus)
     teacher = Teacher(settings, corpus, settings.windows, state.device)

@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from palenka.data.signals.encoding import AnyLogitEncoding, TopKEncoding
 from palenka.data.signals.hidden import AnyHiddenEncoding
 from palenka.data.windows import WindowRule
+from palenka.ground.processes import Device
 from palenka.ground.settings import Command, Precision, Printing, Settings
 
 SINGLE = "teacher"
@@ -56,6 +57,8 @@ class CaptureSettings(TeacherSettings, Command):
     """How the token stream is cut into windows."""
     fraction: float = Field(default=1.0, gt=0, le=1)
     """Capture only this part of each view's windows, a uniform sample, in whole shards; the rest can follow later."""
+    device: Device = "auto"
+    """Where the teacher computes: auto is a GPU (cuda, or mps on a Mac) if there is one."""
     micro_batch: int = Field(default=32, ge=1)
     """Windows per forward pass and process."""
     part: int = Field(default=0, ge=0)

@@ -42,7 +42,7 @@ def verify(settings: VerifySettings) -> dict[str, Any]:
     cache = TeacherCache(settings.output, read_manifest(settings.output).hidden_keys())
     damaged = _damaged(cache) if settings.all else {}
     corpus = Corpus.open(settings.corpus, settings.split)
-    teacher = Teacher(settings, corpus, settings.windows, open_processes().device)
+    teacher = Teacher(settings, corpus, settings.windows, open_processes(settings.device).device)
     expected = manifest_of(settings, corpus, teacher).as_plain()
     remedy = "verify it with the configuration that it was captured with"
     refuse_difference(f"cache {settings.output}", expected, cache.manifest.as_plain(), remedy)

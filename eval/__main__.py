@@ -1,4 +1,4 @@
-"""`palenka eval MODEL_DIR --suite SUITE --data DIR --out FILE.json`, or `python -m eval` with the same.
+"""`palenka eval MODEL_DIR --suite SUITE --data DIR --out FILE.json`, or `python -m palenka.eval` with the same.
 
 `palenka eval compare A.parquet B.parquet` and `palenka eval export FILE.json ...` work on what that wrote.
 """
@@ -14,6 +14,7 @@ from rich.console import Console
 from palenka.eval.protocols import Protocol
 from palenka.eval.suites import PairPrecision, Suite, folders_of
 from palenka.ground.command_line import parse, run
+from palenka.ground.processes import Device, open_processes
 from palenka.ground.settings import Command
 
 
@@ -40,6 +41,8 @@ class EvalSettings(Command):
     precision: PairPrecision = "float32"
     """Type that minimal pairs are computed in; with bf16 the agreement with float32 is reported. held_out is always
     in float32."""
+    device: Device = "auto"
+    """Where the model computes: auto is a GPU (cuda, or mps on a Mac) if there is one."""
     split: str = "dev"
     """Split of the corpus, for held_out."""
     length: int = Field(default=128, ge=2)
@@ -67,7 +70,7 @@ class CompareSettings(Command):
     """JSON file for the comparison."""
 
 
-class ExportSettings(Command):
+class TableSettings(Command):
     """Make a table of results: palenka eval export A.json B.json ... --format latex --out table.tex."""
 
     positional: ClassVar[tuple[str, ...]] = ("files",)
@@ -102,6 +105,7 @@ def _measure(arguments: Sequence[str]) -> None:
     from palenka.eval.measure import Measurement, measure
     from palenka.eval.tables import print_results
 
+    open_processes(settings.device)
     asked = Measurement(
         model=settings.model,
         folders=folders,
@@ -125,7 +129,7 @@ def _compare(arguments: Sequence[str]) -> None:
 
 
 def _export(arguments: Sequence[str]) -> None:
-    settings = parse(ExportSettings, arguments, "palenka eval export")
+    settings = parse(TableSettings, arguments, "palenka eval export")
     from palenka.eval.tables import export, write_table
 
     table = export(settings.files, settings.format, settings.published)

@@ -45,13 +45,12 @@ def export(settings: ExportSettings) -> int:
     from palenka.train_student.model.shapes import count_parameters
     from palenka.train_student.run import Run
 
-    dtypes = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     if Run(settings.run).result() is None:
         raise UserError(f"{settings.run} is not a finished run: it has no result.json; train it to its end first")
     if settings.out.exists():
         raise UserError(f"{settings.out} exists; delete it or choose another --out")
     with sole_writer(settings.out), whole_directory(settings.out) as aside:
-        model = load_model(settings.run, torch.device("cpu"), dtypes[settings.dtype])
+        model = load_model(settings.run, torch.device("cpu"), settings.dtype)
         model.save_pretrained(aside)
         for name in _TOKENIZER_FILES:
             shutil.copyfile(settings.run / name, aside / name)

@@ -118,5 +118,5 @@ class Run:
 
 
 def _compared(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings without those that change no weight: a run may be moved, and what it names may come from elsewhere."""
-    return {name: value for name, value in settings.items() if name not in ("output", "plugins")}
+    """Settings without those that change no weight: a run may be moved, go on elsewhere, and find what it names elsewhere."""
+    return {name: value for name, value in settings.items() if name not in ("output", "device", "plugins")}

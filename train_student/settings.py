@@ -10,6 +10,7 @@ from palenka.cache_teachers.settings import TeacherSettings, named_models
 from palenka.data.signals.encoding import TopKEncoding
 from palenka.data.signals.hidden import ComponentsEncoding
 from palenka.data.windows import WindowRule
+from palenka.ground.processes import Device
 from palenka.ground.settings import Command, Precision, Settings
 from palenka.train_student.model.shapes import ModelShape
 from palenka.train_student.objective.settings import ObjectiveSettings
@@ -137,6 +138,8 @@ class TrainSettings(Command):
     """How the weights move."""
     precision: Precision = "float32"
     """Type that the model computes in; weights, losses and optimizer are float32 in any case."""
+    device: Device = "auto"
+    """Where the model computes: auto is a GPU (cuda, or mps on a Mac) if there is one."""
     validation: ValidationSettings = ValidationSettings()
     """How the run is validated; the best model is the one that is kept."""
     log_every: int = Field(default=10, ge=1)
