@@ -118,5 +118,5 @@ class Run:
 
 
 def _compared(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings without those that change no weight: a run may be moved, go on elsewhere, and find what it names elsewhere."""
+    """Settings without those that change no weight: a run may be moved, and go on on another device."""
     return {name: value for name, value in settings.items() if name not in ("output", "device", "plugins")}
