@@ -92,10 +92,14 @@ class OptimizerSettings(Settings):
     """Decay of the gradient's mean."""
     beta2: float = Field(default=0.999, ge=0, lt=1)
     """Decay of the gradient's second moment."""
-    warmup_steps: int = Field(default=300, ge=0)
-    """Steps of linear warm-up."""
+    warmup_steps: int | None = Field(default=None, ge=0)
+    """Steps of linear warm-up; a tenth of the run, 300 at most, unless given."""
     max_grad_norm: float = Field(default=1.0, gt=0)
-    """Gradients are clipped to this norm."""
+    """Norm that the student's gradient is clipped to, and apart from it that of projections and heads."""
+
+    def warmup_of(self, num_steps: int) -> int:
+        """Steps of warm-up in a run of so many."""
+        return min(300, num_steps // 10) if self.warmup_steps is None else self.warmup_steps
 
 
 class ValidationSettings(Settings):
