@@ -27,7 +27,7 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 from palenka.data.signals.hidden import Layer
 from palenka.data.signals.manifest import LOGITS, CacheManifest, Shard, StoredArray, codes_of
 from palenka.data.signals.signal import TeacherSignal
-from palenka.data.windows import BLOCK_WINDOWS
+from palenka.data.windows import BLOCK_WINDOWS, CHUNK_WINDOWS
 from palenka.ground.errors import UserError, refuse_difference
 from palenka.ground.files import commit, damage_of, names_in, read_record, remove, whole_directory
 
@@ -38,8 +38,6 @@ HiddenError = Mapping[str, tuple[float, float]]
 
 _STORE_RECORD = "commits/store.json"
 _STATICS = f"{LOGITS}/statics"
-_CHUNK_WINDOWS = BLOCK_WINDOWS // 4
-"""So that several processors decompress a block; single chunks were read at half the speed."""
 
 
 class CacheWriter:
@@ -309,7 +307,7 @@ class TeacherCache:
 
 def _chunk_windows(manifest: CacheManifest) -> int:
     """Windows of a chunk: none is in two shards, of which the second may not be captured."""
-    return min(_CHUNK_WINDOWS, manifest.windows_per_shard)
+    return min(CHUNK_WINDOWS, manifest.windows_per_shard)
 
 
 def _read_measured(group: zarr.Group, manifest: CacheManifest, keys: Iterable[str]) -> Measured:
