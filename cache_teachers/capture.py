@@ -1,6 +1,6 @@
 """Capture: one teacher, or an ensemble, over every window of every view, shard by shard, into a cache.
 
-`accelerate launch -m cache_teachers run --config configs/caches/NAME.yaml` (or `palenka cache run` on one device).
+`accelerate launch -m palenka.cache_teachers run --config FILE.yaml` (or `palenka cache run` on one device).
 The same command goes on after any interruption: shards whose commit records are whole are kept.
 """
 
@@ -12,13 +12,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate.utils import reduce
 from numpy.typing import NDArray
 from torch import Tensor
 
 from palenka.cache_teachers.settings import CaptureSettings
 from palenka.cache_teachers.teacher import Teacher, prefixed
 from palenka.data.corpus import Corpus
-from palenka.data.signals.cache import CacheWriter, create_cache, is_begun, remove_leftovers
+from palenka.data.signals.cache import CacheWriter, create_cache, is_begun
 from palenka.data.signals.encoding import TeacherOutputs
 from palenka.data.signals.manifest import CacheManifest, Shard, windows_per_shard
 from palenka.data.windows import gather
@@ -41,7 +42,7 @@ def capture(settings: CaptureSettings) -> None:
     Raises:
         UserError: if the teacher does not fit the corpus, the cache there is another one, or the disk is full.
     """
-    state = open_processes()
+    state = open_processes(settings.device)
     corpus = Corpus.open(settings.corpus, settings.split)
     require_windows(settings, corpus)
     teacher = Teacher(settings, corpus, settings.windows, state.device)
@@ -89,23 +90,29 @@ def _begin(settings: CaptureSettings, teacher: Teacher, manifest: CacheManifest)
         if not is_begun(settings.output, manifest):
             teacher.measure(settings.micro_batch)
             create_cache(settings.output, manifest, teacher.measured.to(torch.device("cpu")))
-        elif alone:
-            remove_leftovers(settings.output)
 
 
 def _missing(settings: CaptureSettings, manifest: CacheManifest, told: bool) -> list[Shard]:
-    """The shards of this part that are not whole, and a notice about them."""
-    shards = list(manifest.shards(settings.fraction))
-    damages = {shard: damage for shard in shards if (damage := damage_of(settings.output, shard.record))}
+    """The shards of this part that are not whole, the same on every process, and a notice about them.
+
+    Each process reads its share of the part's shards, so that together they read each shard once.
+    """
+    state = open_processes()
+    # Dealt out by their place among all, so that parts that start at different times do not overlap.
+    shards = list(manifest.shards(settings.fraction))[settings.part :: settings.parts]
+    is_missing = torch.zeros(len(shards), dtype=torch.int32, device=state.device)
+    for place in range(state.process_index, len(shards), state.num_processes):
+        is_missing[place] = damage_of(settings.output, shards[place].record) is not None
+    missing = [shards[place] for place in reduce(is_missing, "sum").nonzero().flatten().tolist()]
     if told:
-        notice(f"{settings.output}: {len(damages)} of {len(shards)} shards to capture")
-        gaps = [damage for damage in damages.values() if len(damages) < len(shards)]
-        for damage in gaps[:_GAPS_TOLD]:
-            notice(f"  {damage}")
+        part = f", part {settings.part} of {settings.parts}" if settings.parts > 1 else ""
+        notice(f"{settings.output}{part}: {len(missing)} of {len(shards)} shards to capture")
+        gaps = missing if len(missing) < len(shards) else []
+        for shard in gaps[:_GAPS_TOLD]:
+            notice(f"  {damage_of(settings.output, shard.record)}")
         if len(gaps) > _GAPS_TOLD:
             notice(f"  and {len(gaps) - _GAPS_TOLD} more")
-    # Dealt out by their place among all, so that parts that start at different times do not overlap.
-    return [shard for shard in shards[settings.part :: settings.parts] if shard in damages]
+    return missing
 
 
 def manifest_of(settings: CaptureSettings, corpus: Corpus, teacher: Teacher) -> CacheManifest:

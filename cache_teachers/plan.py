@@ -28,7 +28,7 @@ def plan(settings: PlanSettings) -> dict[str, Any]:
     Raises:
         UserError: as a capture would.
     """
-    device = open_processes().device
+    device = open_processes(settings.device).device
     corpus = Corpus.open(settings.corpus, settings.split)
     require_windows(settings, corpus)
     rule = settings.windows

@@ -6,14 +6,15 @@ Nothing here imports torch.
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Self
+from typing import ClassVar, Self
 
 from pydantic import Field, model_validator
 
 from palenka.data.signals.encodings import AnyLogitEncoding, LowRankEncoding
 from palenka.data.signals.hidden import AnyHiddenEncoding
 from palenka.data.windows import WindowRule
-from palenka.ground.settings import Precision, Settings
+from palenka.ground.processes import Device
+from palenka.ground.settings import Command, Precision, Printing, Settings
 
 SINGLE = "teacher"
 """The name of a teacher that is no ensemble among the models of its signal."""
@@ -43,7 +44,7 @@ class TeacherSettings(Settings):
         return named_models("teacher", self.teacher, self.ensemble)
 
 
-class CaptureSettings(TeacherSettings):
+class CaptureSettings(TeacherSettings, Command):
     """Capture a teacher: run it once over a corpus and keep what it says in a cache."""
 
     corpus: Path
@@ -56,6 +57,8 @@ class CaptureSettings(TeacherSettings):
     """How the token stream is cut into windows."""
     fraction: float = Field(default=1.0, gt=0, le=1)
     """Capture only this part of each view's windows, a uniform sample, in whole shards; the rest can follow later."""
+    device: Device = "auto"
+    """Where the teacher computes: auto is a GPU (cuda, or mps on a Mac) if there is one."""
     micro_batch: int = Field(default=32, ge=1)
     """Windows per forward pass and process."""
     part: int = Field(default=0, ge=0)
@@ -70,7 +73,7 @@ class CaptureSettings(TeacherSettings):
         return self
 
 
-class PlanSettings(CaptureSettings):
+class PlanSettings(CaptureSettings, Printing):
     """Say what a capture would cost; takes the configuration of the capture."""
 
     epochs: int = Field(default=6, ge=1)
@@ -79,7 +82,7 @@ class PlanSettings(CaptureSettings):
     """Windows that are captured to a temporary place and timed; their bytes are those of the whole, nearly."""
 
 
-class VerifySettings(CaptureSettings):
+class VerifySettings(CaptureSettings, Printing):
     """Compare a cache with its teacher; takes the configuration of the capture."""
 
     sample: int = Field(default=32, ge=1)
@@ -90,11 +93,13 @@ class VerifySettings(CaptureSettings):
     """Also compare every checksum of every shard, at about 1 s a gigabyte."""
 
 
-class InspectSettings(Settings):
+class InspectSettings(Printing):
     """Show what a cache holds."""
 
+    positional: ClassVar[tuple[str, ...]] = ("cache",)
+
     cache: Path
-    """Directory of the cache; may stand first, without its name."""
+    """Directory of the cache."""
     sample: int = Field(default=256, ge=1)
     """Windows whose entropy is measured."""
 

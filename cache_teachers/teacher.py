@@ -26,10 +26,8 @@ from palenka.data.signals.manifest import LOGITS, codes_of, hidden_key
 from palenka.data.signals.signal import TeacherSignal, at_positions
 from palenka.data.windows import WindowRule, gather
 from palenka.ground.errors import UserError
-from palenka.ground.settings import Precision
 
-_DTYPES: dict[Precision, torch.dtype] = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-_SAMPLE_TOKENS = 2**14
+_SAMPLE_TOKENS = 2**13
 """Of the first windows on disk, a random sample of the corpus, on which logit encodings are measured."""
 
 
@@ -73,8 +71,9 @@ class Teacher:
         # Teachers draw numbers of their own: errors of two caches that shared them would not average out.
         names = [identity.weights for identity in self.identities.values()]
         self._stream = int.from_bytes(hashlib.sha256("".join(names).encode()).digest()[:4])
-        dtype = _DTYPES[self._precision]
-        self._models = {name: load_model(directory, device, dtype) for name, directory in self._directories.items()}
+        self._models = {
+            name: load_model(directory, device, self._precision) for name, directory in self._directories.items()
+        }
         self._heads = {name: head for name, model in self._models.items() if (head := _output_matrix(model))}
 
     @torch.no_grad()

@@ -34,8 +34,8 @@ def verify(settings: VerifySettings) -> dict[str, Any]:
     Returns:
         ``damaged``: what is wrong with shards that were captured, by record, with ``all``; ``windows``; by
         temperature ``truncation``, ``missing``, ``low_rank`` and ``rounding`` (KL in nats a token, and a mass);
-        ``nondeterminism`` (``kl``, ``largest_difference`` of log-probabilities); ``differing_codes``: the share of stored numbers that a capture
-        would store otherwise now, by array; and ``hidden``: the relative squared error of every layer.
+        ``nondeterminism`` (``kl``, ``largest_difference`` of log-probabilities); ``differing_codes``: the share of
+        stored numbers that a capture would store otherwise now, by array; and ``hidden``: the relative squared error of every layer.
 
     Raises:
         UserError: if the cache is another one than the configuration asks for, or a shard of the sample is damaged.
@@ -43,7 +43,7 @@ def verify(settings: VerifySettings) -> dict[str, Any]:
     cache = TeacherCache(settings.output, read_manifest(settings.output).hidden_keys())
     damaged = _damaged(cache) if settings.all else {}
     corpus = Corpus.open(settings.corpus, settings.split)
-    teacher = Teacher(settings, corpus, settings.windows, open_processes().device)
+    teacher = Teacher(settings, corpus, settings.windows, open_processes(settings.device).device)
     expected = manifest_of(settings, corpus, teacher).as_plain()
     remedy = "verify it with the configuration that it was captured with"
     refuse_difference(f"cache {settings.output}", expected, cache.manifest.as_plain(), remedy)

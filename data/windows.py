@@ -18,8 +18,10 @@ from pydantic import Field, model_validator
 
 from palenka.ground.settings import Settings
 
-BLOCK_WINDOWS = 256
-"""Windows that an epoch reads together: four chunks of a cache (see docs/design.md, "Reading order")."""
+CHUNK_WINDOWS = 64
+"""Windows of a cache that are compressed together, so that cores decompress a block in parallel."""
+BLOCK_WINDOWS = 4 * CHUNK_WINDOWS
+"""Windows that an epoch reads together (see docs/design.md, "Windows, views, slots, reading order")."""
 
 
 _DRAWS = 2**32
@@ -100,14 +102,14 @@ def gather(
 def epoch_order(num_windows: int, seed: int, epoch: int) -> NDArray[np.int64]:
     """The slots of a view in the order in which epoch `epoch` of a run with this seed reads them.
 
-    Blocks of `BLOCK_WINDOWS` slots in random order, and the slots of each block in random order: the slots are
-    a random permutation of the corpus already, so a batch is well mixed though reading stays sequential in blocks.
+    Chunks of `CHUNK_WINDOWS` slots in random order, four of them make a block, and the slots of a block are in random
+    order: so a block is made of other windows in every epoch, and only a block's chunks are decompressed together.
     """
     generator = np.random.RandomState([seed, epoch])
-    block = np.arange(num_windows) // BLOCK_WINDOWS
-    place_of_block = generator.permutation(-(-num_windows // BLOCK_WINDOWS))
+    chunk = np.arange(num_windows) // CHUNK_WINDOWS
+    block = generator.permutation(-(-num_windows // CHUNK_WINDOWS)) // (BLOCK_WINDOWS // CHUNK_WINDOWS)
     place_within = generator.random_sample(num_windows)
-    return np.lexsort((place_within, place_of_block[block])).astype(np.int64)
+    return np.lexsort((place_within, block[chunk])).astype(np.int64)
 
 
 @lru_cache(maxsize=4)

@@ -10,7 +10,8 @@ from palenka.cache_teachers.settings import TeacherSettings, named_models
 from palenka.data.signals.encodings import TopKEncoding
 from palenka.data.signals.hidden import ComponentsEncoding
 from palenka.data.windows import WindowRule
-from palenka.ground.settings import Precision, Settings
+from palenka.ground.processes import Device
+from palenka.ground.settings import Command, Precision, Settings
 from palenka.train_student.model.shapes import ModelShape
 from palenka.train_student.objective.settings import ObjectiveSettings
 
@@ -91,10 +92,14 @@ class OptimizerSettings(Settings):
     """Decay of the gradient's mean."""
     beta2: float = Field(default=0.999, ge=0, lt=1)
     """Decay of the gradient's second moment."""
-    warmup_steps: int = Field(default=300, ge=0)
-    """Steps of linear warm-up."""
+    warmup_steps: int | None = Field(default=None, ge=0)
+    """Steps of linear warm-up; a tenth of the run, 300 at most, unless given."""
     max_grad_norm: float = Field(default=1.0, gt=0)
-    """Gradients are clipped to this norm."""
+    """Norm that the student's gradient is clipped to, and apart from it that of projections and heads."""
+
+    def warmup_of(self, num_steps: int) -> int:
+        """Steps of warm-up in a run of so many."""
+        return min(300, num_steps // 10) if self.warmup_steps is None else self.warmup_steps
 
 
 class ValidationSettings(Settings):
@@ -108,7 +113,7 @@ class ValidationSettings(Settings):
     """Validate after so many steps; at the end of every epoch unless given, and always at the end."""
 
 
-class TrainSettings(Settings):
+class TrainSettings(Command):
     """Train a model: a baseline or a teacher without teachers, a student with them."""
 
     corpus: Path
@@ -137,6 +142,8 @@ class TrainSettings(Settings):
     """How the weights move."""
     precision: Precision = "float32"
     """Type that the model computes in; weights, losses and optimizer are float32 in any case."""
+    device: Device = "auto"
+    """Where the model computes: auto is a GPU (cuda, or mps on a Mac) if there is one."""
     validation: ValidationSettings = ValidationSettings()
     """How the run is validated; the best model is the one that is kept."""
     log_every: int = Field(default=10, ge=1)

@@ -1,6 +1,6 @@
 """Training: what a run needs is opened and checked, then trained, by one process at a time for each output.
 
-`accelerate launch -m train_student --config configs/students/NAME.yaml` (or `palenka train` on one device).
+`accelerate launch -m palenka.train_student --config FILE.yaml` (or `palenka train` on one device).
 """
 
 import contextlib
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin
 
 from palenka.data.corpus import Corpus
 from palenka.data.held_out import fixed_windows
@@ -19,15 +19,13 @@ from palenka.data.model_files import require_positions
 from palenka.data.signals.stream import ReadingOrder
 from palenka.ground.errors import UserError
 from palenka.ground.lock import sole_writer
-from palenka.ground.processes import require_all_processes
+from palenka.ground.processes import open_processes
 from palenka.ground.progress import notice
 from palenka.train_student.objective.module import TermFit
 from palenka.train_student.run import Run
 from palenka.train_student.settings import TrainSettings
 from palenka.train_student.teachers import Teachers, open_teachers
 from palenka.train_student.trainer import Trainer
-
-_ACCELERATE_PRECISION = {"float32": "no", "bf16": "bf16", "fp16": "fp16"}
 
 
 def train(settings: TrainSettings) -> dict[str, Any]:
@@ -87,22 +85,28 @@ def _accelerator(settings: TrainSettings) -> Accelerator:
     for package in settings.trackers:
         if importlib.util.find_spec(package) is None:
             raise UserError(f"tracker {package} is not installed; pip install {package}, or take it out of trackers")
-    if settings.precision == "fp16" and not torch.cuda.is_available():
-        raise UserError("precision fp16 needs a GPU; choose bf16 or float32 on this machine")
-    accelerator = Accelerator(
-        mixed_precision=_ACCELERATE_PRECISION[settings.precision],
+    state = open_processes(settings.device)
+    if settings.precision == "fp16" and state.device.type != "cuda":
+        raise UserError(f"precision fp16 needs a CUDA GPU; choose bf16 or float32 on {state.device.type}")
+    if settings.global_batch % state.num_processes:
+        raise UserError(
+            f"global_batch is {settings.global_batch}, but there are {state.num_processes} processes; "
+            "make it a multiple of their number"
+        )
+    return Accelerator(
+        # Said here, though they are accelerate's defaults: it would take them from the environment.
+        mixed_precision="no" if settings.precision == "float32" else settings.precision,
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+        dynamo_backend="no",
         log_with=list(settings.trackers) or None,
         project_dir=settings.output,
         # Hidden states alone leave the last layers, and an untied head, without a gradient.
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=_leaves_parameters_unused(settings))],
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(
+                find_unused_parameters=_leaves_parameters_unused(settings), broadcast_buffers=False
+            )
+        ],
     )
-    require_all_processes(accelerator.num_processes)
-    if settings.global_batch % accelerator.num_processes:
-        raise UserError(
-            f"global_batch is {settings.global_batch}, but there are {accelerator.num_processes} processes; "
-            "make it a multiple of their number"
-        )
-    return accelerator
 
 
 def _leaves_parameters_unused(settings: TrainSettings) -> bool:

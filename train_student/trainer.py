@@ -16,6 +16,7 @@ import torch
 from accelerate import Accelerator
 from numpy.random import SeedSequence
 from numpy.typing import NDArray
+from torch.nn.utils import clip_grad_norm_
 
 from palenka.data.corpus import Corpus
 from palenka.data.held_out import window_losses
@@ -112,7 +113,7 @@ class Trainer:
                 loss, terms = self.wrapped(complete, weights)
                 self.accelerator.backward(loss / count)
             meter.add({"loss": loss.detach(), **terms}, batch.tokens.numel())
-        norm = self.accelerator.clip_grad_norm_(self.wrapped.parameters(), self.settings.optimizer.max_grad_norm)
+        norm = self._clip()
         self.learning_rate = float(self.schedule.get_last_lr()[0])
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -121,6 +122,17 @@ class Trainer:
             self._log(step, meter.read() | {"gradient_norm": float(norm)} | measured)
         elif measured:
             self._record(step, measured)
+
+    def _clip(self) -> torch.Tensor:
+        """Clip the student's gradient, and apart from it that of projections and heads; returns the student's norm.
+
+        Together, a large gradient of a head would shrink the student's step, which a control never feels.
+        """
+        self.accelerator.unscale_gradients()
+        most = self.settings.optimizer.max_grad_norm
+        norm = clip_grad_norm_(self.student.parameters(), most)
+        clip_grad_norm_(self.objective.trained_beside().values(), most)
+        return norm
 
     def _complete(self, batch: EncodedBatch) -> Batch:
         return self.teachers.complete(batch.to(self.accelerator.device))

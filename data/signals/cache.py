@@ -10,7 +10,6 @@ Windows lie in slots (see `windows.py`). Zarr reads a missing shard as zeros wit
 only once its commit record is there; the record is written last, by renaming. Only native Zarr codecs are used.
 """
 
-import shutil
 from collections import OrderedDict
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -27,9 +26,9 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 from palenka.data.signals.hidden import Layer
 from palenka.data.signals.manifest import LOGITS, CacheManifest, Shard, StoredArray, codes_of
 from palenka.data.signals.signal import TeacherSignal
-from palenka.data.windows import BLOCK_WINDOWS
+from palenka.data.windows import BLOCK_WINDOWS, CHUNK_WINDOWS
 from palenka.ground.errors import UserError, refuse_difference
-from palenka.ground.files import commit, damage_of, read_record
+from palenka.ground.files import commit, damage_of, names_in, read_record, remove, whole_directory
 
 Arrays = Mapping[str, NDArray[np.generic]]
 
@@ -38,8 +37,6 @@ HiddenError = Mapping[str, tuple[float, float]]
 
 _STORE_RECORD = "commits/store.json"
 _STATICS = f"{LOGITS}/statics"
-_CHUNK_WINDOWS = BLOCK_WINDOWS // 4
-"""So that several processors decompress a block; single chunks were read at half the speed."""
 
 
 class CacheWriter:
@@ -64,9 +61,10 @@ class CacheWriter:
         """Write one shard's arrays, each [shard.stop − shard.start, …], and then its commit record."""
         for name, array in self._arrays.items():
             # The last shard of a view ends before its array does: Zarr would read what is there, damaged or not.
-            (self.directory / shard.file_of(name)).unlink(missing_ok=True)
+            remove(self.directory / shard.file_of(name))
             array[shard.view, shard.start : shard.stop] = arrays[name]
         files = [shard.file_of(name) for name in self._arrays]
+        remove(self.directory / shard.record)
         commit(self.directory, shard.record, files, hidden_error=dict(hidden_error))
 
 
@@ -81,12 +79,6 @@ def is_begun(directory: Path, manifest: CacheManifest) -> bool:
     remedy = "delete it or choose another output"
     refuse_difference(f"cache {directory}", manifest.as_plain(), read_manifest(directory).as_plain(), remedy)
     return True
-
-
-def remove_leftovers(directory: Path) -> None:
-    """Remove what killed writers left half-written in a cache; no other may be writing there."""
-    for leftover in directory.rglob("*.partial"):
-        leftover.unlink()
 
 
 @dataclass(frozen=True)
@@ -108,18 +100,20 @@ class Measured:
 
 
 def create_cache(directory: Path, manifest: CacheManifest, measured: Measured) -> None:
-    """Make an empty cache at `directory`, where nothing is.
+    """Make an empty cache at `directory`, where nothing is; its sole writer alone may.
 
     Args:
         directory: where it will be; it appears there whole.
         manifest: what it says of itself.
         measured: of the teacher, for every layer in `manifest.hidden_keys()`.
     """
-    directory = directory.absolute()
-    aside = directory.with_name(f"{directory.name}.partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    group = zarr.open_group(aside, mode="w", zarr_format=3)
+    with whole_directory(directory) as aside:
+        _write_store(aside, manifest, measured)
+
+
+def _write_store(directory: Path, manifest: CacheManifest, measured: Measured) -> None:
+    """The metadata and what was measured, and then their commit record."""
+    group = zarr.open_group(directory, mode="w", zarr_format=3)
     group.attrs.update(manifest.model_dump(mode="json"))
     num_windows = max(manifest.num_windows(view) for view in range(manifest.windows.views))
     for name, array in manifest.arrays().items():
@@ -139,12 +133,8 @@ def create_cache(directory: Path, manifest: CacheManifest, measured: Measured) -
     ]:
         for name, value in values.items():
             group.create_array(f"{folder}/{name}", data=value.numpy())
-    files = sorted(str(path.relative_to(aside)) for path in aside.rglob("*") if path.is_file())
-    (aside / "commits").mkdir()
-    commit(aside, _STORE_RECORD, files)
-    if directory.exists():
-        directory.rmdir()
-    aside.rename(directory)
+    files = sorted(str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file())
+    commit(directory, _STORE_RECORD, files)
 
 
 def read_manifest(directory: Path) -> CacheManifest:
@@ -288,7 +278,8 @@ class TeacherCache:
 
     def committed(self) -> list[Shard]:
         """The shards that were captured."""
-        return [shard for shard in self.manifest.shards() if (self.directory / shard.record).is_file()]
+        records = names_in((self.directory / _STORE_RECORD).parent)
+        return [shard for shard in self.manifest.shards() if Path(shard.record).name in records]
 
     def _load(self, view: int, needed: NDArray[np.int64]) -> None:
         """Read those of the chunks, in ascending order, that are not at hand yet; neighbours at once."""
@@ -315,7 +306,7 @@ class TeacherCache:
 
 def _chunk_windows(manifest: CacheManifest) -> int:
     """Windows of a chunk: none is in two shards, of which the second may not be captured."""
-    return min(_CHUNK_WINDOWS, manifest.windows_per_shard)
+    return min(CHUNK_WINDOWS, manifest.windows_per_shard)
 
 
 def _read_measured(group: zarr.Group, manifest: CacheManifest, keys: Iterable[str]) -> Measured:

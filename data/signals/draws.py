@@ -31,16 +31,18 @@ def draw(logits: Tensor, uniforms: Tensor, temperature: float, excluded: Tensor 
         temperature: T.
         excluded: ids that are not drawn, [B, L, k]; the others share the probability.
     """
+    # An mps device has no float64.
+    where = "cpu" if logits.device.type == "mps" else logits.device
     ids, start = [], 0
     flat, numbers = logits.flatten(0, -2), uniforms.flatten(0, -2)
     for chunk in token_chunks(flat):
         rows = slice(start, start + len(chunk))
-        scaled = chunk.double() / temperature
+        scaled = chunk.to(where).double() / temperature
         if excluded is not None:
-            scaled = scaled.scatter(-1, excluded.flatten(0, -2)[rows], -math.inf)
+            scaled = scaled.scatter(-1, excluded.flatten(0, -2)[rows].to(where), -math.inf)
         cumulative = (scaled - scaled.amax(-1, keepdim=True)).exp().cumsum(-1)
-        places = torch.searchsorted(cumulative, numbers[rows].to(cumulative.device) * cumulative[:, -1:], right=True)
-        ids.append(places.clamp_max(chunk.shape[-1] - 1))
+        places = torch.searchsorted(cumulative, numbers[rows].to(where) * cumulative[:, -1:], right=True)
+        ids.append(places.clamp_max(chunk.shape[-1] - 1).to(flat.device))
         start += len(chunk)
     ordered = torch.cat(ids).sort(dim=-1).values.unflatten(0, logits.shape[:-1]).contiguous()
     first = torch.searchsorted(ordered, ordered, right=False)

@@ -4,9 +4,9 @@ A run reads one long sequence of windows, epoch after epoch; a position in it is
 slices of the sequence, so neither their size nor the number of processes changes what is read, or when.
 """
 
-import queue
-import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -178,35 +178,19 @@ def stream(
     Raises:
         UserError: what reading raised, at the batch where it happened.
     """
-    ready: queue.Queue[EncodedBatch | BaseException | None] = queue.Queue(maxsize=prefetch)
-    stopped = threading.Event()
 
-    def put(item: EncodedBatch | BaseException | None) -> None:
-        while not stopped.is_set():
-            try:
-                ready.put(item, timeout=0.1)
-                break
-            except queue.Full:
-                pass
+    def read(start: int, stop: int) -> EncodedBatch:
+        batch = read_batch(corpus, order, caches, start, stop, num_positions)
+        return batch.pin_memory() if pin_memory else batch
 
-    def read_ahead() -> None:
-        try:
-            for start, stop in slices:
-                batch = read_batch(corpus, order, caches, start, stop, num_positions)
-                put(batch.pin_memory() if pin_memory else batch)
-                if stopped.is_set():
-                    return
-            put(None)
-        except BaseException as error:  # the reader raises it
-            put(error)
-
-    thread = threading.Thread(target=read_ahead, name="prefetch", daemon=True)
-    thread.start()
+    executor = ThreadPoolExecutor(1, "prefetch")
+    ahead: deque[Future[EncodedBatch]] = deque()
     try:
-        while (item := ready.get()) is not None:
-            if isinstance(item, BaseException):
-                raise item
-            yield item
+        for start, stop in slices:
+            ahead.append(executor.submit(read, start, stop))
+            if len(ahead) > prefetch:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
     finally:
-        stopped.set()
-        thread.join()
+        executor.shutdown(cancel_futures=True)

@@ -137,6 +137,8 @@ class Grid:
     def _settings_of(self, variant: Variant, overrides: Mapping[str, Any]) -> TrainSettings:
         """The settings of a variant, but for output and seed; the same checks and hints as on a command line."""
         given = {**overrides, **variant.values, "output": str(self.settings.output)}
+        if self.settings.plugins:
+            given["plugins"] = self.settings.plugins
         options = [
             f"--{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in given.items()
         ]

@@ -6,6 +6,7 @@ grid.json has all of it, report.html shows it.
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -14,7 +15,8 @@ from palenka.grid.points import Grid, Point
 from palenka.grid.ranking import Measured, best, print_ranking, print_runs, rank
 from palenka.grid.running import is_finished, measures, reason_of_failure
 from palenka.ground.errors import UserError
-from palenka.ground.files import write_record
+from palenka.ground.files import remove_leftovers_of, write_record
+from palenka.ground.lock import sole_writer
 from palenka.ground.progress import notice
 from palenka.report.write import write_report
 
@@ -71,9 +73,20 @@ def chosen_finalists(grid: Grid, results: StageResults) -> list[Point]:
 
 
 def publish(grid: Grid, points: StageResults, finalists: StageResults | None) -> None:
-    """Write grid.json, print tables and what is missing, and write report.html if that can be."""
-    stages = {"points": points.as_plain(), "finalists": finalists.as_plain() if finalists else None}
+    """Write grid.json, print tables and what is missing, and write report.html if that can be.
+
+    Whoever ranks the same grid at the same time is waited for.
+    """
     path = grid.settings.output / "grid.json"
+    with sole_writer(path, wait=True):
+        _publish(grid, points, finalists, path)
+
+
+def _publish(grid: Grid, points: StageResults, finalists: StageResults | None, path: Path) -> None:
+    report = path.with_name("report.html")
+    for left in (path, report):
+        remove_leftovers_of(left)
+    stages = {"points": points.as_plain(), "finalists": finalists.as_plain() if finalists else None}
     write_record(path, {"rank_by": grid.settings.rank_by, **stages})
     console = Console() if sys.stdout.isatty() else Console(width=160)
     print_ranking("Points", grid.settings.rank_by, points.ranking, console)
@@ -86,7 +99,6 @@ def publish(grid: Grid, points: StageResults, finalists: StageResults | None) ->
         if stage.untried:
             notice(f"{len(stage.untried)} of {len(stage.points)} never began, the first is {stage.untried[0]}")
     console.print(f"Written to {path}", soft_wrap=True)
-    report = path.with_name("report.html")
     # A report that cannot be written is told, but is none of the grid's failures: the ranking is there.
     try:
         write_report([grid.settings.output], report)

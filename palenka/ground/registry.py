@@ -10,13 +10,12 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
-from pydantic import Field, GetCoreSchemaHandler, ValidationError, model_serializer, model_validator
+from pydantic import GetCoreSchemaHandler, ValidationError
 from pydantic_core import InitErrorDetails, PydanticCustomError, core_schema
 
 from palenka.ground.errors import UserError
-from palenka.ground.settings import Settings
 
 Entry = TypeVar("Entry")
 
@@ -123,56 +122,6 @@ class OneOf:
             self.choose,
             serialization=core_schema.plain_serializer_function_ser_schema(lambda chosen: chosen.as_plain()),
         )
-
-
-class OpenSettings(Settings):
-    """A group whose options are also the names in a registry: each holds the settings that are registered there.
-
-    A bare number or word for one of them sets the field that its class names as `shorthand`.
-    """
-
-    registry: ClassVar[Registry[Any]]
-    entries: dict[str, Any] = Field(default={}, repr=False)
-    """The settings of every registered name."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _gather(cls, given: Any) -> Any:  # noqa: ANN401 - whatever was given
-        if not isinstance(given, Mapping):
-            return given
-        own = {name: value for name, value in given.items() if name not in cls.registry}
-        entries, mistakes = {}, []
-        for name, schema in cls.registry.items():
-            try:
-                entries[name] = schema.model_validate(_spelled_out(schema, given.get(name, {})))
-            except ValidationError as error:
-                mistakes += _within(name, error)
-        if mistakes:
-            raise ValidationError.from_exception_data(cls.__name__, mistakes)
-        return {**own, "entries": entries}
-
-    @model_serializer(mode="plain")
-    def _flat(self) -> dict[str, Any]:
-        own = {name: getattr(self, name) for name in type(self).model_fields if name != "entries"}
-        return own | {name: entry.as_plain() for name, entry in self.entries.items()}
-
-
-def _spelled_out(schema: type[Settings], given: object) -> object:
-    """A group as a mapping, where a bare value was given for its shorthand."""
-    is_bare = schema.shorthand is not None and not isinstance(given, Mapping | Settings)
-    return {schema.shorthand: given} if is_bare else given
-
-
-def _within(name: str, error: ValidationError) -> list[InitErrorDetails]:
-    """The mistakes in one group of settings as those of the settings that hold it under a name."""
-    return [
-        InitErrorDetails(
-            type=PydanticCustomError(found["type"], "{text}", {"text": found["msg"], **found.get("ctx", {})}),
-            loc=(name, *found["loc"]),
-            input=found["input"],
-        )
-        for found in error.errors()
-    ]
 
 
 def _line_error(kind: Any, text: str, place: tuple[str, ...], given: object) -> ValidationError:  # noqa: ANN401

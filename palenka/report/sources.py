@@ -12,12 +12,11 @@ from pydantic import Field
 from palenka.data.signals.cache import TeacherCache
 from palenka.eval.results import read_results
 from palenka.ground.errors import UserError
-from palenka.ground.files import read_record
+from palenka.ground.files import is_partial, read_record
 from palenka.report.grid.files import OF_POINTS, Grid, is_grid, is_ranked, read_grid
 from palenka.report.run_files import Lenient, Run, is_run, read_as, read_run
 
 _OF_MODELS = ("config.json", "generation_config.json", "inputs.json", "result.json")
-_PARTIAL = ".partial"
 
 
 class MeasuredModel(Lenient):
@@ -161,7 +160,7 @@ def _folders(directories: Sequence[Path]) -> Iterator[tuple[Path, list[str]]]:
             folders[:] = sorted(
                 inner
                 for inner in folders
-                if not inner.startswith(".") and _PARTIAL not in inner and folder / inner not in left_out
+                if not inner.startswith(".") and not is_partial(inner) and folder / inner not in left_out
             )
             if "zarr.json" in files:
                 folders.clear()

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from palenka.ground.errors import UserError
+from palenka.ground.files import write_whole
 
 _FIRST_BYTES = 1024
 
@@ -22,10 +23,7 @@ def write_report(directories: Sequence[Path], out: Path) -> None:
     if out.is_dir() or (out.exists() and GENERATOR.encode() not in out.read_bytes()[:_FIRST_BYTES]):
         raise UserError(f"{out} exists and is no report; choose another out")
     page = render(find_sources(directories), title_of(directories))
-    aside = out.with_name(f"{out.name}.partial")
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_text(page, encoding="utf-8")
-        aside.replace(out)
+        write_whole(out, page)
     except OSError as error:
         raise UserError(f"cannot write {out}: {error.strerror or error}; make room or choose another out") from error

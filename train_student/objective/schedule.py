@@ -31,8 +31,11 @@ class WeightSchedule(Settings):
     def weight(self, end: float, step: int, num_steps: int) -> float:
         """The weight at a step, counted from 1, of a run of so many steps, that comes to `end`."""
         length = self.steps if self.steps is not None else self.fraction * num_steps
-        progress = (step - 1) / length
-        if progress >= 1:
+        if self.shape == "constant":
+            return self.start if step <= length else end
+        # The last step of the way has the end's weight: over the whole run, that is the last step of the run.
+        if step >= length:
             return end
-        passed = {"constant": 0.0, "linear": progress, "cosine": (1 - math.cos(math.pi * progress)) / 2}[self.shape]
+        progress = (step - 1) / (length - 1)
+        passed = progress if self.shape == "linear" else (1 - math.cos(math.pi * progress)) / 2
         return self.start + (end - self.start) * passed

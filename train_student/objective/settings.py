@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field
 
-from palenka.ground.registry import OpenSettings
+from palenka.ground.open_settings import OpenSettings
 from palenka.train_student.objective.divergences import DIVERGENCES, Divergence
 from palenka.train_student.objective.term import TERMS, Need, Term
 
