@@ -4,6 +4,7 @@
 The same command goes on after any interruption: shards whose commit records are whole are kept.
 """
 
+import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -21,7 +22,7 @@ from palenka.cache_teachers.teacher import Teacher, prefixed
 from palenka.data.corpus import Corpus
 from palenka.data.signals.cache import CacheWriter, create_cache, is_begun
 from palenka.data.signals.encoding import TeacherOutputs
-from palenka.data.signals.manifest import CacheManifest, Shard, windows_per_shard
+from palenka.data.signals.manifest import CacheManifest, Shard, compressed_bytes, windows_per_shard
 from palenka.data.windows import gather
 from palenka.ground.errors import UserError
 from palenka.ground.files import damage_of
@@ -56,6 +57,8 @@ def capture(settings: CaptureSettings) -> None:
             state.wait_for_everyone()
             writer = CacheWriter(settings.output, manifest)
             teacher.use(writer.measured)
+            if state.is_main_process and missing:
+                _require_space(settings, corpus, teacher, manifest, missing)
             mine = missing[state.process_index :: state.num_processes]
             capture_shards(mine, corpus, teacher, writer, settings.micro_batch, shown=state.is_main_process)
             state.wait_for_everyone()
@@ -64,6 +67,35 @@ def capture(settings: CaptureSettings) -> None:
             f"cannot write {settings.output}: {error.strerror or error}; mend that and run the same command again: "
             "finished shards are kept"
         ) from error
+
+
+def free_bytes(output: Path) -> int:
+    """Free bytes of the disk that an output is, or will be, on."""
+    place = output.absolute()
+    while not place.exists():
+        place = place.parent
+    return shutil.disk_usage(place).free
+
+
+def _require_space(
+    settings: CaptureSettings, corpus: Corpus, teacher: Teacher, manifest: CacheManifest, missing: Sequence[Shard]
+) -> None:
+    """Refuse a capture that cannot fit on its disk, by the compressed bytes of its first windows.
+
+    Raises:
+        UserError: naming both sizes.
+    """
+    first = missing[0]
+    indices = manifest.windows.slots(len(corpus.tokens), first.view)[first.start : first.stop][: settings.micro_batch]
+    tokens = gather(corpus.tokens, manifest.windows, first.view, indices)
+    said = encode_windows(teacher, manifest, tokens, first.view, indices)
+    sizes = compressed_bytes({name: array.row for name, array in manifest.arrays().items()}, said.arrays)
+    needed = sum(sizes.values()) / len(indices) * sum(shard.stop - shard.start for shard in missing)
+    if needed > (free := free_bytes(settings.output)):
+        raise UserError(
+            f"cache {settings.output} needs about {needed / 2**30:,.2f} GB, but its disk has {free / 2**30:,.2f} GB "
+            "free; make room, choose another output, or capture a fraction"
+        )
 
 
 def _sole_writer(settings: CaptureSettings) -> AbstractContextManager[None]:

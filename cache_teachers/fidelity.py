@@ -9,13 +9,13 @@ Shapes: n tokens, V vocabulary.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numcodecs
 import numpy as np
 import torch
 from torch import Tensor
 
 from palenka.data.signals.distribution import Distribution, token_chunks
 from palenka.data.signals.encoding import LogitEncoding, TeacherOutputs
+from palenka.data.signals.manifest import compressed_bytes
 
 STUDENTS = ("uniform", "near")
 
@@ -86,22 +86,3 @@ def _measured(encoding: LogitEncoding, sample: Sequence[TeacherOutputs], vocabul
         "bytes_per_token": sum(compressed_bytes(encoding, stored, vocabulary_size).values()),
         "gradient_error": errors,
     }
-
-
-def compressed_bytes(
-    encoding: LogitEncoding, stored: Mapping[str, np.ndarray[Any, Any]], vocabulary_size: int
-) -> dict[str, float]:
-    """Bytes a token of arrays [B, L, …], compressed as one chunk of a cache, by array."""
-    sizes = {}
-    for name, row in encoding.arrays(vocabulary_size).items():
-        codec = numcodecs.Blosc(cname="zstd", clevel=3, shuffle=_SHUFFLES[row.shuffle], blocksize=2**20)
-        tokens = stored[name].shape[0] * stored[name].shape[1]
-        sizes[name] = len(codec.encode(np.ascontiguousarray(stored[name]))) / tokens
-    return sizes
-
-
-_SHUFFLES = {
-    "noshuffle": numcodecs.Blosc.NOSHUFFLE,
-    "shuffle": numcodecs.Blosc.SHUFFLE,
-    "bitshuffle": numcodecs.Blosc.BITSHUFFLE,
-}

@@ -15,8 +15,9 @@ def inspect(settings: InspectSettings) -> dict[str, Any]:
 
     Returns:
         ``manifest``; ``shards``: captured and all; ``tokens`` captured; ``bytes_per_token`` by array and in all;
-        ``kept_mass`` and ``entropy`` in nats (a lower bound: the tail counts as one token) by temperature; and
-        ``hidden_error``, the relative squared error of every layer.
+        ``kept_mass`` and ``entropy`` in nats (a lower bound where others are not known: they count as one token) by
+        temperature; ``clipped``, the share of stored numbers at the end of their range; and ``hidden_error``, the
+        relative squared error of every layer.
 
     Raises:
         UserError: if there is no cache, or it is damaged.
@@ -31,10 +32,12 @@ def inspect(settings: InspectSettings) -> dict[str, Any]:
         )
     sizes = cache.bytes_per_token() if committed else {}
     entropies: dict[str, float] = {}
+    clipped: dict[str, float] = {}
     if committed:
         first = committed[0]
         slots = np.arange(first.start, min(first.stop, first.start + settings.sample))
         signal = cache.read(first.view, slots)
+        clipped = manifest.logits.clipped(signal.arrays)
         entropies = {str(t): float(signal.at(t).entropy().mean()) for t in manifest.logits.temperatures}
     return {
         "cache": str(settings.cache),
@@ -44,5 +47,6 @@ def inspect(settings: InspectSettings) -> dict[str, Any]:
         "bytes_per_token": {**sizes, "all": sum(sizes.values())},
         "kept_mass": {str(t): mass for t, mass in cache.kept_mass().items()} if committed else {},
         "entropy": entropies,
+        "clipped": clipped,
         "hidden_error": cache.hidden_errors(),
     }

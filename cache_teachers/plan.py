@@ -8,22 +8,30 @@ from typing import Any
 
 import torch
 
-from palenka.cache_teachers.capture import capture_shards, manifest_of, require_windows
+from palenka.cache_teachers.capture import capture_shards, free_bytes, manifest_of, require_windows
+from palenka.cache_teachers.fidelity import compare
 from palenka.cache_teachers.settings import CaptureSettings, PlanSettings
 from palenka.cache_teachers.teacher import Teacher
 from palenka.data.corpus import Corpus
 from palenka.data.signals.cache import CacheWriter, create_cache
+from palenka.data.signals.encoding import LogitEncoding, TeacherOutputs
+from palenka.data.signals.encodings import LowRankEncoding, TopKEncoding
 from palenka.data.signals.manifest import Shard, num_used
 from palenka.data.windows import gather
 from palenka.ground.processes import open_processes
+
+_SIZES, _RANKS = (8, 16, 32), (8, 16, 32)
+"""Tokens kept and ranks of the encodings that are compared."""
+_SAMPLE_LOGITS = 2**26
 
 
 def plan(settings: PlanSettings) -> dict[str, Any]:
     """What the capture of these settings would cost: measured on a sample, multiplied by the corpus.
 
     Returns:
-        ``tokens``, ``bytes_per_token`` by array and in all, ``bytes``, ``forward_seconds`` and ``seconds`` of one
-        process, ``live_seconds_per_student``, ``break_even_students``, and the ``sample``'s size.
+        ``tokens``, ``bytes_per_token`` by array and in all, ``bytes`` and ``free_bytes`` of the disk,
+        ``forward_seconds`` and ``seconds`` of one process, ``live_seconds_per_student``, ``break_even_students``; bytes
+        and gradient errors of the asked and of other ``encodings`` (`fidelity.py`); and the ``sample``'s size.
 
     Raises:
         UserError: as a capture would.
@@ -46,6 +54,7 @@ def plan(settings: PlanSettings) -> dict[str, Any]:
         capture_shards([shard], corpus, teacher, writer, settings.micro_batch, shown=False)
         seconds = time.perf_counter() - started
         sizes = {name: (place / shard.file_of(name)).stat().st_size / sample_tokens for name in writer.empty(shard)}
+    encodings = compare(_alternatives(settings.logits), _outputs(teacher, corpus, settings), corpus.vocabulary_size)
     # Shards are captured whole, whatever the fraction; a student reads just the fraction.
     tokens = sum(part.stop - part.start for part in manifest.shards(settings.fraction)) * rule.length
     used = [num_used(manifest.num_windows(view), settings.fraction) * rule.length for view in range(rule.views)]
@@ -60,8 +69,31 @@ def plan(settings: PlanSettings) -> dict[str, Any]:
         "epochs": settings.epochs,
         "live_seconds_per_student": live,
         "break_even_students": math.floor(whole / live) + 1,
+        "free_bytes": free_bytes(settings.output),
+        "encodings": encodings,
         "sample": {"tokens": sample_tokens, "seconds": seconds, "forward_seconds": forward},
     }
+
+
+def _alternatives(asked: LogitEncoding) -> dict[str, LogitEncoding]:
+    """The encoding that was asked for, and others at the same temperatures."""
+    alternatives: dict[str, LogitEncoding] = {f"asked: {asked.summary()}": asked}
+    others = [LowRankEncoding(k=k, rank=rank, temperatures=asked.temperatures) for k in _SIZES for rank in _RANKS]
+    for encoding in [*others, TopKEncoding(k=32, temperatures=asked.temperatures)]:
+        alternatives.setdefault(encoding.summary(), encoding)
+    return alternatives
+
+
+def _outputs(teacher: Teacher, corpus: Corpus, settings: PlanSettings) -> list[TeacherOutputs]:
+    """What the teacher says of the first windows on disk, as many as fit in a quarter of a gigabyte of logits."""
+    rule = settings.windows
+    count = max(2, _SAMPLE_LOGITS // (rule.length * corpus.vocabulary_size))
+    slots = rule.slots(len(corpus.tokens), 0)[: min(count, settings.sample)]
+    parts = [slots[start : start + settings.micro_batch] for start in range(0, len(slots), settings.micro_batch)]
+    return [
+        teacher.outputs(torch.from_numpy(gather(corpus.tokens, rule, 0, part)), 0, part, with_last=True)
+        for part in parts
+    ]
 
 
 def _forward_seconds(teacher: Teacher, corpus: Corpus, settings: CaptureSettings, shard: Shard) -> float:

@@ -90,24 +90,28 @@ class Teacher:
         return TeacherSignal(self.logits, arrays, self.measured.statics, hidden)
 
     @torch.no_grad()
-    def outputs(self, tokens: Tensor, view: int = 0, indices: NDArray[np.int64] | None = None) -> TeacherOutputs:
+    def outputs(
+        self, tokens: Tensor, view: int = 0, indices: NDArray[np.int64] | None = None, with_last: bool = False
+    ) -> TeacherOutputs:
         """What the models give for windows [B, L]: one forward pass.
 
         Args:
             tokens: the windows.
             view: of the windows' addresses, which decide draws.
             indices: of the windows' addresses; not needed where nothing is drawn.
+            with_last: give the last hidden states even if the encoding does not need them.
         """
         logits: list[Tensor] = []
         hidden: dict[str, Tensor] = {}
         last: dict[str, Tensor] = {}
         for name, model in self._models.items():
             layers = self.hidden_layers[name].layers if self.hidden_layers else ()
-            with_states = bool(layers) or self.logits.needs_states
+            keeps_last = with_last or self.logits.needs_states
+            with_states = bool(layers) or keeps_last
             given = model(input_ids=tokens.to(self._device), use_cache=False, output_hidden_states=with_states)
             logits.append(given.logits)
             hidden |= {hidden_key(name, layer): given.hidden_states[layer] for layer in layers}
-            if self.logits.needs_states:
+            if keeps_last:
                 last[name] = given.hidden_states[-1]
         mean = logits[0] if len(logits) == 1 else torch.stack([part.float() for part in logits]).mean(0)
         addresses = np.empty(0, np.int64) if indices is None else indices

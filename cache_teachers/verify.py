@@ -35,7 +35,8 @@ def verify(settings: VerifySettings) -> dict[str, Any]:
         ``damaged``: what is wrong with shards that were captured, by record, with ``all``; ``windows``; by
         temperature ``truncation``, ``missing``, ``low_rank`` and ``rounding`` (KL in nats a token, and a mass);
         ``nondeterminism`` (``kl``, ``largest_difference`` of log-probabilities); ``differing_codes``: the share of
-        stored numbers that a capture would store otherwise now, by array; and ``hidden``: the relative squared error of every layer.
+        stored numbers that a capture would store otherwise now, by array; and ``hidden``: the relative squared error of
+        every layer.
 
     Raises:
         UserError: if the cache is another one than the configuration asks for, or a shard of the sample is damaged.

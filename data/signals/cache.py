@@ -24,7 +24,15 @@ from torch import Tensor
 from zarr.codecs import BloscCodec, Crc32cCodec
 
 from palenka.data.signals.hidden import Layer
-from palenka.data.signals.manifest import LOGITS, CacheManifest, Shard, StoredArray, codes_of
+from palenka.data.signals.manifest import (
+    COMPRESSION_LEVEL,
+    COMPRESSOR,
+    LOGITS,
+    CacheManifest,
+    Shard,
+    StoredArray,
+    codes_of,
+)
 from palenka.data.signals.signal import TeacherSignal
 from palenka.data.windows import BLOCK_WINDOWS, CHUNK_WINDOWS
 from palenka.ground.errors import UserError, refuse_difference
@@ -321,7 +329,7 @@ def _read_measured(group: zarr.Group, manifest: CacheManifest, keys: Iterable[st
 
 def _compressor(array: StoredArray) -> BloscCodec:
     """Zstandard over a whole chunk."""
-    return BloscCodec(cname="zstd", clevel=3, shuffle=array.row.shuffle, blocksize=2**20)
+    return BloscCodec(cname=COMPRESSOR, clevel=COMPRESSION_LEVEL, shuffle=array.row.shuffle, blocksize=2**20)
 
 
 def _array(group: zarr.Group, name: str) -> zarr.Array:  # type: ignore[type-arg]

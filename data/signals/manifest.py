@@ -4,11 +4,13 @@ The manifest holds everything that must match for the cache to be of use, and no
 same capture gives the same bytes anywhere.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numcodecs
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
 from palenka.data.signals.encoding import ArrayType
@@ -17,6 +19,8 @@ from palenka.data.signals.hidden import AnyHiddenEncoding, HiddenLayers
 from palenka.data.windows import BLOCK_WINDOWS, WindowRule
 from palenka.ground.settings import Precision, Settings
 
+COMPRESSOR: Literal["zstd"] = "zstd"
+COMPRESSION_LEVEL = 3
 LOGITS = "logits"
 """The folder of a cache with the arrays of its logit encoding."""
 LARGEST_SHARD_BYTES = 64 * 2**20
@@ -115,6 +119,25 @@ class Shard:
     def file_of(self, array: str) -> str:
         """Path of this shard's file of an array in the cache."""
         return f"{array}/c/{self.view}/{self.number}/0/0"
+
+
+def compressed_bytes(rows: Mapping[str, ArrayType], stored: Mapping[str, NDArray[Any]]) -> dict[str, int]:
+    """Bytes of arrays, each compressed as one chunk of a cache, by name.
+
+    Args:
+        rows: what each array's rows are.
+        stored: the arrays.
+    """
+    shuffles = {
+        "noshuffle": numcodecs.Blosc.NOSHUFFLE,
+        "shuffle": numcodecs.Blosc.SHUFFLE,
+        "bitshuffle": numcodecs.Blosc.BITSHUFFLE,
+    }
+    sizes = {}
+    for name, row in rows.items():
+        codec = numcodecs.Blosc(COMPRESSOR, COMPRESSION_LEVEL, shuffles[row.shuffle], 2**20)
+        sizes[name] = len(codec.encode(np.ascontiguousarray(stored[name])))
+    return sizes
 
 
 def hidden_key(model: str, layer: int) -> str:

@@ -16,7 +16,7 @@ class OpenSettings(Settings):
     A bare number or word for one of them sets the field that its class names as `shorthand`.
     """
 
-    registry: ClassVar[Registry[Any]]  # type: ignore[misc]
+    registry: ClassVar[Registry[Any]]
     entries: dict[str, Any] = Field(default={}, repr=False, exclude=True)
     """The settings of every registered name."""
 
