@@ -82,7 +82,6 @@ def _measured(encoding: LogitEncoding, sample: Sequence[TeacherOutputs], vocabul
     for (temperature, student), (error, gradient) in sums.items():
         errors.setdefault(str(temperature), {})[student] = (error / gradient) ** 0.5
     stored = {name: np.concatenate([arrays[name].cpu().numpy() for arrays in encoded]) for name in encoded[0]}
-    return {
-        "bytes_per_token": sum(compressed_bytes(encoding, stored, vocabulary_size).values()),
-        "gradient_error": errors,
-    }
+    size = sum(compressed_bytes(encoding.arrays(vocabulary_size), stored).values())
+    tokens = sum(outputs.logits.shape[0] * outputs.logits.shape[1] for outputs in sample)
+    return {"bytes_per_token": size / tokens, "gradient_error": errors}

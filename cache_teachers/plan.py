@@ -22,7 +22,7 @@ from palenka.ground.processes import open_processes
 
 _SIZES, _RANKS = (8, 16, 32), (8, 16, 32)
 """Tokens kept and ranks of the encodings that are compared."""
-_SAMPLE_LOGITS = 2**26
+_SAMPLE_LOGITS = 2**22
 
 
 def plan(settings: PlanSettings) -> dict[str, Any]:
@@ -85,7 +85,7 @@ def _alternatives(asked: LogitEncoding) -> dict[str, LogitEncoding]:
 
 
 def _outputs(teacher: Teacher, corpus: Corpus, settings: PlanSettings) -> list[TeacherOutputs]:
-    """What the teacher says of the first windows on disk, as many as fit in a quarter of a gigabyte of logits."""
+    """What the teacher says of the first windows on disk, few enough to compare in seconds."""
     rule = settings.windows
     count = max(2, _SAMPLE_LOGITS // (rule.length * corpus.vocabulary_size))
     slots = rule.slots(len(corpus.tokens), 0)[: min(count, settings.sample)]
