@@ -16,7 +16,8 @@ from pydantic import Field
 from rich.console import Console
 from rich.table import Table
 
-from palenka.cache_teachers.capture import CaptureSettings, capture
+from palenka.cache_teachers.capture import capture
+from palenka.cache_teachers.settings import CaptureSettings
 from palenka.data.corpus import Corpus
 from palenka.data.signals.cache import TeacherCache, read_manifest
 from palenka.data.text.prepare import CorpusSettings, prepare

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import settings
+from palenka.train_student.objective.terms import NextTokenTerms
 from torch import Tensor, nn
 
 from palenka.cache_teachers.capture import CaptureSettings, capture
@@ -17,7 +18,6 @@ from palenka.data.text.prepare import CorpusSettings, prepare
 from palenka.train_student.model.head import head_terms
 from palenka.train_student.model.shapes import ModelShape
 from palenka.train_student.objective.divergences import Divergence
-from palenka.train_student.objective.terms import NextTokenTerms
 
 # A busy machine is no failure.
 settings.register_profile("palenka", deadline=None)

@@ -21,7 +21,7 @@ from palenka.ground.errors import UserError
 from palenka.ground.lock import sole_writer
 from palenka.ground.processes import require_all_processes
 from palenka.ground.progress import notice
-from palenka.train_student.objective.hidden import require_equal_widths
+from palenka.train_student.objective.module import TermFit
 from palenka.train_student.run import Run
 from palenka.train_student.settings import TrainSettings
 from palenka.train_student.teachers import Teachers, open_teachers
@@ -106,7 +106,7 @@ def _accelerator(settings: TrainSettings) -> Accelerator:
 
 
 def _leaves_parameters_unused(settings: TrainSettings) -> bool:
-    return not any(name.startswith(("hard", "logit/", "auxiliary/")) for name in settings.weights())
+    return not any(term.trains_all for term in settings.objective.active.values())
 
 
 def _reading_order(settings: TrainSettings, corpus: Corpus) -> ReadingOrder:
@@ -129,18 +129,10 @@ def _reading_order(settings: TrainSettings, corpus: Corpus) -> ReadingOrder:
 
 def _open_teachers(settings: TrainSettings, corpus: Corpus, device: torch.device) -> Teachers:
     """The teachers whose terms have a weight, fit for the student."""
-    heard = {name.split("/", 1)[1] for name in settings.weights() if "/" in name}
-    sources = {name: source for name, source in settings.teachers.items() if name in heard}
-    depth = settings.model.num_hidden_layers
-    objective = settings.objective
-    teachers = open_teachers(sources, objective, corpus, settings.windows, settings.fraction, depth, device)
-    if objective.counts("hidden") and objective.projection == "none":
-        require_equal_widths(settings.model.hidden_size, teachers.pairs)
-    if objective.counts("contrastive") and settings.micro_batch * teachers.num_positions < 2:
-        raise UserError(
-            f"objective.contrastive is {objective.contrastive}, but a micro-batch of {settings.micro_batch} window(s) "
-            f"has {teachers.num_positions} position(s), and so no negatives; raise micro_batch or the positions kept"
-        )
+    teachers = open_teachers(settings, corpus, device)
+    fit = TermFit(settings.model.hidden_size, teachers.pairs, settings.micro_batch, teachers.num_positions)
+    for term in settings.objective.active.values():
+        term.require_fit(fit)
     return teachers
 
 

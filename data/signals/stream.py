@@ -41,7 +41,7 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class CodedBatch:
+class EncodedBatch:
     """A batch as it is read: what moves to an accelerator are the codes, which are decoded there.
 
     Attributes:
@@ -54,11 +54,11 @@ class CodedBatch:
     positions: Tensor
     codes: Mapping[str, Codes]
 
-    def to(self, device: torch.device) -> "CodedBatch":
+    def to(self, device: torch.device) -> "EncodedBatch":
         """The same batch on another device; the copies overlap with work where memory is pinned."""
         return self._map(lambda part: part.to(device, non_blocking=True))
 
-    def pin_memory(self) -> "CodedBatch":
+    def pin_memory(self) -> "EncodedBatch":
         """The same batch in page-locked memory."""
         return self._map(Tensor.pin_memory)
 
@@ -68,9 +68,9 @@ class CodedBatch:
             self.tokens, self.positions, {name: caches[name].decode(codes) for name, codes in self.codes.items()}
         )
 
-    def _map(self, change: Callable[[Tensor], Tensor]) -> "CodedBatch":
+    def _map(self, change: Callable[[Tensor], Tensor]) -> "EncodedBatch":
         codes = {teacher: {name: change(part) for name, part in parts.items()} for teacher, parts in self.codes.items()}
-        return CodedBatch(change(self.tokens), change(self.positions), codes)
+        return EncodedBatch(change(self.tokens), change(self.positions), codes)
 
 
 class ReadingOrder:
@@ -136,7 +136,7 @@ def read_batch(
     start: int,
     stop: int,
     num_positions: int = 0,
-) -> CodedBatch:
+) -> EncodedBatch:
     """The windows at positions [start, stop) of the order, with the codes of their cached signals; see `stream`."""
     tokens: list[NDArray[np.int64]] = []
     positions: list[NDArray[np.int64]] = []
@@ -147,7 +147,7 @@ def read_batch(
         for name, cache in caches.items():
             codes[name].append(cache.codes(view, slots))
     joined = {name: {key: _join([part[key] for part in parts]) for key in parts[0]} for name, parts in codes.items()}
-    return CodedBatch(_join(tokens), _join(positions), joined)
+    return EncodedBatch(_join(tokens), _join(positions), joined)
 
 
 def _join(parts: Sequence[NDArray[Any]]) -> Tensor:
@@ -163,7 +163,7 @@ def stream(
     num_positions: int = 0,
     prefetch: int = 4,
     pin_memory: bool = False,
-) -> Iterator[CodedBatch]:
+) -> Iterator[EncodedBatch]:
     """Batches for the given slices of the order, read ahead by a background thread.
 
     Args:
@@ -178,10 +178,10 @@ def stream(
     Raises:
         UserError: what reading raised, at the batch where it happened.
     """
-    ready: queue.Queue[CodedBatch | BaseException | None] = queue.Queue(maxsize=prefetch)
+    ready: queue.Queue[EncodedBatch | BaseException | None] = queue.Queue(maxsize=prefetch)
     stopped = threading.Event()
 
-    def put(item: CodedBatch | BaseException | None) -> None:
+    def put(item: EncodedBatch | BaseException | None) -> None:
         while not stopped.is_set():
             try:
                 ready.put(item, timeout=0.1)

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from palenka.grid.settings import GridSettings
 from palenka.ground.command_line import parse
 from palenka.ground.errors import UserError
-from palenka.train_student.objective.objective import ObjectiveSettings
+from palenka.train_student.objective.settings import ObjectiveSettings
 from palenka.train_student.run import Run
 from palenka.train_student.settings import TrainSettings
 

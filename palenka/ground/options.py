@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic.fields import FieldInfo
 
-from palenka.ground.registry import OneOf
+from palenka.ground.registry import NameIn, OneOf, OpenSettings
 from palenka.ground.settings import Settings
 
 Annotation: TypeAlias = Any
@@ -60,9 +60,9 @@ def origin_of(annotation: Annotation) -> Annotation:
 
 
 def types_of(annotation: Annotation) -> list[Any]:
-    """The types that a value may have: of a union each; a choice of classes stays the `OneOf` that makes it."""
+    """The types that a value may have, of a union each; a choice that a registry gives stays as it was annotated."""
     if origin_of(annotation) is Annotated:
-        choices = [extra for extra in annotation.__metadata__ if isinstance(extra, OneOf)]
+        choices = [extra for extra in annotation.__metadata__ if isinstance(extra, OneOf | NameIn)]
         return choices or types_of(annotation.__origin__)
     if origin_of(annotation) in (typing.Union, types.UnionType):
         return [kind for each in typing.get_args(annotation) for kind in types_of(each)]
@@ -93,7 +93,12 @@ def value_of(annotation: Annotation) -> Annotation:
 
 def fields_of(group: type[Settings]) -> dict[str, FieldInfo]:
     """The fields of a class by the names that users write."""
-    return {field.alias or name: field for name, field in group.model_fields.items()}
+    return {field.alias or name: field for name, field in group.model_fields.items() if not field.exclude}
+
+
+def members_of(group: type[Settings]) -> Mapping[str, type[Settings]]:
+    """The classes of settings that an open group has by name; none of another group."""
+    return group.registry if issubclass(group, OpenSettings) else {}
 
 
 def inner_of(annotation: Annotation, name: str) -> Annotation:
@@ -101,8 +106,8 @@ def inner_of(annotation: Annotation, name: str) -> Annotation:
     for _, group in groups_of(annotation):
         if field := fields_of(group).get(name):
             return _whole(field)
-        if group.registry is not None and name in group.registry:
-            return group.registry[name]
+        if member := members_of(group).get(name):
+            return member
     return value_of(annotation)
 
 
@@ -167,7 +172,9 @@ def options_of(schema: type[Settings], within: str = "", given: Settings | None 
             groups.append(option)
         else:
             yield option
-    groups += [Option(f"{within}{name}", group, about(group)) for name, group in (schema.registry or {}).items()]
+    for name, member in members_of(schema).items():
+        default = given.entries.get(name) if isinstance(given, OpenSettings) else None
+        groups.append(Option(f"{within}{name}", member, about(member), default))
     for option in groups:
         yield from _with_its_own(option)
 

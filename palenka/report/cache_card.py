@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from palenka.data.signals.cache import TeacherCache
-from palenka.data.signals.signal import TeacherSignal, entropy
+from palenka.data.signals.signal import TeacherSignal
 from palenka.data.windows import BLOCK_WINDOWS
 
 SAMPLE_WINDOWS = 1024
@@ -71,10 +71,10 @@ def make_card(cache: TeacherCache) -> CacheCard | None:
     entropies: dict[float, list[NDArray[np.float64]]] = {t: [] for t in manifest.logits.temperatures}
     for signal in _sample(cache):
         for temperature in manifest.logits.temperatures:
-            kept, tail = signal.at(temperature)
-            masses[temperature].append(-np.expm1(tail.double().flatten().numpy()))
-            entropies[temperature].append(entropy(kept, tail).flatten().numpy())
-    highest = math.log(manifest.logits.k + manifest.logits.draws + 1)
+            distribution = signal.at(temperature)
+            masses[temperature].append(-np.expm1(distribution.log_tail.double().flatten().numpy()))
+            entropies[temperature].append(distribution.entropy().flatten().numpy())
+    highest = math.log(manifest.vocabulary_size)
     return CacheCard(
         cache=cache,
         tokens=tokens,

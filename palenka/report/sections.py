@@ -153,7 +153,7 @@ def _cache_figures(card: CacheCard, name: str) -> tuple[Captioned, ...]:
     drawn = [
         ("Bytes per token on disk, by array.", figures.bytes_figure(card, name)),
         (
-            f"Mass of the {card.cache.manifest.logits.k} most probable tokens; {sample}.",
+            f"Mass of {card.cache.manifest.logits.summary()}; {sample}.",
             figures.mass_figure(card, name),
         ),
         (f"Entropy, a lower bound; mean {means}; {sample}.", figures.entropy_figure(card, name)),
