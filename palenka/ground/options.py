@@ -106,8 +106,8 @@ def inner_of(annotation: Annotation, name: str) -> Annotation:
     for _, group in groups_of(annotation):
         if field := fields_of(group).get(name):
             return _whole(field)
-        if member := members_of(group).get(name):
-            return member
+        if name in (members := members_of(group)):
+            return members[name]
     return value_of(annotation)
 
 

@@ -178,7 +178,8 @@ class OpenSettings(Settings):
 
 
 def _choices(registry: Registry[Any]) -> str:
-    return f"Input should be {', '.join(map(repr, registry))}"
+    *first, last = map(repr, registry)
+    return f"Input should be {', '.join(first)} or {last}" if first else f"Input should be {last}"
 
 
 def _within(name: str, error: ValidationError) -> list[InitErrorDetails]:

@@ -30,10 +30,7 @@ COMMANDS = {
     "grid": "palenka.grid.settings:GridSettings",
     "grid point": "palenka.grid.settings:PointSettings",
 }
-WITHOUT_TORCH = [
-    *("", "data", "cache", "data fetch", "data prepare", "parameters", "export", "eval", "eval compare"),
-    *("eval export", "report", "grid", "grid point"),
-]
+WITHOUT_TORCH = ["", "data", "cache", *(command for command in COMMANDS if command != "study")]
 """Commands whose help imports nothing heavy."""
 HEAVY = {"torch", "transformers", "zarr", "pyarrow", "matplotlib", "accelerate"}
 

@@ -149,7 +149,7 @@ def test_help_has_the_members_of_open_groups_and_the_options_of_every_choice() -
 
 def test_a_name_that_is_not_registered_is_refused() -> None:
     assert toy("--best", "steps").best == "steps"
-    with pytest.raises(UserError, match=r"^best is round, but it should be 'flat', 'steps' \(see toy --help\)$"):
+    with pytest.raises(UserError, match=r"^best is round, but it should be 'flat' or 'steps' \(see toy --help\)$"):
         toy("--best", "round")
 
 
