@@ -12,7 +12,6 @@ from pydantic_core import PydanticCustomError
 
 from palenka.ground.errors import UserError
 from palenka.ground.files import write_whole
-from palenka.ground.registry import Registry
 
 Precision = Literal["float32", "bf16", "fp16"]
 """The type that a model computes in."""
@@ -64,15 +63,11 @@ class Settings(BaseModel):
     """A frozen group of settings; each class of settings stands beside the code that it configures.
 
     Paths may begin with ``~`` and hold ``$VARIABLES``.
-
-    Attributes:
-        shorthand: the field that a bare value stands for, as in ``logit: 0.5`` for ``logit: {weight: 0.5}``.
-        registry: of an open group: classes of settings by name, each an option of this group.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
     shorthand: ClassVar[str | None] = None
-    registry: ClassVar[Registry[Any] | None] = None
+    """The field that a bare value in place of the group sets, if there is one: ``logit: 0.5``."""
 
     def as_plain(self) -> dict[str, object]:
         """These settings as plain JSON values, defaults included."""
