@@ -21,7 +21,8 @@ from pathlib import Path
 import numpy as np
 
 from palenka.cache_teachers.__main__ import main as cache_command
-from palenka.cache_teachers.capture import CaptureSettings, capture
+from palenka.cache_teachers.capture import capture
+from palenka.cache_teachers.settings import CaptureSettings
 from palenka.data.signals.cache import TeacherCache
 from palenka.ground.errors import UserError
 

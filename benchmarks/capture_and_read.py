@@ -20,7 +20,8 @@ from pathlib import Path
 
 import torch
 
-from palenka.cache_teachers.capture import CaptureSettings, capture, capture_shards, manifest_of
+from palenka.cache_teachers.capture import capture, capture_shards, manifest_of
+from palenka.cache_teachers.settings import CaptureSettings
 from palenka.cache_teachers.teacher import Teacher
 from palenka.data.corpus import Corpus
 from palenka.data.signals.cache import CacheWriter, TeacherCache, create_cache

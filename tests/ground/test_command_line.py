@@ -12,7 +12,7 @@ import palenka.cache_teachers.__main__
 import palenka.data.__main__
 import palenka.eval.__main__
 import palenka.train_student.__main__
-from palenka.cache_teachers.capture import CaptureSettings
+from palenka.cache_teachers.settings import CaptureSettings
 from palenka.data.text.prepare import CorpusSettings
 from palenka.grid.points import Grid
 from palenka.grid.settings import GridSettings, PointSettings

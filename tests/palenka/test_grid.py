@@ -11,7 +11,8 @@ import torch
 import yaml
 
 from palenka.__main__ import main
-from palenka.cache_teachers.capture import CaptureSettings, capture
+from palenka.cache_teachers.capture import capture
+from palenka.cache_teachers.settings import CaptureSettings
 from palenka.grid.points import Grid, Point
 from palenka.grid.ranking import best, rank
 from palenka.grid.results import chosen_finalists, results_of

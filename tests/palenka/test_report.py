@@ -15,11 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from palenka.__main__ import main
-from palenka.cache_teachers.capture import CaptureSettings
+from palenka.cache_teachers.settings import CaptureSettings
 from palenka.data.corpus import Corpus
 from palenka.data.model_files import identity_of
 from palenka.data.signals.cache import TeacherCache
-from palenka.data.signals.signal import log1mexp
+from palenka.data.signals.distribution import log1mexp
 from palenka.eval.held_out import measure_held_out
 from palenka.ground.errors import UserError
 from palenka.report.cache_card import make_card

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from palenka.cache_teachers.capture import CaptureSettings, capture
+from palenka.cache_teachers.capture import capture
+from palenka.cache_teachers.settings import CaptureSettings
 from palenka.ground.errors import UserError
 from palenka.ground.lock import sole_writer
 from palenka.train_student.model.shapes import ModelShape

@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from palenka.cache_teachers.capture import CaptureSettings, capture
-from palenka.cache_teachers.teacher import SINGLE
+from palenka.cache_teachers.capture import capture
+from palenka.cache_teachers.settings import SINGLE, CaptureSettings
 from palenka.data.corpus import Corpus
 from palenka.data.signals.stream import ReadingOrder
 from palenka.data.text.prepare import CorpusSettings, prepare
