@@ -112,7 +112,7 @@ class OneOf:
         if not isinstance(given, Mapping):
             raise PydanticCustomError("model_type", "Input should be a mapping")
         kind = given.get(self.key, self.default)
-        if kind not in self.registry:
+        if not isinstance(kind, str) or kind not in self.registry:
             choices = ", ".join(map(repr, self.registry))
             raise _line_error("literal_error", f"Input should be {choices}", (self.key,), kind)
         return self.registry[kind].model_validate({self.key: kind, **given})
@@ -140,6 +140,8 @@ class OpenSettings(Settings):
     def _gather(cls, given: Any) -> Any:  # noqa: ANN401 - whatever was given
         if not isinstance(given, Mapping):
             return given
+        if "entries" in given:
+            raise _line_error("extra_forbidden", "Extra inputs are not permitted", ("entries",), given["entries"])
         own = {name: value for name, value in given.items() if name not in cls.registry}
         entries, mistakes = {}, []
         for name, schema in cls.registry.items():
@@ -154,7 +156,11 @@ class OpenSettings(Settings):
     @model_serializer(mode="plain")
     def _flat(self) -> dict[str, Any]:
         own = {name: getattr(self, name) for name in type(self).model_fields if name != "entries"}
-        return own | {name: entry.as_plain() for name, entry in self.entries.items()}
+        return own | {name: entry.as_plain() for name, entry in self.written().items()}
+
+    def written(self) -> Mapping[str, Settings]:
+        """The entries that a file of these settings needs; all unless a subclass knows better."""
+        return self.entries
 
 
 def _spelled_out(schema: type[Settings], given: object) -> object:

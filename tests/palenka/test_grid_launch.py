@@ -253,7 +253,7 @@ def test_tasks_that_fail_are_reported_and_they_alone_are_submitted_again(grid_fi
     assert len(results(grid_file)["finalists"]["ranking"]) == 2
 
 
-REPOSITORY = Path(__file__).parents[1]
+REPOSITORY = Path(__file__).parents[2]
 SMALLER = ["--gpus-per-node=0", "--mem=100M", "--cpus-per-task=1"]
 
 

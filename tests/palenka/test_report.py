@@ -338,10 +338,10 @@ def test_the_card_is_what_the_cache_holds(study: Path) -> None:
     assert card.tokens == card.possible_tokens == cache.manifest.num_windows(0) * LENGTH
     signal = cache.read(0, np.arange(card.sampled_tokens // LENGTH))
     for place, temperature in enumerate(cache.manifest.logits.temperatures):
-        tail = signal.log_tail[..., place].double()
+        steps, tail = signal.arrays["values"], signal.arrays["log_tail"][..., place].double()
         mass = log1mexp(tail).exp()
         assert card.kept_mass_histograms[temperature].mean == pytest.approx(float(mass.mean()), abs=1e-6)
-        kept = (signal.values.double() / temperature).softmax(-1) * mass.unsqueeze(-1)
+        kept = (-steps.double() / 16 / temperature).softmax(-1) * mass.unsqueeze(-1)
         entropy = -(kept * kept.log()).sum(-1) - tail.exp() * tail
         assert card.entropy_histograms[temperature].mean == pytest.approx(float(entropy.mean()), abs=1e-5)
         shares, _ = np.histogram(mass.numpy(), bins=40, range=(0, 1))

@@ -98,7 +98,7 @@ def test_a_checkpoint_is_safetensors_and_json(settings: TrainSettings) -> None:
         }
         weights = load_file(place / "objective.safetensors")
         moments = load_file(place / "optimizer.safetensors")
-        assert any(name.startswith("hidden.") for name in weights)
+        assert any(name.startswith("terms.hidden.") for name in weights)
         assert moments.keys() == {f"{name}:{key}" for name in weights for key in ("step", "exp_avg", "exp_avg_sq")}
 
 

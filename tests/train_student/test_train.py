@@ -525,7 +525,7 @@ def test_shards_that_were_not_captured_are_not_missed_unless_they_are_read(
 
 
 def test_teacher_terms_without_teachers_and_no_terms_at_all_are_refused(make_settings: MakeSettings) -> None:
-    with pytest.raises(ValueError, match="objective.logit is 0.5, but there are no teachers; name one under teachers"):
+    with pytest.raises(ValueError, match="objective.logit is 0.5, but there are no teachers; name one in teachers"):
         make_settings(objective={"logit": 0.5})
     with pytest.raises(ValueError, match="no term has a weight; set objective.hard above 0"):
         make_settings(objective={"hard": 0})

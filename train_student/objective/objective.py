@@ -46,7 +46,12 @@ class Objective(nn.Module):
         together: dict[type[TermModule], dict[str, Term]] = {}
         for name, term in settings.active.items():
             together.setdefault(term.module(), {})[name] = term
-        self.terms = nn.ModuleDict({"+".join(terms): module(terms, context) for module, terms in together.items()})
+        self.terms = nn.ModuleDict()
+        for module, terms in together.items():
+            # What a term trains begins the same whatever stands beside it.
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                self.terms["+".join(terms)] = module(terms, context)
 
     def forward(self, batch: Batch, weights: Mapping[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a batch, and every term before its weight, by name.
