@@ -3,6 +3,7 @@
 import random
 import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from palenka.cache_teachers.capture import capture
 from palenka.cache_teachers.settings import CaptureSettings
 from palenka.data.corpus import Corpus
-from palenka.data.signals.distribution import Distribution
+from palenka.data.signals.distribution import Distribution, Others
 from palenka.data.signals.encoding import TeacherOutputs, TopKEncoding
 from palenka.data.signals.signal import TeacherSignal
 from palenka.data.text.prepare import CorpusSettings, prepare
@@ -77,6 +78,23 @@ def signal_of(outputs_of: OutputsOf) -> Callable[..., TeacherSignal]:
         return TeacherSignal(encoding, encoding.encode(outputs_of(logits), {}))
 
     return signal
+
+
+@dataclass(frozen=True)
+class _GivenLogits:
+    given: Tensor
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "_GivenLogits":
+        return _GivenLogits(change(self.given))
+
+    def logits(self) -> Tensor:
+        return self.given
+
+
+@pytest.fixture(scope="session")
+def others_of() -> Callable[[Tensor], Others]:
+    """The tokens that were not kept, known by logits [..., V]."""
+    return _GivenLogits
 
 
 @pytest.fixture(scope="session")

@@ -78,8 +78,8 @@ class LogitEncoding(Settings):
     """Whether decoding gives an unbiased estimate of the distribution; it serves divergences that are linear in it."""
     needs_states: ClassVar[bool] = False
     """Whether encoding reads the models' last hidden states."""
-    tail_arrays: ClassVar[tuple[str, ...]] = ("log_tail",)
-    """The arrays that `log_tails` reads."""
+    tail_arrays: ClassVar[tuple[str, ...] | None] = None
+    """The arrays that `log_tails` reads; all unless named."""
 
     kind: str
     """Name of the encoding."""
@@ -119,9 +119,11 @@ class LogitEncoding(Settings):
         """The distribution [B, L] of arrays, at one of the temperatures, on whatever device they are."""
         raise NotImplementedError
 
-    def log_tails(self, arrays: Mapping[str, Tensor]) -> Tensor:
+    def log_tails(self, arrays: Mapping[str, Tensor], statics: Mapping[str, Tensor]) -> Tensor:
         """Log of the mass outside the kept tokens, [..., T]; needs `tail_arrays` alone."""
-        return arrays["log_tail"]
+        import torch
+
+        return torch.stack([self.decode(arrays, statics, t).log_tail for t in self.temperatures], dim=-1)
 
     def summary(self) -> str:
         """What is kept, in a few words."""
@@ -135,6 +137,8 @@ AnyLogitEncoding = Annotated[LogitEncoding, OneOf(ENCODINGS, "topk")]
 
 class _KeptTokens(LogitEncoding):
     """Tokens one by one: the most probable ones, draws, or both."""
+
+    tail_arrays: ClassVar[tuple[str, ...] | None] = ("log_tail",)
 
     k: int = Field(ge=0)
     """Tokens kept: the most probable ones."""
@@ -211,6 +215,10 @@ class _KeptTokens(LogitEncoding):
         # The estimate is a distribution over what was kept and drawn: nothing is left for a tail.
         return Distribution(drawn, log_drawn.log_softmax(-1), torch.full_like(log_drawn[..., 0], -math.inf))
 
+    def log_tails(self, arrays: Mapping[str, Tensor], statics: Mapping[str, Tensor]) -> Tensor:
+        """As `LogitEncoding` has it."""
+        return arrays["log_tail"]
+
     def _coarse(self, values: Tensor) -> Tensor:
         import torch
 
@@ -256,7 +264,7 @@ class SampledEncoding(_KeptTokens):
     """Draws from all tokens: an unbiased estimate at one temperature."""
 
     is_estimate: ClassVar[bool] = True
-    tail_arrays: ClassVar[tuple[str, ...]] = ("draw_counts",)
+    tail_arrays: ClassVar[tuple[str, ...] | None] = ("draw_counts",)
 
     kind: Literal["sampled"] = "sampled"
     """Name of the encoding."""
@@ -271,7 +279,7 @@ class SampledEncoding(_KeptTokens):
     def _draws_have_one_temperature(self) -> Self:
         return self._one_temperature()
 
-    def log_tails(self, arrays: Mapping[str, Tensor]) -> Tensor:
+    def log_tails(self, arrays: Mapping[str, Tensor], statics: Mapping[str, Tensor]) -> Tensor:
         """Draws estimate all: nothing is left."""
         return (arrays["draw_counts"][..., :1] * 0.0).log()
 

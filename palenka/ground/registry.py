@@ -10,12 +10,13 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
-from pydantic import GetCoreSchemaHandler, ValidationError
+from pydantic import Field, GetCoreSchemaHandler, ValidationError, model_serializer, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError, core_schema
 
 from palenka.ground.errors import UserError
+from palenka.ground.settings import Settings
 
 Entry = TypeVar("Entry")
 
@@ -111,7 +112,7 @@ class OneOf:
         if not isinstance(given, Mapping):
             raise PydanticCustomError("model_type", "Input should be a mapping")
         kind = given.get(self.key, self.default)
-        if kind not in self.registry:
+        if not isinstance(kind, str) or kind not in self.registry:
             raise _line_error("literal_error", _choices(self.registry), (self.key,), kind)
         return self.registry[kind].model_validate({self.key: kind, **given})
 
@@ -159,6 +160,8 @@ class OpenSettings(Settings):
     def _gather(cls, given: Any) -> Any:  # noqa: ANN401 - whatever was given
         if not isinstance(given, Mapping):
             return given
+        if "entries" in given:
+            raise _line_error("extra_forbidden", "Extra inputs are not permitted", ("entries",), given["entries"])
         own = {name: value for name, value in given.items() if name not in cls.registry}
         entries, mistakes = {}, []
         for name, schema in cls.registry.items():
@@ -173,7 +176,11 @@ class OpenSettings(Settings):
     @model_serializer(mode="plain")
     def _flat(self) -> dict[str, Any]:
         own = {name: getattr(self, name) for name in type(self).model_fields if name != "entries"}
-        return own | {name: entry.as_plain() for name, entry in self.entries.items()}
+        return own | {name: entry.as_plain() for name, entry in self.written().items()}
+
+    def written(self) -> Mapping[str, Settings]:
+        """The entries that a file of these settings needs; all unless a subclass knows better."""
+        return self.entries
 
 
 def _choices(registry: Registry[Any]) -> str:

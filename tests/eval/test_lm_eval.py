@@ -22,7 +22,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     lm_eval = pytest.importorskip("lm_eval", reason="needs lm-eval: pip install -e '.[lm-eval]'")
 
-REAL_PAIRS = Path(__file__).parents[2] / "shared" / "data" / "evaluation"
+REAL_PAIRS = Path(__file__).parents[3] / "shared" / "data" / "evaluation"
 EVERY = 97
 """Of the real pairs, one in so many is scored."""
 

@@ -20,6 +20,7 @@ from palenka.ground.command_line import INTERRUPTED, USER_MISTAKE, parse, parse_
 from palenka.ground.errors import UserError, refuse_difference
 from palenka.ground.settings import Command
 from palenka.study import Study, StudySettings
+from palenka.train_student.objective.settings import ObjectiveSettings
 from palenka.train_student.settings import TrainSettings
 
 Main = Callable[[Sequence[str] | None], int]
@@ -68,7 +69,7 @@ def test_the_command_line_wins_over_the_file_and_the_file_over_defaults(student:
     settings = train_settings("--config", student, "--epochs", "2", "--objective.logit", "0.75")
     assert (settings.epochs, settings.objective.terms["logit"].weight) == (2, 0.75)  # command line
     assert settings.objective.terms["hard"].weight == 0.5  # file: its neighbour in the group stays
-    assert settings.objective.temperature == 2.0  # default
+    assert settings.objective.temperature == ObjectiveSettings().temperature == 2.0
     assert settings.global_batch == 32  # default
 
 

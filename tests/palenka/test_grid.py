@@ -12,7 +12,8 @@ import torch
 import yaml
 
 from palenka.__main__ import main
-from palenka.cache_teachers.capture import CaptureSettings, capture
+from palenka.cache_teachers.capture import capture
+from palenka.cache_teachers.settings import CaptureSettings
 from palenka.grid.points import Grid, Point
 from palenka.grid.ranking import best, rank
 from palenka.grid.results import chosen_finalists, results_of
@@ -98,7 +99,8 @@ def test_the_points_are_the_product_with_every_seed_and_a_control(grid_file: Gri
         )
     ]
     last = grid.points[-1].settings
-    assert (last.objective.logit, last.objective.hard, last.teachers["t"].weight, last.seed) == (0.3, 1, 0.5, 7)
+    terms = last.objective.terms
+    assert (terms["logit"].weight, terms["hard"].weight, last.teachers["t"].weight, last.seed) == (0.3, 1, 0.5, 7)
     assert last.fraction == 0.1
     assert last.output == grid.settings.output / "points" / "logit0.3-hard1-weight0.5-seed7"
     control = grid.points[5].settings
@@ -153,7 +155,11 @@ def test_the_grids_that_come_with_the_project(name: str, fraction: float, of_fin
     assert {point.settings.fraction for point in grid.points} == {fraction}
     assert {point.settings.fraction for point in grid.finalists(["control", "logit0.9-hidden0.1"])} == {of_finalists}
     point = grid.point("points/logit0.3-hidden0.7-seed2").settings
-    assert (point.objective.hard, point.objective.logit, point.objective.hidden) == (1.0, 0.3, 0.7)
+    assert {name: term.weight for name, term in point.objective.active.items()} == {
+        "hard": 1.0,
+        "logit": 0.3,
+        "hidden": 0.7,
+    }
     if name == "babylm-cpu":
         require_fit(grid.finalists(["logit0.1-hidden0.1"])[0])
 
@@ -173,8 +179,11 @@ def require_fit(finalist: Point) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"product": {"objective.logitt": [0.1]}}, "objective.logitt is not an option; did you mean 'logit'?"),
-        ({"product": {"objective.logit": [0.1, -1]}}, "objective.logit is -1, but it should be greater than or equal"),
+        (
+            {"product": {"objective.logitt": [0.1]}},
+            "objective.logitt is not an option; did you mean 'objective.logit'?",
+        ),
+        ({"product": {"objective.logit": [0.1, -1]}}, "objective.logit.weight is -1, but it should be greater than or"),
         ({"overrides": {"epocs": 2}}, "epocs is not an option; did you mean 'epochs'?"),
         ({"finalists": {"overrides": {"fraction": 2}}}, "fraction is 2, but it should be less than or equal to 1"),
         ({"product": {"seed": [1, 2]}}, "seed is varied, but the grid decides it"),

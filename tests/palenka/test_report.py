@@ -15,11 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from palenka.__main__ import main
-from palenka.cache_teachers.capture import CaptureSettings
+from palenka.cache_teachers.settings import CaptureSettings
 from palenka.data.corpus import Corpus
 from palenka.data.model_files import identity_of
 from palenka.data.signals.cache import TeacherCache
-from palenka.data.signals.signal import log1mexp
+from palenka.data.signals.distribution import log1mexp
 from palenka.eval.held_out import measure_held_out
 from palenka.ground.errors import UserError
 from palenka.report.cache_card import make_card
@@ -338,10 +338,10 @@ def test_the_card_is_what_the_cache_holds(study: Path) -> None:
     assert card.tokens == card.possible_tokens == cache.manifest.num_windows(0) * LENGTH
     signal = cache.read(0, np.arange(card.sampled_tokens // LENGTH))
     for place, temperature in enumerate(cache.manifest.logits.temperatures):
-        tail = signal.log_tail[..., place].double()
+        steps, tail = signal.arrays["values"], signal.arrays["log_tail"][..., place].double()
         mass = log1mexp(tail).exp()
         assert card.kept_mass_histograms[temperature].mean == pytest.approx(float(mass.mean()), abs=1e-6)
-        kept = (signal.values.double() / temperature).softmax(-1) * mass.unsqueeze(-1)
+        kept = (-steps.double() / 16 / temperature).softmax(-1) * mass.unsqueeze(-1)
         entropy = -(kept * kept.log()).sum(-1) - tail.exp() * tail
         assert card.entropy_histograms[temperature].mean == pytest.approx(float(entropy.mean()), abs=1e-5)
         shares, _ = np.histogram(mass.numpy(), bins=40, range=(0, 1))

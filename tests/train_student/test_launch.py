@@ -15,7 +15,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from palenka.cache_teachers.capture import CaptureSettings, capture
+from palenka.cache_teachers.capture import capture
+from palenka.cache_teachers.settings import CaptureSettings
 from palenka.ground.settings import Settings
 from palenka.train_student.model.shapes import ModelShape
 from palenka.train_student.settings import TrainSettings
@@ -95,13 +96,11 @@ def metrics(settings: TrainSettings) -> list[dict[str, Any]]:
 
 
 EVERY_OTHER_TERM = {
-    "hard": 0.5,
+    "hard": {"weight": 0.5, "schedule": {"start": 1.0}},
     "logit": 0.5,
     "divergence": "js",
-    "contrastive": 0.5,
-    "auxiliary": 0.5,
-    "heads": {"dropout": 0.0},
-    "schedule": {"contrastive": {"shape": "constant", "steps": 5}, "hard": {"start": 1.0}},
+    "contrastive": {"weight": 0.5, "schedule": {"shape": "constant", "steps": 5}},
+    "auxiliary": {"weight": 0.5, "dropout": 0.0},
 }
 
 

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from palenka.cache_teachers.capture import CaptureSettings, capture
+from palenka.cache_teachers.capture import capture
+from palenka.cache_teachers.settings import CaptureSettings
 from palenka.ground.errors import UserError
 from palenka.ground.lock import sole_writer
 from palenka.train_student.model.shapes import ModelShape
@@ -97,7 +98,7 @@ def test_a_checkpoint_is_safetensors_and_json(settings: TrainSettings) -> None:
         }
         weights = load_file(place / "objective.safetensors")
         moments = load_file(place / "optimizer.safetensors")
-        assert any(name.startswith("hidden.") for name in weights)
+        assert any(name.startswith("terms.hidden.") for name in weights)
         assert moments.keys() == {f"{name}:{key}" for name in weights for key in ("step", "exp_avg", "exp_avg_sq")}
 
 

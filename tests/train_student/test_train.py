@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from palenka.cache_teachers.capture import CaptureSettings, capture
-from palenka.cache_teachers.teacher import SINGLE
+from palenka.cache_teachers.capture import capture
+from palenka.cache_teachers.settings import SINGLE, CaptureSettings
 from palenka.data.corpus import Corpus
 from palenka.data.signals.stream import ReadingOrder
 from palenka.data.text.prepare import CorpusSettings, prepare
@@ -538,7 +538,7 @@ def test_views_that_no_epoch_reads_are_not_missed(
 
 
 def test_teacher_terms_without_teachers_and_no_terms_at_all_are_refused(make_settings: MakeSettings) -> None:
-    with pytest.raises(ValueError, match="objective.logit is 0.5, but there are no teachers; name one under teachers"):
+    with pytest.raises(ValueError, match="objective.logit is 0.5, but there are no teachers; name one in teachers"):
         make_settings(objective={"logit": 0.5})
     with pytest.raises(ValueError, match="no term has a weight; set objective.hard above 0"):
         make_settings(objective={"hard": 0})

@@ -144,6 +144,10 @@ class ObjectiveSettings(OpenSettings):
         """The terms that have a weight at any step of the run."""
         return {name: term for name, term in self.terms.items() if term.is_active}
 
+    def written(self) -> Mapping[str, Term]:
+        """Terms that are as if they did not exist are left out: a run is the same where more of them are registered."""
+        return {name: term for name, term in self.terms.items() if term.is_active or term != type(term)()}
+
     def divergence_function(self) -> Divergence:
         """The divergence of that name."""
         return DIVERGENCES[self.divergence]
