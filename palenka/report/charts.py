@@ -13,9 +13,10 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
+from palenka.report.results import Estimate
 from palenka.report.svg import to_svg
 
 WIDTH = 4.5
@@ -62,10 +63,12 @@ class Dot:
     """A value with its interval."""
 
     colour: str
-    value: float
-    low: float
-    high: float
+    estimate: Estimate
     hollow: bool = False
+
+
+Shape = tuple[str, str, NDArray[np.float64], NDArray[np.float64]]
+"""A histogram: its label, colour, edges and shares."""
 
 
 def line_chart(
@@ -108,10 +111,8 @@ def line_chart(
         return to_svg(figure, title)
 
 
-def histogram_chart(
-    shapes: Sequence[tuple[str, str, NDArray[np.float64], NDArray[np.float64]]], title: str, x_label: str
-) -> Markup:
-    """Outlined histograms over each other: (label, colour, edges, shares); each is named at its highest bin."""
+def histogram_chart(shapes: Sequence[Shape], title: str, x_label: str) -> Markup:
+    """Outlined histograms over each other, each named at its highest bin."""
     with mpl.rc_context(LOOK):
         figure, axes = _figure(2.3, "share of tokens")
         for _, colour, edges, shares in shapes:
@@ -137,10 +138,8 @@ def bar_chart(bars: Sequence[tuple[str, float, str]], title: str, x_label: str, 
     """Horizontal bars in the order given: (name, value, the value as it is written at the bar's end)."""
     with mpl.rc_context(LOOK):
         figure, axes = _figure(0.55 + 0.21 * len(bars), "")
-        places = np.arange(len(bars))
-        axes.barh(places, [value for _, value, _ in bars], height=0.62, color=colour)
-        for place, (_, value, text) in enumerate(bars):
-            axes.annotate(text, (value, place), (3, 0), textcoords="offset points", va="center")
+        drawn = axes.barh(range(len(bars)), [value for _, value, _ in bars], height=0.62, color=colour)
+        axes.bar_label(drawn, [text for *_, text in bars], padding=3)
         axes.set_xlabel(x_label)
         axes.set_xlim(0, 1.18 * max((value for _, value, _ in bars), default=1.0) or 1.0)
         _round_ticks(axes)
@@ -161,9 +160,9 @@ def dot_chart(
         for place, (_, dots) in enumerate(rows):
             for number, dot in enumerate(dots):
                 height = place + 0.72 * ((number + 0.5) / len(dots) - 0.5)
-                axes.plot([dot.low, dot.high], [height, height], color=dot.colour, linewidth=1.2)
+                axes.plot([dot.estimate.low, dot.estimate.high], [height] * 2, color=dot.colour, linewidth=1.2)
                 face = "white" if dot.hollow else dot.colour
-                axes.plot(dot.value, height, "o", color=dot.colour, markerfacecolor=face, markersize=4)
+                axes.plot(dot.estimate.value, height, "o", color=dot.colour, markerfacecolor=face, markersize=4)
         axes.set_xlabel(x_label)
         _round_ticks(axes)
         _rows(axes, [name for name, _ in rows])
@@ -198,8 +197,7 @@ def _figure(height: float, y_label: str) -> tuple[Figure, Axes]:
 
 def _rows(axes: Axes, names: Sequence[str]) -> None:
     """Name the rows, the first at the top."""
-    axes.yaxis.set_major_locator(FixedLocator(range(len(names))))
-    axes.yaxis.set_major_formatter(FixedFormatter([short(name, _ROW_LETTERS) for name in names]))
+    axes.set_yticks(range(len(names)), [short(name, _ROW_LETTERS) for name in names])
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.tick_params(axis="y", labelcolor=INK)
     axes.grid(visible=False, axis="y")
@@ -207,19 +205,12 @@ def _rows(axes: Axes, names: Sequence[str]) -> None:
 
 def _label_ends(axes: Axes, lines: Sequence[Line]) -> None:
     """Write each line's name right of the frame at the height of its end, moved apart where they would touch."""
-    if not lines:
-        return
-    low, high = (
-        float(edge) for edge in axes.transData.inverted().transform(axes.transAxes.transform([(0, 0), (0, 1)]))[:, 1]
-    )
-    axes.set_ylim(low, high)
-    heights = axes.transAxes.inverted().transform(
-        axes.transData.transform([(line.x[-1], line.y[-1]) for line in lines])
-    )
-    for line, height in zip(lines, _apart(heights[:, 1].clip(0.0, 1.0).tolist(), 0.075), strict=True):
-        axes.text(
-            1.02, height, short(line.label, _END_LETTERS), color=line.colour, va="center", transform=axes.transAxes
-        )
+    axes.set_ylim(axes.get_ylim())
+    inside = axes.transData + axes.transAxes.inverted()
+    heights = [min(max(float(inside.transform((line.x[-1], line.y[-1]))[1]), 0.0), 1.0) for line in lines]
+    for line, height in zip(lines, _apart(heights, 0.075), strict=True):
+        label = short(line.label, _END_LETTERS)
+        axes.text(1.02, height, label, color=line.colour, va="center", transform=axes.transAxes)
 
 
 def _apart(heights: Sequence[float], gap: float) -> list[float]:

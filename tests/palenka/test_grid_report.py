@@ -16,12 +16,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
+from palenka.report.grid.files import GridStage, read_grid
 
 from palenka.__main__ import main
 from palenka.eval.accuracy import PairScores, accuracies
 from palenka.eval.results import windows_file, write_results, write_window_losses
 from palenka.report.grid.analysis import noise_of, paired_runs, varied_options
-from palenka.report.grid.files import GridStage, read_grid
 from palenka.report.grid.heat_map import draw_legend, readable_on
 from palenka.report.grid.seed_chart import SeedDot, draw_seeds, panel_limits
 from palenka.report.sources import find_sources
