@@ -135,7 +135,16 @@ def run_study(study: Study) -> StudyResults:
             asked = Measurement(run_settings.output, folders, study.settings.protocol)
             scored = stages.run(f"minimal pairs {name}", out.exists(), partial(measure, asked, out))
             pairs = {result["suite"]: {key: result[key] for key in _SUITE_KEYS} for result in scored}
-        models.append(_model_row(name, run_settings, name in study.teachers, measured, pairs))
+        models.append(
+            ModelRow(
+                name=name,
+                role="teacher" if name in study.teachers else "student" if run_settings.teachers else "control",
+                parameters=measured["parameters"],
+                held_out_cross_entropy=measured["cross_entropy"],
+                interval=measured["interval"],
+                minimal_pairs=pairs,
+            )
+        )
     caches = [CacheRow.of(name, TeacherCache(cache.output), output) for name, cache in study.caches.items()]
     results = StudyResults(models=tuple(models), caches=tuple(caches), seconds=stages.seconds)
     files.write(results)
@@ -183,19 +192,6 @@ def _is_captured(settings: CaptureSettings) -> bool:
         return False
     shards = read_manifest(settings.output).shards(settings.fraction)
     return not any(damage_of(settings.output, shard.record, contents=False) for shard in shards)
-
-
-def _model_row(
-    name: str, settings: TrainSettings, is_teacher: bool, measured: dict[str, Any], pairs: dict[str, Any]
-) -> ModelRow:
-    return ModelRow(
-        name=name,
-        role="teacher" if is_teacher else "student" if settings.teachers else "control",
-        parameters=measured["parameters"],
-        held_out_cross_entropy=measured["cross_entropy"],
-        interval=measured["interval"],
-        minimal_pairs=pairs,
-    )
 
 
 def _print_tables(results: StudyResults) -> None:

@@ -94,14 +94,16 @@ def _cells(row: GridRow, measure: str) -> list[str]:
     def figure(value: float | None, form: str) -> str:
         return "–" if value is None else format(value, form)
 
-    found = row.measures.get(measure)
-    interval = found.interval if found else None
+    place = "–" if row.rank is None else str(row.rank)
+    name = f"{row.variant} (control)" if row.is_control else row.variant
+    cells = [place, name, f"{len(row.seeds)} of {row.planned}"]
+    if (found := row.measures.get(measure)) is None:
+        return [*cells, *"––––"]
+    interval = f"{found.interval[0]:+.4f} to {found.interval[1]:+.4f}" if found.interval else "–"
     return [
-        "–" if row.rank is None else str(row.rank),
-        f"{row.variant} (control)" if row.is_control else row.variant,
-        f"{len(row.seeds)} of {row.planned}",
-        figure(found and found.mean, ".4f"),
-        figure(found and found.deviation, ".4f"),
-        figure(found and found.difference, "+.4f"),
-        f"{interval[0]:+.4f} to {interval[1]:+.4f}" if interval else "–",
+        *cells,
+        f"{found.mean:.4f}",
+        figure(found.deviation, ".4f"),
+        figure(found.difference, "+.4f"),
+        interval,
     ]

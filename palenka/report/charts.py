@@ -12,8 +12,9 @@ import matplotlib as mpl
 import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
 from palenka.report.results import Estimate
@@ -22,7 +23,6 @@ from palenka.report.svg import to_svg
 WIDTH = 4.5
 INK, MUTED, RULE = "#1b1f24", "#5b6470", "#dfe3e8"
 _END_LETTERS, _ROW_LETTERS = 18, 28
-ROUND = [1, 2, 2.5, 5, 10]
 LOOK: Any = {
     "axes.axisbelow": True,
     "axes.edgecolor": "#9aa3ad",
@@ -32,6 +32,10 @@ LOOK: Any = {
     "axes.linewidth": 0.6,
     "axes.spines.right": False,
     "axes.spines.top": False,
+    "axes.titlecolor": MUTED,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 10,
+    "figure.constrained_layout.use": True,
     "font.size": 10,
     "grid.color": RULE,
     "grid.linewidth": 0.6,
@@ -106,7 +110,7 @@ def line_chart(
         axes.set_ylim(*y_limits)
         axes.set_xlim(0, 1.01 * max((float(line.x.max()) for line in lines), default=1.0))
         axes.set_xlabel(x_label)
-        _round_ticks(axes, log)
+        _ticks(axes, log)
         _label_ends(axes, [line for line in lines if line.label])
         return to_svg(figure, title)
 
@@ -122,8 +126,8 @@ def histogram_chart(shapes: Sequence[Shape], title: str, x_label: str) -> Markup
         axes.set_ylim(0, 1.22 * top)
         axes.set_xlim(shapes[0][2][0], shapes[0][2][-1])
         axes.set_xlabel(x_label)
-        _round_ticks(axes)
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))
+        _ticks(axes)
+        axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
         for label, colour, edges, shares in shapes:
             peak = int(shares.argmax())
             place = (edges[peak] + edges[peak + 1]) / 2
@@ -142,7 +146,7 @@ def bar_chart(bars: Sequence[tuple[str, float, str]], title: str, x_label: str, 
         axes.bar_label(drawn, [text for *_, text in bars], padding=3)
         axes.set_xlabel(x_label)
         axes.set_xlim(0, 1.18 * max((value for _, value, _ in bars), default=1.0) or 1.0)
-        _round_ticks(axes)
+        _ticks(axes)
         _rows(axes, [name for name, _, _ in bars])
         return to_svg(figure, title)
 
@@ -164,22 +168,24 @@ def dot_chart(
                 face = "white" if dot.hollow else dot.colour
                 axes.plot(dot.estimate.value, height, "o", color=dot.colour, markerfacecolor=face, markersize=4)
         axes.set_xlabel(x_label)
-        _round_ticks(axes)
+        _ticks(axes)
         _rows(axes, [name for name, _ in rows])
         return to_svg(figure, title)
 
 
-def _round_ticks(axes: Axes, log: bool = False) -> None:
-    """Few ticks, at round numbers, written as they are read."""
-    axes.xaxis.set_major_locator(MaxNLocator(5, steps=ROUND))
-    axes.xaxis.set_major_formatter(FuncFormatter(plain))
+def _ticks(axes: Axes, log: bool = False) -> None:
+    round_ticks(axes.xaxis, 5)
+    round_ticks(axes.yaxis, 6)
     if log:
         low, high = axes.get_ylim()
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 300 * low else (1,)))
         axes.yaxis.set_minor_locator(NullLocator())
-    else:
-        axes.yaxis.set_major_locator(MaxNLocator(6, steps=ROUND))
-    axes.yaxis.set_major_formatter(FuncFormatter(plain))
+
+
+def round_ticks(axis: Axis, count: int) -> None:
+    """So many ticks at most, at round numbers, written as they are read: 1,500 and −0.25, no powers of ten."""
+    axis.set_major_locator(MaxNLocator(count, steps=[1, 2, 2.5, 5, 10]))
+    axis.set_major_formatter(lambda value, _: f"{value:,.10g}".replace("-", "−"))
 
 
 def short(label: str, letters: int) -> str:
@@ -188,10 +194,10 @@ def short(label: str, letters: int) -> str:
 
 
 def _figure(height: float, y_label: str) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    figure = Figure(figsize=(WIDTH, height))
     axes = figure.add_subplot()
     # Above the axis and level, it is read without turning the head and takes no width.
-    axes.set_title(y_label, loc="left", fontsize=10, color=MUTED)
+    axes.set_title(y_label)
     return figure, axes
 
 
@@ -226,8 +232,3 @@ def _apart(heights: Sequence[float], gap: float) -> list[float]:
         ceiling = moved[place] = min(moved[place], ceiling)
         ceiling -= gap
     return moved
-
-
-def plain(value: float, _: object) -> str:
-    """A tick as it is read: 1,500 and −0.25, no powers of ten."""
-    return f"{value:,.10g}".replace("-", "−")

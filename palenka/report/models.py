@@ -67,8 +67,8 @@ def join_models(sources: Sources) -> tuple[Model, ...]:
         if weights not in others:
             continue
         called = [result.name for result in results.values() if result.name] or [names[files[weights]]]
-        counts = [result.parameters for result in results.values() if result.parameters is not None] or [None]
-        models.append(Model(called[0], "model", counts[0], None, results))
+        counts = [result.parameters for result in results.values() if result.parameters is not None]
+        models.append(Model(called[0], "model", counts[0] if counts else None, None, results))
     return _apart(sorted(models, key=lambda model: (_ROLES.index(model.role), model.name)))
 
 

@@ -4,6 +4,8 @@ import json
 import math
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -29,7 +31,7 @@ from palenka.report.models import distinct_names, join_models, measures_of
 from palenka.report.phenomena import PHENOMENA
 from palenka.report.results import Estimate, TaskScore, pooled
 from palenka.report.sources import find_sources
-from palenka.report.write import write_report
+from palenka.report.write import try_report, write_report
 from palenka.study_record import CacheRow, StudyFiles, StudyResults
 from palenka.train_student.settings import TrainSettings
 from palenka.train_student.train import train
@@ -458,3 +460,28 @@ def test_a_damaged_file_is_named(copy: Path, file: str, content: str, said: str)
     (copy / file).write_text(content)
     with pytest.raises(UserError, match=re.escape(said)):
         find_sources([copy])
+
+
+def test_without_its_packages_one_sentence_says_what_to_install(
+    study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for package in ("jinja2", "matplotlib"):
+        monkeypatch.setitem(sys.modules, package, None)  # as if it were not installed
+    out = tmp_path / "report.html"
+    assert main(["report", str(study), "--out", str(out)]) == 2
+    sentence = "a report needs jinja2 and matplotlib, not installed here; pip install 'palenka[report]'"
+    assert capsys.readouterr().err == f"error: {sentence}\n"
+    try_report([study], out)  # as studies and grids end
+    assert capsys.readouterr().err.endswith(f"{out} is not written: {sentence}\n")
+    assert not out.exists()
+
+
+@pytest.mark.slow
+def test_only_the_report_imports_the_packages_of_its_extra() -> None:
+    code = """
+import sys
+import transformers
+sys.modules |= dict.fromkeys(("markupsafe", "matplotlib"))  # torch itself needs jinja2
+import palenka.__main__, palenka.demo, palenka.grid.__main__, palenka.report.__main__, palenka.study
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
