@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
@@ -29,7 +28,6 @@ AGREEMENT_PAIRS = 512
 
 _POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx")
 """Names that configurations have for the number of positions; none where a model has no bound."""
-_DTYPES: dict[PairPrecision, torch.dtype] = {"float32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -135,7 +133,7 @@ def _score(
         for suite, sequences in encoded.items():
             sample = [sequences[place] for place in _sampled(len(sequences))]
             exact[suite] = log_likelihoods(model, sample, trees[suite])
-        model = load_model(asked.model, device, _DTYPES[asked.precision])
+        model = load_model(asked.model, device, asked.precision)
     for suite, of_suite in pairs.items():
         with progress_bar(f"{suite} {asked.model.name}", len(encoded[suite]), unit="sentences") as advance:
             values = log_likelihoods(model, encoded[suite], trees[suite], advance)

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from palenka.eval.accuracy import PairScores
 from palenka.ground.errors import UserError
-from palenka.ground.files import read_record, sha256_of_file, write_record
+from palenka.ground.files import read_record, remove_leftovers_of, sha256_of_file, write_record, write_whole
+from palenka.ground.lock import sole_writer
 
 _OF_ALL_SUITES = ("name", "model", "tokenizer", "parameters", "scores")
 """What is said once of all suites in a file."""
@@ -43,7 +44,6 @@ def write_results(out: Path, results: Sequence[dict[str, Any]], scores: Sequence
         UserError: if they cannot be written.
     """
     with writing(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
         if scores:
             about = {result["suite"]: {key: result.get(key) for key in ("protocol", "data")} for result in results}
             _write_scores(scores_file(out), scores, about)
@@ -73,7 +73,6 @@ def write_window_losses(out: Path, result: Mapping[str, Any], losses: NDArray[np
         UserError: if they cannot be written.
     """
     with writing(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
         _write_whole(windows_file(out), pa.table({_WINDOW_LOSSES: pa.array(losses.astype(np.float32))}))
         whole = {**result, _WINDOW_LOSSES: sha256_of_file(windows_file(out))}
         write_record(out, whole)
@@ -107,9 +106,12 @@ def read_window_losses(out: Path) -> NDArray[np.float64]:
 
 @contextmanager
 def writing(out: Path) -> Iterator[None]:
-    """Tell that a file cannot be written in one sentence."""
+    """The sole writer of a file and of what lies beside it; tells in one sentence that it cannot be written."""
     try:
-        yield
+        with sole_writer(out, wait=True):
+            for path in (out, scores_file(out), windows_file(out)):
+                remove_leftovers_of(path)
+            yield
     except OSError as error:
         raise UserError(f"cannot write {out}: {error.strerror or error}; make room or choose another out") from error
 
@@ -199,6 +201,6 @@ def _write_scores(path: Path, scores: Sequence[PairScores], about: Mapping[str, 
 
 
 def _write_whole(path: Path, table: pa.Table) -> None:
-    aside = path.with_name(f"{path.name}.partial")
-    pq.write_table(table, aside, compression="zstd")
-    aside.replace(path)
+    buffer = pa.BufferOutputStream()
+    pq.write_table(table, buffer, compression="zstd")
+    write_whole(path, buffer.getvalue().to_pybytes())

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from palenka.eval.results import read_results, writing
 from palenka.ground.errors import UserError
+from palenka.ground.files import write_whole
 
 TableFormat = Literal["markdown", "csv", "latex"]
 
@@ -90,10 +91,7 @@ def write_table(out: Path, table: str) -> None:
         UserError: if it cannot be written.
     """
     with writing(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        aside = out.with_name(f"{out.name}.partial")
-        aside.write_text(table, encoding="utf-8")
-        aside.replace(out)
+        write_whole(out, table)
 
 
 def print_results(results: Sequence[dict[str, Any]], console: Console) -> None:

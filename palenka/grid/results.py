@@ -12,6 +12,8 @@ from palenka.grid.points import Grid, Point
 from palenka.grid.ranking import best, print_ranking, print_runs, rank
 from palenka.grid.record import GridFiles, GridRecord, GridRun, GridStage
 from palenka.grid.running import is_finished, measures, reason_of_failure
+from palenka.ground.files import remove_leftovers_of
+from palenka.ground.lock import sole_writer
 from palenka.ground.progress import notice
 from palenka.report.write import try_report
 
@@ -39,8 +41,19 @@ def chosen_finalists(grid: Grid, points: GridStage) -> list[Point]:
 
 
 def publish(grid: Grid, points: GridStage, finalists: GridStage | None) -> None:
-    """Write grid.json, print tables and what is missing, and write report.html if that can be."""
+    """Write grid.json, print tables and what is missing, and write report.html if that can be.
+
+    Whoever ranks the same grid at the same time is waited for.
+    """
+    with sole_writer(GridFiles(grid.settings.output).ranking, wait=True):
+        _publish(grid, points, finalists)
+
+
+def _publish(grid: Grid, points: GridStage, finalists: GridStage | None) -> None:
     files, rank_by = GridFiles(grid.settings.output), grid.settings.rank_by
+    report = files.directory / "report.html"
+    for left in (files.ranking, report):
+        remove_leftovers_of(left)
     files.write(GridRecord(rank_by=rank_by, points=points, finalists=finalists))
     console = Console() if sys.stdout.isatty() else Console(width=160)
     print_ranking("Points", rank_by, points, console)
@@ -53,4 +66,4 @@ def publish(grid: Grid, points: GridStage, finalists: GridStage | None) -> None:
         if stage.untried:
             notice(f"{len(stage.untried)} of {stage.planned} never began, the first is {stage.untried[0]}")
     console.print(f"Written to {files.ranking}", soft_wrap=True)
-    try_report([files.directory], files.directory / "report.html")
+    try_report([files.directory], report)
