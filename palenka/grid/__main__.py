@@ -20,7 +20,7 @@ from palenka.ground.progress import notice
 
 if TYPE_CHECKING:
     from palenka.grid.points import Grid, Point
-    from palenka.grid.results import StageResults
+    from palenka.grid.record import GridStage
     from palenka.grid.slurm import Following
 
 INCOMPLETE = 1
@@ -96,7 +96,7 @@ def _launch(grid: "Grid", points: "Sequence[Point]", arguments: Sequence[str], f
     return False
 
 
-def _status(points: "StageResults", finalists: "StageResults | None" = None) -> int:
+def _status(points: "GridStage", finalists: "GridStage | None" = None) -> int:
     return 0 if points.is_whole and (finalists is None or finalists.is_whole) else INCOMPLETE
 
 

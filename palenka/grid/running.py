@@ -14,7 +14,6 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -24,6 +23,7 @@ from palenka.eval.measure import Measurement, measure
 from palenka.eval.minimal_pairs import pair_files
 from palenka.eval.suites import Suite
 from palenka.grid.points import Grid, Point
+from palenka.grid.record import GridFiles, HeldOut, Pairs, RunMeasures
 from palenka.ground.errors import UserError
 from palenka.ground.files import read_record, write_record
 from palenka.ground.progress import notice
@@ -47,7 +47,8 @@ def require_inputs(grid: Grid) -> None:
 
 def is_finished(grid: Grid, point: Point) -> bool:
     """Whether a point is trained and measured."""
-    files = [_held_out_file(grid, point), *([_pairs_file(grid, point)] if grid.settings.minimal_pairs else [])]
+    output = GridFiles(grid.settings.output)
+    files = [output.held_out(point.name), *([output.pairs(point.name)] if grid.settings.minimal_pairs else [])]
     return (
         not point.failure.exists()
         and Run(point.settings.output).result() is not None
@@ -63,7 +64,7 @@ def reason_of_failure(point: Point) -> str | None:
         return None
 
 
-def run_point(grid: Grid, point: Point) -> dict[str, Any]:
+def run_point(grid: Grid, point: Point) -> RunMeasures:
     """Train a point, or go on with it, and measure it; returns its measures.
 
     Raises:
@@ -80,28 +81,24 @@ def run_point(grid: Grid, point: Point) -> dict[str, Any]:
     return measured
 
 
-def measures(grid: Grid, point: Point) -> dict[str, Any]:
+def measures(grid: Grid, point: Point) -> RunMeasures:
     """The measures of a trained point, those that are on disk and fit, or else computed.
-
-    Returns:
-        ``{"held_out": {"cross_entropy", "interval", "windows"}, "minimal_pairs": {suite: {"accuracy", "stderr",
-        "n"}}}``
 
     Raises:
         UserError: if it cannot be measured.
     """
-    settings, run = grid.settings, point.settings
+    settings, run, files = grid.settings, point.settings, GridFiles(grid.settings.output)
     corpus = Corpus.open(run.corpus, settings.held_out_split)
     at_most = settings.held_out_windows if point.stage == "points" else None
-    held_out = measure_held_out(run.output, corpus, run.windows.length, _held_out_file(grid, point), at_most)
-    measured = {"held_out": {key: held_out[key] for key in ("cross_entropy", "interval", "windows")}}
+    held_out = measure_held_out(run.output, corpus, run.windows.length, files.held_out(point.name), at_most)
+    measured = {"held_out": {key: held_out[key] for key in HeldOut.model_fields}, "minimal_pairs": {}}
     if settings.minimal_pairs:
         folders: dict[Suite, Path] = {suite: path for suite, path in settings.minimal_pairs.items()}  # noqa: C416
-        scored = measure(Measurement(run.output, folders, settings.protocol), _pairs_file(grid, point))
+        scored = measure(Measurement(run.output, folders, settings.protocol), files.pairs(point.name))
         measured["minimal_pairs"] = {
-            result["suite"]: {key: result[key] for key in ("accuracy", "stderr", "n")} for result in scored
+            result["suite"]: {key: result[key] for key in Pairs.model_fields} for result in scored
         }
-    return measured
+    return RunMeasures.model_validate(measured)
 
 
 def run_local(grid: Grid, points: Sequence[Point], arguments: Sequence[str]) -> None:
@@ -182,15 +179,8 @@ def _run_process(grid: Grid, point: Point, arguments: Sequence[str], device: str
 def _tell(grid: Grid, point: Point, done: int, count: int, started: float) -> None:
     reason = reason_of_failure(point)
     if reason is None:
-        told = f"held-out cross-entropy {read_record(_held_out_file(grid, point))['cross_entropy']:.4f}"
+        held_out = read_record(GridFiles(grid.settings.output).held_out(point.name))
+        told = f"held-out cross-entropy {held_out['cross_entropy']:.4f}"
     else:
         told = f"failed: {reason}"
     notice(f"{done} of {count}, {time.perf_counter() - started:,.0f} s: {point.name} {told}")
-
-
-def _held_out_file(grid: Grid, point: Point) -> Path:
-    return grid.settings.output / "held_out" / f"{point.name}.json"
-
-
-def _pairs_file(grid: Grid, point: Point) -> Path:
-    return grid.settings.output / "minimal_pairs" / f"{point.name}.json"

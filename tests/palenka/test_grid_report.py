@@ -20,8 +20,8 @@ from matplotlib.figure import Figure
 from palenka.__main__ import main
 from palenka.eval.accuracy import PairScores, accuracies
 from palenka.eval.results import windows_file, write_results, write_window_losses
+from palenka.grid.record import GridFiles, GridStage
 from palenka.report.grid.analysis import noise_of, paired_runs, varied_options
-from palenka.report.grid.files import GridStage, read_grid
 from palenka.report.grid.heat_map import draw_legend, readable_on
 from palenka.report.grid.seed_chart import SeedDot, draw_seeds, panel_limits
 from palenka.report.sources import find_sources
@@ -219,7 +219,7 @@ def test_every_cell_of_the_heat_map_has_its_mean_and_its_difference(grid_folder:
     folder = grid_folder()
     html = page_of(folder, tmp_path / "report.html")
     drawing = drawing_of(html, "Held-out cross-entropy over the grid")
-    for each in read_grid(folder).record.points.ranking:
+    for each in GridFiles(folder).read().points.ranking:
         measure = each.measures["held_out"]
         if each.is_control:
             assert f"control {measure.mean:.4f} →" in drawing
@@ -230,7 +230,7 @@ def test_every_cell_of_the_heat_map_has_its_mean_and_its_difference(grid_folder:
     assert "objective.hidden" in drawing
     assert "lowest cell is outlined" in words(html)
     assert "its own section" in words(html)
-    lowest = min(each.measures["held_out"].mean for each in read_grid(folder).record.points.ranking)
+    lowest = min(each.measures["held_out"].mean for each in GridFiles(folder).read().points.ranking)
     (place,) = re.findall(rf'x="(\S+)" y="(\S+)">{lowest:.4f}<', drawing)
     (frame,) = lines_of(drawing, "stroke: #ffffff; stroke-width: 1.8")
     for axis in (0, 1):
@@ -489,7 +489,7 @@ def test_finalists_of_other_windows_are_refused(
 
 def test_the_noise_and_the_choice_are_told_in_numbers(grid_folder: GridFolder, tmp_path: Path) -> None:
     folder = grid_folder()
-    noise = noise_of(read_grid(folder).record.points)
+    noise = noise_of(GridFiles(folder).read().points)
     assert noise is not None
     assert (noise.variants, noise.seeds) == (6, 3)
     # Windows' own noise of 0.05 over 60 windows, and the best of six stands out by 1.267 deviations (Harter 1961).
@@ -516,8 +516,8 @@ def test_values_are_in_the_order_of_numbers_or_of_the_file() -> None:
     ("damage", "message"),
     [
         ("{", "is damaged: it is not a JSON object; write it again with `palenka grid rank"),
-        ("{}", "cannot be reported on: rank_by: field required"),
-        ('{"rank_by": "held_out", "points": 3, "finalists": null}', "cannot be reported on: points: "),
+        ("{}", "cannot be read: rank_by: field required"),
+        ('{"rank_by": "held_out", "points": 3, "finalists": null}', "cannot be read: points: "),
         (None, "holds points of a grid, but no grid.json with their ranking; write it with `palenka grid rank"),
     ],
 )
@@ -563,18 +563,19 @@ def test_points_are_not_among_the_models_and_finalists_are(grid_folder: GridFold
     for name in ("config.yaml", "metrics.jsonl"):
         (folder / "points" / "x-seed0" / name).write_text("")
     sources = find_sources([folder])
-    assert sources.unfinished == ()
+    assert sources.unfinished == []
     assert {path.parent.name for path, _ in sources.results} == {"finalists"}
     assert len(sources.results) == 2 * 2 * len(SEEDS)
 
 
 def test_pairs_of_runs_are_those_that_are_finished(grid_folder: GridFolder) -> None:
-    grid = read_grid(grid_folder(finalists=["logit0.5-hidden0.7"]))
-    assert grid.record.finalists is not None
-    plain = grid.record.finalists.model_dump()
+    folder = grid_folder(finalists=["logit0.5-hidden0.7"])
+    finalists = GridFiles(folder).read().finalists
+    assert finalists is not None
+    plain = finalists.model_dump()
     plain["runs"] = {name: run for name, run in plain["runs"].items() if name != "finalists/control-seed1"}
-    pairs = paired_runs(grid, GridStage.model_validate(plain))
-    assert [(pair.run.seed, pair.control is None, pair.windows is None) for pair in pairs] == [
+    pairs = paired_runs(folder, GridStage.model_validate(plain))
+    assert [(pair.run.seed, pair.control is None, pair.comparison.windows is None) for pair in pairs] == [
         (0, False, False),
         (1, True, True),
         (2, False, False),
