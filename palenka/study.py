@@ -7,7 +7,7 @@
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,14 +17,13 @@ from rich.console import Console
 from rich.table import Table
 
 from palenka.cache_teachers.capture import CaptureSettings, capture
-from palenka.data.corpus import Corpus
 from palenka.data.signals.cache import TeacherCache, read_manifest
 from palenka.data.text.prepare import CorpusSettings, prepare
-from palenka.eval.held_out import measure_held_out
 from palenka.eval.measure import Measurement, measure
-from palenka.eval.minimal_pairs import pair_files
 from palenka.eval.protocols import Protocol
-from palenka.eval.suites import PairSuite, Suite
+from palenka.eval.results import Results
+from palenka.eval.suite import Conditions
+from palenka.eval.suites import SUITES, SuiteName
 from palenka.ground.command_line import SettingsType, parse, run
 from palenka.ground.errors import UserError
 from palenka.ground.files import damage_of, read_record, write_record
@@ -52,8 +51,8 @@ class StudySettings(Settings):
     """Settings of the students' training, by name; those without teachers are controls."""
     held_out_split: str = "dev"
     """Split on which all models are measured."""
-    minimal_pairs: dict[PairSuite, Path] = Field(default={})
-    """Folders of the minimal pairs that all models are scored on, by suite."""
+    suites: dict[SuiteName, Path] = Field(default={})
+    """Folders of the data that all models are measured on too, by suite."""
     protocol: Protocol = "babylm-2024"
     """How minimal pairs are read and scored."""
 
@@ -105,47 +104,36 @@ def run_study(study: Study) -> dict[str, Any]:
     The seconds of a stage are those of the call that finished it.
 
     Raises:
-        UserError: if minimal pairs are not where the study has them, before anything is run; or from any stage.
+        UserError: if a suite's data is not where the study has it, before anything is run; or from any stage.
     """
-    for folder in study.settings.minimal_pairs.values():
-        pair_files(folder)
+    conditions = Conditions(protocol=study.settings.protocol, split=study.settings.held_out_split)
+    for suite, folder in study.settings.suites.items():
+        SUITES[suite].read(folder, conditions)
     output = study.settings.output
     output.mkdir(parents=True, exist_ok=True)
     stages = _Stages(output / "seconds.json")
     stages.run("corpus", study.corpus.output.exists(), lambda: prepare(study.corpus))
-    corpus = Corpus.open(study.corpus.output, study.settings.held_out_split)
     for name, teacher in study.teachers.items():
         stages.run(f"teacher {name}", _is_trained(teacher), partial(train, teacher))
     for name, cache in study.caches.items():
         stages.run(f"cache {name}", _is_captured(cache), partial(capture, cache))
     for name, student in study.students.items():
         stages.run(f"student {name}", _is_trained(student), partial(train, student))
-    models: list[dict[str, Any]] = []
+    measured: dict[str, Results] = {}
     for name, run_settings in (study.teachers | study.students).items():
-        out = output / "held_out" / f"{name}.json"
-        length = run_settings.windows.length
-        measured = stages.run(
-            f"held out {name}", out.exists(), partial(measure_held_out, run_settings.output, corpus, length, out)
-        )
-        row = _model_row(name, run_settings, name in study.teachers, measured)
-        if study.settings.minimal_pairs:
-            out = output / "minimal_pairs" / f"{name}.json"
-            folders: dict[Suite, Path] = {suite: path for suite, path in study.settings.minimal_pairs.items()}  # noqa: C416
-            asked = Measurement(run_settings.output, folders, study.settings.protocol)
-            scored = stages.run(f"minimal pairs {name}", out.exists(), partial(measure, asked, out))
-            row["minimal_pairs"] = {result["suite"]: {key: result[key] for key in _SUITE_KEYS} for result in scored}
-        models.append(row)
+        out = output / "measures" / f"{name}.json"
+        folders = {"held_out": study.corpus.output, **study.settings.suites}
+        under = conditions.model_copy(update={"length": run_settings.windows.length})
+        asked = Measurement(run_settings.output, folders, under)
+        measured[name] = stages.run(f"measures {name}", out.exists(), partial(measure, asked, out))
     caches = [_cache_row(name, TeacherCache(cache.output), output) for name, cache in study.caches.items()]
+    models = [_model_row(study, name, results) for name, results in measured.items()]
     results = {"models": models, "caches": caches, "seconds": stages.seconds}
     write_record(output / "results.json", results)
-    _print_tables(results)
+    _print_tables(results, measured)
     write_report(_folders(study), output / "report.html")
     Console().print(f"Written to {output / 'results.json'} and {output / 'report.html'}")
     return results
-
-
-_SUITE_KEYS = ("protocol", "accuracy", "stderr", "n", "ties", "tie_half_accuracy")
-"""What a study's results keep of a suite; the rest is in the model's own file."""
 
 
 def _folders(study: Study) -> list[Path]:
@@ -184,15 +172,14 @@ def _is_captured(settings: CaptureSettings) -> bool:
     return not any(damage_of(settings.output, shard.record, contents=False) for shard in shards)
 
 
-def _model_row(name: str, settings: TrainSettings, is_teacher: bool, measured: dict[str, Any]) -> dict[str, Any]:
-    role = "teacher" if is_teacher else "student" if settings.teachers else "control"
-    return {
-        "name": name,
-        "role": role,
-        "parameters": measured["parameters"],
-        "held_out_cross_entropy": measured["cross_entropy"],
-        "interval": measured["interval"],
-    }
+def _model_row(study: Study, name: str, measured: Results) -> dict[str, Any]:
+    is_student = name in study.students and study.students[name].teachers
+    role = "teacher" if name in study.teachers else "student" if is_student else "control"
+    suites: dict[str, Any] = {result.suite: result.as_plain() for result in measured.suites}
+    for result in suites.values():
+        for figure in result["figures"].values():
+            del figure["tasks"]
+    return {"name": name, "role": role, "parameters": measured.parameters, "suites": suites}
 
 
 def _cache_row(name: str, cache: TeacherCache, output: Path) -> dict[str, Any]:
@@ -206,20 +193,16 @@ def _cache_row(name: str, cache: TeacherCache, output: Path) -> dict[str, Any]:
     }
 
 
-def _print_tables(results: dict[str, Any]) -> None:
-    models = Table("model", "role", title="Held-out cross-entropy, nats per token")
-    for heading in ("parameters", "cross-entropy", "95 % interval"):
-        models.add_column(heading, justify="right")
-    for row in results["models"]:
-        low, high = row["interval"]
-        loss = f"{row['held_out_cross_entropy']:.4f}"
-        models.add_row(row["name"], row["role"], f"{row['parameters']:,}", loss, f"{low:.4f} to {high:.4f}")
-    pairs = Table("model", title="Minimal pairs, accuracy and standard error")
-    for suite in (suites := results["models"][0].get("minimal_pairs", {})):
-        pairs.add_column(suite, justify="right")
-    for row in results["models"] if suites else []:
-        scored = row["minimal_pairs"].values()
-        pairs.add_row(row["name"], *(f"{suite['accuracy']:.4f} ± {suite['stderr']:.4f}" for suite in scored))
+def _print_tables(results: dict[str, Any], measured: Mapping[str, Results]) -> None:
+    suites = []
+    for suite, first in next(iter(measured.values())).by_suite.items():
+        table = Table("model", "role", title=first.heading)
+        for heading in ("parameters", "value"):
+            table.add_column(heading, justify="right")
+        for row in results["models"]:
+            score = measured[row["name"]].by_suite[suite].main
+            table.add_row(row["name"], row["role"], f"{row['parameters']:,}", str(score))
+        suites.append(table)
     caches = Table("cache", title="Teacher caches")
     for heading in ("bytes per token", "kept mass by temperature"):
         caches.add_column(heading, justify="right")
@@ -231,7 +214,7 @@ def _print_tables(results: dict[str, Any]) -> None:
     for stage, duration in results["seconds"].items():
         seconds.add_row(stage, f"{duration:.1f}")
     seconds.add_row("all", f"{sum(results['seconds'].values()):.1f}")
-    Console().print(models, *([pairs] if suites else []), caches, seconds)
+    Console().print(*suites, caches, seconds)
 
 
 if __name__ == "__main__":

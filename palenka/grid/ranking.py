@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from palenka.eval.statistics import mean_interval
-from palenka.eval.suites import Suite
+from palenka.eval.suite import Score
 from palenka.grid.points import Grid, Point, Variant
 
 Measured = Mapping[str, Mapping[str, Any]]
@@ -24,18 +24,18 @@ def rank(grid: Grid, points: Sequence[Point], measured: Measured) -> list[dict[s
 
     Returns:
         ``{"rank", "variant", "role", "control", "values", "seeds", "lacking", "measures": {measure: {"mean",
-        "deviation", "difference", "difference_deviation", "interval"}}}``; a measure is held_out (nats per token) or a
-        suite (accuracy). Deviations, and the 95 % interval of the difference, are over seeds; None for a single one.
+        "deviation", "difference", "difference_deviation", "interval", "title", "unit", "higher_is_better"}}}``; a
+        measure is a suite's main figure. Deviations, and the 95 % interval of the difference, are over seeds; None for
+        a single one.
     """
-    by_variant: dict[str, dict[int, Mapping[str, float]]] = {point.variant.name: {} for point in points}
+    by_variant: dict[str, dict[int, Mapping[str, Any]]] = {point.variant.name: {} for point in points}
     for point in points:
         if point.name in measured:
-            by_variant[point.variant.name][point.settings.seed] = _figures(measured[point.name])
+            by_variant[point.variant.name][point.settings.seed] = measured[point.name]
     variants = {point.variant.name: point.variant for point in points}
     rows = [_row(grid, variant, by_variant[name], by_variant[variant.control]) for name, variant in variants.items()]
-    sign = 1 if grid.settings.rank_by == "held_out" else -1
     whole = [row for row in rows if not row["lacking"]]
-    whole.sort(key=lambda row: sign * row["measures"][grid.settings.rank_by]["mean"])
+    whole.sort(key=lambda row: _badness(row["measures"][grid.settings.rank_by]))
     for place, row in enumerate(whole, start=1):
         row["rank"] = place
     return whole + [row for row in rows if row["lacking"]]
@@ -47,55 +47,54 @@ def best(ranking: Sequence[Mapping[str, Any]], count: int) -> list[str]:
     return list(dict.fromkeys([*(row["variant"] for row in chosen), *(row["control"] for row in chosen)]))
 
 
-def print_ranking(title: str, rank_by: Suite, ranking: Sequence[Mapping[str, Any]], console: Console) -> None:
+def print_ranking(title: str, rank_by: str, ranking: Sequence[Mapping[str, Any]], console: Console) -> None:
     """Print a table of variants; a control stands in bold."""
-    measures = list(dict.fromkeys(name for row in ranking for name in row["measures"]))
-    for measure in sorted(measures, key=lambda name: name != rank_by):
-        unit = "nats per token" if measure == "held_out" else "accuracy"
-        table = Table("rank", Column("variant", overflow="fold"), title=f"{title}: {measure}, {unit}, over seeds")
+    measures = {name: measure for row in ranking for name, measure in row["measures"].items()}
+    for name in sorted(measures, key=lambda name: name != rank_by):
+        about = ", ".join(filter(None, (measures[name]["title"], measures[name]["unit"])))
+        table = Table("rank", Column("variant", overflow="fold"), title=f"{title}: {about}, over seeds")
         for heading in ("seeds", "mean", "deviation", "minus control", "95 % interval"):
             table.add_column(heading, justify="right")
         for row in ranking:
-            table.add_row(*_cells(row, measure), style="bold" if row["role"] == "control" else None)
+            table.add_row(*_cells(row, name), style="bold" if row["role"] == "control" else None)
         console.print(table)
 
 
-def print_runs(title: str, points: Sequence[Point], measured: Measured, console: Console) -> None:
-    """Print the held-out cross-entropy of every run, with its bootstrap interval over windows."""
-    table = Table(Column("run", overflow="fold"), title=f"{title}: held-out cross-entropy, nats per token")
-    for heading in ("cross-entropy", "95 % interval over windows"):
-        table.add_column(heading, justify="right")
+def print_runs(title: str, rank_by: str, points: Sequence[Point], measured: Measured, console: Console) -> None:
+    """Print what every run is ranked by, and how well it is known."""
+    table = Table(Column("run", overflow="fold"), Column("value", justify="right"), title=title)
     for point in points:
         if found := measured.get(point.name):
-            low, high = found["held_out"]["interval"]
-            cells = (f"{found['held_out']['cross_entropy']:.4f}", f"{low:.4f} to {high:.4f}")
-            table.add_row(point.name, *cells, style="bold" if point.variant.is_control else None)
+            table.title = f"{title}: {found[rank_by]['title']}"
+            score = Score(**{name: found[rank_by].get(name) for name in Score.model_fields})
+            table.add_row(point.name, str(score), style="bold" if point.variant.is_control else None)
     console.print(table)
 
 
-def _figures(measured: Mapping[str, Any]) -> dict[str, float]:
-    pairs = {suite: result["accuracy"] for suite, result in measured.get("minimal_pairs", {}).items()}
-    return {"held_out": measured["held_out"]["cross_entropy"], **pairs}
+def _badness(measure: Mapping[str, Any]) -> float:
+    """The lower, the better."""
+    return -measure["mean"] if measure["higher_is_better"] else float(measure["mean"])
 
 
 def _row(
     grid: Grid,
     variant: Variant,
-    seeds: Mapping[int, Mapping[str, float]],
-    control: Mapping[int, Mapping[str, float]],
+    seeds: Mapping[int, Mapping[str, Any]],
+    control: Mapping[int, Mapping[str, Any]],
 ) -> dict[str, Any]:
-    names = ["held_out", *grid.settings.minimal_pairs] if seeds else []
+    first: Mapping[str, Any] = next(iter(seeds.values()), {})
     both = [seed for seed in seeds if seed in control and not variant.is_control]
     measures = {}
-    for name in names:
-        values = [figures[name] for figures in seeds.values()]
-        differences = [seeds[seed][name] - control[seed][name] for seed in both]
+    for name, about in first.items():
+        values = [figures[name]["value"] for figures in seeds.values()]
+        differences = [seeds[seed][name]["value"] - control[seed][name]["value"] for seed in both]
         measures[name] = {
             "mean": statistics.fmean(values),
             "deviation": _deviation(values),
             "difference": statistics.fmean(differences) if differences else None,
             "difference_deviation": _deviation(differences),
             "interval": mean_interval(differences),
+            **{key: about[key] for key in ("title", "unit", "higher_is_better")},
         }
     return {
         "rank": None,

@@ -48,7 +48,11 @@ class StageResults:
     def as_plain(self) -> dict[str, Any]:
         """As grid.json has it."""
         runs = {
-            point.name: {"variant": point.variant.name, "seed": point.settings.seed, **self.measured[point.name]}
+            point.name: {
+                "variant": point.variant.name,
+                "seed": point.settings.seed,
+                "measures": self.measured[point.name],
+            }
             for point in self.points
             if point.name in self.measured
         }
@@ -79,7 +83,7 @@ def publish(grid: Grid, points: StageResults, finalists: StageResults | None) ->
     print_ranking("Points", grid.settings.rank_by, points.ranking, console)
     if finalists:
         print_ranking("Finalists", grid.settings.rank_by, finalists.ranking, console)
-        print_runs("Finalists", finalists.points, finalists.measured, console)
+        print_runs("Finalists", grid.settings.rank_by, finalists.points, finalists.measured, console)
     for stage in (points, finalists) if finalists else (points,):
         for name, reason in stage.failures.items():
             notice(f"{name} failed: {reason}")

@@ -10,7 +10,8 @@ from typing import Any
 from pydantic import Field
 
 from palenka.data.signals.cache import TeacherCache
-from palenka.eval.results import read_results
+from palenka.eval import results as eval_results
+from palenka.eval.results import Results, read_results
 from palenka.ground.errors import UserError
 from palenka.ground.files import read_record
 from palenka.report.grid.files import OF_POINTS, Grid, is_grid, is_ranked, read_grid
@@ -187,9 +188,30 @@ def _read_suites(path: Path) -> list[SuiteResult]:
     except ValueError as error:
         raise UserError(f"{path} is not JSON ({error}); mend it, or leave its folder out") from None
     # A comparison of two models has suites by name.
-    if not isinstance(record, dict) or not ("suite" in record or isinstance(record.get("suites"), list)):
+    if not isinstance(record, dict) or not isinstance(record.get("suites"), list):
         return []
-    return [read_as(SuiteResult, result, path) for result in read_results(path)]
+    results = read_results(path)
+    return [_shown(results, result) for result in results.suites]
+
+
+def _shown(results: Results, result: eval_results.SuiteResult) -> SuiteResult:
+    conditions, main = result.conditions, result.main
+    common: dict[str, Any] = {
+        "suite": result.suite,
+        "name": results.name,
+        "model": {"weights": results.model.weights, "precision": conditions.get("precision", "float32")},
+        "parameters": results.parameters,
+        "protocol": conditions.get("protocol"),
+        "data": result.data,
+        "length": conditions.get("length"),
+    }
+    if main.higher_is_better:
+        tasks = {task: {"accuracy": of.value, "stderr": of.stderr, "n": of.n} for task, of in main.tasks.items()}
+        common |= {"accuracy": main.value, "stderr": main.stderr, "tasks": tasks, **result.facts}
+    else:
+        others = {name: figure.value for name, figure in result.figures.items()}
+        common |= {**others, "interval": main.interval, "windows": main.n}
+    return SuiteResult.model_validate(common)
 
 
 def _read_study(directory: Path) -> Study:

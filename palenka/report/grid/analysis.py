@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from palenka.eval.compare import compare, compare_held_out
-from palenka.eval.results import has_window_losses
+from palenka.eval.compare import compare
+from palenka.eval.results import has_items
 from palenka.eval.statistics import expected_maximum, residual_deviation
 from palenka.report.grid.files import Grid, GridRow, GridRun, GridStage
 
@@ -76,7 +76,7 @@ class PairedRun:
     Attributes:
         run: the finalist's.
         control: the control's; None where it is not finished.
-        windows: of `eval.compare.compare_held_out`; None where the losses of windows were not kept.
+        windows: of `eval.compare.compare`; None where the losses of windows were not kept.
         suites: of `eval.compare.compare`, by suite; empty without minimal pairs.
     """
 
@@ -111,7 +111,7 @@ def noise_of(stage: GridStage) -> Noise | None:
     if len(whole) < 2:
         return None
     runs, seeds = stage.by_variant, stage.seeds
-    values = np.array([[runs[row.variant, seed].held_out.cross_entropy for seed in seeds] for row in whole])
+    values = np.array([[runs[row.variant, seed].held_out.value for seed in seeds] for row in whole])
     return Noise(len(whole), len(seeds), float(np.ptp(values.mean(axis=1))), residual_deviation(values))
 
 
@@ -155,17 +155,9 @@ def _paired(grid: Grid, row: GridRow, runs: Mapping[tuple[str, int], GridRun], s
     run, control = runs[row.variant, seed], runs.get((row.control, seed))
     if control is None:
         return PairedRun(run, None, None, {})
-    both = (row.variant, row.control)
-    held_out = [grid.held_out_file(variant, seed) for variant in both]
-    scores = [grid.pairs_file(variant, seed) for variant in both]
-    has_losses = all(map(has_window_losses, held_out))
-    has_scores = all(path.is_file() for path in scores)
-    return PairedRun(
-        run=run,
-        control=control,
-        windows=compare_held_out(*held_out) if has_losses else None,
-        suites=compare(*scores)["suites"] if has_scores else {},
-    )
+    files = [grid.measures_file(variant, seed) for variant in (row.variant, row.control)]
+    suites = compare(*files)["suites"] if all(map(has_items, files)) else {}
+    return PairedRun(run=run, control=control, windows=suites.pop(HELD_OUT, None), suites=suites)
 
 
 def _is_number(value: object) -> bool:

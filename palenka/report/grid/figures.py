@@ -30,7 +30,7 @@ def finalist_figures(stage: GridStage, pairs: Sequence[PairedRun]) -> list[Capti
     levels = []
     for row in stage.ranking:
         dots = [
-            Dot(styles[seed][0], run.held_out.cross_entropy, *run.held_out.interval, row.is_control)
+            Dot(styles[seed][0], run.held_out.value, *run.held_out.interval, row.is_control)
             for seed in stage.seeds
             if (run := runs.get((row.variant, seed)))
         ]
@@ -101,7 +101,7 @@ def _seed_chart(stage: GridStage, option: Option) -> Captioned:
     dots = []
     for run in stage.runs.values():
         row = rows[run.variant]
-        dots.append((row, SeedDot(option.place(row), run.seed, run.held_out.cross_entropy)))
+        dots.append((row, SeedDot(option.place(row), run.seed, run.held_out.value)))
     chart = seed_chart(
         option.labels,
         [dot for row, dot in dots if not row.is_control],
@@ -123,7 +123,7 @@ def _mean_at(stage: GridStage, option: Option, place: int) -> float | None:
     if any(row.lacking for row in here):
         return None
     names = {row.variant for row in here}
-    return statistics.fmean(run.held_out.cross_entropy for run in stage.runs.values() if run.variant in names)
+    return statistics.fmean(run.held_out.value for run in stage.runs.values() if run.variant in names)
 
 
 def _of_controls(controls: Sequence[GridRow]) -> str:

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from palenka.ground.errors import UserError
 from palenka.ground.files import read_record
 from palenka.report.run_files import Lenient, read_as
 
-OF_POINTS = ("points", "held_out/points", "minimal_pairs/points")
+OF_POINTS = ("points", "measures/points")
 """Folders of a grid with its points: there are too many of them to stand among the models."""
 _RANKING = "grid.json"
 _AGAIN = "write it again with `palenka grid rank --config FILE.yaml`, or leave its folder out"
@@ -45,26 +45,23 @@ class GridRow(Lenient):
 
 
 class HeldOut(Lenient):
-    """A run's held-out cross-entropy in nats per token, with its bootstrap interval over windows."""
+    """A run's held-out cross-entropy."""
 
-    cross_entropy: float
+    value: float
     interval: tuple[float, float]
-    windows: int
-
-
-class Accuracy(Lenient):
-    """A run's accuracy on a suite of minimal pairs."""
-
-    accuracy: float
 
 
 class GridRun(Lenient):
-    """A finished run of a grid."""
+    """A finished run of a grid, and the main figure of each suite."""
 
     variant: str
     seed: int
-    held_out: HeldOut
-    minimal_pairs: Mapping[str, Accuracy] = Field(default={})
+    measures: Mapping[str, Mapping[str, Any]]
+
+    @property
+    def held_out(self) -> HeldOut:
+        """Its held-out cross-entropy."""
+        return HeldOut.model_validate(self.measures["held_out"])
 
 
 class GridStage(Lenient):
@@ -119,13 +116,9 @@ class Grid:
     directory: Path
     record: GridRecord
 
-    def held_out_file(self, variant: str, seed: int) -> Path:
-        """Where a finalist's held-out measure is."""
-        return self.directory / "held_out" / "finalists" / f"{variant}-seed{seed}.json"
-
-    def pairs_file(self, variant: str, seed: int) -> Path:
-        """Where a finalist's scores of minimal pairs are, if it has any."""
-        return self.directory / "minimal_pairs" / "finalists" / f"{variant}-seed{seed}.parquet"
+    def measures_file(self, variant: str, seed: int) -> Path:
+        """Where what was measured of a finalist is."""
+        return self.directory / "measures" / "finalists" / f"{variant}-seed{seed}.json"
 
 
 def is_grid(directory: Path) -> bool:

@@ -167,9 +167,9 @@ def _finalists(grid: Grid, stage: GridStage) -> FinalistSection:
 
 def _test_row(pair: PairedRun, suites: Sequence[str]) -> TestRow:
     held_out = pair.run.held_out
-    control = "–" if pair.control is None else unsigned(HELD_OUT, pair.control.held_out.cross_entropy)
+    control = "–" if pair.control is None else unsigned(HELD_OUT, pair.control.held_out.value)
     cells = [
-        (unsigned(HELD_OUT, held_out.cross_entropy), " to ".join(unsigned(HELD_OUT, end) for end in held_out.interval)),
+        (unsigned(HELD_OUT, held_out.value), " to ".join(unsigned(HELD_OUT, end) for end in held_out.interval)),
         (control, ""),
         ("–", "")
         if pair.windows is None
