@@ -8,7 +8,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,6 +70,10 @@ class Figure(Score):
     higher_is_better: bool
     tasks: dict[str, Score] = Field(default={})
     """The same of each task, where the suite has tasks."""
+
+    def without_tasks(self) -> Self:
+        """The figure of the whole suite alone."""
+        return self.model_copy(update={"tasks": {}})
 
 
 class Measured(Settings):

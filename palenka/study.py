@@ -4,13 +4,12 @@
 `palenka data prepare`, `palenka train` or `palenka cache run`.
 """
 
-import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from pydantic import Field
 from rich.console import Console
@@ -21,14 +20,14 @@ from palenka.data.signals.cache import TeacherCache, read_manifest
 from palenka.data.text.prepare import CorpusSettings, prepare
 from palenka.eval.measure import Measurement, measure
 from palenka.eval.protocols import Protocol
-from palenka.eval.results import Results
 from palenka.eval.suite import Conditions
 from palenka.eval.suites import SUITES, SuiteName
 from palenka.ground.command_line import SettingsType, parse, run
 from palenka.ground.errors import UserError
-from palenka.ground.files import damage_of, read_record, write_record
+from palenka.ground.files import damage_of
 from palenka.ground.settings import Settings
-from palenka.report.write import write_report
+from palenka.report.write import try_report
+from palenka.study_record import CacheRow, ModelRow, StudyFiles, StudyResults
 from palenka.train_student.run import Run
 from palenka.train_student.settings import TrainSettings
 from palenka.train_student.train import train
@@ -90,6 +89,7 @@ class Study:
         def load_runs(stages: dict[str, Path]) -> dict[str, TrainSettings]:
             return {name: load(TrainSettings, stage, "palenka train") for name, stage in stages.items()}
 
+        self.conditions = Conditions(protocol=self.settings.protocol, split=self.settings.held_out_split)
         self.corpus = load(CorpusSettings, self.settings.corpus, "palenka data prepare")
         self.teachers = load_runs(self.settings.teachers)
         self.caches = {
@@ -98,20 +98,20 @@ class Study:
         self.students = load_runs(self.settings.students)
 
 
-def run_study(study: Study) -> dict[str, Any]:
+def run_study(study: Study) -> StudyResults:
     """Run what is not finished of a study, print its tables, and write results.json and report.html in its output.
 
-    The seconds of a stage are those of the call that finished it.
+    The seconds of a stage are those of the call that finished it. Where there can be no report, that is said.
 
     Raises:
         UserError: if a suite's data is not where the study has it, before anything is run; or from any stage.
     """
-    conditions = Conditions(protocol=study.settings.protocol, split=study.settings.held_out_split)
     for suite, folder in study.settings.suites.items():
-        SUITES[suite].read(folder, conditions)
+        SUITES[suite].read(folder, study.conditions)
     output = study.settings.output
     output.mkdir(parents=True, exist_ok=True)
-    stages = _Stages(output / "seconds.json")
+    files = StudyFiles(output)
+    stages = _Stages(files)
     stages.run("corpus", study.corpus.output.exists(), lambda: prepare(study.corpus))
     for name, teacher in study.teachers.items():
         stages.run(f"teacher {name}", _is_trained(teacher), partial(train, teacher))
@@ -119,20 +119,21 @@ def run_study(study: Study) -> dict[str, Any]:
         stages.run(f"cache {name}", _is_captured(cache), partial(capture, cache))
     for name, student in study.students.items():
         stages.run(f"student {name}", _is_trained(student), partial(train, student))
-    measured: dict[str, Results] = {}
+    models = []
     for name, run_settings in (study.teachers | study.students).items():
         out = output / "measures" / f"{name}.json"
         folders = {"held_out": study.corpus.output, **study.settings.suites}
-        under = conditions.model_copy(update={"length": run_settings.windows.length})
+        under = study.conditions.model_copy(update={"length": run_settings.windows.length})
         asked = Measurement(run_settings.output, folders, under)
-        measured[name] = stages.run(f"measures {name}", out.exists(), partial(measure, asked, out))
-    caches = [_cache_row(name, TeacherCache(cache.output), output) for name, cache in study.caches.items()]
-    models = [_model_row(study, name, results) for name, results in measured.items()]
-    results = {"models": models, "caches": caches, "seconds": stages.seconds}
-    write_record(output / "results.json", results)
-    _print_tables(results, measured)
-    write_report(_folders(study), output / "report.html")
-    Console().print(f"Written to {output / 'results.json'} and {output / 'report.html'}")
+        measured = stages.run(f"measures {name}", out.exists(), partial(measure, asked, out))
+        role = "teacher" if name in study.teachers else "student" if run_settings.teachers else "control"
+        models.append(ModelRow.of(name, role, measured))
+    caches = [CacheRow.of(name, TeacherCache(cache.output), output) for name, cache in study.caches.items()]
+    results = StudyResults(models=tuple(models), caches=tuple(caches), seconds=stages.seconds)
+    files.write(results)
+    _print_tables(results)
+    Console().print(f"Written to {files.results}", soft_wrap=True)
+    try_report(_folders(study), output / "report.html")
     return results
 
 
@@ -147,9 +148,9 @@ def _folders(study: Study) -> list[Path]:
 class _Stages:
     """Runs stages and keeps the seconds that each of them took when it was finished."""
 
-    def __init__(self, record: Path) -> None:
-        self._record = record
-        self.seconds: dict[str, float] = read_record(record) if record.is_file() else {}
+    def __init__(self, files: StudyFiles) -> None:
+        self._files = files
+        self.seconds = files.read_seconds()
 
     def run(self, name: str, is_finished: bool, stage: Callable[[], Result]) -> Result:
         """Run a stage; one that was finished before only makes sure that it still fits, which is not its time."""
@@ -157,7 +158,7 @@ class _Stages:
         result = stage()
         if not is_finished:
             self.seconds[name] = round(time.perf_counter() - started, 1)
-            write_record(self._record, self.seconds)
+            self._files.write_seconds(self.seconds)
         return result
 
 
@@ -172,48 +173,26 @@ def _is_captured(settings: CaptureSettings) -> bool:
     return not any(damage_of(settings.output, shard.record, contents=False) for shard in shards)
 
 
-def _model_row(study: Study, name: str, measured: Results) -> dict[str, Any]:
-    is_student = name in study.students and study.students[name].teachers
-    role = "teacher" if name in study.teachers else "student" if is_student else "control"
-    suites: dict[str, Any] = {result.suite: result.as_plain() for result in measured.suites}
-    for result in suites.values():
-        for figure in result["figures"].values():
-            del figure["tasks"]
-    return {"name": name, "role": role, "parameters": measured.parameters, "suites": suites}
-
-
-def _cache_row(name: str, cache: TeacherCache, output: Path) -> dict[str, Any]:
-    by_temperature = cache.kept_mass()
-    return {
-        "name": name,
-        "path": os.path.relpath(cache.directory, output),
-        "bytes_per_token": round(sum(cache.bytes_per_token().values()), 2),
-        "kept_mass": by_temperature.get(1.0, next(iter(by_temperature.values()))),
-        "kept_mass_by_temperature": {str(temperature): mass for temperature, mass in by_temperature.items()},
-    }
-
-
-def _print_tables(results: dict[str, Any], measured: Mapping[str, Results]) -> None:
+def _print_tables(results: StudyResults) -> None:
     suites = []
-    for suite, first in next(iter(measured.values())).by_suite.items():
+    for suite, first in results.models[0].suites.items():
         table = Table("model", "role", title=first.heading)
         for heading in ("parameters", "value"):
             table.add_column(heading, justify="right")
-        for row in results["models"]:
-            score = measured[row["name"]].by_suite[suite].main
-            table.add_row(row["name"], row["role"], f"{row['parameters']:,}", str(score))
+        for row in results.models:
+            table.add_row(row.name, row.role, f"{row.parameters:,}", str(row.suites[suite].main))
         suites.append(table)
     caches = Table("cache", title="Teacher caches")
     for heading in ("bytes per token", "kept mass by temperature"):
         caches.add_column(heading, justify="right")
-    for row in results["caches"]:
-        masses = ", ".join(f"{mass:.3f} at {t}" for t, mass in row["kept_mass_by_temperature"].items())
-        caches.add_row(row["name"], f"{row['bytes_per_token']:.1f}", masses)
+    for cache in results.caches:
+        masses = ", ".join(f"{mass:.3f} at {t}" for t, mass in cache.kept_mass_by_temperature.items())
+        caches.add_row(cache.name, f"{cache.bytes_per_token:.1f}", masses)
     seconds = Table("stage", title="Seconds per stage")
     seconds.add_column("seconds", justify="right")
-    for stage, duration in results["seconds"].items():
+    for stage, duration in results.seconds.items():
         seconds.add_row(stage, f"{duration:.1f}")
-    seconds.add_row("all", f"{sum(results['seconds'].values()):.1f}")
+    seconds.add_row("all", f"{sum(results.seconds.values()):.1f}")
     Console().print(*suites, caches, seconds)
 
 

@@ -6,7 +6,6 @@
 import contextlib
 import importlib.util
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -22,7 +21,7 @@ from palenka.ground.lock import sole_writer
 from palenka.ground.processes import require_all_processes
 from palenka.ground.progress import notice
 from palenka.train_student.objective.hidden import require_equal_widths
-from palenka.train_student.run import Run
+from palenka.train_student.run import Run, RunInputs, RunResult
 from palenka.train_student.settings import TrainSettings
 from palenka.train_student.teachers import Teachers, open_teachers
 from palenka.train_student.trainer import Trainer
@@ -30,8 +29,8 @@ from palenka.train_student.trainer import Trainer
 _ACCELERATE_PRECISION = {"float32": "no", "bf16": "bf16", "fp16": "fp16"}
 
 
-def train(settings: TrainSettings) -> dict[str, Any]:
-    """Train a model and return what came of it: parameters, steps, tokens, validation cross-entropy, seconds.
+def train(settings: TrainSettings) -> RunResult:
+    """Train a model and return what came of it.
 
     A run that is whole is not trained again; one that was interrupted goes on at its last checkpoint, with any number
     of processes, and on a CPU ends with the same weights as if it had not been. Beside the model, memory is some 32
@@ -144,11 +143,12 @@ def _open_teachers(settings: TrainSettings, corpus: Corpus, device: torch.device
     return teachers
 
 
-def _inputs(corpus: Corpus, validation: Corpus, teachers: Teachers) -> dict[str, Any]:
-    """What a run is made from, whatever path it lies at."""
-    return {
-        "corpus": corpus.fingerprint,
-        "validation": validation.fingerprint,
-        "tokenizer": corpus.tokenizer_hash,
-        "teachers": dict(teachers.identities),
-    }
+def _inputs(corpus: Corpus, validation: Corpus, teachers: Teachers) -> RunInputs:
+    return RunInputs.model_validate(
+        {
+            "corpus": corpus.fingerprint,
+            "validation": validation.fingerprint,
+            "tokenizer": corpus.tokenizer_hash,
+            "teachers": teachers.identities,
+        }
+    )

@@ -9,7 +9,6 @@ import math
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
-from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +27,7 @@ from palenka.train_student.meter import Meter
 from palenka.train_student.model.shapes import count_parameters
 from palenka.train_student.objective.objective import Objective
 from palenka.train_student.optimizer import adamw, cosine_schedule
-from palenka.train_student.run import Run
+from palenka.train_student.run import Run, RunResult
 from palenka.train_student.settings import TrainSettings
 from palenka.train_student.teachers import Teachers
 
@@ -70,7 +69,7 @@ class Trainer:
         self.learning_rate = 0.0
         self.seconds = 0.0
 
-    def fit(self) -> dict[str, Any]:
+    def fit(self) -> RunResult:
         """Train from the last checkpoint, or the first step, to the last step, and record the result."""
         settings = self.settings
         tokens_per_step = settings.global_batch * settings.windows.length
@@ -239,17 +238,17 @@ class Trainer:
                 f"{self.accelerator.num_processes} process(es){going_on}"
             )
 
-    def _finish(self, seconds: float) -> dict[str, Any]:
+    def _finish(self, seconds: float) -> RunResult:
         tokens = self.num_steps * self.settings.global_batch * self.settings.windows.length
-        result = {
-            "parameters": count_parameters(self.student),
-            "steps": self.num_steps,
-            "tokens": tokens,
-            "best_step": self.best_step,
-            "validation_cross_entropy": self.best,
-            "seconds": round(seconds, 2),
-            "tokens_per_second": round(tokens / seconds, 1),
-        }
+        result = RunResult(
+            parameters=count_parameters(self.student),
+            steps=self.num_steps,
+            tokens=tokens,
+            best_step=self.best_step,
+            validation_cross_entropy=self.best,
+            seconds=round(seconds, 2),
+            tokens_per_second=round(tokens / seconds, 1),
+        )
         if self.accelerator.is_main_process:
             self.run.finish(result)
         return result

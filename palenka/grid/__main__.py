@@ -11,7 +11,8 @@ import sys
 from collections.abc import Sequence
 
 from palenka.grid.points import Grid, Point, require_same_settings
-from palenka.grid.results import StageResults, chosen_finalists, publish, results_of
+from palenka.grid.record import GridStage
+from palenka.grid.results import chosen_finalists, publish, results_of
 from palenka.grid.running import is_finished, require_inputs, run_local, run_point
 from palenka.grid.settings import GridSettings, PointSettings
 from palenka.grid.slurm import Following, submit
@@ -65,7 +66,7 @@ def _launch(grid: Grid, points: Sequence[Point], arguments: Sequence[str], follo
     return False
 
 
-def _status(points: StageResults, finalists: StageResults | None = None) -> int:
+def _status(points: GridStage, finalists: GridStage | None = None) -> int:
     return 0 if points.is_whole and (finalists is None or finalists.is_whole) else INCOMPLETE
 
 

@@ -13,8 +13,6 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -24,7 +22,7 @@ from palenka.eval.results import read_results
 from palenka.eval.suite import Conditions
 from palenka.eval.suites import SUITES
 from palenka.grid.points import Grid, Point
-from palenka.grid.settings import HELD_OUT
+from palenka.grid.record import HELD_OUT, GridFiles, RunFigure
 from palenka.ground.errors import UserError
 from palenka.ground.files import read_record, write_record
 from palenka.ground.progress import notice
@@ -49,7 +47,7 @@ def require_inputs(grid: Grid) -> None:
 def is_finished(grid: Grid, point: Point) -> bool:
     """Whether a point is trained and measured."""
     ended_well = not point.failure.exists() and Run(point.settings.output).result() is not None
-    return ended_well and measures_file(grid, point).is_file()
+    return ended_well and GridFiles(grid.settings.output).measures(point.name).is_file()
 
 
 def reason_of_failure(point: Point) -> str | None:
@@ -60,7 +58,7 @@ def reason_of_failure(point: Point) -> str | None:
         return None
 
 
-def run_point(grid: Grid, point: Point) -> dict[str, Any]:
+def run_point(grid: Grid, point: Point) -> dict[str, RunFigure]:
     """Train a point, or go on with it, and measure it; returns its measures.
 
     Raises:
@@ -78,26 +76,16 @@ def run_point(grid: Grid, point: Point) -> dict[str, Any]:
     return measured
 
 
-def measures(grid: Grid, point: Point) -> dict[str, Any]:
-    """The measures of a trained point, those that are on disk and fit, or else computed.
-
-    Returns:
-        The main figure of each suite, with the suite's title.
+def measures(grid: Grid, point: Point) -> dict[str, RunFigure]:
+    """The main figure of each suite of a trained point, those that are on disk and fit, or else computed.
 
     Raises:
         UserError: if it cannot be measured.
     """
     folders = {HELD_OUT: point.settings.corpus, **grid.settings.suites}
     asked = Measurement(point.settings.output, folders, _conditions(grid, point))
-    return {
-        result.suite: {"title": result.title, **result.main.model_dump(mode="json", exclude={"tasks"})}
-        for result in measure(asked, measures_file(grid, point)).suites
-    }
-
-
-def measures_file(grid: Grid, point: Point) -> Path:
-    """Where what was measured of a point is."""
-    return grid.settings.output / "measures" / f"{point.name}.json"
+    results = measure(asked, GridFiles(grid.settings.output).measures(point.name))
+    return {result.suite: RunFigure.of(result) for result in results.suites}
 
 
 def _conditions(grid: Grid, point: Point) -> Conditions:
@@ -188,7 +176,8 @@ def _run_process(grid: Grid, point: Point, arguments: Sequence[str], device: str
 def _tell(grid: Grid, point: Point, done: int, count: int, started: float) -> None:
     reason = reason_of_failure(point)
     if reason is None:
-        result = read_results(measures_file(grid, point)).by_suite[grid.settings.rank_by]
+        results = read_results(GridFiles(grid.settings.output).measures(point.name))
+        result = results.by_suite[grid.settings.rank_by]
         outcome = f"{result.heading}, {result.main}"
     else:
         outcome = f"failed: {reason}"

@@ -8,10 +8,9 @@ from pydantic import Field, model_validator
 
 from palenka.eval.protocols import Protocol
 from palenka.eval.suites import SuiteName
+from palenka.grid.record import HELD_OUT
 from palenka.ground.settings import Settings
 
-HELD_OUT = "held_out"
-"""The suite that every point is measured on; the text is its corpus's."""
 _DECIDED = ("output", "seed")
 """Options of a student that the grid decides itself."""
 _SHARED = ("corpus", "split", "windows", "validation")

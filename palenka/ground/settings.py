@@ -1,12 +1,15 @@
 """The base of every configuration: frozen, checked, unknown keys refused; and its YAML files."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from palenka.ground.errors import UserError
+
+Schema = TypeVar("Schema", bound=BaseModel)
 
 Precision = Literal["float32", "bf16", "fp16"]
 """The type that a model computes in."""
@@ -46,3 +49,18 @@ class Settings(BaseModel):
         aside = path.with_name(f"{path.name}.partial")
         aside.write_text(yaml.safe_dump(self.as_plain(), sort_keys=False, allow_unicode=True), encoding="utf-8")
         aside.replace(path)
+
+
+def read_as(schema: type[Schema], content: Mapping[str, object], source: Path) -> Schema:
+    """What a file of ours holds, as a typed record.
+
+    Raises:
+        UserError: if something in it is missing, unknown or of the wrong kind; the file and the field are named.
+    """
+    try:
+        return schema.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        what = f"{field}: {first['msg'].lower()}" if field else first["msg"]
+        raise UserError(f"{source} cannot be read: {what}; make it again, or leave its folder out") from None

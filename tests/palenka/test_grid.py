@@ -14,6 +14,7 @@ from palenka.__main__ import main
 from palenka.cache_teachers.capture import CaptureSettings, capture
 from palenka.grid.points import Grid, Point
 from palenka.grid.ranking import best, rank
+from palenka.grid.record import RunFigure
 from palenka.grid.results import chosen_finalists, results_of
 from palenka.grid.running import is_finished, run_point, visible_gpus
 from palenka.grid.settings import GridSettings
@@ -361,9 +362,9 @@ def test_a_point_that_was_killed_is_told_from_one_that_never_began(
             run_point(grid, grid.points[0])
     found = results_of(grid, grid.points)
     assert found.failures[grid.points[0].name].startswith("it began and did not end")
-    assert found.untried == [point.name for point in grid.points[1:]]
+    assert found.untried == tuple(point.name for point in grid.points[1:])
     assert chosen_finalists(grid, found) == []
-    assert run_point(grid, grid.points[0])["held_out"]["n"] == 40
+    assert run_point(grid, grid.points[0])["held_out"].n == 40
     assert is_finished(grid, grid.points[0])
 
 
@@ -379,9 +380,11 @@ def test_a_run_with_other_settings_is_refused_before_anything_runs(
     assert state(tmp_path / "grid") == before
 
 
-def measured(losses: Mapping[str, Sequence[float]], accuracies: Mapping[str, Sequence[float]] | None = None) -> Any:
-    def figure(value: float, higher_is_better: bool) -> dict[str, Any]:
-        return {"title": "t", "value": value, "unit": "", "higher_is_better": higher_is_better}
+def measured(
+    losses: Mapping[str, Sequence[float]], accuracies: Mapping[str, Sequence[float]] | None = None
+) -> dict[str, dict[str, RunFigure]]:
+    def figure(value: float, higher_is_better: bool) -> RunFigure:
+        return RunFigure(title="t", value=value, higher_is_better=higher_is_better)
 
     return {
         f"points/{name}-seed{seed}": {
@@ -397,14 +400,14 @@ def test_variants_are_ranked_by_means_over_seeds_and_differ_from_the_control_of_
     grid = read_grid(grid_file(seeds=[0, 1, 2]))
     losses = {"control": [5.0, 6.0, 7.0], "logit0.1": [4.8, 5.9, 6.6], "logit0.9": [4.0, 6.0, 9.0]}
     first, second, third = rank(grid, grid.points, measured(losses))
-    assert [row["variant"] for row in (first, second, third)] == ["logit0.1", "control", "logit0.9"]
-    figures = first["measures"]["held_out"]
-    assert figures["mean"] == pytest.approx(17.3 / 3)
-    assert figures["deviation"] == pytest.approx(0.9073772, abs=1e-6)
-    assert figures["difference"] == pytest.approx(-0.7 / 3)
+    assert [row.variant for row in (first, second, third)] == ["logit0.1", "control", "logit0.9"]
+    figures = first.measures["held_out"]
+    assert figures.mean == pytest.approx(17.3 / 3)
+    assert figures.deviation == pytest.approx(0.9073772, abs=1e-6)
+    assert figures.difference == pytest.approx(-0.7 / 3)
     # Three differences of mean −0.2333 and deviation 0.1528: t at two degrees is 4.3027.
-    assert figures["interval"] == pytest.approx((-0.7 / 3 - 0.379461, -0.7 / 3 + 0.379461), abs=1e-5)
-    assert second["measures"]["held_out"]["difference"] is None
+    assert figures.interval == pytest.approx((-0.7 / 3 - 0.379461, -0.7 / 3 + 0.379461), abs=1e-5)
+    assert second.measures["held_out"].difference is None
     assert best([first, second, third], 1) == ["logit0.1", "control"]
     assert best([first, second, third], 9) == ["logit0.1", "logit0.9", "control"]
 
@@ -412,23 +415,23 @@ def test_variants_are_ranked_by_means_over_seeds_and_differ_from_the_control_of_
 def test_a_variant_that_lacks_a_seed_has_no_rank(grid_file: GridFile) -> None:
     grid = read_grid(grid_file(seeds=[0, 1]))
     rows = rank(grid, grid.points, measured({"control": [5.0, 6.0], "logit0.1": [1.0], "logit0.9": [7.0, 7.0]}))
-    assert [(row["variant"], row["rank"], row["lacking"]) for row in rows] == [
-        ("control", 1, []),
-        ("logit0.9", 2, []),
-        ("logit0.1", None, [1]),
+    assert [(row.variant, row.rank, row.lacking) for row in rows] == [
+        ("control", 1, ()),
+        ("logit0.9", 2, ()),
+        ("logit0.1", None, (1,)),
     ]
-    assert rows[2]["measures"]["held_out"]["difference"] == -4.0
+    assert rows[2].measures["held_out"].difference == -4.0
     assert best(rows, 2) == ["logit0.9", "control"]
-    assert rank(grid, grid.points, {})[0]["measures"] == {}
+    assert rank(grid, grid.points, {})[0].measures == {}
 
 
 def test_a_suite_ranks_by_its_accuracy(grid_file: GridFile, tmp_path: Path) -> None:
     grid = read_grid(grid_file(suites={"blimp": str(tmp_path)}, rank_by="blimp"))
     losses = {"control": [5.0], "logit0.1": [4.0], "logit0.9": [6.0]}
     rows = rank(grid, grid.points, measured(losses, {"control": [0.6], "logit0.1": [0.5], "logit0.9": [0.7]}))
-    assert [row["variant"] for row in rows] == ["logit0.9", "control", "logit0.1"]
-    assert rows[0]["measures"]["blimp"]["difference"] == pytest.approx(0.1)
-    assert rows[0]["measures"]["blimp"]["interval"] is None
+    assert [row.variant for row in rows] == ["logit0.9", "control", "logit0.1"]
+    assert rows[0].measures["blimp"].difference == pytest.approx(0.1)
+    assert rows[0].measures["blimp"].interval is None
 
 
 def test_the_scripts_say_what_the_settings_say(grid_file: GridFile) -> None:

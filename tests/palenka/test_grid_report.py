@@ -20,10 +20,10 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
 from palenka.__main__ import main
-from palenka.eval.results import ModelIdentity, Results, SuiteResult, items_file, write_results
+from palenka.eval.results import ModelIdentity, Request, Results, SuiteResult, items_file, write_results
 from palenka.eval.suites import SUITES
+from palenka.grid.record import GridFiles, GridStage
 from palenka.report.grid.analysis import noise_of, paired_runs, varied_options
-from palenka.report.grid.files import GridStage, read_grid
 from palenka.report.grid.heat_map import draw_legend, readable_on
 from palenka.report.grid.seed_chart import SeedDot, draw_seeds, panel_limits
 from palenka.report.sources import find_sources
@@ -32,6 +32,7 @@ from palenka.report.write import write_report
 SEEDS = (0, 1, 2)
 LOGIT, HIDDEN = (0.1, 0.5, 0.9), (0.3, 0.7)
 WINDOWS = 60
+OF_LOSS = {"title": "held-out cross-entropy", "unit": "nats per token", "higher_is_better": False}
 Losses = dict[tuple[str, int], Any]
 """The loss of every window of the runs that are finished, by variant and seed."""
 
@@ -45,7 +46,7 @@ def row(variant: str, values: Mapping[str, Any], losses: Losses, seeds: Sequence
         for seed in there
         if variant != "control" and ("control", seed) in losses
     ]
-    measure = {
+    measure = OF_LOSS | {
         "mean": statistics.fmean(means or [0.0]),
         "deviation": statistics.stdev(means) if len(means) > 1 else None,
         "difference": statistics.fmean(pairs) if pairs else None,
@@ -75,7 +76,8 @@ def stage_of(
             "variant": variant,
             "seed": seed,
             "measures": {
-                "held_out": {"value": float(of.mean()), "interval": [of.mean() - 0.1, of.mean() + 0.1], "n": 60}
+                "held_out": OF_LOSS
+                | {"value": float(of.mean()), "interval": [of.mean() - 0.1, of.mean() + 0.1], "n": 60}
             },
         }
         for (variant, seed), of in losses.items()
@@ -160,13 +162,11 @@ def write_measures(folder: Path, name: str, losses: Any) -> None:
         "held_out": pa.table(windows | {"index": range(len(losses))}),
         "blimp": pa.table(pairs | {"index": range(40)}),
     }
-    suites = tuple(
-        SuiteResult(
-            suite=suite, title=suite, version=1, data="d", conditions={}, **dict(SUITES[suite].figures(items[suite]))
-        )
-        for suite in items
-    )
-    results = Results(name=name, model=ModelIdentity(weights=name, config={}), parameters=1, suites=suites)
+    suites = []
+    for suite, table in items.items():
+        request = Request(suite=suite, title=SUITES[suite].title, version=1, data="d", conditions={})
+        suites.append(SuiteResult(**dict(request), **dict(SUITES[suite].figures(table))))
+    results = Results(name=name, model=ModelIdentity(weights=name, config={}), parameters=1, suites=tuple(suites))
     write_results(folder / "measures" / "finalists" / f"{name}.json", results, list(items.values()))
 
 
@@ -228,7 +228,7 @@ def test_every_cell_of_the_heat_map_has_its_mean_and_its_difference(grid_folder:
     folder = grid_folder()
     html = page_of(folder, tmp_path / "report.html")
     drawing = drawing_of(html, "Held-out cross-entropy over the grid")
-    for each in read_grid(folder).record.points.ranking:
+    for each in GridFiles(folder).read().points.ranking:
         measure = each.measures["held_out"]
         if each.is_control:
             assert f"control {measure.mean:.4f} →" in drawing
@@ -239,7 +239,7 @@ def test_every_cell_of_the_heat_map_has_its_mean_and_its_difference(grid_folder:
     assert "objective.hidden" in drawing
     assert "lowest cell is outlined" in words(html)
     assert "its own section" in words(html)
-    lowest = min(each.measures["held_out"].mean for each in read_grid(folder).record.points.ranking)
+    lowest = min(each.measures["held_out"].mean for each in GridFiles(folder).read().points.ranking)
     (place,) = re.findall(rf'x="(\S+)" y="(\S+)">{lowest:.4f}<', drawing)
     (frame,) = lines_of(drawing, "stroke: #ffffff; stroke-width: 1.8")
     for axis in (0, 1):
@@ -498,7 +498,7 @@ def test_finalists_of_other_windows_are_refused(
 
 def test_the_noise_and_the_choice_are_told_in_numbers(grid_folder: GridFolder, tmp_path: Path) -> None:
     folder = grid_folder()
-    noise = noise_of(read_grid(folder).record.points)
+    noise = noise_of(GridFiles(folder).read().points)
     assert noise is not None
     assert (noise.variants, noise.seeds) == (6, 3)
     # Windows' own noise of 0.05 over 60 windows, and the best of six stands out by 1.267 deviations (Harter 1961).
@@ -525,8 +525,8 @@ def test_values_are_in_the_order_of_numbers_or_of_the_file() -> None:
     ("damage", "message"),
     [
         ("{", "is damaged: it is not a JSON object; write it again with `palenka grid rank"),
-        ("{}", "cannot be reported on: rank_by: field required"),
-        ('{"rank_by": "held_out", "points": 3, "finalists": null}', "cannot be reported on: points: "),
+        ("{}", "cannot be read: rank_by: field required"),
+        ('{"rank_by": "held_out", "points": 3, "finalists": null}', "cannot be read: points: "),
         (None, "holds points of a grid, but no grid.json with their ranking; write it with `palenka grid rank"),
     ],
 )
@@ -571,18 +571,19 @@ def test_points_are_not_among_the_models_and_finalists_are(grid_folder: GridFold
     for name in ("config.yaml", "metrics.jsonl"):
         (folder / "points" / "x-seed0" / name).write_text("")
     sources = find_sources([folder])
-    assert sources.unfinished == ()
+    assert sources.unfinished == []
     assert {path.parent.name for path, _ in sources.results} == {"finalists"}
-    assert len(sources.results) == 2 * 2 * len(SEEDS)
+    assert len(sources.results) == 2 * len(SEEDS)
 
 
 def test_pairs_of_runs_are_those_that_are_finished(grid_folder: GridFolder) -> None:
-    grid = read_grid(grid_folder(finalists=["logit0.5-hidden0.7"]))
-    assert grid.record.finalists is not None
-    plain = grid.record.finalists.model_dump()
+    folder = grid_folder(finalists=["logit0.5-hidden0.7"])
+    finalists = GridFiles(folder).read().finalists
+    assert finalists is not None
+    plain = finalists.model_dump()
     plain["runs"] = {name: run for name, run in plain["runs"].items() if name != "finalists/control-seed1"}
-    pairs = paired_runs(grid, GridStage.model_validate(plain))
-    assert [(pair.run.seed, pair.control is None, pair.windows is None) for pair in pairs] == [
+    pairs = paired_runs(folder, GridStage.model_validate(plain))
+    assert [(pair.run.seed, pair.control is None, pair.comparison.windows is None) for pair in pairs] == [
         (0, False, False),
         (1, True, True),
         (2, False, False),

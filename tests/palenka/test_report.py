@@ -4,6 +4,8 @@ import json
 import math
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -20,17 +22,17 @@ from palenka.data.model_files import identity_of
 from palenka.data.signals.cache import TeacherCache
 from palenka.data.signals.signal import log1mexp
 from palenka.eval.measure import Measurement, measure
-from palenka.eval.suite import Conditions
+from palenka.eval.suite import Conditions, Score
 from palenka.ground.errors import UserError
 from palenka.report.cache_card import make_card
 from palenka.report.costs import break_even
 from palenka.report.figures import thin, without_rest
-from palenka.report.finding import Estimate
 from palenka.report.models import distinct_names, join_models, measures_of
-from palenka.report.pairs import pooled
 from palenka.report.phenomena import PHENOMENA
-from palenka.report.sources import TaskScore, find_sources
-from palenka.report.write import write_report
+from palenka.report.results import Estimate, pooled
+from palenka.report.sources import find_sources
+from palenka.report.write import try_report, write_report
+from palenka.study_record import CacheRow, StudyFiles, StudyResults
 from palenka.train_student.settings import TrainSettings
 from palenka.train_student.train import train
 
@@ -118,8 +120,9 @@ def study(corpus_directory: Path, make_teacher: Callable[..., Path], tmp_path_fa
         asked = Measurement(folder / name, {"held_out": corpus_directory}, Conditions(length=LENGTH))
         measure(asked, folder / "held_out" / f"{name}.json")
     seconds = {"corpus": 1.5, "cache big": 12.25, "student control": 3.0, f"student {HOSTILE}": 4.0}
-    (folder / "seconds.json").write_text(json.dumps(seconds))
-    (folder / "results.json").write_text(json.dumps({"caches": [{"name": "big", "path": "cache-big"}]}))
+    StudyFiles(folder).write_seconds(seconds)
+    cache = CacheRow.of("big", TeacherCache(folder / "cache-big"), folder)
+    StudyFiles(folder).write(StudyResults(caches=(cache,)))
     return folder
 
 
@@ -278,8 +281,8 @@ def test_results_that_do_not_compare_stand_in_columns_of_their_own(copy: Path, t
     for name, value in (("per_word", 9.25), ("per_byte", 1.125)):
         other["suites"][0]["figures"][name]["value"] = value
     (copy / "held_out" / "short.json").write_text(json.dumps(other))
-    short, long = sorted(measures_of(join_models(find_sources([copy]))), key=lambda measure: measure.length)
-    assert short.condition([short, long]) == "windows of 8"
+    short, long = sorted(measures_of(join_models(find_sources([copy]))), key=lambda measure: measure.conditions)
+    assert short.condition([short, long]) == "length 8"
     assert short.condition([short]) == ""
     row = report(copy, out=tmp_path / "report.html").row("control")
     assert "2.5000 2.4000 to 2.6000 | 9.2500 | 1.1250" in row
@@ -346,8 +349,7 @@ def test_runs_that_are_not_finished_are_named_and_left_out(copy: Path, tmp_path:
 
 def test_the_card_is_what_the_cache_holds(study: Path) -> None:
     cache = TeacherCache(study / "cache-big")
-    card = make_card(cache)
-    assert card is not None
+    card = make_card("big", cache)
     assert card.hidden_errors == cache.hidden_errors()
     assert set(card.bytes_by_array) == set(cache.bytes_per_token())
     files = [path for path in (study / "cache-big").rglob("c/*/*/0/0") if path.is_file()]
@@ -375,7 +377,7 @@ def test_a_cache_that_was_only_begun_is_no_failure(copy: Path, tmp_path: Path) -
 
 def test_the_break_even_is_that_of_the_recorded_seconds(study: Path, tmp_path: Path) -> None:
     sources = find_sources([study])
-    costs = break_even(sources.studies[0], sources)
+    costs = break_even(next(iter(sources.studies)), sources)
     assert costs is not None
     captured = TeacherCache(study / "cache-big").captured_tokens()
     read_by_student = read(study / HOSTILE / "result.json")["tokens"]
@@ -394,16 +396,16 @@ def test_a_student_of_another_cache_does_not_count(copy: Path) -> None:
     inputs["teachers"]["<i>big"]["logits"]["k"] = 4
     path.write_text(json.dumps(inputs))
     sources = find_sources([copy])
-    assert break_even(sources.studies[0], sources) is None
+    assert break_even(next(iter(sources.studies)), sources) is None
 
 
 @given(st.lists(st.tuples(st.floats(0.05, 0.95), st.integers(2, 500)), min_size=1, max_size=8))
 def test_the_pooled_error_of_equal_tasks_is_that_of_all_items(tasks: list[tuple[float, int]]) -> None:
-    scores = [TaskScore(accuracy=a, stderr=math.sqrt(a * (1 - a) / (n - 1)), n=n) for a, n in tasks]
+    scores = [Score(value=a, stderr=math.sqrt(a * (1 - a) / (n - 1)), n=n) for a, n in tasks]
     together = pooled(scores)
     variances = [n * a * (1 - a) for a, n in tasks]
     items = sum(n for _, n in tasks)
-    assert together.accuracy == pytest.approx(sum(a for a, _ in tasks) / len(tasks))
+    assert together.value == pytest.approx(sum(a for a, _ in tasks) / len(tasks))
     assert together.stderr == pytest.approx(math.sqrt(sum(variances) / (items - len(tasks)) / items))
 
 
@@ -465,13 +467,38 @@ def test_a_mistake_is_one_sentence(copy: Path, tmp_path: Path, capsys: pytest.Ca
     ("file", "content", "said"),
     [
         ("control/metrics.jsonl", '{"loss": 1}', "line 1 is not a JSON object with a step"),
-        ("control/result.json", '{"parameters": 3}', "result.json cannot be reported on: tokens: field required"),
-        ("control/config.yaml", "a: 1", "config.yaml cannot be reported on: model: field required"),
+        ("control/result.json", '{"parameters": 3}', "result.json cannot be read: steps: field required"),
+        ("control/config.yaml", "a: 1", "config.yaml cannot be read: corpus: field required"),
         ("held_out/x.json", '{"suites": [1]}', "x.json holds no results of `palenka eval`"),
-        ("seconds.json", '{"corpus": "long"}', "corpus is not a number"),
+        ("seconds.json", '{"corpus": "long"}', "seconds.json cannot be read: corpus: input should be a valid number"),
     ],
 )
 def test_a_damaged_file_is_named(copy: Path, file: str, content: str, said: str) -> None:
     (copy / file).write_text(content)
     with pytest.raises(UserError, match=re.escape(said)):
         find_sources([copy])
+
+
+def test_without_its_packages_one_sentence_says_what_to_install(
+    study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for package in ("jinja2", "matplotlib"):
+        monkeypatch.setitem(sys.modules, package, None)  # as if it were not installed
+    out = tmp_path / "report.html"
+    assert main(["report", str(study), "--out", str(out)]) == 2
+    sentence = "a report needs jinja2 and matplotlib, not installed here; pip install 'palenka[report]'"
+    assert capsys.readouterr().err == f"error: {sentence}\n"
+    try_report([study], out)  # as studies and grids end
+    assert capsys.readouterr().err.endswith(f"{out} is not written: {sentence}\n")
+    assert not out.exists()
+
+
+@pytest.mark.slow
+def test_only_the_report_imports_the_packages_of_its_extra() -> None:
+    code = """
+import sys
+import transformers
+sys.modules |= dict.fromkeys(("markupsafe", "matplotlib"))  # torch itself needs jinja2
+import palenka.__main__, palenka.demo, palenka.grid.__main__, palenka.report.__main__, palenka.study
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -107,7 +107,7 @@ def test_the_weights_in_force_are_those_of_the_step_and_stand_in_the_log(
             "gradient_ratios_every": 5,
         }
     )
-    steps = train(settings)["steps"]
+    steps = train(settings).steps
     log = [json.loads(line) for line in (settings.output / "metrics.jsonl").read_text().splitlines()]
     logged = [line for line in log if "loss" in line]
     assert len(logged) == steps > 10

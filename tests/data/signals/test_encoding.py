@@ -189,7 +189,7 @@ def test_a_student_learns_from_draws(
             }
         )
     )
-    assert math.isfinite(result["validation_cross_entropy"])
+    assert math.isfinite(result.validation_cross_entropy)
 
 
 @pytest.mark.parametrize(
