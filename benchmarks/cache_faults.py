@@ -52,7 +52,7 @@ def command(settings: CaptureSettings, folder: Path) -> list[str]:
     """The same capture as a process."""
     file = folder / f"{settings.output.name}.yaml"
     settings.write_yaml(file)
-    return [sys.executable, "-m", "cache_teachers", "run", "--config", str(file)]
+    return [sys.executable, "-m", "palenka.cache_teachers", "run", "--config", str(file)]
 
 
 def kill_at_random_moments(given: argparse.Namespace, draw: random.Random) -> str:

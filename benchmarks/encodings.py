@@ -12,6 +12,7 @@ import math
 from pathlib import Path
 
 import torch
+from palenka.train_student.objective.terms import NextTokenTerms
 from torch import Tensor
 
 from palenka.cache_teachers.capture import CaptureSettings
@@ -21,7 +22,6 @@ from palenka.data.model_files import load_model
 from palenka.data.signals.encoding import LogitEncoding
 from palenka.data.signals.signal import TeacherSignal, top_k_signal
 from palenka.data.windows import WindowRule, gather
-from palenka.train_student.objective.terms import NextTokenTerms
 
 WINDOWS, MICRO_BATCH = 64, 8
 SIZES = (8, 16, 32, 64, 128)

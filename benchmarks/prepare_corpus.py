@@ -23,7 +23,16 @@ def measure(copies: int) -> tuple[float, float, float]:
                 link = sources / str(copy) / path.name
                 link.parent.mkdir(parents=True, exist_ok=True)
                 link.symlink_to(path)
-        command = [sys.executable, "-m", "data", "prepare", "--sources", str(sources), "--output", f"{folder}/corpus"]
+        command = [
+            sys.executable,
+            "-m",
+            "palenka.data",
+            "prepare",
+            "--sources",
+            str(sources),
+            "--output",
+            f"{folder}/corpus",
+        ]
         started = time.perf_counter()
         quiet = [(os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)]
         child = os.posix_spawn(sys.executable, command, os.environ, file_actions=quiet)

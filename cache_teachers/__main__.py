@@ -1,4 +1,4 @@
-"""`accelerate launch -m cache_teachers run --config configs/caches/NAME.yaml`, or `palenka cache run` on one device.
+"""`accelerate launch -m palenka.cache_teachers run FILE.yaml`, or `palenka cache run` on one device.
 
 `palenka cache plan`, `verify` and `inspect` say what a capture would cost, whether a cache is what its teacher says,
 and what it holds.
@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from palenka.ground.command_line import parse, run, subcommand
+from palenka.ground.settings import Printing
 
 _COMMANDS = {
     "plan": "what a capture would cost: bytes, seconds, and from how many students on it pays",
@@ -29,39 +30,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _cache(arguments: Sequence[str]) -> None:
     name, rest = subcommand("palenka cache", _COMMANDS, arguments)
-    as_json = name != "run" and "--json" in rest
-    if as_json:
-        rest = [argument for argument in rest if argument != "--json"]
     program = f"palenka cache {name}"
     if name == "run":
-        from palenka.cache_teachers.capture import CaptureSettings, capture
+        from palenka.cache_teachers.capture import capture
+        from palenka.cache_teachers.settings import CaptureSettings
 
         capture(parse(CaptureSettings, rest, program))
     elif name == "plan":
-        from palenka.cache_teachers.plan import PlanSettings, plan
+        from palenka.cache_teachers.plan import plan
+        from palenka.cache_teachers.settings import PlanSettings
 
-        _show("What the capture would cost", plan(parse(PlanSettings, rest, program)), as_json)
+        planned = parse(PlanSettings, rest, program)
+        _show("What the capture would cost", plan(planned), planned)
     elif name == "verify":
-        from palenka.cache_teachers.verify import VerifySettings, refuse_damaged, verify
+        from palenka.cache_teachers.settings import VerifySettings
+        from palenka.cache_teachers.verify import refuse_damaged, verify
 
-        # As a flag; a value may follow, as for every option.
-        is_flag = "--all" in rest and [*rest, ""][rest.index("--all") + 1] not in ("true", "false")
-        rest = ["--all=true" if argument == "--all" and is_flag else argument for argument in rest]
-        found = verify(parse(VerifySettings, rest, program))
-        _show("The cache beside its teacher", found, as_json)
+        verified = parse(VerifySettings, rest, program)
+        found = verify(verified)
+        _show("The cache beside its teacher", found, verified)
         if damaged := found["damaged"]:
             refuse_damaged(found["cache"], damaged)
     else:
-        from palenka.cache_teachers.inspect import InspectSettings, inspect
+        from palenka.cache_teachers.inspect import inspect
+        from palenka.cache_teachers.settings import InspectSettings
 
-        if rest and not rest[0].startswith("-"):
-            rest = ["--cache", *rest]
-        _show("What the cache holds", inspect(parse(InspectSettings, rest, program)), as_json)
+        inspected = parse(InspectSettings, rest, program)
+        _show("What the cache holds", inspect(inspected), inspected)
 
 
-def _show(title: str, found: dict[str, Any], as_json: bool) -> None:
+def _show(title: str, found: dict[str, Any], settings: Printing) -> None:
     """Print measures as JSON, or as a table with a line for each."""
-    if as_json:
+    if settings.as_json:
         sys.stdout.write(json.dumps(found, indent=1) + "\n")
         return
     table = Table(title=title)

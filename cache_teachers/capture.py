@@ -1,79 +1,36 @@
 """Capture: one teacher, or an ensemble, over every window of every view, shard by shard, into a cache.
 
-`accelerate launch -m cache_teachers run --config configs/caches/NAME.yaml` (or `palenka cache run` on one device).
+`accelerate launch -m palenka.cache_teachers run --config FILE.yaml` (or `palenka cache run` on one device).
 The same command goes on after any interruption: shards whose commit records are whole are kept.
 """
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
 
 import numpy as np
 import torch
+from accelerate.utils import reduce
 from numpy.typing import NDArray
-from pydantic import Field, model_validator
+from torch import Tensor
 
-from palenka.cache_teachers.teacher import Teacher, named_models
+from palenka.cache_teachers.settings import CaptureSettings
+from palenka.cache_teachers.teacher import Teacher, prefixed
 from palenka.data.corpus import Corpus
-from palenka.data.signals.cache import CacheWriter, create_cache, is_begun, remove_leftovers
-from palenka.data.signals.encoding import LogitEncoding
-from palenka.data.signals.hidden import HiddenEncoding, bytes_per_window
-from palenka.data.signals.manifest import CacheManifest, Shard, codes_of, windows_per_shard
-from palenka.data.windows import WindowRule, gather
+from palenka.data.signals.cache import CacheWriter, create_cache, is_begun
+from palenka.data.signals.encoding import TeacherOutputs
+from palenka.data.signals.manifest import CacheManifest, Shard, windows_per_shard
+from palenka.data.windows import gather
 from palenka.ground.errors import UserError
 from palenka.ground.files import damage_of
 from palenka.ground.lock import sole_writer
 from palenka.ground.processes import open_processes
 from palenka.ground.progress import notice, progress_bar
-from palenka.ground.settings import Precision, Settings
 
 _GAPS_TOLD = 10
 """Missing or damaged shards that a notice names."""
-
-
-class CaptureSettings(Settings):
-    """Capture a teacher: run it once over a corpus and keep what it says in a cache."""
-
-    teacher: Path | None = None
-    """Directory of the teacher, in Hugging Face format."""
-    ensemble: dict[str, Path] = Field(default={})
-    """Directories of several teachers by name, instead of one: their geometric mean, captured in one pass."""
-    corpus: Path
-    """Directory of the prepared corpus."""
-    output: Path
-    """Directory of the cache."""
-    split: str = "train"
-    """Split of the corpus to capture."""
-    windows: WindowRule = WindowRule()
-    """How the token stream is cut into windows."""
-    fraction: float = Field(default=1.0, gt=0, le=1)
-    """Capture only this part of each view's windows, a uniform sample, in whole shards; the rest can follow later."""
-    logits: LogitEncoding = LogitEncoding()
-    """What is kept of the teacher's distribution at every token."""
-    hidden: HiddenEncoding | None = None
-    """What is kept of the teacher's hidden states; nothing unless given."""
-    precision: Precision = "float32"
-    """Type that the teacher computes in."""
-    micro_batch: int = Field(default=32, ge=1)
-    """Windows per forward pass and process."""
-
-    part: int = Field(default=0, ge=0)
-    """Which of the parts to capture, from 0 on; each can be a job of its own, on any machine that sees the output."""
-    parts: int = Field(default=1, ge=1)
-    """Parts that the missing shards are dealt out to; one of them may fail, and a later call fills its gaps."""
-
-    @model_validator(mode="after")
-    def _teacher_and_part_are_given(self) -> Self:
-        self.models()
-        if self.part >= self.parts:
-            raise ValueError(f"part is {self.part}, but there are {self.parts} part(s), counted from 0")
-        return self
-
-    def models(self) -> dict[str, Path]:
-        """The directories of the models by name."""
-        return named_models("teacher", self.teacher, self.ensemble)
 
 
 def capture(settings: CaptureSettings) -> None:
@@ -85,23 +42,20 @@ def capture(settings: CaptureSettings) -> None:
     Raises:
         UserError: if the teacher does not fit the corpus, the cache there is another one, or the disk is full.
     """
-    state = open_processes()
+    state = open_processes(settings.device)
     corpus = Corpus.open(settings.corpus, settings.split)
     require_windows(settings, corpus)
-    rule = settings.windows
-    teacher = Teacher(
-        settings.models(), settings.precision, state.device, corpus, rule.length, settings.logits, settings.hidden
-    )
+    teacher = Teacher(settings, corpus, settings.windows, state.device)
     manifest = manifest_of(settings, corpus, teacher)
     try:
         with _sole_writer(settings) if state.is_main_process else nullcontext():
             if state.is_main_process:
-                _begin(settings, corpus, teacher, manifest)
+                _begin(settings, teacher, manifest)
             state.wait_for_everyone()
             missing = _missing(settings, manifest, told=state.is_main_process)
             state.wait_for_everyone()
             writer = CacheWriter(settings.output, manifest)
-            teacher.use(writer.statistics)
+            teacher.use(writer.measured)
             mine = missing[state.process_index :: state.num_processes]
             capture_shards(mine, corpus, teacher, writer, settings.micro_batch, shown=state.is_main_process)
             state.wait_for_everyone()
@@ -129,50 +83,54 @@ def _whole_cache(output: Path) -> Iterator[None]:
         yield
 
 
-def _begin(settings: CaptureSettings, corpus: Corpus, teacher: Teacher, manifest: CacheManifest) -> None:
+def _begin(settings: CaptureSettings, teacher: Teacher, manifest: CacheManifest) -> None:
     """Make the cache unless it was begun; the parts of a capture wait here for the one that came first."""
     alone = settings.parts == 1
     with nullcontext() if alone else sole_writer(settings.output, wait=True):
         if not is_begun(settings.output, manifest):
-            teacher.measure(corpus, settings.windows, settings.micro_batch)
-            create_cache(settings.output, manifest, teacher.statistics)
-        elif alone:
-            remove_leftovers(settings.output)
+            teacher.measure(settings.micro_batch)
+            create_cache(settings.output, manifest, teacher.measured.to(torch.device("cpu")))
 
 
 def _missing(settings: CaptureSettings, manifest: CacheManifest, told: bool) -> list[Shard]:
-    """The shards of this part that are not whole, and a notice about them."""
-    shards = list(manifest.shards(settings.fraction))
-    damages = {shard: damage for shard in shards if (damage := damage_of(settings.output, shard.record))}
+    """The shards of this part that are not whole, the same on every process, and a notice about them.
+
+    Each process reads its share of the part's shards, so that together they read each shard once.
+    """
+    state = open_processes()
+    # Dealt out by their place among all, so that parts that start at different times do not overlap.
+    shards = list(manifest.shards(settings.fraction))[settings.part :: settings.parts]
+    is_missing = torch.zeros(len(shards), dtype=torch.int32, device=state.device)
+    for place in range(state.process_index, len(shards), state.num_processes):
+        is_missing[place] = damage_of(settings.output, shards[place].record) is not None
+    missing = [shards[place] for place in reduce(is_missing, "sum").nonzero().flatten().tolist()]
     if told:
-        notice(f"{settings.output}: {len(damages)} of {len(shards)} shards to capture")
-        gaps = [damage for damage in damages.values() if len(damages) < len(shards)]
-        for damage in gaps[:_GAPS_TOLD]:
-            notice(f"  {damage}")
+        part = f", part {settings.part} of {settings.parts}" if settings.parts > 1 else ""
+        notice(f"{settings.output}{part}: {len(missing)} of {len(shards)} shards to capture")
+        gaps = missing if len(missing) < len(shards) else []
+        for shard in gaps[:_GAPS_TOLD]:
+            notice(f"  {damage_of(settings.output, shard.record)}")
         if len(gaps) > _GAPS_TOLD:
             notice(f"  and {len(gaps) - _GAPS_TOLD} more")
-    # Dealt out by their place among all, so that parts that start at different times do not overlap.
-    return [shard for shard in shards[settings.part :: settings.parts] if shard in damages]
+    return missing
 
 
 def manifest_of(settings: CaptureSettings, corpus: Corpus, teacher: Teacher) -> CacheManifest:
     """The manifest of the cache that settings ask for."""
-    rule = settings.windows
-    bytes_of_window = settings.logits.bytes_per_token(corpus.vocabulary_size) * rule.length
-    if teacher.hidden:
-        bytes_of_window += bytes_per_window(teacher.hidden, teacher.hidden_layers)
-    return CacheManifest(
+    manifest = CacheManifest(
         corpus=corpus.fingerprint,
         tokenizer=corpus.tokenizer_hash,
         num_tokens=len(corpus.tokens),
         vocabulary_size=corpus.vocabulary_size,
-        windows=rule,
+        windows=settings.windows,
         teachers=teacher.identities,
         logits=settings.logits,
         hidden=teacher.hidden,
         hidden_layers=teacher.hidden_layers,
-        windows_per_shard=windows_per_shard(bytes_of_window),
+        windows_per_shard=1,
     )
+    bytes_of_window = sum(array.bytes_per_window for array in manifest.arrays().values())
+    return manifest.model_copy(update={"windows_per_shard": windows_per_shard(bytes_of_window)})
 
 
 def require_windows(settings: CaptureSettings, corpus: Corpus) -> None:
@@ -214,26 +172,51 @@ def capture_shards(
 
 
 class _ShardInMemory:
-    """One shard while it is captured: its arrays, and what the codes of its hidden states miss."""
+    """One shard while it is captured: its arrays, and the squared error of its hidden states."""
 
     def __init__(self, arrays: dict[str, NDArray[np.generic]], teacher: Teacher, manifest: CacheManifest) -> None:
         self.arrays = arrays
         self.hidden_error: dict[str, tuple[float, float]] = {}
         self._teacher = teacher
-        self._rule = manifest.windows
-        self._num_positions = manifest.hidden.num_positions() if manifest.hidden else 0
-        self._num_draws = manifest.logits.draws
+        self._manifest = manifest
 
     def add(self, start: int, tokens: NDArray[np.int64], view: int, indices: NDArray[np.int64]) -> None:
         """Put what the teacher says about the windows (view, indices) into the arrays, from row `start` on."""
-        logits, states = self._teacher.outputs(torch.from_numpy(tokens))
-        positions = torch.from_numpy(self._rule.positions(view, indices, self._num_positions))
-        states = self._teacher.at(states, positions)
-        uniforms = torch.from_numpy(self._rule.uniforms(view, indices, self._num_draws))
-        codes = self._teacher.codes(logits, states, uniforms)
-        for name, values in codes.items():
-            self.arrays[name][start : start + len(tokens)] = values.cpu().numpy()
-        for key, layer in states.items():
-            missed, total = self._teacher.statistics[key].squared_error(layer, codes[codes_of(key)])
+        said = encode_windows(self._teacher, self._manifest, tokens, view, indices)
+        for name, values in said.arrays.items():
+            self.arrays[name][start : start + len(tokens)] = values
+        for key, squares in said.hidden_error.items():
             before = self.hidden_error.get(key, (0.0, 0.0))
-            self.hidden_error[key] = (before[0] + missed, before[1] + total)
+            self.hidden_error[key] = (before[0] + squares[0], before[1] + squares[1])
+
+
+@dataclass(frozen=True)
+class EncodedWindows:
+    """What a teacher says of some windows, and what a cache keeps of it.
+
+    Attributes:
+        outputs: of the forward pass.
+        arrays: as they are stored, [B, …] each, by their path in a cache.
+        states: hidden states at the positions kept, by key.
+        hidden_error: residual and total sum of squares of each layer.
+    """
+
+    outputs: TeacherOutputs
+    arrays: dict[str, NDArray[np.generic]]
+    states: dict[str, Tensor]
+    hidden_error: dict[str, tuple[float, float]]
+
+
+def encode_windows(
+    teacher: Teacher, manifest: CacheManifest, tokens: NDArray[np.int64], view: int, indices: NDArray[np.int64]
+) -> EncodedWindows:
+    """Compute the windows (view, indices), whose tokens are [B, L], as a capture stores them."""
+    num_positions = manifest.hidden.num_positions() if manifest.hidden else 0
+    positions = torch.from_numpy(manifest.windows.positions(view, indices, num_positions))
+    outputs = teacher.outputs(torch.from_numpy(tokens), view, indices)
+    logits, codes = teacher.encode(outputs, positions)
+    states = teacher.at(outputs.hidden, positions)
+    layers = teacher.measured.layers
+    errors = {key: layers[key].squared_error(state, codes[key]) for key, state in states.items()}
+    arrays = {name: values.cpu().numpy() for name, values in prefixed(logits, codes).items()}
+    return EncodedWindows(outputs, arrays, states, errors)

@@ -1,25 +1,13 @@
 """Inspect: what a cache holds, without its teacher: the manifest, sizes, kept mass, entropy, error of hidden states."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import Field
 
+from palenka.cache_teachers.settings import InspectSettings
 from palenka.data.signals.cache import TeacherCache
-from palenka.data.signals.signal import entropy
 from palenka.ground.errors import UserError
 from palenka.ground.files import damage_of
-from palenka.ground.settings import Settings
-
-
-class InspectSettings(Settings):
-    """Show what a cache holds."""
-
-    cache: Path
-    """Directory of the cache; may stand first, without its name."""
-    sample: int = Field(default=256, ge=1)
-    """Windows whose entropy is measured."""
 
 
 def inspect(settings: InspectSettings) -> dict[str, Any]:
@@ -47,7 +35,7 @@ def inspect(settings: InspectSettings) -> dict[str, Any]:
         first = committed[0]
         slots = np.arange(first.start, min(first.stop, first.start + settings.sample))
         signal = cache.read(first.view, slots)
-        entropies = {str(t): float(entropy(*signal.at(t)).mean()) for t in manifest.logits.temperatures}
+        entropies = {str(t): float(signal.at(t).entropy().mean()) for t in manifest.logits.temperatures}
     return {
         "cache": str(settings.cache),
         "manifest": manifest.as_plain(),

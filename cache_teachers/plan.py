@@ -7,24 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import Field
 
-from palenka.cache_teachers.capture import CaptureSettings, capture_shards, manifest_of, require_windows
+from palenka.cache_teachers.capture import capture_shards, manifest_of, require_windows
+from palenka.cache_teachers.settings import CaptureSettings, PlanSettings
 from palenka.cache_teachers.teacher import Teacher
 from palenka.data.corpus import Corpus
 from palenka.data.signals.cache import CacheWriter, create_cache
 from palenka.data.signals.manifest import Shard, num_used
 from palenka.data.windows import gather
 from palenka.ground.processes import open_processes
-
-
-class PlanSettings(CaptureSettings):
-    """Say what a capture would cost; takes the configuration of the capture."""
-
-    epochs: int = Field(default=6, ge=1)
-    """Epochs of a student, for the number of students from which the cache is cheaper than live teachers."""
-    sample: int = Field(default=64, ge=1)
-    """Windows that are captured to a temporary place and timed; their bytes are those of the whole, nearly."""
 
 
 def plan(settings: PlanSettings) -> dict[str, Any]:
@@ -37,20 +28,18 @@ def plan(settings: PlanSettings) -> dict[str, Any]:
     Raises:
         UserError: as a capture would.
     """
-    device = open_processes().device
+    device = open_processes(settings.device).device
     corpus = Corpus.open(settings.corpus, settings.split)
     require_windows(settings, corpus)
     rule = settings.windows
-    teacher = Teacher(
-        settings.models(), settings.precision, device, corpus, rule.length, settings.logits, settings.hidden
-    )
+    teacher = Teacher(settings, corpus, rule, device)
     manifest = manifest_of(settings, corpus, teacher)
     shard = Shard(0, 0, 0, min(settings.sample, manifest.windows_per_shard, manifest.num_windows(0)))
     sample_tokens = (shard.stop - shard.start) * rule.length
-    teacher.measure(corpus, rule, settings.micro_batch)
+    teacher.measure(settings.micro_batch)
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder) / "cache"
-        create_cache(place, manifest, teacher.statistics)
+        create_cache(place, manifest, teacher.measured.to(torch.device("cpu")))
         writer = CacheWriter(place, manifest)
         forward = _forward_seconds(teacher, corpus, settings, shard)
         started = time.perf_counter()
@@ -81,8 +70,8 @@ def _forward_seconds(teacher: Teacher, corpus: Corpus, settings: CaptureSettings
     slots = rule.slots(len(corpus.tokens), shard.view)[shard.start : shard.stop]
     parts = [slots[start : start + settings.micro_batch] for start in range(0, len(slots), settings.micro_batch)]
     batches = [torch.from_numpy(gather(corpus.tokens, rule, shard.view, part)) for part in parts]
-    teacher.outputs(batches[0])[0][0, 0, 0].item()
+    teacher.outputs(batches[0]).logits[0, 0, 0].item()
     started = time.perf_counter()
     for tokens in batches:
-        teacher.outputs(tokens)[0][0, 0, 0].item()  # waits for an accelerator
+        teacher.outputs(tokens).logits[0, 0, 0].item()  # waits for an accelerator
     return time.perf_counter() - started

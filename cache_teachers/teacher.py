@@ -3,103 +3,128 @@
 Several models are an ensemble: its distribution is the normalised geometric mean of theirs (the softmax of the mean of
 their logits), and each of them keeps its own hidden states.
 
-Shapes: B batch, L window length, V vocabulary, P positions, W width of a model, C components.
+Shapes: B batch, L window length, V vocabulary, P positions, W width of a model.
 """
 
-import re
-from collections.abc import Mapping
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Iterator, Mapping
+from functools import partial
 
+import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
+from palenka.cache_teachers.settings import TeacherSettings
 from palenka.data.corpus import Corpus
 from palenka.data.model_files import identity_of, load_model, require_fit
-from palenka.data.signals.encoding import LogitEncoding
-from palenka.data.signals.hidden import HiddenEncoding, HiddenLayers, LayerStatistics, StatisticsFit, at_positions
-from palenka.data.signals.manifest import codes_of, hidden_key
-from palenka.data.signals.signal import TeacherSignal, top_k_signal
+from palenka.data.signals.cache import Measured
+from palenka.data.signals.encoding import OutputMatrix, TeacherOutputs
+from palenka.data.signals.hidden import HiddenLayers, LayerFit
+from palenka.data.signals.manifest import LOGITS, codes_of, hidden_key
+from palenka.data.signals.signal import TeacherSignal, at_positions
 from palenka.data.windows import WindowRule, gather
 from palenka.ground.errors import UserError
-from palenka.ground.settings import Precision
 
-SINGLE = "teacher"
-"""The name of a teacher that is no ensemble among the hidden states of its signal."""
-_DTYPES: dict[Precision, torch.dtype] = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_SAMPLE_WINDOWS = 256
+"""First windows on disk, a random sample of the corpus, on which encodings are measured."""
 
 
 class Teacher:
     """One frozen model or an ensemble of them on a device, fit for a corpus.
 
     Args:
-        models: Hugging Face model directories by name, with safetensors weights and the corpus's tokenizer.
-        precision: the type of their weights; the signal is float32 whatever it is.
-        device: where they run.
+        settings: the models, with safetensors weights and the corpus's tokenizer, and what is kept of them.
         corpus: what they are to read.
-        length: tokens in a window.
-        logits: what is kept of their distribution.
-        hidden: what is kept of their hidden states, if anything.
+        rule: how it is cut into windows.
+        device: where they run.
 
     Attributes:
+        logits: what is kept of their distribution.
         hidden: what is kept of their hidden states, its positions settled; None if nothing is.
         identities: what makes each model the same model, by name.
         hidden_layers: the layers kept of each model, by name; empty without hidden states.
-        statistics: the coordinates of each layer kept, by "model/layer"; `measure` makes them, or a cache has them.
+        measured: statics and coordinates of the encodings; `measure` makes them, or a cache has them.
 
     Raises:
         UserError: if a directory holds no such model or layer, or it does not fit the corpus; both sides are named.
     """
 
-    def __init__(
-        self,
-        models: Mapping[str, Path],
-        precision: Precision,
-        device: torch.device,
-        corpus: Corpus,
-        length: int,
-        logits: LogitEncoding,
-        hidden: HiddenEncoding | None = None,
-    ) -> None:
-        _require_room(corpus, logits)
-        hidden = hidden.within(length) if hidden else None
-        for directory in models.values():
-            require_fit("teacher", directory, corpus, length)
-        self.identities = {name: identity_of(directory, precision) for name, directory in models.items()}
+    def __init__(self, settings: TeacherSettings, corpus: Corpus, rule: WindowRule, device: torch.device) -> None:
+        settings.logits.require_room(corpus.vocabulary_size, str(corpus.directory))
+        self.logits = settings.logits
+        self.hidden = settings.hidden.within(rule.length) if settings.hidden else None
+        self._directories, self._precision, self._device = settings.models(), settings.precision, device
+        self._corpus, self._rule = corpus, rule
+        for directory in self._directories.values():
+            require_fit("teacher", directory, corpus, rule.length)
+        self.identities = {
+            name: identity_of(directory, self._precision) for name, directory in self._directories.items()
+        }
         self.hidden_layers = (
-            {name: HiddenLayers.of(identity.config, hidden) for name, identity in self.identities.items()}
-            if hidden
+            {name: HiddenLayers.of(identity.config, self.hidden) for name, identity in self.identities.items()}
+            if self.hidden
             else {}
         )
-        self.statistics: dict[str, LayerStatistics] = {}
-        self._directories, self._precision, self._device = models, precision, device
-        self.hidden = hidden
-        self._logits = logits
-        self._models = {name: load_model(directory, device, _DTYPES[precision]) for name, directory in models.items()}
+        self.measured = Measured()
+        self._models = {
+            name: load_model(directory, device, self._precision) for name, directory in self._directories.items()
+        }
+        self._heads = {name: head for name, model in self._models.items() if (head := _output_matrix(model))}
 
     @torch.no_grad()
     def signal(self, tokens: Tensor, positions: Tensor) -> TeacherSignal:
         """What it says about windows [B, L], with the hidden states at positions [B, P or more]: one forward pass.
 
+        Nothing is drawn, so its encoding must be no estimate.
+
         Raises:
             UserError: if its output is not finite.
         """
-        logits, states = self.outputs(tokens)
-        hidden = self._hidden_codes(self.at(states, positions))
-        self._require_finite("logits", logits)
-        return replace(top_k_signal(logits, self._logits.k, self._logits.temperatures), hidden=hidden)
+        arrays, codes = self.encode(self.outputs(tokens), positions)
+        hidden = {key: layer.decode(codes[key]) for key, layer in self.measured.layers.items()}
+        return TeacherSignal(self.logits, arrays, self.measured.statics, hidden)
 
     @torch.no_grad()
-    def outputs(self, tokens: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Logits [B, L, V] for windows [B, L], and the hidden states [B, L, W] of every layer kept."""
+    def outputs(self, tokens: Tensor, view: int = 0, indices: NDArray[np.int64] | None = None) -> TeacherOutputs:
+        """What the models give for windows [B, L]: one forward pass.
+
+        Args:
+            tokens: the windows.
+            view: of the windows' addresses, which decide draws.
+            indices: of the windows' addresses; not needed where nothing is drawn.
+        """
         logits: list[Tensor] = []
-        states: dict[str, Tensor] = {}
+        hidden: dict[str, Tensor] = {}
+        last: dict[str, Tensor] = {}
         for name, model in self._models.items():
-            kept = self.hidden_layers[name].layers if self.hidden_layers else ()
-            given = model(input_ids=tokens.to(self._device), use_cache=False, output_hidden_states=bool(kept))
+            layers = self.hidden_layers[name].layers if self.hidden_layers else ()
+            with_states = bool(layers) or self.logits.needs_states
+            given = model(input_ids=tokens.to(self._device), use_cache=False, output_hidden_states=with_states)
             logits.append(given.logits)
-            states |= {hidden_key(name, layer): given.hidden_states[layer] for layer in kept}
-        return logits[0] if len(logits) == 1 else torch.stack([part.float() for part in logits]).mean(0), states
+            hidden |= {hidden_key(name, layer): given.hidden_states[layer] for layer in layers}
+            if self.logits.needs_states:
+                last[name] = given.hidden_states[-1]
+        mean = logits[0] if len(logits) == 1 else torch.stack([part.float() for part in logits]).mean(0)
+        addresses = np.empty(0, np.int64) if indices is None else indices
+        return TeacherOutputs(mean, hidden, last, self._heads, partial(self._uniforms, view, addresses))
+
+    @torch.no_grad()
+    def encode(self, outputs: TeacherOutputs, positions: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """What is kept of outputs: the arrays of the distributions by name, the codes of hidden states by key.
+
+        Args:
+            outputs: for windows [B, L].
+            positions: of these windows' hidden states, [B, P or more]; as many of the first as are kept count.
+
+        Raises:
+            UserError: if anything is not finite.
+        """
+        self._require_finite("logits", outputs.logits)
+        arrays = self.logits.encode(outputs, self.measured.statics)
+        states = self.at(outputs.hidden, positions)
+        for key, layer in states.items():
+            self._require_finite(f"hidden states ({key})", layer)
+        return arrays, {key: self.measured.layers[key].encode(layer) for key, layer in states.items()}
 
     def at(self, states: Mapping[str, Tensor], positions: Tensor) -> dict[str, Tensor]:
         """Hidden states [B, L, W] at the first of the positions [B, P or more], as many as are kept: [B, P, W]."""
@@ -109,44 +134,33 @@ class Teacher:
         return {key: at_positions(layer, kept) for key, layer in states.items()}
 
     @torch.no_grad()
-    def codes(self, logits: Tensor, states: Mapping[str, Tensor], uniforms: Tensor) -> dict[str, Tensor]:
-        """The arrays of a cache for logits [B, L, V], hidden states [B, P, W] and numbers that decide draws [B, L, D].
+    def measure(self, micro_batch: int) -> None:
+        """Measure what the encodings need on the first windows on disk, a random sample of the corpus.
 
-        Raises:
-            UserError: if anything is not finite.
+        Costs a forward pass over the sample for each of the two encodings that needs one.
         """
-        self._require_finite("logits", logits)
-        hidden = {codes_of(key): codes for key, codes in self._hidden_codes(states).items()}
-        return self._logits.encode(logits, uniforms) | hidden
+        layers: dict[str, LayerFit] = {}
+        if self.hidden is not None:
+            for outputs in self._sample(self.hidden.sample_windows, micro_batch):
+                for key, layer in outputs.hidden.items():
+                    self._require_finite(f"hidden states ({key})", layer)
+                    layers.setdefault(key, self.hidden.fit()).add(layer[:, 1:])
+        statics = self.logits.measure(self._sample(_SAMPLE_WINDOWS, micro_batch))
+        self.use(Measured(statics, {key: fit.finish() for key, fit in layers.items()}))
 
-    def _hidden_codes(self, states: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Codes [B, P, C] of hidden states [B, P, W]."""
-        if self.hidden is None:
-            return {}
-        for key, layer in states.items():
-            self._require_finite(f"hidden states ({key})", layer)
-        return {key: self.statistics[key].encode(layer, self.hidden) for key, layer in states.items()}
+    def use(self, measured: Measured) -> None:
+        """Encode with these statics and coordinates, of a cache for instance."""
+        self.measured = measured.to(self._device)
 
-    @torch.no_grad()
-    def measure(self, corpus: Corpus, rule: WindowRule, micro_batch: int) -> None:
-        """Measure the statistics of every layer kept on the first windows on disk, a random sample of the corpus.
+    def _sample(self, count: int, micro_batch: int) -> Iterator[TeacherOutputs]:
+        slots = self._rule.slots(len(self._corpus.tokens), 0)[:count]
+        for start in range(0, len(slots), micro_batch):
+            indices = slots[start : start + micro_batch]
+            tokens = torch.from_numpy(gather(self._corpus.tokens, self._rule, 0, indices))
+            yield self.outputs(tokens, 0, indices)
 
-        Costs a forward pass over `sample_windows` windows; with a basis also W² float64 for every layer.
-        """
-        if self.hidden is None:
-            return
-        fits: dict[str, StatisticsFit] = {}
-        sample = rule.slots(len(corpus.tokens), 0)[: self.hidden.sample_windows]
-        for start in range(0, len(sample), micro_batch):
-            tokens = torch.from_numpy(gather(corpus.tokens, rule, 0, sample[start : start + micro_batch]))
-            for key, layer in self.outputs(tokens)[1].items():
-                self._require_finite(f"hidden states ({key})", layer)
-                fits.setdefault(key, StatisticsFit(self.hidden)).add(layer[:, 1:])
-        self.use({key: fit.finish() for key, fit in fits.items()})
-
-    def use(self, statistics: Mapping[str, LayerStatistics]) -> None:
-        """Encode hidden states with these statistics, of a cache for instance."""
-        self.statistics = {key: layer.to(self._device) for key, layer in statistics.items()}
+    def _uniforms(self, view: int, indices: NDArray[np.int64], count: int) -> Tensor:
+        return torch.from_numpy(self._rule.uniforms(view, indices, count))
 
     def _require_finite(self, what: str, values: Tensor) -> None:
         if not bool(values.isfinite().all()):
@@ -157,28 +171,13 @@ class Teacher:
             )
 
 
-def _require_room(corpus: Corpus, logits: LogitEncoding) -> None:
-    """Refuse to keep more tokens than a corpus has."""
-    if logits.k > corpus.vocabulary_size:
-        raise UserError(
-            f"logits.k is {logits.k}, but the vocabulary of corpus {corpus.directory} has "
-            f"{corpus.vocabulary_size} tokens; set it to {corpus.vocabulary_size} at most"
-        )
+def prefixed(arrays: Mapping[str, Tensor], codes: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What `Teacher.encode` gives, by the arrays' paths in a cache."""
+    logits = {f"{LOGITS}/{name}": part for name, part in arrays.items()}
+    return logits | {codes_of(key): part for key, part in codes.items()}
 
 
-def named_models(option: str, model: Path | None, ensemble: Mapping[str, Path]) -> dict[str, Path]:
-    """The models of a teacher by name, from two options of which one must be given: `option` and ``ensemble``.
-
-    Raises:
-        ValueError: unless exactly one is given, or for an ensemble of one or with a name that no path can hold.
-    """
-    if (model is None) != bool(ensemble):
-        raise ValueError(f"give {option}, a model's directory, or ensemble, several by name, not both or neither")
-    if model is not None:
-        return {SINGLE: model}
-    if len(ensemble) == 1:
-        raise ValueError(f"ensemble has only {next(iter(ensemble))}; give {option} instead, or more models")
-    for name in ensemble:
-        if not re.fullmatch(r"[\w-]+", name):
-            raise ValueError(f"ensemble has the name '{name}'; use letters, digits, _ and - alone")
-    return dict(ensemble)
+def _output_matrix(model: nn.Module) -> OutputMatrix | None:
+    """A model's linear map from its last hidden states to its logits, if it has one."""
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    return OutputMatrix(head.weight.detach(), head.bias) if isinstance(head, nn.Linear) else None

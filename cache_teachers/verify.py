@@ -12,29 +12,19 @@ from typing import Any, NoReturn
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field
 from torch import Tensor
 
-from palenka.cache_teachers.capture import CaptureSettings, manifest_of
+from palenka.cache_teachers.capture import encode_windows, manifest_of
+from palenka.cache_teachers.settings import VerifySettings
 from palenka.cache_teachers.teacher import Teacher
 from palenka.data.corpus import Corpus
-from palenka.data.signals.cache import TeacherCache
-from palenka.data.signals.signal import TeacherSignal
+from palenka.data.signals.cache import TeacherCache, read_manifest
+from palenka.data.signals.distribution import Distribution
+from palenka.data.signals.manifest import codes_of
 from palenka.data.windows import gather
 from palenka.ground.errors import UserError, refuse_difference
 from palenka.ground.files import damage_of
 from palenka.ground.processes import open_processes
-
-
-class VerifySettings(CaptureSettings):
-    """Compare a cache with its teacher; takes the configuration of the capture."""
-
-    sample: int = Field(default=32, ge=1)
-    """Random windows that are computed again."""
-    seed: int = Field(default=0, ge=0)
-    """Of the choice of windows."""
-    all: bool = False
-    """Also compare every checksum of every shard, at about 1 s a gigabyte."""
 
 
 def verify(settings: VerifySettings) -> dict[str, Any]:
@@ -49,22 +39,14 @@ def verify(settings: VerifySettings) -> dict[str, Any]:
     Raises:
         UserError: if the cache is another one than the configuration asks for, or a shard of the sample is damaged.
     """
-    cache = TeacherCache(settings.output)
+    cache = TeacherCache(settings.output, read_manifest(settings.output).hidden_keys())
     damaged = _damaged(cache) if settings.all else {}
     corpus = Corpus.open(settings.corpus, settings.split)
-    teacher = Teacher(
-        settings.models(),
-        settings.precision,
-        open_processes().device,
-        corpus,
-        settings.windows.length,
-        settings.logits,
-        settings.hidden,
-    )
+    teacher = Teacher(settings, corpus, settings.windows, open_processes(settings.device).device)
     expected = manifest_of(settings, corpus, teacher).as_plain()
     remedy = "verify it with the configuration that it was captured with"
     refuse_difference(f"cache {settings.output}", expected, cache.manifest.as_plain(), remedy)
-    teacher.use(cache.read_statistics(cache.manifest.hidden_keys()))
+    teacher.use(cache.measured)
     sums: dict[str, list[Any]] = {}
     sampled = 0
     for view, slots in _sample(cache, settings, damaged):
@@ -116,39 +98,38 @@ def _errors(
     """Errors of some windows, each a sum over them of means over their tokens; of differences the largest."""
     rule = cache.manifest.windows
     indices = rule.slots(len(corpus.tokens), view)[slots]
-    tokens = torch.from_numpy(gather(corpus.tokens, rule, view, indices))
-    logits, states = teacher.outputs(tokens)
-    alone = torch.cat([teacher.outputs(window.unsqueeze(0))[0] for window in tokens])
-    first, second = logits.cpu().double().log_softmax(-1), alone.cpu().double().log_softmax(-1)
+    tokens = gather(corpus.tokens, rule, view, indices)
+    said = encode_windows(teacher, cache.manifest, tokens, view, indices)
+    logits = said.outputs.logits.cpu().double()
+    alone = torch.cat([teacher.outputs(torch.from_numpy(window[None])).logits.cpu() for window in tokens])
+    first, second = logits.log_softmax(-1), alone.double().log_softmax(-1)
     errors: dict[str, Any] = {
         "nondeterminism/kl": _over_windows((first.exp() * (first - second)).sum(-1)),
         "nondeterminism/difference": float((first - second).abs().max()),
     }
-    uniforms = torch.from_numpy(rule.uniforms(view, indices, cache.manifest.logits.draws))
-    hidden = cache.manifest.hidden
-    positions = torch.from_numpy(rule.positions(view, indices, hidden.num_positions() if hidden else 0))
     stored = cache.codes(view, slots)
-    for name, codes in teacher.codes(logits, teacher.at(states, positions), uniforms).items():
-        errors[f"differing/{name}"] = _over_windows(torch.from_numpy(codes.cpu().numpy() != stored[name]).double())
+    for name, codes in said.arrays.items():
+        errors[f"differing/{name}"] = _over_windows(torch.from_numpy(codes != stored[name]).double())
     signal = cache.read(view, slots)
-    if cache.manifest.logits.kind == "topk":
+    if not cache.manifest.logits.is_estimate:
         for temperature in cache.manifest.logits.temperatures:
-            errors |= _logit_errors(logits.cpu().double() / temperature, signal, temperature)
-    for key, there in teacher.at(states, positions).items():
-        statistics = teacher.statistics[key].to(torch.device("cpu"))
-        errors[f"hidden/{key}"] = statistics.squared_error(there.cpu(), signal.hidden[key])
+            errors |= _logit_errors(logits / temperature, signal.at(temperature), temperature)
+    for key, states in said.states.items():
+        there = torch.from_numpy(stored[codes_of(key)])
+        errors[f"hidden/{key}"] = cache.measured.layers[key].squared_error(states, there)
     return errors
 
 
-def _logit_errors(scaled: Tensor, signal: TeacherSignal, temperature: float) -> dict[str, float]:
+def _logit_errors(scaled: Tensor, decoded: Distribution, temperature: float) -> dict[str, float]:
     """Codec and truncation error at a temperature of logits / T, float64."""
     exact = scaled.log_softmax(-1)
-    kept, tail = (part.double() for part in signal.at(temperature))
-    there = exact.gather(-1, signal.ids)
-    outside = exact.scatter(-1, signal.ids, -torch.inf).logsumexp(-1)
+    kept, tail = decoded.log_kept.double(), decoded.log_tail.double()
+    ids = torch.arange(exact.shape[-1]).expand_as(exact) if decoded.ids is None else decoded.ids
+    there = exact.gather(-1, ids)
+    outside = exact.scatter(-1, ids, -torch.inf).logsumexp(-1)
     codec = (there.exp() * (there - kept)).sum(-1) + _times_log(outside, outside - tail)
-    flat = outside - np.log(max(1, exact.shape[-1] - signal.ids.shape[-1]))
-    others = exact.scatter(-1, signal.ids, -torch.inf)
+    flat = outside - np.log(max(1, exact.shape[-1] - ids.shape[-1]))
+    others = exact.scatter(-1, ids, -torch.inf)
     truncation = _times_log(others, others - flat.unsqueeze(-1)).sum(-1)
     return {
         f"codec/{temperature}": _over_windows(codec),

@@ -1,7 +1,7 @@
 """Text in, tokens out.
 
 palenka data fetch babylm-10m
-palenka data prepare --config configs/corpora/babylm-10m.yaml
+palenka data prepare configs/corpora/babylm-10m.yaml
 """
 
 import sys
@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from palenka.ground.command_line import parse, run, subcommand
-from palenka.ground.errors import UserError
 
 PROGRAM = "palenka data"
 COMMANDS = {
@@ -32,15 +31,10 @@ def _command(arguments: Sequence[str]) -> None:
 
 
 def _fetch(arguments: Sequence[str]) -> None:
-    from palenka.data.text.fetch import TEXTS, FetchSettings, fetch
+    from palenka.data.text.fetch import FetchSettings, fetch
 
-    names, options = arguments[:1], arguments[1:]
-    if not names or names[0].startswith("-"):
-        names, options = [], arguments
-    settings = parse(FetchSettings, options, f"{PROGRAM} fetch NAME")
-    if not names:
-        raise UserError(f"fetch needs the name of a text; choose from {', '.join(TEXTS)}")
-    fetch(names[0], settings.output)
+    settings = parse(FetchSettings, arguments, f"{PROGRAM} fetch")
+    fetch(settings.name, settings.output)
 
 
 def _prepare(arguments: Sequence[str]) -> None:

@@ -20,18 +20,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
-import zarr
 from numpy.typing import NDArray
 from pydantic import ValidationError
-from zarr.codecs import BytesCodec
 
-from palenka.data.text.lines import SPLITS
 from palenka.ground.errors import UserError
-from palenka.ground.files import sha256_of_file
+from palenka.ground.files import sha256_of_file, size_of
 from palenka.ground.settings import Settings
 
 if TYPE_CHECKING:
+    import zarr
     from transformers import PreTrainedTokenizerFast
+
+SPLITS = ("train", "dev", "test")
+"""What a corpus is divided into."""
 
 FORMAT_VERSION = 1
 """Raised whenever the layout changes, or when cleaning or tokenising come to give other tokens for the same text."""
@@ -78,7 +79,7 @@ class Source(Settings):
     """Of the raw file."""
 
     cleaner: str
-    """Which cleaner was applied."""
+    """What was done to its text, as its reader names it."""
 
     counts: Counts
     """What the file gave."""
@@ -137,7 +138,7 @@ class Corpus:
         except (ValidationError, ValueError, KeyError, TypeError, OSError) as error:
             raise _damaged(store, f"its records cannot be read ({type(error).__name__})") from error
         file = _chunk_file(store)
-        found = file.stat().st_size if file.is_file() else 0
+        found = size_of(file) or 0
         if found != (expected := shape * dtype.itemsize):
             raise _damaged(store, f"tokens hold {found} bytes, but {expected} are expected")
         fingerprint = fingerprint_of(_blocks(file), dtype, starts, record.tokenizer)
@@ -222,6 +223,8 @@ class CorpusWriter:
             counts=sum((source.counts for source in sources), Counts()),
             sources=sources,
         )
+        import zarr
+
         store = self.directory / f"{self.split}.zarr"
         group = zarr.create_group(store, attributes=record.as_plain())
         _create_array(group, "tokens", (self.num_tokens,), self._dtype)
@@ -264,6 +267,8 @@ def _require_store(directory: Path, split: str) -> Path:
 
 def _read_group(store: Path) -> tuple[StoreRecord, NDArray[np.int64], int, np.dtype[np.generic]]:
     """The record, the document starts, and the number and the type of the tokens."""
+    import zarr
+
     group = zarr.open_group(store, mode="r", zarr_format=3)
     attributes = group.attrs.asdict()
     if (version := attributes.get("format_version")) != FORMAT_VERSION:
@@ -286,8 +291,12 @@ def _require_tokenizer(directory: Path, split: str, expected: str) -> None:
         )
 
 
-def _create_array(group: zarr.Group, name: str, shape: tuple[int, ...], dtype: np.dtype[np.integer]) -> zarr.Array[Any]:
+def _create_array(
+    group: "zarr.Group", name: str, shape: tuple[int, ...], dtype: np.dtype[np.integer]
+) -> "zarr.Array[Any]":
     """An array of one chunk, which is its little-endian bytes and nothing else."""
+    from zarr.codecs import BytesCodec
+
     return group.create_array(
         name,
         shape=shape,

@@ -16,6 +16,7 @@ from palenka.data.corpus import Corpus
 from palenka.data.signals.manifest import TeacherIdentity
 from palenka.ground.errors import UserError
 from palenka.ground.files import sha256_of_file
+from palenka.ground.precision import dtype_of
 from palenka.ground.settings import Precision
 
 # Its bars for loading and saving would break up those of `progress.py`.
@@ -80,7 +81,7 @@ def require_positions(subject: str, positions: int, length: int) -> None:
         )
 
 
-def load_model(directory: Path, device: torch.device, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+def load_model(directory: Path, device: torch.device, precision: Precision = "float32") -> PreTrainedModel:
     """A trained model on a device, ready to be run (not trained), its weights in a type; from safetensors only.
 
     Raises:
@@ -88,7 +89,7 @@ def load_model(directory: Path, device: torch.device, dtype: torch.dtype = torch
     """
     with _reading(directory):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            directory, dtype=dtype, use_safetensors=True, output_loading_info=True
+            directory, dtype=dtype_of(precision), use_safetensors=True, output_loading_info=True
         )
     model, report = loaded
     for problem in ("missing_keys", "mismatched_keys"):

@@ -64,7 +64,6 @@ def write_comparison(out: Path, comparison: dict[str, Any]) -> None:
         UserError: if it cannot be written.
     """
     with writing(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
         write_record(out, comparison)
 
 

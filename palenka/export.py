@@ -7,31 +7,29 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar
 
-import torch
 from rich.console import Console
 
-from palenka.data.model_files import load_model
 from palenka.ground.command_line import parse, run
 from palenka.ground.errors import UserError
+from palenka.ground.files import whole_directory
 from palenka.ground.lock import sole_writer
-from palenka.ground.settings import Settings
-from palenka.train_student.model.shapes import count_parameters
-from palenka.train_student.run import Run
+from palenka.ground.settings import Command, Precision
 
-_DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
-class ExportSettings(Settings):
+class ExportSettings(Command):
     """Write a finished run's model and tokenizer, and nothing else, to a directory of its own."""
 
+    positional: ClassVar[tuple[str, ...]] = ("run",)
+
     run: Path
-    """Directory of the run; may stand first, without its name."""
+    """Directory of the run."""
     out: Path
     """Directory to make."""
-    dtype: Literal["float32", "bf16", "fp16"] = "float32"
+    dtype: Precision = "float32"
     """Type of the weights."""
 
 
@@ -41,18 +39,21 @@ def export(settings: ExportSettings) -> int:
     Raises:
         UserError: if the run is not finished, or the directory exists.
     """
+    import torch
+
+    from palenka.data.model_files import load_model
+    from palenka.train_student.model.shapes import count_parameters
+    from palenka.train_student.run import Run
+
     if Run(settings.run).result() is None:
         raise UserError(f"{settings.run} is not a finished run: it has no result.json; train it to its end first")
     if settings.out.exists():
         raise UserError(f"{settings.out} exists; delete it or choose another --out")
-    with sole_writer(settings.out):
-        aside = settings.out.with_name(f"{settings.out.name}.partial")
-        shutil.rmtree(aside, ignore_errors=True)
-        model = load_model(settings.run, torch.device("cpu"), _DTYPES[settings.dtype])
+    with sole_writer(settings.out), whole_directory(settings.out) as aside:
+        model = load_model(settings.run, torch.device("cpu"), settings.dtype)
         model.save_pretrained(aside)
         for name in _TOKENIZER_FILES:
             shutil.copyfile(settings.run / name, aside / name)
-        aside.rename(settings.out)
     return count_parameters(model)
 
 
@@ -62,8 +63,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _export(arguments: Sequence[str]) -> None:
-    if arguments and not arguments[0].startswith("-"):
-        arguments = ["--run", *arguments]
     settings = parse(ExportSettings, arguments, "palenka export")
     parameters = export(settings)
     Console().print(f"{settings.out}: {parameters:,} parameters in {settings.dtype}, with their tokenizer")

@@ -3,10 +3,10 @@
 `palenka parameters configs/baselines/*.yaml configs/teachers/*.yaml`
 """
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field, ValidationError
 from rich.console import Console
@@ -14,15 +14,19 @@ from rich.table import Table
 
 from palenka.ground.command_line import parse, run
 from palenka.ground.errors import UserError
-from palenka.ground.settings import Settings, read_yaml
-from palenka.train_student.model.shapes import ModelShape
+from palenka.ground.settings import Command, read_yaml
+
+if TYPE_CHECKING:
+    from palenka.train_student.model.shapes import ModelShape
 
 
-class ParametersSettings(Settings):
+class ParametersSettings(Command):
     """Count the parameters of the models in some configurations."""
 
+    positional: ClassVar[tuple[str, ...]] = ("files",)
+
     files: tuple[Path, ...]
-    """YAML files with a model; they may stand first, without a name."""
+    """YAML files with a model."""
     vocabulary_size: int = Field(default=16_000, ge=4)
     """Tokens that the models know."""
 
@@ -33,12 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _print_sizes(arguments: Sequence[str]) -> None:
-    files = []
-    while arguments and not arguments[0].startswith("-"):
-        files.append(arguments[0])
-        arguments = arguments[1:]
-    given = ["--files", json.dumps(files), *arguments] if files else arguments
-    settings = parse(ParametersSettings, given, "palenka parameters")
+    settings = parse(ParametersSettings, arguments, "palenka parameters")
     table = Table(title=f"Parameters over {settings.vocabulary_size:,} tokens")
     table.add_column("configuration", overflow="fold")
     table.add_column("shape", no_wrap=True)
@@ -50,7 +49,9 @@ def _print_sizes(arguments: Sequence[str]) -> None:
     Console().print(table)
 
 
-def _shape_in(file: Path) -> ModelShape:
+def _shape_in(file: Path) -> "ModelShape":
+    from palenka.train_student.model.shapes import ModelShape
+
     content = read_yaml(file)
     if "model" not in content:
         raise UserError(f"configuration {file} has no model; give files of baselines, teachers or students")

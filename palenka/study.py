@@ -1,6 +1,6 @@
 """A study: all stages from raw text to a table of students, each from its own file, finished stages skipped.
 
-`palenka study --config configs/demo/study.yaml`. Every file that a study names also works by itself, with
+`palenka study configs/demo/study.yaml`. Every file that a study names also works by itself, with
 `palenka data prepare`, `palenka train` or `palenka cache run`.
 """
 
@@ -15,17 +15,18 @@ from pydantic import Field
 from rich.console import Console
 from rich.table import Table
 
-from palenka.cache_teachers.capture import CaptureSettings, capture
+from palenka.cache_teachers.capture import capture
+from palenka.cache_teachers.settings import CaptureSettings
 from palenka.data.signals.cache import TeacherCache, read_manifest
 from palenka.data.text.prepare import CorpusSettings, prepare
 from palenka.eval.measure import Measurement, measure
 from palenka.eval.protocols import Protocol
 from palenka.eval.suite import Conditions
 from palenka.eval.suites import SUITES, SuiteName
-from palenka.ground.command_line import SettingsType, parse, run
-from palenka.ground.errors import UserError
-from palenka.ground.files import damage_of
-from palenka.ground.settings import Settings
+from palenka.ground.command_line import SettingsType, parse, parse_file, run
+from palenka.ground.files import damage_of, remove_leftovers_of
+from palenka.ground.lock import sole_writer
+from palenka.ground.settings import Command
 from palenka.report.write import try_report
 from palenka.study_record import CacheRow, ModelRow, StudyFiles, StudyResults
 from palenka.train_student.run import Run
@@ -35,7 +36,7 @@ from palenka.train_student.train import train
 Result = TypeVar("Result")
 
 
-class StudySettings(Settings):
+class StudySettings(Command):
     """Run all stages of a study; each is a file of its own, and finished ones are skipped."""
 
     output: Path
@@ -62,29 +63,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _study(arguments: Sequence[str]) -> None:
-    given = arguments[1:] if arguments[:1] == ["--config"] else arguments
-    if not given or given[0].startswith("-"):
-        parse(StudySettings, arguments, "palenka study")  # prints --help, or says what is missing
-        raise UserError("palenka study needs the study's file first: palenka study --config FILE.yaml")
-    run_study(Study(Path(given[0]), given[1:]))
+    run_study(Study(*parse_file(StudySettings, arguments, "palenka study")))
 
 
 class Study:
     """A study's settings and those of its stages.
 
     Args:
-        file: the study's YAML file; the files that it names are found relative to it.
-        overrides: as on the command line.
+        settings: of the study; its plugins are those of its stages too.
+        file: where they were read; the files that they name are found relative to it.
 
     Raises:
         UserError: if any of the files is missing or wrong, before anything is run.
     """
 
-    def __init__(self, file: Path, overrides: Sequence[str] = ()) -> None:
-        self.settings = parse(StudySettings, ["--config", str(file), *overrides], "palenka study")
+    def __init__(self, settings: StudySettings, file: Path) -> None:
+        self.settings = settings
+        plugins = ["--plugins", *settings.plugins] if settings.plugins else []
 
         def load(schema: type[SettingsType], stage: Path, program: str) -> SettingsType:
-            return parse(schema, ["--config", str(file.parent / stage)], program)
+            return parse(schema, ["--config", str(file.parent / stage), *plugins], program)
 
         def load_runs(stages: dict[str, Path]) -> dict[str, TrainSettings]:
             return {name: load(TrainSettings, stage, "palenka train") for name, stage in stages.items()}
@@ -104,13 +102,20 @@ def run_study(study: Study) -> StudyResults:
     The seconds of a stage are those of the call that finished it. Where there can be no report, that is said.
 
     Raises:
-        UserError: if a suite's data is not where the study has it, before anything is run; or from any stage.
+        UserError: if a suite's data is not where the study has it or another process runs the study, before anything is
+            run; or from any stage.
     """
     for suite, folder in study.settings.suites.items():
         SUITES[suite].read(folder, study.conditions)
+    with sole_writer(study.settings.output):
+        return _run_stages(study)
+
+
+def _run_stages(study: Study) -> StudyResults:
     output = study.settings.output
-    output.mkdir(parents=True, exist_ok=True)
     files = StudyFiles(output)
+    for left in (files.seconds, files.results, output / "report.html"):
+        remove_leftovers_of(left)
     stages = _Stages(files)
     stages.run("corpus", study.corpus.output.exists(), lambda: prepare(study.corpus))
     for name, teacher in study.teachers.items():

@@ -5,12 +5,14 @@ Twelve paradigms of a hundred pairs, each about one contrast of English grammar,
 """
 
 import json
-import shutil
 from collections.abc import Callable, Iterator
 from itertools import product
 from pathlib import Path
 
 import numpy as np
+
+from palenka.ground.files import whole_directory
+from palenka.ground.lock import sole_writer
 
 PAIRS_PER_PARADIGM = 100
 _SEED = 0
@@ -45,16 +47,13 @@ def write_pairs(folder: Path) -> None:
     """Write one file for each paradigm; nothing if the folder is there."""
     if folder.exists():
         return
-    aside = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    for name, pairs in make_pairs().items():
-        lines = [
-            json.dumps({"sentence_good": good, "sentence_bad": bad, "UID": name, "pair_id": number})
-            for number, (good, bad) in enumerate(pairs)
-        ]
-        (aside / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    aside.rename(folder)
+    with sole_writer(folder), whole_directory(folder) as aside:
+        for name, pairs in make_pairs().items():
+            lines = [
+                json.dumps({"sentence_good": good, "sentence_bad": bad, "UID": name, "pair_id": number})
+                for number, (good, bad) in enumerate(pairs)
+            ]
+            (aside / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def make_pairs() -> dict[str, list[Pair]]:

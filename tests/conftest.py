@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from hypothesis import settings
+from palenka.train_student.objective.terms import NextTokenTerms
 from torch import Tensor, nn
 
 from palenka.cache_teachers.capture import CaptureSettings, capture
@@ -17,7 +19,6 @@ from palenka.data.text.prepare import CorpusSettings, prepare
 from palenka.train_student.model.head import head_terms
 from palenka.train_student.model.shapes import ModelShape
 from palenka.train_student.objective.divergences import Divergence
-from palenka.train_student.objective.terms import NextTokenTerms
 
 # A busy machine is no failure.
 settings.register_profile("palenka", deadline=None)
@@ -150,3 +151,31 @@ def cache_directory(capture_settings: CaptureSettings) -> Path:
     """A captured cache of the test's own: it may be damaged."""
     capture(capture_settings)
     return capture_settings.output
+
+
+@pytest.fixture
+def grid_file(capture_settings: CaptureSettings, tmp_path: Path) -> Path:
+    """A grid of a control and two points, with a finalist."""
+    capture(capture_settings)
+    student = {
+        "corpus": str(capture_settings.corpus),
+        "output": "decided by the grid",
+        "model": {"architecture": "llama", "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2},
+        "windows": {"length": 16},
+        "fraction": 0.1,
+        "teachers": {"t": {"cache": str(capture_settings.output)}},
+        "objective": {"hard": 0.5, "logit": 0.5},
+        "global_batch": 16,
+        "validation": {"windows": 8},
+    }
+    grid = {
+        "output": str(tmp_path / "grid"),
+        "student": "student.yaml",
+        "product": {"objective.logit": [0.1, 0.9]},
+        "held_out_windows": 40,
+        "finalists": {"count": 1, "overrides": {"fraction": 0.2}},
+        "slurm": {"cpus": 1, "time": "00:10:00"},
+    }
+    (tmp_path / "student.yaml").write_text(yaml.safe_dump(student))
+    (tmp_path / "grid.yaml").write_text(yaml.safe_dump(grid))
+    return tmp_path / "grid.yaml"

@@ -1,4 +1,4 @@
-"""`accelerate launch -m train_student --config configs/students/NAME.yaml`, or `palenka train` on one device."""
+"""`accelerate launch -m palenka.train_student FILE.yaml`, or `palenka train` on one device."""
 
 import sys
 from collections.abc import Sequence

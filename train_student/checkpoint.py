@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from palenka.ground.files import commit, damage_of, read_record, write_record
+from palenka.ground.files import commit, damage_of, read_record, whole_directory, write_record
 from palenka.ground.progress import notice
 
 _KEPT = 2
@@ -35,16 +35,14 @@ class Checkpoints:
 
     def save(self, step: int, module: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
         """Keep a step's checkpoint, aside first, and remove all but the last two."""
-        aside = self.directory / "partial"
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
-        save_file({name: weight.detach().contiguous() for name, weight in module.named_parameters()}, aside / _WEIGHTS)
-        save_file(dict(_optimizer_tensors(module, optimizer)), aside / _OPTIMIZER)
-        write_record(aside / _STATE, {"step": step, **state})
-        commit(aside, _COMMIT, [_WEIGHTS, _OPTIMIZER, _STATE])
         place = self.directory / f"step-{step:08}"
-        shutil.rmtree(place, ignore_errors=True)
-        aside.replace(place)
+        weights = {name: weight.detach().contiguous() for name, weight in module.named_parameters()}
+        with whole_directory(place) as aside:
+            save_file(weights, aside / _WEIGHTS)
+            save_file(dict(_optimizer_tensors(module, optimizer)), aside / _OPTIMIZER)
+            write_record(aside / _STATE, {"step": step, **state})
+            commit(aside, _COMMIT, [_WEIGHTS, _OPTIMIZER, _STATE])
+            shutil.rmtree(place, ignore_errors=True)
         for old in self._steps()[:-_KEPT]:
             shutil.rmtree(old)
 
@@ -60,7 +58,7 @@ class Checkpoints:
         return None
 
     def _steps(self) -> list[Path]:
-        return sorted(self.directory.glob("step-*"))
+        return sorted(self.directory.glob(f"step-{'[0-9]' * 8}"))
 
 
 def _optimizer_tensors(module: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:

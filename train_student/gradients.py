@@ -51,7 +51,7 @@ def _norm(
             if gradient is not None:
                 total += gradient
         count += 1
-    squares = sum((_mean(accelerator, total).double().square().sum() for total in sums), torch.zeros(()))
+    squares = sum((_mean(accelerator, total).cpu().double().square().sum() for total in sums), torch.zeros(()))
     return math.sqrt(float(squares)) / (count * scale)
 
 

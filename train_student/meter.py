@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from palenka.data.signals.stream import CodedBatch
+from palenka.data.signals.stream import EncodedBatch
 
 
 @dataclass
@@ -30,7 +30,7 @@ class Meter:
         self.count += 1
         self.tokens += tokens
 
-    def awaited(self, batches: Iterator[CodedBatch]) -> Iterator[CodedBatch]:
+    def awaited(self, batches: Iterator[EncodedBatch]) -> Iterator[EncodedBatch]:
         """The same batches; what it takes until each is there counts as waiting for data."""
         while True:
             began = time.perf_counter()

@@ -1,28 +1,10 @@
 """The optimizer: AdamW under a cosine schedule with linear warm-up."""
 
 import torch
-from pydantic import Field
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import get_cosine_schedule_with_warmup
 
-from palenka.ground.settings import Settings
-
-
-class OptimizerSettings(Settings):
-    """AdamW with a cosine schedule: linear warm-up, then half a cosine down to 0."""
-
-    learning_rate: float = Field(default=5e-4, gt=0)
-    """Peak learning rate."""
-    weight_decay: float = Field(default=0.1, ge=0)
-    """Decay of matrices; vectors (norms, biases) have none."""
-    beta1: float = Field(default=0.9, ge=0, lt=1)
-    """Decay of the gradient's mean."""
-    beta2: float = Field(default=0.999, ge=0, lt=1)
-    """Decay of the gradient's second moment."""
-    warmup_steps: int = Field(default=300, ge=0)
-    """Steps of linear warm-up."""
-    max_grad_norm: float = Field(default=1.0, gt=0)
-    """Gradients are clipped to this norm."""
+from palenka.train_student.settings import OptimizerSettings
 
 
 def adamw(module: torch.nn.Module, settings: OptimizerSettings) -> torch.optim.AdamW:

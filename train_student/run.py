@@ -29,7 +29,7 @@ from transformers import PreTrainedModel
 from palenka.data.corpus import Corpus
 from palenka.data.model_files import identity_of
 from palenka.ground.errors import UserError, refuse_difference
-from palenka.ground.files import read_record, write_record
+from palenka.ground.files import directory_aside, read_record, remove_leftovers, write_record
 from palenka.ground.settings import Settings, read_as, read_yaml
 from palenka.train_student.settings import TrainSettings
 
@@ -179,7 +179,7 @@ class Run:
             UserError: if it holds a run with other settings or inputs, or something else.
         """
         path = self.directory / "config.yaml"
-        (self.directory / "config.yaml.partial").unlink(missing_ok=True)
+        remove_leftovers(self.directory)
         if path.is_file():
             self.require_settings(settings)
         elif self.directory.exists() and any(self.directory.iterdir()):
@@ -201,9 +201,9 @@ class Run:
         """
         path = self.directory / "config.yaml"
         if path.is_file():
-            found = read_yaml(path)
-            expected = settings.as_plain() | {"output": found.get("output")}
-            refuse_difference(f"run {self.directory}", expected, found, _REMEDY)
+            refuse_difference(
+                f"run {self.directory}", _compared(settings.as_plain()), _compared(read_yaml(path)), _REMEDY
+            )
 
     def metrics_bytes(self) -> int:
         """How long the metrics are."""
@@ -227,18 +227,21 @@ class Run:
 
         What was trained beside it lies beside it. Written aside first; the weights replace the old ones last.
         """
-        aside = self.directory / "model.partial"
-        shutil.rmtree(aside, ignore_errors=True)
-        model.save_pretrained(aside)
-        if beside:
-            weights = {name: weight.detach().contiguous() for name, weight in beside.items()}
-            save_file(weights, aside / "projections.safetensors")
-        for path in (corpus.directory / "tokenizer").iterdir():
-            shutil.copyfile(path, aside / path.name)
-        for path in sorted(aside.iterdir(), key=lambda path: path.name == _LAST):
-            path.replace(self.directory / path.name)
-        aside.rmdir()
+        with directory_aside(self.directory / "model") as aside:
+            model.save_pretrained(aside)
+            if beside:
+                weights = {name: weight.detach().contiguous() for name, weight in beside.items()}
+                save_file(weights, aside / "projections.safetensors")
+            for path in (corpus.directory / "tokenizer").iterdir():
+                shutil.copyfile(path, aside / path.name)
+            for path in sorted(aside.iterdir(), key=lambda path: path.name == _LAST):
+                path.replace(self.directory / path.name)
 
     def finish(self, result: RunResult) -> None:
         """Record what came of the run; from here on it is whole."""
         write_record(self.directory / "result.json", result.as_plain())
+
+
+def _compared(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings without those that change no weight: a run may be moved, and go on on another device."""
+    return {name: value for name, value in settings.items() if name not in ("output", "device", "plugins")}

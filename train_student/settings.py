@@ -1,4 +1,4 @@
-"""What a training run is told: the same settings for baselines, teachers and students."""
+"""Settings of a training run: the same for baselines, teachers and students. Nothing here imports torch."""
 
 import re
 from pathlib import Path
@@ -6,12 +6,96 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from palenka.cache_teachers.settings import TeacherSettings, named_models
+from palenka.data.signals.encoding import TopKEncoding
+from palenka.data.signals.hidden import ComponentsEncoding
 from palenka.data.windows import WindowRule
-from palenka.ground.settings import Precision, Settings
+from palenka.ground.processes import Device
+from palenka.ground.settings import Command, Precision, Settings
 from palenka.train_student.model.shapes import ModelShape
-from palenka.train_student.objective.objective import TEACHER_TERMS, ObjectiveSettings
-from palenka.train_student.optimizer import OptimizerSettings
-from palenka.train_student.teachers import TeacherSource
+from palenka.train_student.objective.settings import ObjectiveSettings
+
+
+class LiveHidden(ComponentsEncoding):
+    """What is kept of a live teacher's hidden states; nothing is stored, so they are kept whole and exact."""
+
+    components: None = None
+    """Not for live teachers: a basis that each process measures by itself would not be the same everywhere."""
+    values: Literal["int8", "float32"] = "float32"
+    """Type of the values; int8 rounds them as a cache does."""
+
+
+class TeacherSource(Settings):
+    """One teacher of a student: a cache, or a live model or ensemble."""
+
+    source: Literal["cache", "live"] = "cache"
+    """Whether its signal is read from a cache or computed while the student trains."""
+    weight: float = Field(default=1.0, ge=0)
+    """Its share of the teacher terms; shares need not sum to 1."""
+    cache: Path | None = None
+    """Directory of its cache."""
+    model: Path | None = None
+    """Directory of a live model; beside a cache, the model that it must have been captured from."""
+    ensemble: dict[str, Path] = Field(default={})
+    """Directories of several live models by name, instead of one: their geometric mean."""
+    layers: Literal["uniform"] | dict[int, int] = "uniform"
+    """The student layer that is to predict each teacher layer; indices of hidden states, 0 is the embeddings."""
+    k: int | None = Field(default=None, ge=1)
+    """Tokens kept of a live teacher's distribution; all of them unless given."""
+    hidden: LiveHidden = LiveHidden()
+    """What is kept of a live teacher's hidden states."""
+    precision: Precision = "float32"
+    """Type that a live teacher computes in."""
+
+    @model_validator(mode="after")
+    def _source_is_given(self) -> Self:
+        if self.source == "live":
+            if self.cache is not None:
+                raise ValueError(f"a teacher with source live needs no cache, but cache is {self.cache}; leave it out")
+            self.models()
+        elif self.cache is None:
+            raise ValueError("a teacher needs a cache, or source: live and a model; give one of them")
+        elif (self.ensemble, self.k, self.hidden, self.precision) != ({}, None, LiveHidden(), "float32"):
+            raise ValueError(
+                "ensemble, k, hidden and precision are options of live teachers; a cache says itself what it holds"
+            )
+        if self.layers == {}:
+            raise ValueError("layers maps no layer; name some, such as {0: 0, 12: 8}, or choose uniform")
+        return self
+
+    def models(self) -> dict[str, Path]:
+        """The directories of a live teacher's models by name."""
+        return named_models("model", self.model, self.ensemble)
+
+    def live(self, vocabulary_size: int, temperature: float, with_states: bool) -> TeacherSettings:
+        """A live teacher that says what an objective needs of it, nothing of its distribution left out."""
+        hidden = self.hidden if with_states else None
+        if hidden and not isinstance(self.layers, str):
+            hidden = hidden.model_copy(update={"layers": tuple(self.layers)})
+        return TeacherSettings(
+            teacher=self.model,
+            ensemble=self.ensemble,
+            logits=TopKEncoding(k=self.k or vocabulary_size, temperatures=(temperature,), values="float32"),
+            hidden=hidden,
+            precision=self.precision,
+        )
+
+
+class OptimizerSettings(Settings):
+    """AdamW with a cosine schedule: linear warm-up, then half a cosine down to 0."""
+
+    learning_rate: float = Field(default=5e-4, gt=0)
+    """Peak learning rate."""
+    weight_decay: float = Field(default=0.1, ge=0)
+    """Decay of matrices; vectors (norms, biases) have none."""
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    """Decay of the gradient's mean."""
+    beta2: float = Field(default=0.999, ge=0, lt=1)
+    """Decay of the gradient's second moment."""
+    warmup_steps: int = Field(default=300, ge=0)
+    """Steps of linear warm-up."""
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    """Gradients are clipped to this norm."""
 
 
 class ValidationSettings(Settings):
@@ -25,7 +109,7 @@ class ValidationSettings(Settings):
     """Validate after so many steps; at the end of every epoch unless given, and always at the end."""
 
 
-class TrainSettings(Settings):
+class TrainSettings(Command):
     """Train a model: a baseline or a teacher without teachers, a student with them."""
 
     corpus: Path
@@ -42,7 +126,7 @@ class TrainSettings(Settings):
     """Train on only this part of each view's windows, a uniform sample."""
     teachers: dict[str, TeacherSource] = Field(default={})
     """Teachers by name."""
-    objective: ObjectiveSettings = ObjectiveSettings()
+    objective: ObjectiveSettings = Field(default_factory=ObjectiveSettings)
     """What is minimised."""
     epochs: int = Field(default=1, ge=1)
     """How often the corpus is read."""
@@ -54,6 +138,8 @@ class TrainSettings(Settings):
     """How the weights move."""
     precision: Precision = "float32"
     """Type that the model computes in; weights, losses and optimizer are float32 in any case."""
+    device: Device = "auto"
+    """Where the model computes: auto is a GPU (cuda, or mps on a Mac) if there is one."""
     validation: ValidationSettings = ValidationSettings()
     """How the run is validated; the best model is the one that is kept."""
     log_every: int = Field(default=10, ge=1)
@@ -69,10 +155,9 @@ class TrainSettings(Settings):
 
     @model_validator(mode="after")
     def _terms_and_teachers_agree(self) -> Self:
-        for term in filter(self.objective.counts, TEACHER_TERMS):
-            if not self.teachers:
-                weight = self.objective.weight(term)
-                raise ValueError(f"objective.{term} is {weight}, but there are no teachers; name one under teachers")
+        for name, term in self.objective.active.items():
+            if term.has_teachers and not self.teachers:
+                raise ValueError(f"objective.{name} is {term.weight}, but there are no teachers; name one in teachers")
         if not self.weights():
             raise ValueError("no term has a weight; set objective.hard above 0, or a teacher's term and its weight")
         for name in self.teachers:
@@ -81,6 +166,6 @@ class TrainSettings(Settings):
         return self
 
     def weights(self, step: int | None = None, num_steps: int = 1) -> dict[str, float]:
-        """The weight of every term that counts, by its name in the log; at the end unless a step is given."""
+        """The weight of every active term, by its name in the log; at the end unless a step is given."""
         shares = {name: teacher.weight for name, teacher in self.teachers.items()}
         return self.objective.weights(shares, step, num_steps)

@@ -6,84 +6,29 @@ A cached and a live teacher yield the same signal, so the objective does not kno
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, Self
 
 import torch
-from pydantic import Field, model_validator
 
-from palenka.cache_teachers.teacher import SINGLE, Teacher, named_models
+from palenka.cache_teachers.settings import SINGLE
+from palenka.cache_teachers.teacher import Teacher
 from palenka.data.corpus import Corpus
 from palenka.data.model_files import identity_of
-from palenka.data.signals.cache import TeacherCache
-from palenka.data.signals.encoding import LogitEncoding
-from palenka.data.signals.hidden import HiddenEncoding, HiddenLayers
+from palenka.data.signals.cache import TeacherCache, read_manifest
+from palenka.data.signals.hidden import HiddenLayers
 from palenka.data.signals.manifest import CacheManifest, hidden_key, num_used
-from palenka.data.signals.stream import Batch, CodedBatch
+from palenka.data.signals.stream import Batch, EncodedBatch
 from palenka.data.windows import WindowRule
 from palenka.ground.errors import UserError, refuse_difference
-from palenka.ground.settings import Precision, Settings
-from palenka.train_student.objective.hidden import LayerPair
-from palenka.train_student.objective.objective import ObjectiveSettings
+from palenka.train_student.objective.module import LayerPair, teacher_of
+from palenka.train_student.settings import TeacherSource, TrainSettings
 
 _MEASURE_WINDOWS = 16
 """Windows per forward pass while a live teacher's statistics are measured."""
 
 
-class LiveHidden(HiddenEncoding):
-    """What is kept of a live teacher's hidden states; nothing is stored, so they are kept whole and exact."""
-
-    components: None = None
-    """Not for live teachers: a basis that each process measures by itself would not be the same everywhere."""
-    values: Literal["int8", "float32"] = "float32"
-    """Type of the values; int8 rounds them as a cache does."""
-
-
-class TeacherSource(Settings):
-    """One teacher of a student: a cache, or a live model or ensemble."""
-
-    source: Literal["cache", "live"] = "cache"
-    """Whether its signal is read from a cache or computed while the student trains."""
-    weight: float = Field(default=1.0, ge=0)
-    """Its share of the teacher terms; shares need not sum to 1."""
-    cache: Path | None = None
-    """Directory of its cache."""
-    model: Path | None = None
-    """Directory of a live model; beside a cache, the model that it must have been captured from."""
-    ensemble: dict[str, Path] = Field(default={})
-    """Directories of several live models by name, instead of one: their geometric mean."""
-    layers: Literal["uniform"] | dict[int, int] = "uniform"
-    """The student layer that is to predict each teacher layer; indices of hidden states, 0 is the embeddings."""
-    k: int | None = Field(default=None, ge=1)
-    """Tokens kept of a live teacher's distribution; all of them unless given."""
-    hidden: LiveHidden = LiveHidden()
-    """What is kept of a live teacher's hidden states."""
-    precision: Precision = "float32"
-    """Type that a live teacher computes in."""
-
-    @model_validator(mode="after")
-    def _source_is_given(self) -> Self:
-        if self.source == "live":
-            if self.cache is not None:
-                raise ValueError(f"a teacher with source live needs no cache, but cache is {self.cache}; leave it out")
-            self.models()
-        elif self.cache is None:
-            raise ValueError("a teacher needs a cache, or source: live and a model; give one of them")
-        elif (self.ensemble, self.k, self.hidden, self.precision) != ({}, None, LiveHidden(), "float32"):
-            raise ValueError(
-                "ensemble, k, hidden and precision are options of live teachers; a cache says itself what it holds"
-            )
-        if self.layers == {}:
-            raise ValueError("layers maps no layer; name some, such as {0: 0, 12: 8}, or choose uniform")
-        return self
-
-    def models(self) -> dict[str, Path]:
-        """The directories of a live teacher's models by name."""
-        return named_models("model", self.model, self.ensemble)
-
-
 @dataclass(frozen=True)
 class Teachers:
-    """The teachers of a run, ready to speak.
+    """The teachers of a run, opened.
 
     Attributes:
         caches: cached teachers by name.
@@ -99,31 +44,19 @@ class Teachers:
     identities: Mapping[str, object]
     num_positions: int
 
-    def complete(self, coded: CodedBatch) -> Batch:
+    def complete(self, encoded: EncodedBatch) -> Batch:
         """A batch with the decoded signals of the cached teachers and those of the live ones."""
-        batch = coded.decode(self.caches)
+        batch = encoded.decode(self.caches)
         live = {name: teacher.signal(batch.tokens, batch.positions) for name, teacher in self.live.items()}
         return replace(batch, signals={**batch.signals, **live})
 
 
-def open_teachers(
-    sources: Mapping[str, TeacherSource],
-    objective: ObjectiveSettings,
-    corpus: Corpus,
-    rule: WindowRule,
-    fraction: float,
-    student_depth: int,
-    device: torch.device,
-) -> Teachers:
-    """All teachers that the objective needs, each fit for this corpus and these windows.
+def open_teachers(settings: TrainSettings, corpus: Corpus, device: torch.device) -> Teachers:
+    """All teachers whose terms have a weight, each fit for this corpus and this student.
 
     Args:
-        sources: the teachers.
-        objective: whose terms they serve.
+        settings: of the run.
         corpus: what the student is trained on.
-        rule: its window rule; a cache may hold more views.
-        fraction: the part of each view that the student reads; a cache may hold more.
-        student_depth: blocks of the student.
         device: where live teachers run.
 
     Raises:
@@ -134,74 +67,76 @@ def open_teachers(
     pairs: dict[str, list[LayerPair]] = {}
     identities: dict[str, object] = {}
     num_positions = 0
-    for name, source in sources.items():
+    heard = {teacher_of(name) for name in settings.weights() if "/" in name}
+    for name, source in settings.teachers.items():
+        if name not in heard:
+            continue
         if source.source == "live":
-            live[name] = speaker = _open_live(source, objective, corpus, rule, device)
-            identities[name] = {model: identity.as_plain() for model, identity in speaker.identities.items()}
-            layers, hidden = speaker.hidden_layers, speaker.hidden
+            live[name] = teacher = _open_live(source, settings, corpus, device)
+            identities[name] = {model: identity.as_plain() for model, identity in teacher.identities.items()}
+            layers, hidden = _map_layers(name, settings, teacher.hidden_layers), teacher.hidden
+            measured = teacher.measured
         else:
-            caches[name] = cache = _open_cache(name, source, objective, corpus, rule, fraction)
-            identities[name] = cache.manifest.as_plain()
-            layers = cache.manifest.hidden_layers
-            hidden = cache.manifest.hidden
-        if objective.states_for() and hidden:
-            student_layers = _map_layers(f"teacher {name}", source, layers, student_depth)
-            statistics = live[name].statistics if name in live else caches[name].read_statistics(student_layers)
-            pairs[name] = [LayerPair(key, layer, statistics[key]) for key, layer in student_layers.items()]
+            manifest = _require_cache(name, source, settings, corpus)
+            layers, hidden = _map_layers(name, settings, manifest.hidden_layers), manifest.hidden
+            assert source.cache is not None
+            caches[name] = cache = TeacherCache(source.cache, layers, bool(settings.objective.needing("distributions")))
+            cache.require_shards(
+                shard
+                for view in range(min(settings.windows.views, settings.epochs))
+                for shard in manifest.shards_over(view, 0, num_used(manifest.num_windows(view), settings.fraction))
+            )
+            identities[name], measured = manifest.as_plain(), cache.measured
+        if layers and hidden:
+            pairs[name] = [LayerPair(key, layer, measured.layers[key]) for key, layer in layers.items()]
             num_positions = max(num_positions, hidden.num_positions())
     return Teachers(caches, live, pairs, identities, num_positions)
 
 
-def _open_live(
-    source: TeacherSource, objective: ObjectiveSettings, corpus: Corpus, rule: WindowRule, device: torch.device
-) -> Teacher:
+def _open_live(source: TeacherSource, settings: TrainSettings, corpus: Corpus, device: torch.device) -> Teacher:
     """A live teacher that speaks of what the objective needs."""
-    logits = LogitEncoding(k=source.k or corpus.vocabulary_size, temperatures=(objective.temperature,))
-    hidden = source.hidden if objective.states_for() else None
-    if hidden and not isinstance(source.layers, str):
-        hidden = hidden.model_copy(update={"layers": tuple(source.layers)})
-    teacher = Teacher(source.models(), source.precision, device, corpus, rule.length, logits, hidden)
-    teacher.measure(corpus, rule, _MEASURE_WINDOWS)
+    objective = settings.objective
+    asked = source.live(corpus.vocabulary_size, objective.temperature, bool(objective.needing("states")))
+    teacher = Teacher(asked, corpus, settings.windows, device)
+    teacher.measure(_MEASURE_WINDOWS)
     return teacher
 
 
-def _open_cache(
-    name: str, source: TeacherSource, objective: ObjectiveSettings, corpus: Corpus, rule: WindowRule, fraction: float
-) -> TeacherCache:
-    """A cache that fits and has every shard that the student reads."""
+def _require_cache(name: str, source: TeacherSource, settings: TrainSettings, corpus: Corpus) -> CacheManifest:
+    """The manifest of a cache that fits the run."""
     assert source.cache is not None
     subject = f"cache {source.cache} of teacher {name}"
-    cache = TeacherCache(source.cache)
-    temperature = objective.temperature if objective.distributions_for() else None
-    _require_fit(subject, cache.manifest, corpus, rule, temperature)
-    if objective.distributions_for() and objective.divergence != "forward" and cache.manifest.logits.draws:
+    objective = settings.objective
+    manifest = read_manifest(source.cache)
+    reads_distributions = objective.needing("distributions")
+    temperature = objective.temperature if reads_distributions else None
+    _require_fit(subject, manifest, corpus, settings.windows, temperature)
+    if reads_distributions and manifest.logits.is_estimate and not objective.divergence_function().serves_estimates:
         raise UserError(
-            f"{subject} holds {cache.manifest.logits.kind} logits, but objective.divergence is {objective.divergence}; "
-            "draws are unbiased for forward alone: choose that, or capture with logits.kind topk"
+            f"{subject} holds {manifest.logits.kind} logits, but objective.divergence is {objective.divergence}; draws "
+            "are unbiased for forward alone: choose that, or capture with logits.kind topk"
         )
-    if (kind := objective.states_for()) and cache.manifest.hidden is None:
+    if (term := objective.needing("states")) and manifest.hidden is None:
         raise UserError(
-            f"{subject} holds no hidden states, but objective.{kind} is {objective.weight(kind)}; capture it again, to "
-            f"another output, with hidden: {{...}}, or set objective.{kind} to 0"
+            f"{subject} holds no hidden states, but objective.{term} is {objective.terms[term].weight}; capture it "
+            f"again, to another output, with hidden: {{...}}, or set objective.{term} to 0"
         )
     if source.model is not None:
-        _require_teacher(subject, cache.manifest, source.model)
-    for view in range(rule.views):
-        used = num_used(cache.manifest.num_windows(view), fraction)
-        cache.require_shards(cache.manifest.shards_over(view, 0, used))
-    return cache
+        _require_teacher(subject, manifest, source.model)
+    return manifest
 
 
-def _map_layers(
-    subject: str, source: TeacherSource, kept: Mapping[str, HiddenLayers], student_depth: int
-) -> dict[str, int]:
-    """The student's layer for every teacher layer that has one, by "model/layer".
+def _map_layers(name: str, settings: TrainSettings, kept: Mapping[str, HiddenLayers]) -> dict[str, int]:
+    """The student's layer for every teacher layer that has one, by "model/layer"; none unless a term reads states.
 
     Uniform maps a layer to the one at the same part of the student's depth.
 
     Raises:
         UserError: for a layer that one of the two does not have.
     """
+    if not settings.objective.needing("states"):
+        return {}
+    subject, source, student_depth = f"teacher {name}", settings.teachers[name], settings.model.num_hidden_layers
     mapped: dict[str, int] = {}
     for model, layers in kept.items():
         if isinstance(source.layers, str):

@@ -1,6 +1,6 @@
 """Training: what a run needs is opened and checked, then trained, by one process at a time for each output.
 
-`accelerate launch -m train_student --config configs/students/NAME.yaml` (or `palenka train` on one device).
+`accelerate launch -m palenka.train_student --config FILE.yaml` (or `palenka train` on one device).
 """
 
 import contextlib
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin
 
 from palenka.data.corpus import Corpus
 from palenka.data.held_out import fixed_windows
@@ -18,15 +18,13 @@ from palenka.data.model_files import require_positions
 from palenka.data.signals.stream import ReadingOrder
 from palenka.ground.errors import UserError
 from palenka.ground.lock import sole_writer
-from palenka.ground.processes import require_all_processes
+from palenka.ground.processes import open_processes
 from palenka.ground.progress import notice
-from palenka.train_student.objective.hidden import require_equal_widths
+from palenka.train_student.objective.module import TermFit
 from palenka.train_student.run import Run, RunInputs, RunResult
 from palenka.train_student.settings import TrainSettings
 from palenka.train_student.teachers import Teachers, open_teachers
 from palenka.train_student.trainer import Trainer
-
-_ACCELERATE_PRECISION = {"float32": "no", "bf16": "bf16", "fp16": "fp16"}
 
 
 def train(settings: TrainSettings) -> RunResult:
@@ -86,26 +84,32 @@ def _accelerator(settings: TrainSettings) -> Accelerator:
     for package in settings.trackers:
         if importlib.util.find_spec(package) is None:
             raise UserError(f"tracker {package} is not installed; pip install {package}, or take it out of trackers")
-    if settings.precision == "fp16" and not torch.cuda.is_available():
-        raise UserError("precision fp16 needs a GPU; choose bf16 or float32 on this machine")
-    accelerator = Accelerator(
-        mixed_precision=_ACCELERATE_PRECISION[settings.precision],
+    state = open_processes(settings.device)
+    if settings.precision == "fp16" and state.device.type != "cuda":
+        raise UserError(f"precision fp16 needs a CUDA GPU; choose bf16 or float32 on {state.device.type}")
+    if settings.global_batch % state.num_processes:
+        raise UserError(
+            f"global_batch is {settings.global_batch}, but there are {state.num_processes} processes; "
+            "make it a multiple of their number"
+        )
+    return Accelerator(
+        # Said here, though they are accelerate's defaults: it would take them from the environment.
+        mixed_precision="no" if settings.precision == "float32" else settings.precision,
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+        dynamo_backend="no",
         log_with=list(settings.trackers) or None,
         project_dir=settings.output,
         # Hidden states alone leave the last layers, and an untied head, without a gradient.
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=_leaves_parameters_unused(settings))],
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(
+                find_unused_parameters=_leaves_parameters_unused(settings), broadcast_buffers=False
+            )
+        ],
     )
-    require_all_processes(accelerator.num_processes)
-    if settings.global_batch % accelerator.num_processes:
-        raise UserError(
-            f"global_batch is {settings.global_batch}, but there are {accelerator.num_processes} processes; "
-            "make it a multiple of their number"
-        )
-    return accelerator
 
 
 def _leaves_parameters_unused(settings: TrainSettings) -> bool:
-    return not any(name.startswith(("hard", "logit/", "auxiliary/")) for name in settings.weights())
+    return not any(term.trains_all for term in settings.objective.active.values())
 
 
 def _reading_order(settings: TrainSettings, corpus: Corpus) -> ReadingOrder:
@@ -128,18 +132,10 @@ def _reading_order(settings: TrainSettings, corpus: Corpus) -> ReadingOrder:
 
 def _open_teachers(settings: TrainSettings, corpus: Corpus, device: torch.device) -> Teachers:
     """The teachers whose terms have a weight, fit for the student."""
-    heard = {name.split("/", 1)[1] for name in settings.weights() if "/" in name}
-    sources = {name: source for name, source in settings.teachers.items() if name in heard}
-    depth = settings.model.num_hidden_layers
-    objective = settings.objective
-    teachers = open_teachers(sources, objective, corpus, settings.windows, settings.fraction, depth, device)
-    if objective.counts("hidden") and objective.projection == "none":
-        require_equal_widths(settings.model.hidden_size, teachers.pairs)
-    if objective.counts("contrastive") and settings.micro_batch * teachers.num_positions < 2:
-        raise UserError(
-            f"objective.contrastive is {objective.contrastive}, but a micro-batch of {settings.micro_batch} window(s) "
-            f"has {teachers.num_positions} position(s), and so no negatives; raise micro_batch or the positions kept"
-        )
+    teachers = open_teachers(settings, corpus, device)
+    fit = TermFit(settings.model.hidden_size, teachers.pairs, settings.micro_batch, teachers.num_positions)
+    for term in settings.objective.active.values():
+        term.require_fit(fit)
     return teachers
 
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from palenka.data.corpus import Corpus
 from palenka.data.held_out import window_losses
-from palenka.data.signals.stream import Batch, CodedBatch, ReadingOrder, stream
+from palenka.data.signals.stream import Batch, EncodedBatch, ReadingOrder, stream
 from palenka.ground.errors import UserError
 from palenka.ground.progress import notice, progress_bar
 from palenka.train_student.checkpoint import Checkpoints
@@ -92,10 +92,10 @@ class Trainer:
                         self._checkpoint(step, time.perf_counter() - started)
         return self._finish(time.perf_counter() - started)
 
-    def _step(self, step: int, batches: Iterator[CodedBatch], meter: Meter) -> None:
+    def _step(self, step: int, batches: Iterator[EncodedBatch], meter: Meter) -> None:
         """One optimizer step over a global batch, and its line in the log if it has one."""
         count = self._per_process() // self._micro_batch()
-        micro_batches: Iterable[CodedBatch] = islice(meter.awaited(batches), count)
+        micro_batches: Iterable[EncodedBatch] = islice(meter.awaited(batches), count)
         weights = self.settings.weights(step, self.num_steps)
         measured: dict[str, float] = {}
         if len(weights) > 1 and (step - 1) % self.settings.gradient_ratios_every == 0:
@@ -121,11 +121,11 @@ class Trainer:
         elif measured:
             self._record(step, measured)
 
-    def _complete(self, batch: CodedBatch) -> Batch:
+    def _complete(self, batch: EncodedBatch) -> Batch:
         return self.teachers.complete(batch.to(self.accelerator.device))
 
     def _gradient_ratios(
-        self, step: int, micro_batches: list[CodedBatch], weights: Mapping[str, float]
+        self, step: int, micro_batches: list[EncodedBatch], weights: Mapping[str, float]
     ) -> dict[str, float]:
         self.objective.train()
 
@@ -183,8 +183,8 @@ class Trainer:
         )
 
     def _scheduled_weights(self, step: int) -> dict[str, float]:
-        objective = self.settings.objective
-        return {f"weight/{kind}": objective.weight(kind, step, self.num_steps) for kind in objective.schedule}
+        terms = self.settings.objective.terms
+        return {f"weight/{name}": term.weight_at(step, self.num_steps) for name, term in terms.items() if term.schedule}
 
     def _record(self, step: int, values: dict[str, float]) -> None:
         if self.accelerator.is_main_process:
@@ -253,7 +253,7 @@ class Trainer:
             self.run.finish(result)
         return result
 
-    def _batches(self, first: int) -> Iterator[CodedBatch]:
+    def _batches(self, first: int) -> Iterator[EncodedBatch]:
         return stream(
             self.corpus,
             self.order,

@@ -10,9 +10,9 @@ Windows lie in slots (see `windows.py`). Zarr reads a missing shard as zeros wit
 only once its commit record is there; the record is written last, by renaming. Only native Zarr codecs are used.
 """
 
-import shutil
 from collections import OrderedDict
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -24,19 +24,20 @@ from pydantic import ValidationError
 from torch import Tensor
 from zarr.codecs import BloscCodec, Crc32cCodec
 
-from palenka.data.signals.hidden import LayerStatistics
-from palenka.data.signals.manifest import CacheManifest, Shard, codes_of, hidden_key
+from palenka.data.signals.hidden import Layer
+from palenka.data.signals.manifest import LOGITS, CacheManifest, Shard, StoredArray, codes_of
 from palenka.data.signals.signal import TeacherSignal
 from palenka.data.windows import BLOCK_WINDOWS
 from palenka.ground.errors import UserError, refuse_difference
-from palenka.ground.files import commit, damage_of, read_record
+from palenka.ground.files import commit, damage_of, names_in, read_record, remove, whole_directory
 
 Arrays = Mapping[str, NDArray[np.generic]]
 
 HiddenError = Mapping[str, tuple[float, float]]
-"""For every layer the sums of squares that its codes miss, and that there are (`LayerStatistics.squared_error`)."""
+"""For every layer the residual and the total sum of squares (`Layer.squared_error`)."""
 
 _STORE_RECORD = "commits/store.json"
+_STATICS = f"{LOGITS}/statics"
 _CHUNK_WINDOWS = BLOCK_WINDOWS // 4
 """So that several processors decompress a block; single chunks were read at half the speed."""
 
@@ -51,8 +52,8 @@ class CacheWriter:
         self.directory = directory
         self.manifest = manifest
         group = zarr.open_group(directory, mode="r+", zarr_format=3)
-        self._arrays = {name: _array(group, name) for name in _array_types(manifest)}
-        self.statistics = _read_statistics(group, manifest.hidden_keys())
+        self._arrays = {name: _array(group, name) for name in manifest.arrays()}
+        self.measured = _read_measured(group, manifest, manifest.hidden_keys())
 
     def empty(self, shard: Shard) -> dict[str, NDArray[np.generic]]:
         """Room for one shard: an array [windows, …] for every array of the cache."""
@@ -63,9 +64,10 @@ class CacheWriter:
         """Write one shard's arrays, each [shard.stop − shard.start, …], and then its commit record."""
         for name, array in self._arrays.items():
             # The last shard of a view ends before its array does: Zarr would read what is there, damaged or not.
-            (self.directory / shard.file_of(name)).unlink(missing_ok=True)
+            remove(self.directory / shard.file_of(name))
             array[shard.view, shard.start : shard.stop] = arrays[name]
         files = [shard.file_of(name) for name in self._arrays]
+        remove(self.directory / shard.record)
         commit(self.directory, shard.record, files, hidden_error=dict(hidden_error))
 
 
@@ -82,48 +84,60 @@ def is_begun(directory: Path, manifest: CacheManifest) -> bool:
     return True
 
 
-def remove_leftovers(directory: Path) -> None:
-    """Remove what killed writers left half-written in a cache; no other may be writing there."""
-    for leftover in directory.rglob("*.partial"):
-        leftover.unlink()
+@dataclass(frozen=True)
+class Measured:
+    """What was measured of a teacher before its capture.
+
+    Attributes:
+        statics: of the logit encoding, by name.
+        layers: the coordinates of each layer kept, by "model/layer".
+    """
+
+    statics: Mapping[str, Tensor] = field(default_factory=dict)
+    layers: Mapping[str, Layer] = field(default_factory=dict)
+
+    def to(self, device: torch.device) -> "Measured":
+        """The same on another device."""
+        statics = {name: value.to(device) for name, value in self.statics.items()}
+        return Measured(statics, {key: layer.to(device) for key, layer in self.layers.items()})
 
 
-def create_cache(directory: Path, manifest: CacheManifest, statistics: Mapping[str, LayerStatistics]) -> None:
-    """Make an empty cache at `directory`, where nothing is.
+def create_cache(directory: Path, manifest: CacheManifest, measured: Measured) -> None:
+    """Make an empty cache at `directory`, where nothing is; its sole writer alone may.
 
     Args:
         directory: where it will be; it appears there whole.
         manifest: what it says of itself.
-        statistics: of every layer in `manifest.hidden_keys()`.
+        measured: of the teacher, for every layer in `manifest.hidden_keys()`.
     """
-    directory = directory.absolute()
-    aside = directory.with_name(f"{directory.name}.partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    group = zarr.open_group(aside, mode="w", zarr_format=3)
+    with whole_directory(directory) as aside:
+        _write_store(aside, manifest, measured)
+
+
+def _write_store(directory: Path, manifest: CacheManifest, measured: Measured) -> None:
+    """The metadata and what was measured, and then their commit record."""
+    group = zarr.open_group(directory, mode="w", zarr_format=3)
     group.attrs.update(manifest.model_dump(mode="json"))
     num_windows = max(manifest.num_windows(view) for view in range(manifest.windows.views))
-    for name, (rows, width, dtype) in _array_types(manifest).items():
-        shape = (manifest.windows.views, num_windows, rows, width)
+    for name, array in manifest.arrays().items():
+        shape = (manifest.windows.views, num_windows, array.rows, array.row.width)
         group.create_array(
             name,
             shape=shape,
-            dtype=dtype,
+            dtype=array.row.dtype,
             chunks=(1, _chunk_windows(manifest), *shape[2:]),
             shards=(1, manifest.windows_per_shard, *shape[2:]),
-            compressors=[_compressor(name), Crc32cCodec()],
+            compressors=[_compressor(array), Crc32cCodec()],
             config={"write_empty_chunks": True},
         )
-    for key, layer in statistics.items():
-        for name, values in vars(layer).items():
-            if values is not None:
-                group.create_array(f"hidden/{key}/{name}", data=values.numpy())
-    files = sorted(str(path.relative_to(aside)) for path in aside.rglob("*") if path.is_file())
-    (aside / "commits").mkdir()
-    commit(aside, _STORE_RECORD, files)
-    if directory.exists():
-        directory.rmdir()
-    aside.rename(directory)
+    for folder, values in [
+        (_STATICS, measured.statics),
+        *((f"hidden/{key}", layer.statics()) for key, layer in measured.layers.items()),
+    ]:
+        for name, value in values.items():
+            group.create_array(f"{folder}/{name}", data=value.numpy())
+    files = sorted(str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file())
+    commit(directory, _STORE_RECORD, files)
 
 
 def read_manifest(directory: Path) -> CacheManifest:
@@ -150,24 +164,29 @@ def read_manifest(directory: Path) -> CacheManifest:
 class TeacherCache:
     """Reads a cache; every shard's checksums are compared once, when it is first read.
 
-    Memory: two blocks of `BLOCK_WINDOWS` windows, whatever the corpus.
+    What is read is fixed when it is opened. Memory: two blocks of `BLOCK_WINDOWS` windows, whatever the corpus.
 
-    Hidden states are read only of the layers that were asked for with `read_statistics`.
+    Args:
+        directory: of the cache.
+        hidden: layers whose states are read, among `manifest.hidden_keys()`; none unless given.
+        logits: whether distributions are read.
+
+    Attributes:
+        manifest: what the cache says of itself.
+        measured: statics of the logit encoding, and the coordinates of the layers that are read.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, hidden: Collection[str] = (), logits: bool = True) -> None:
         self.directory = directory
         self.manifest = read_manifest(directory)
-        self._group = zarr.open_group(directory, mode="r")
-        self._arrays = {name: _array(self._group, name) for name in _array_types(self.manifest) if "hidden" not in name}
+        group = zarr.open_group(directory, mode="r")
+        names = [name for name in self.manifest.arrays() if name.startswith(f"{LOGITS}/")] if logits else []
+        self._arrays = {name: _array(group, name) for name in [*names, *map(codes_of, hidden)]}
+        self.measured = _read_measured(group, self.manifest, hidden)
         self._chunk_windows = _chunk_windows(self.manifest)
         self._checked: set[Shard] = set()
         self._chunks: OrderedDict[tuple[int, int], dict[str, NDArray[np.generic]]] = OrderedDict()
-
-    def read_statistics(self, keys: Collection[str]) -> dict[str, LayerStatistics]:
-        """The coordinates of some of the layers in `manifest.hidden_keys()`; signals hold their states from now on."""
-        self._arrays |= {codes_of(key): _array(self._group, codes_of(key)) for key in keys}
-        return _read_statistics(self._group, keys)
+        self._measured_on: dict[torch.device, Measured] = {}
 
     def require_shards(self, shards: Iterable[Shard]) -> None:
         """Refuse to go on unless all these shards are there; sizes are compared, checksums when they are read.
@@ -212,8 +231,13 @@ class TeacherCache:
 
     def decode(self, codes: Mapping[str, Tensor]) -> TeacherSignal:
         """The signal of some windows' arrays, on whatever device they are."""
-        keys = (key for key in self.manifest.hidden_keys() if codes_of(key) in codes)
-        return self.manifest.logits.decode(codes, {key: codes[codes_of(key)] for key in keys})
+        device = next(iter(codes.values())).device
+        if device not in self._measured_on:
+            self._measured_on[device] = self.measured.to(device)
+        measured = self._measured_on[device]
+        logits = {name.split("/", 1)[1]: part for name, part in codes.items() if name.startswith(f"{LOGITS}/")}
+        hidden = {key: layer.decode(codes[codes_of(key)]) for key, layer in measured.layers.items()}
+        return TeacherSignal(self.manifest.logits, logits, measured.statics, hidden)
 
     def bytes_per_token(self) -> dict[str, float]:
         """Bytes on disk for every token of the committed shards, by array."""
@@ -225,7 +249,7 @@ class TeacherCache:
         shards = self.committed()
         return {
             name: sum((self.directory / shard.file_of(name)).stat().st_size for shard in shards)
-            for name in _array_types(self.manifest)
+            for name in self.manifest.arrays()
         }
 
     def captured_tokens(self) -> int:
@@ -233,27 +257,32 @@ class TeacherCache:
         return sum(shard.stop - shard.start for shard in self.committed()) * self.manifest.windows.length
 
     def hidden_errors(self) -> dict[str, float]:
-        """What the codes of every layer miss of its hidden states' squares about their mean, as measured at capture."""
+        """Relative squared error of every layer's codes, about its mean, as measured at capture."""
         sums: dict[str, NDArray[np.float64]] = {}
         for shard in self.committed():
-            for key, missed_and_all in read_record(self.directory / shard.record)["hidden_error"].items():
-                sums[key] = sums.get(key, np.zeros(2)) + np.array(missed_and_all)
-        return {key: float(missed / max(total, 1e-30)) for key, (missed, total) in sums.items()}
+            for key, squares in read_record(self.directory / shard.record)["hidden_error"].items():
+                sums[key] = sums.get(key, np.zeros(2)) + np.array(squares)
+        return {key: float(residual / max(total, 1e-30)) for key, (residual, total) in sums.items()}
 
     def kept_mass(self) -> dict[float, float]:
         """Mean mass of the kept tokens at each temperature over the committed shards; 1 where draws estimate all."""
-        if "logits/log_tail" not in self._arrays:
-            return dict.fromkeys(self.manifest.logits.temperatures, 1.0)
-        sums, count = np.zeros(len(self.manifest.logits.temperatures)), 0
+        logits = self.manifest.logits
+        sums, count = np.zeros(len(logits.temperatures)), 0
         for shard in self.committed():
-            log_tail = np.asarray(self._arrays["logits/log_tail"][shard.view, shard.start : shard.stop], np.float64)
-            sums += -np.expm1(log_tail).sum(axis=(0, 1))
-            count += log_tail.shape[0] * log_tail.shape[1]
-        return dict(zip(self.manifest.logits.temperatures, (sums / count).tolist(), strict=True))
+            read = {name: self._arrays[f"{LOGITS}/{name}"] for name in logits.tail_arrays}
+            arrays = {
+                name: torch.from_numpy(np.asarray(array[shard.view, shard.start : shard.stop]))
+                for name, array in read.items()
+            }
+            log_tails = logits.log_tails(arrays).double().flatten(0, -2).numpy()
+            sums += -np.expm1(log_tails).sum(axis=0)
+            count += len(log_tails)
+        return dict(zip(logits.temperatures, (sums / count).tolist(), strict=True))
 
     def committed(self) -> list[Shard]:
         """The shards that were captured."""
-        return [shard for shard in self.manifest.shards() if (self.directory / shard.record).is_file()]
+        records = names_in((self.directory / _STORE_RECORD).parent)
+        return [shard for shard in self.manifest.shards() if Path(shard.record).name in records]
 
     def _load(self, view: int, needed: NDArray[np.int64]) -> None:
         """Read those of the chunks, in ascending order, that are not at hand yet; neighbours at once."""
@@ -283,36 +312,19 @@ def _chunk_windows(manifest: CacheManifest) -> int:
     return min(_CHUNK_WINDOWS, manifest.windows_per_shard)
 
 
-def _array_types(manifest: CacheManifest) -> dict[str, tuple[int, int, str]]:
-    """The last two dimensions and the type of every array."""
-    stored = manifest.logits.arrays(manifest.vocabulary_size)
-    types = {name: (manifest.windows.length, width, kind) for name, (width, kind) in stored.items()}
-    if hidden := manifest.hidden:
-        for model, kept in manifest.hidden_layers.items():
-            for layer in kept.layers:
-                width = hidden.num_components(kept.width)
-                types[codes_of(hidden_key(model, layer))] = (hidden.num_positions(), width, hidden.values)
-    return types
+def _read_measured(group: zarr.Group, manifest: CacheManifest, keys: Iterable[str]) -> Measured:
+    def read(folder: str, without: Collection[str] = ()) -> dict[str, Tensor]:
+        arrays = group.get(folder)
+        names = sorted(set(arrays.array_keys()) - set(without)) if isinstance(arrays, zarr.Group) else []
+        return {name: torch.from_numpy(np.asarray(_array(group, f"{folder}/{name}")[:])) for name in names}
+
+    layers = {key: manifest.hidden.layer(read(f"hidden/{key}", {"codes"})) for key in keys} if manifest.hidden else {}
+    return Measured(read(_STATICS), layers)
 
 
-def _read_statistics(group: zarr.Group, keys: Iterable[str]) -> dict[str, LayerStatistics]:
-    def read(name: str) -> Tensor:
-        return torch.from_numpy(np.asarray(_array(group, name)[:]))
-
-    return {
-        key: LayerStatistics(
-            mean=read(f"hidden/{key}/mean"),
-            variance=read(f"hidden/{key}/variance"),
-            scale=read(f"hidden/{key}/scale"),
-            basis=read(f"hidden/{key}/basis") if f"hidden/{key}/basis" in group else None,
-        )
-        for key in keys
-    }
-
-
-def _compressor(array: str) -> BloscCodec:
-    """Zstandard over a whole chunk. The differences of ids repeat, which shuffling their bits would hide from it."""
-    shuffle: Literal["shuffle", "bitshuffle"] = "shuffle" if array.endswith("ids") else "bitshuffle"
+def _compressor(array: StoredArray) -> BloscCodec:
+    """Zstandard over a whole chunk."""
+    shuffle: Literal["shuffle", "bitshuffle"] = "bitshuffle" if array.row.shuffles_bits else "shuffle"
     return BloscCodec(cname="zstd", clevel=3, shuffle=shuffle, blocksize=2**20)
 
 

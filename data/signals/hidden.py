@@ -1,27 +1,83 @@
 """Hidden states in a teacher signal: which are kept, in which coordinates, and how coarsely.
 
-A hidden state h of a layer is centred and, if asked for, projected on the layer's principal components:
-z = B (h − mean). It is stored as codes, z / scale rounded to int8, with one scale for each component: the variance of
-real layers differs by orders of magnitude between components, so a scale per token would lose most of them.
+An encoding of hidden states is a class of settings that registers itself in `HIDDEN_ENCODINGS` and says of itself all
+that others must know. Nothing here imports torch before it computes.
 
-Shapes: B batch, P positions, W width of the teacher, C components (W without a basis).
+Shapes: B batch, P positions, W width of the teacher, C components kept (W without a basis).
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, Self
 
 import numpy as np
-import torch
 from pydantic import Field, model_validator
-from torch import Tensor
 
+from palenka.data.signals.encoding import ArrayType
 from palenka.ground.errors import UserError
+from palenka.ground.registry import OneOf, Registry
 from palenka.ground.settings import Settings
 
-_CLIP_DEVIATIONS = 5.0
-"""Values beyond so many standard deviations are clipped: they cost the others more than they are worth."""
-_LARGEST_CODE = 127
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+
+class Layer(Protocol):
+    """One layer's coordinates: how its states are encoded, and what terms may ask of it."""
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean of the states in the teacher's own coordinates, [W]."""
+        ...
+
+    @property
+    def basis(self) -> Tensor | None:
+        """Directions of the components as rows, [C, W]; None for the teacher's own coordinates."""
+        ...
+
+    @property
+    def rms_deviation(self) -> Tensor:
+        """√(Σ variance / C) of the components, a scalar in float32: the unit of decoded states."""
+        ...
+
+    @property
+    def num_components(self) -> int:
+        """C."""
+        ...
+
+    def to(self, device: torch.device) -> Self:
+        """The same on another device."""
+        ...
+
+    def statics(self) -> dict[str, Tensor]:
+        """What is kept in the store, by name."""
+        ...
+
+    def encode(self, states: Tensor) -> Tensor:
+        """Codes [..., C] of hidden states [..., W]."""
+        ...
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Components [..., C] of centred states in units of `rms_deviation`, float32, of codes [..., C]."""
+        ...
+
+    def squared_error(self, states: Tensor, codes: Tensor) -> tuple[float, float]:
+        """Residual and total sum of squares of states [..., W] about the mean, float64, given their codes [..., C]."""
+        ...
+
+
+class LayerFit(Protocol):
+    """Measures one layer's coordinates over a sample that comes in parts."""
+
+    def add(self, states: Tensor) -> None:
+        """Count hidden states [..., W]."""
+        ...
+
+    def finish(self) -> Layer:
+        """The coordinates of all that was added, on the CPU."""
+        ...
 
 
 class HiddenEncoding(Settings):
@@ -33,12 +89,11 @@ class HiddenEncoding(Settings):
     """How many layers uniform takes."""
     positions: int | None = Field(default=None, ge=1)
     """Positions kept in each window, drawn by its address; seven eighths of them unless given; never position 0."""
-    components: int | None = Field(default=64, ge=1)
-    """Principal components kept of each layer, at most; null keeps the teacher's own coordinates, all of them."""
-    values: Literal["int8", "float32"] = "int8"
-    """Type of the stored values; int8 with one scale for each component."""
-    sample_windows: int = Field(default=256, ge=2)
-    """Windows from which mean, variance, scale and basis are measured before a capture."""
+    if TYPE_CHECKING:
+        kind: str
+        """Name of the encoding; each has it as a field."""
+        sample_windows: int
+        """Windows from which the coordinates are measured before a capture; each encoding has it as a field."""
 
     @model_validator(mode="after")
     def _layers_differ(self) -> Self:
@@ -46,7 +101,19 @@ class HiddenEncoding(Settings):
             raise ValueError(f"layers is {list(self.layers)}, but it should name each layer once, such as [0, 3, 6]")
         return self
 
-    def within(self, length: int) -> "HiddenEncoding":
+    def array(self, width: int) -> ArrayType:
+        """How a state of a model of this width is stored; the first dimensions are [views, windows, positions]."""
+        raise NotImplementedError
+
+    def fit(self) -> LayerFit:
+        """A measurement of one layer's coordinates, with nothing added yet."""
+        raise NotImplementedError
+
+    def layer(self, statics: Mapping[str, Tensor]) -> Layer:
+        """A layer's coordinates as `Layer.statics` kept them."""
+        raise NotImplementedError
+
+    def within(self, length: int) -> Self:
         """The same encoding with its number of positions settled for windows of a length.
 
         Raises:
@@ -65,10 +132,6 @@ class HiddenEncoding(Settings):
         assert self.positions is not None
         return self.positions
 
-    def num_components(self, width: int) -> int:
-        """Numbers kept of each hidden state of a model of this width."""
-        return width if self.components is None else min(width, self.components)
-
     def layers_of(self, depth: int) -> tuple[int, ...]:
         """The indices kept of a model with `depth` blocks, which has depth + 1 hidden states.
 
@@ -86,6 +149,41 @@ class HiddenEncoding(Settings):
         return tuple(int(layer) for layer in self.layers)
 
 
+HIDDEN_ENCODINGS: Registry[type[HiddenEncoding]] = Registry("hidden encoding")
+AnyHiddenEncoding = Annotated[HiddenEncoding, OneOf(HIDDEN_ENCODINGS, "components")]
+"""A settings field that any registered encoding of hidden states fits, chosen by its `kind`."""
+
+
+@HIDDEN_ENCODINGS.register("components")
+class ComponentsEncoding(HiddenEncoding):
+    """Principal components of each layer, in int8 with one scale for each component."""
+
+    kind: Literal["components"] = Field(default="components", exclude=True)
+    """Name of the encoding."""
+    components: int | None = Field(default=64, ge=1)
+    """Principal components kept of each layer, at most; null keeps the teacher's own coordinates, all of them."""
+    values: Literal["int8", "float32"] = "int8"
+    """Type of the stored values; int8 with one scale for each component."""
+    sample_windows: int = Field(default=256, ge=2)
+    """Windows from which mean, variance, scale and basis are measured before a capture."""
+
+    def array(self, width: int) -> ArrayType:
+        """As `HiddenEncoding` has it."""
+        return ArrayType(width if self.components is None else min(width, self.components), self.values)
+
+    def fit(self) -> LayerFit:
+        """As `HiddenEncoding` has it; float64 sums on the CPU, W² of them with a basis."""
+        from palenka.data.signals.components import ComponentsFit
+
+        return ComponentsFit(self)
+
+    def layer(self, statics: Mapping[str, Tensor]) -> Layer:
+        """As `HiddenEncoding` has it."""
+        from palenka.data.signals.components import Components
+
+        return Components(self.values, **statics)
+
+
 class HiddenLayers(Settings):
     """The layers kept of one model."""
 
@@ -97,7 +195,7 @@ class HiddenLayers(Settings):
     """Indices of those that are kept."""
 
     @staticmethod
-    def of(config: Mapping[str, Any], encoding: HiddenEncoding) -> "HiddenLayers":
+    def of(config: Mapping[str, Any], encoding: HiddenEncoding) -> HiddenLayers:
         """The layers that an encoding keeps of a model with this Hugging Face configuration.
 
         Raises:
@@ -106,95 +204,3 @@ class HiddenLayers(Settings):
         depth = int(config.get("num_hidden_layers") or config["n_layer"])
         width = int(config.get("hidden_size") or config["n_embd"])
         return HiddenLayers(depth=depth, width=width, layers=encoding.layers_of(depth))
-
-
-@dataclass(frozen=True)
-class LayerStatistics:
-    """One layer's coordinates, measured on a sample of windows without position 0; all float32.
-
-    Attributes:
-        mean: of the hidden states, [W].
-        variance: of each component, [C].
-        scale: of a code's unit for each component, [C]; 1 where values are stored in float32.
-        basis: principal components as orthonormal rows, [C, W]; None for the teacher's own coordinates.
-    """
-
-    mean: Tensor
-    variance: Tensor
-    scale: Tensor
-    basis: Tensor | None
-
-    def to(self, device: torch.device) -> "LayerStatistics":
-        """The same statistics on another device."""
-        basis = None if self.basis is None else self.basis.to(device)
-        return LayerStatistics(self.mean.to(device), self.variance.to(device), self.scale.to(device), basis)
-
-    def encode(self, states: Tensor, encoding: HiddenEncoding) -> Tensor:
-        """Codes [..., C], int8 or float32, of hidden states [..., W]."""
-        centred = states.float() - self.mean
-        components = centred if self.basis is None else centred @ self.basis.T
-        if encoding.values == "float32":
-            return components
-        return (components / self.scale).round().clamp(-_LARGEST_CODE, _LARGEST_CODE).to(torch.int8)
-
-    def squared_error(self, states: Tensor, codes: Tensor) -> tuple[float, float]:
-        """What the codes miss of hidden states [..., W], and what there is: sums of squares about the mean, float64.
-
-        What lies outside a truncated basis counts as missed.
-        """
-        centred = states.double() - self.mean.double()
-        components = codes.double() * self.scale.double()
-        decoded = components if self.basis is None else components @ self.basis.double()
-        return float((centred - decoded).square().sum()), float(centred.square().sum())
-
-
-class StatisticsFit:
-    """Measures one layer's statistics over a sample that comes in parts; float64 sums, W² of them with a basis."""
-
-    def __init__(self, encoding: HiddenEncoding) -> None:
-        self._encoding = encoding
-        self._count = 0
-        self._sum: Tensor | None = None
-        self._squares: Tensor | None = None
-
-    def add(self, states: Tensor) -> None:
-        """Count hidden states [..., W]."""
-        flat = states.flatten(0, -2).double()
-        squares = flat.square().sum(0) if self._encoding.components is None else flat.T @ flat
-        self._count += len(flat)
-        self._sum = flat.sum(0) if self._sum is None else self._sum + flat.sum(0)
-        self._squares = squares if self._squares is None else self._squares + squares
-
-    def finish(self) -> LayerStatistics:
-        """The statistics of all that was added, on the CPU."""
-        assert self._sum is not None
-        assert self._squares is not None
-        mean = self._sum / self._count
-        basis = None
-        if self._encoding.components is None:
-            variance = (self._squares / self._count - mean.square()).clamp_min(0)
-        else:
-            covariance = self._squares / self._count - torch.outer(mean, mean)
-            variances, vectors = torch.linalg.eigh(covariance)  # ascending
-            basis = vectors.T.flip(0)[: self._encoding.components].float().cpu()
-            variance = variances.flip(0)[: self._encoding.components].clamp_min(0)
-        return LayerStatistics(mean.float().cpu(), variance.float().cpu(), self._scale(variance).cpu(), basis)
-
-    def _scale(self, variance: Tensor) -> Tensor:
-        if self._encoding.values == "float32":
-            return torch.ones_like(variance, dtype=torch.float32)
-        deviation = variance.sqrt().float()
-        # A component that never varies has code 0 whatever its scale.
-        return torch.where(deviation > 0, deviation, 1.0) * (_CLIP_DEVIATIONS / _LARGEST_CODE)
-
-
-def bytes_per_window(encoding: HiddenEncoding, layers: Mapping[str, HiddenLayers]) -> int:
-    """Bytes of a window's hidden states before compression."""
-    per_value = np.dtype(encoding.values).itemsize
-    widths = (len(kept.layers) * encoding.num_components(kept.width) for kept in layers.values())
-    return encoding.num_positions() * per_value * sum(widths)
-
-
-def at_positions(states: Tensor, positions: Tensor) -> Tensor:
-    """Hidden states [B, L, W] at the positions [B, P] of each window: [B, P, W]."""
-    return states.gather(1, positions.unsqueeze(-1).expand(-1, -1, states.shape[-1]))

@@ -8,13 +8,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 from pydantic import Field
 
-from palenka.data.signals.encoding import LogitEncoding
-from palenka.data.signals.hidden import HiddenEncoding, HiddenLayers
+from palenka.data.signals.encoding import AnyLogitEncoding, ArrayType
+from palenka.data.signals.hidden import AnyHiddenEncoding, HiddenLayers
 from palenka.data.windows import BLOCK_WINDOWS, WindowRule
 from palenka.ground.settings import Precision, Settings
 
+LOGITS = "logits"
+"""The folder of a cache with the arrays of its logit encoding."""
 LARGEST_SHARD_BYTES = 64 * 2**20
 LARGEST_SHARD_WINDOWS = 4 * BLOCK_WINDOWS
 
@@ -44,8 +47,8 @@ class CacheManifest(Settings):
     windows: WindowRule
     teachers: dict[str, TeacherIdentity]
     """By name; several are an ensemble, whose distribution is the geometric mean of theirs."""
-    logits: LogitEncoding
-    hidden: HiddenEncoding | None = None
+    logits: AnyLogitEncoding
+    hidden: AnyHiddenEncoding | None = None
     hidden_layers: dict[str, HiddenLayers] = Field(default={})
     """Layers kept of each teacher's hidden states, by its name; empty unless hidden states are kept."""
     windows_per_shard: int = Field(ge=1)
@@ -54,6 +57,16 @@ class CacheManifest(Settings):
     def hidden_keys(self) -> tuple[str, ...]:
         """The names of the layers kept, in the order of teachers and layers."""
         return tuple(hidden_key(model, layer) for model, kept in self.hidden_layers.items() for layer in kept.layers)
+
+    def arrays(self) -> dict[str, "StoredArray"]:
+        """The arrays of the cache by their path in it."""
+        logits = self.logits.arrays(self.vocabulary_size)
+        arrays = {f"{LOGITS}/{name}": StoredArray(self.windows.length, each) for name, each in logits.items()}
+        if self.hidden:
+            for model, kept in self.hidden_layers.items():
+                each = StoredArray(self.hidden.num_positions(), self.hidden.array(kept.width))
+                arrays |= {codes_of(hidden_key(model, layer)): each for layer in kept.layers}
+        return arrays
 
     def num_windows(self, view: int) -> int:
         """Windows of a view."""
@@ -69,6 +82,19 @@ class CacheManifest(Settings):
         size = self.windows_per_shard
         for number in range(start // size, -(-stop // size)):
             yield Shard(view, number, number * size, min((number + 1) * size, self.num_windows(view)))
+
+
+@dataclass(frozen=True)
+class StoredArray:
+    """An array of a cache: how many rows a window has in it, and what a row is."""
+
+    rows: int
+    row: ArrayType
+
+    @property
+    def bytes_per_window(self) -> int:
+        """Before compression."""
+        return self.rows * self.row.width * np.dtype(self.row.dtype).itemsize
 
 
 @dataclass(frozen=True)

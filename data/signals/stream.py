@@ -4,9 +4,9 @@ A run reads one long sequence of windows, epoch after epoch; a position in it is
 slices of the sequence, so neither their size nor the number of processes changes what is read, or when.
 """
 
-import queue
-import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,7 +41,7 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class CodedBatch:
+class EncodedBatch:
     """A batch as it is read: what moves to an accelerator are the codes, which are decoded there.
 
     Attributes:
@@ -54,11 +54,11 @@ class CodedBatch:
     positions: Tensor
     codes: Mapping[str, Codes]
 
-    def to(self, device: torch.device) -> "CodedBatch":
+    def to(self, device: torch.device) -> "EncodedBatch":
         """The same batch on another device; the copies overlap with work where memory is pinned."""
         return self._map(lambda part: part.to(device, non_blocking=True))
 
-    def pin_memory(self) -> "CodedBatch":
+    def pin_memory(self) -> "EncodedBatch":
         """The same batch in page-locked memory."""
         return self._map(Tensor.pin_memory)
 
@@ -68,9 +68,9 @@ class CodedBatch:
             self.tokens, self.positions, {name: caches[name].decode(codes) for name, codes in self.codes.items()}
         )
 
-    def _map(self, change: Callable[[Tensor], Tensor]) -> "CodedBatch":
+    def _map(self, change: Callable[[Tensor], Tensor]) -> "EncodedBatch":
         codes = {teacher: {name: change(part) for name, part in parts.items()} for teacher, parts in self.codes.items()}
-        return CodedBatch(change(self.tokens), change(self.positions), codes)
+        return EncodedBatch(change(self.tokens), change(self.positions), codes)
 
 
 class ReadingOrder:
@@ -136,7 +136,7 @@ def read_batch(
     start: int,
     stop: int,
     num_positions: int = 0,
-) -> CodedBatch:
+) -> EncodedBatch:
     """The windows at positions [start, stop) of the order, with the codes of their cached signals; see `stream`."""
     tokens: list[NDArray[np.int64]] = []
     positions: list[NDArray[np.int64]] = []
@@ -147,7 +147,7 @@ def read_batch(
         for name, cache in caches.items():
             codes[name].append(cache.codes(view, slots))
     joined = {name: {key: _join([part[key] for part in parts]) for key in parts[0]} for name, parts in codes.items()}
-    return CodedBatch(_join(tokens), _join(positions), joined)
+    return EncodedBatch(_join(tokens), _join(positions), joined)
 
 
 def _join(parts: Sequence[NDArray[Any]]) -> Tensor:
@@ -163,7 +163,7 @@ def stream(
     num_positions: int = 0,
     prefetch: int = 4,
     pin_memory: bool = False,
-) -> Iterator[CodedBatch]:
+) -> Iterator[EncodedBatch]:
     """Batches for the given slices of the order, read ahead by a background thread.
 
     Args:
@@ -178,35 +178,19 @@ def stream(
     Raises:
         UserError: what reading raised, at the batch where it happened.
     """
-    ready: queue.Queue[CodedBatch | BaseException | None] = queue.Queue(maxsize=prefetch)
-    stopped = threading.Event()
 
-    def put(item: CodedBatch | BaseException | None) -> None:
-        while not stopped.is_set():
-            try:
-                ready.put(item, timeout=0.1)
-                break
-            except queue.Full:
-                pass
+    def read(start: int, stop: int) -> EncodedBatch:
+        batch = read_batch(corpus, order, caches, start, stop, num_positions)
+        return batch.pin_memory() if pin_memory else batch
 
-    def read_ahead() -> None:
-        try:
-            for start, stop in slices:
-                batch = read_batch(corpus, order, caches, start, stop, num_positions)
-                put(batch.pin_memory() if pin_memory else batch)
-                if stopped.is_set():
-                    return
-            put(None)
-        except BaseException as error:  # the reader raises it
-            put(error)
-
-    thread = threading.Thread(target=read_ahead, name="prefetch", daemon=True)
-    thread.start()
+    executor = ThreadPoolExecutor(1, "prefetch")
+    ahead: deque[Future[EncodedBatch]] = deque()
     try:
-        while (item := ready.get()) is not None:
-            if isinstance(item, BaseException):
-                raise item
-            yield item
+        for start, stop in slices:
+            ahead.append(executor.submit(read, start, stop))
+            if len(ahead) > prefetch:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
     finally:
-        stopped.set()
-        thread.join()
+        executor.shutdown(cancel_futures=True)

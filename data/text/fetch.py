@@ -6,14 +6,17 @@ palenka data fetch babylm-10m --output runs/text/babylm-10m
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import GatedRepoError, HTTPError, RepositoryNotFoundError  # type: ignore[attr-defined]
 
-from palenka.data.text.lines import SPLITS, find_sources
+from palenka.data.corpus import SPLITS
+from palenka.data.text.sources import find_sources
 from palenka.ground.errors import UserError
+from palenka.ground.lock import sole_writer
 from palenka.ground.progress import notice
-from palenka.ground.settings import Settings
+from palenka.ground.settings import Command
 
 # What is known of these dataset repositories, from public code that reads them in 2026: the two of the training text
 # hold <source>.train.txt at their root, for bnc_spoken, childes, gutenberg, open_subtitles, simple_wiki and
@@ -28,9 +31,13 @@ TEXTS = {
 _BY_HAND = "download the text by hand from osf.io/ad7qg and put its *.train, *.dev and *.test files into one folder"
 
 
-class FetchSettings(Settings):
-    """Fetch BabyLM text from the Hugging Face Hub: babylm-10m or babylm-100m."""
+class FetchSettings(Command):
+    """Fetch BabyLM text from the Hugging Face Hub."""
 
+    positional: ClassVar[tuple[str, ...]] = ("name",)
+
+    name: str
+    """Which text: babylm-10m or babylm-100m."""
     output: Path | None = None
     """Folder for the text; runs/text/NAME without."""
 
@@ -83,13 +90,15 @@ def fetch(name: str, output: Path | None = None) -> Path:
         find_sources(folder)
         notice(f"{folder} holds text already; delete it to fetch it again")
         return folder
-    partial = folder.with_name(f".{folder.name}.partial")
-    for split, repository in TEXTS[name].items():
-        _Download(repository, split, partial / split).run()
+    # A name that stays, so that the next call finds what is there.
+    download = folder.with_name(f".{folder.name}.download")
     try:
-        _tidy(partial)
-        find_sources(partial)
-        partial.replace(folder)
+        with sole_writer(folder):
+            for split, repository in TEXTS[name].items():
+                _Download(repository, split, download / split).run()
+            _tidy(download)
+            find_sources(download)
+            download.replace(folder)
     except OSError as error:
         raise UserError(f"cannot write {folder}: {error.strerror}; free the disk or mend the permissions") from error
     notice(f"{name} is in {folder}; prepare it with: palenka data prepare --config configs/corpora/{name}.yaml")

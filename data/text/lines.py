@@ -1,4 +1,4 @@
-"""Raw text, whatever its lines look like: finding the files and reading them in bounded parts.
+"""The lines of a text, whatever they look like, in bounded parts.
 
 BabyLM-style text has lines of 19 MB beside lines of one word. Everything here is linear in the size of a file and
 keeps a few parts in memory.
@@ -7,15 +7,12 @@ keeps a few parts in memory.
 import codecs
 import io
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from palenka.data.text.readers import Advance
 from palenka.ground.errors import UserError
-
-SPLITS = ("train", "dev", "test")
-"""What a corpus is divided into; the suffix of every file of text says which."""
 
 PART_CHARACTERS = 65_536
 """Longest part of a line, in characters."""
@@ -24,24 +21,6 @@ _BLOCK_BYTES = 1 << 18
 # The last white space before a word: a place where no cleaner looks across (they drop spaces before punctuation and
 # apostrophes). Greedy, so the search goes backwards from the end; it is linear, as only starts of runs are looked at.
 _BETWEEN_WORDS = re.compile(r".*\S(?=\s++[^\s.,;!?'’])", re.DOTALL)
-
-
-@dataclass(frozen=True)
-class SourceFile:
-    """One file of raw text.
-
-    Attributes:
-        path: where it is.
-        name: its path relative to the folder of the sources, with forward slashes.
-    """
-
-    path: Path
-    name: str
-
-    @property
-    def split(self) -> str:
-        """``"train"``, ``"dev"`` or ``"test"``, which is the file's suffix."""
-        return self.path.suffix.removeprefix(".")
 
 
 class Part(NamedTuple):
@@ -53,28 +32,11 @@ class Part(NamedTuple):
     ends_line: bool
 
 
-def find_sources(folder: Path) -> list[SourceFile]:
-    """The ``*.train``, ``*.dev`` and ``*.test`` files at any depth, sorted by their relative path.
-
-    Raises:
-        UserError: if the folder is missing or a file, holds no such files, or none for training.
-    """
-    if not folder.is_dir():
-        problem = "is a file, not a folder" if folder.exists() else "does not exist"
-        raise UserError(f"sources {folder} {problem}; give the folder that holds the *.train and *.dev files")
-    found = [path for path in folder.rglob("*") if path.suffix.removeprefix(".") in SPLITS and path.is_file()]
-    files = [SourceFile(path, path.relative_to(folder).as_posix()) for path in found]
-    if not any(file.split == "train" for file in files):
-        other = f"only {', '.join(sorted(file.name for file in files))}" if files else "no *.train files"
-        raise UserError(f"sources {folder} holds {other}; name the training text SOURCE.train, such as childes.train")
-    return sorted(files, key=lambda file: file.name)
-
-
 def read_parts(
     path: Path,
     limit: int = PART_CHARACTERS,
     block_bytes: int = _BLOCK_BYTES,
-    advance: Callable[[int], object] | None = None,
+    advance: Advance | None = None,
 ) -> Iterator[Part]:
     r"""The lines of a UTF-8 file, those of more than `limit` characters in parts.
 
@@ -132,7 +94,7 @@ def cut(text: str, limit: int, place: re.Pattern[str]) -> tuple[list[str], str]:
     return parts, text[start:]
 
 
-def _decoded_blocks(path: Path, block_bytes: int, advance: Callable[[int], object] | None) -> Iterator[str]:
+def _decoded_blocks(path: Path, block_bytes: int, advance: Advance | None) -> Iterator[str]:
     """The text of a file in blocks, line ends as newlines."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     newlines = io.IncrementalNewlineDecoder(None, translate=True)

@@ -6,9 +6,7 @@ The text is read twice, once to learn the tokenizer and once to encode it, and k
 written beside the output and renamed at the end, so a corpus is either whole or not there.
 """
 
-import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,24 +14,24 @@ from pydantic import Field
 from tokenizers import Tokenizer
 
 from palenka.data.corpus import CONFIG_FILE, TOKENIZER_FOLDER, Corpus, CorpusWriter, Counts, Source, splits_of
-from palenka.data.text.cleaners import CLEANERS, GENERAL, cleaner_for
-from palenka.data.text.documents import Piece, read_documents
-from palenka.data.text.lines import SourceFile, find_sources
+from palenka.data.text.readers import Advance, Piece
+from palenka.data.text.sources import SourceFile, find_sources
 from palenka.data.text.tokenizer import SMALLEST_VOCABULARY, START_ID, DocumentEncoder, save_tokenizer, train_tokenizer
 from palenka.ground.errors import UserError, refuse_difference
-from palenka.ground.files import sha256_of_file
+from palenka.ground.files import sha256_of_file, whole_directory
 from palenka.ground.lock import sole_writer
 from palenka.ground.progress import notice, progress_bar
-from palenka.ground.settings import Settings, read_yaml
+from palenka.ground.settings import Command, read_yaml
 
-_PATHS = frozenset({"sources", "output"})
+_NOT_COMPARED = frozenset({"sources", "output", "plugins"})
 
 
-class CorpusSettings(Settings):
+class CorpusSettings(Command):
     """Prepare a corpus: clean raw text, learn a tokenizer on its train split, store every split's tokens."""
 
     sources: Path
-    """Folder with the raw text: *.train, *.dev and *.test files at any depth, named by their source."""
+    """Folder with the raw text: *.train, *.dev and *.test files at any depth, named by their source, or such as
+    *.train.EXT of any other format that has a reader."""
 
     output: Path
     """Directory of the prepared corpus; it must not exist yet, or hold the same corpus."""
@@ -63,8 +61,8 @@ def prepare(settings: CorpusSettings) -> None:
             _require_same(settings, hashes)
             notice(f"corpus {settings.output} is prepared already: settings and sources are the same")
             return
-        with _aside(settings.output) as partial:
-            _write_corpus(settings, sources, hashes, partial)
+        with sole_writer(settings.output), whole_directory(settings.output) as aside:
+            _write_corpus(settings, sources, hashes, aside)
     except OSError as error:
         where = error.filename or settings.output
         raise UserError(
@@ -74,7 +72,9 @@ def prepare(settings: CorpusSettings) -> None:
 
 
 def _write_corpus(settings: CorpusSettings, sources: list[SourceFile], hashes: dict[str, str], directory: Path) -> None:
-    _notice_unknown(sources)
+    for source in sources:
+        if remark := source.reader.remark(source.path):
+            notice(f"{source.name} {remark}")
     tokenizer = _learn_tokenizer(settings, [source for source in sources if source.split == "train"])
     save_tokenizer(tokenizer, directory / TOKENIZER_FOLDER)
     tokenizer_hash = sha256_of_file(directory / TOKENIZER_FOLDER / "tokenizer.json")
@@ -95,11 +95,7 @@ def _write_corpus(settings: CorpusSettings, sources: list[SourceFile], hashes: d
 
 def _learn_tokenizer(settings: CorpusSettings, sources: list[SourceFile]) -> Tokenizer:
     with progress_bar("learning the tokenizer", _num_bytes(sources), "bytes") as advance:
-        pieces = (
-            piece
-            for source in sources
-            for piece in read_documents(source.path, cleaner_for(source.path.stem), advance=advance)
-        )
+        pieces = (piece for source in sources for piece in source.reader.documents(source.path, advance))
         return train_tokenizer(pieces, settings.vocabulary_size, settings.min_frequency)
 
 
@@ -109,13 +105,13 @@ def _encode_source(
     encoder: DocumentEncoder,
     writer: CorpusWriter,
     document_start: bool,
-    advance: Callable[[int], None],
+    advance: Advance,
 ) -> Source:
     """Append a file's documents to the split's tokens."""
-    cleaner = cleaner_for(source.path.stem)
     before = writer.num_tokens
     counter = _Counter()
-    for tokens, opens_document in encoder.encode(counter.watch(read_documents(source.path, cleaner, advance=advance))):
+    pieces = counter.watch(source.reader.documents(source.path, advance))
+    for tokens, opens_document in encoder.encode(pieces):
         if opens_document:
             writer.start_document()
             if document_start:
@@ -124,7 +120,7 @@ def _encode_source(
     counts = Counts(
         tokens=writer.num_tokens - before, documents=counter.documents, words=counter.words, bytes=counter.num_bytes
     )
-    return Source(path=source.name, sha256=sha256, cleaner=cleaner.name, counts=counts)
+    return Source(path=source.name, sha256=sha256, cleaner=source.reader.cleaner(source.path), counts=counts)
 
 
 class _Counter:
@@ -147,15 +143,6 @@ class _Counter:
 
 def _num_bytes(sources: list[SourceFile]) -> int:
     return sum(source.path.stat().st_size for source in sources)
-
-
-def _notice_unknown(sources: list[SourceFile]) -> None:
-    for source in sources:
-        if source.path.stem not in CLEANERS:
-            notice(
-                f"{source.name} is of no known source ({', '.join(CLEANERS)}), so the "
-                f"{GENERAL.name} cleaner is applied: white space and spaces before punctuation alone"
-            )
 
 
 def _is_empty_folder(path: Path) -> bool:
@@ -181,24 +168,5 @@ def _require_same(settings: CorpusSettings, hashes: dict[str, str]) -> None:
 
 
 def _comparable(config: dict[str, object]) -> dict[str, object]:
-    """Settings without the paths: where sources and output lie changes no token."""
-    return {key: value for key, value in config.items() if key not in _PATHS}
-
-
-@contextmanager
-def _aside(output: Path) -> Iterator[Path]:
-    """A fresh directory beside the output that takes its place at the end, or is removed if anything goes wrong.
-
-    What a killed run left there is removed.
-    """
-    output = output.absolute()
-    partial = output.with_name(f".{output.name}.partial")
-    with sole_writer(output):
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
-        try:
-            yield partial
-            partial.replace(output)
-        except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
+    """Settings that decide tokens: where sources and output lie does not, nor where what is named comes from."""
+    return {key: value for key, value in config.items() if key not in _NOT_COMPARED}

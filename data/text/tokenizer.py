@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from palenka.data.text.documents import Piece
 from palenka.data.text.lines import cut
+from palenka.data.text.readers import Piece
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -49,7 +49,7 @@ def train_tokenizer(pieces: Iterable[Piece], vocabulary_size: int, min_frequency
     of 256: this bounds time and memory, and no word is that long.
 
     Args:
-        pieces: documents, as `read_documents` yields them.
+        pieces: documents, as readers yield them.
         vocabulary_size: tokens at most, the 3 special ones and the 256 bytes included.
         min_frequency: how often a pair of tokens must occur to be merged.
     """

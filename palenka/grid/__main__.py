@@ -1,4 +1,4 @@
-"""`palenka grid --config configs/grids/NAME.yaml`: every point of a grid, their ranking, and the best again.
+"""`palenka grid configs/grids/NAME.yaml`: every point of a grid, their ranking, and the best again.
 
 output/points, output/finalists   runs; NAME.failure.json beside one that did not end well
 output/measures                   figures and items of every run
@@ -9,15 +9,19 @@ output/report.html                both as a page, with heat map and paired tests
 
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from palenka.grid.points import Grid, Point, require_same_settings
-from palenka.grid.record import GridStage
-from palenka.grid.results import chosen_finalists, publish, results_of
-from palenka.grid.running import is_finished, require_inputs, run_local, run_point
 from palenka.grid.settings import GridSettings, PointSettings
-from palenka.grid.slurm import Following, submit
 from palenka.ground.command_line import parse_file, run
+from palenka.ground.lock import sole_writer
 from palenka.ground.progress import notice
+
+if TYPE_CHECKING:
+    from palenka.grid.points import Grid, Point
+    from palenka.grid.record import GridStage
+    from palenka.grid.slurm import Following
 
 INCOMPLETE = 1
 """Exit status where points failed or are not finished."""
@@ -33,15 +37,38 @@ def _grid(arguments: Sequence[str]) -> int:
     command, rest = (arguments[0], arguments[1:]) if arguments and arguments[0] in _COMMANDS else ("", arguments)
     program = f"palenka grid {command}".strip()
     if command == "point":
-        asked, file = parse_file(PointSettings, rest, program)
-        grid = Grid(GridSettings.model_validate(asked.model_dump(exclude={"name"})), file)
-        run_point(grid, grid.point(asked.name))
+        _point(*parse_file(PointSettings, rest, program))
         return 0
-    settings, file = parse_file(GridSettings, rest, program)
+    return _stages(command, *parse_file(GridSettings, rest, program), rest)
+
+
+def _point(asked: PointSettings, file: Path) -> None:
+    from palenka.grid.points import Grid
+    from palenka.grid.running import run_point
+
+    grid = Grid(GridSettings.model_validate(asked.model_dump(exclude={"name"})), file)
+    run_point(grid, grid.point(asked.name))
+
+
+def _stages(command: str, settings: GridSettings, file: Path, rest: Sequence[str]) -> int:
+    """Points, their ranking, and finalists, as far as a command has them run; returns the exit status."""
+    from palenka.grid.points import Grid, require_same_settings
+    from palenka.grid.running import require_inputs
+
     grid = Grid(settings, file)
     require_inputs(grid)
     require_same_settings(grid.points)
     settings.output.mkdir(parents=True, exist_ok=True)
+    # Points have locks of their own, and a ranking may be asked for while they run.
+    with nullcontext() if command == "rank" else sole_writer(settings.output):
+        return _run_stages(grid, command, rest)
+
+
+def _run_stages(grid: "Grid", command: str, rest: Sequence[str]) -> int:
+    """Launch what is left of the points, then of the finalists, and rank what there is; only that for `rank`."""
+    from palenka.grid.points import require_same_settings
+    from palenka.grid.results import chosen_finalists, publish, results_of
+
     if not command and _launch(grid, grid.points, rest, "finish"):
         return 0
     points = results_of(grid, grid.points)
@@ -55,8 +82,11 @@ def _grid(arguments: Sequence[str]) -> int:
     return _status(points, results)
 
 
-def _launch(grid: Grid, points: Sequence[Point], arguments: Sequence[str], following: Following) -> bool:
+def _launch(grid: "Grid", points: "Sequence[Point]", arguments: Sequence[str], following: "Following") -> bool:
     """Run what is not finished here, or submit it; says whether a job that follows will go on."""
+    from palenka.grid.running import is_finished, run_local
+    from palenka.grid.slurm import submit
+
     left = [point for point in points if not is_finished(grid, point)]
     notice(f"{grid.settings.output}: {len(points) - len(left)} of {len(points)} {points[0].stage} are finished")
     if left and grid.settings.launcher == "slurm":
@@ -66,7 +96,7 @@ def _launch(grid: Grid, points: Sequence[Point], arguments: Sequence[str], follo
     return False
 
 
-def _status(points: GridStage, finalists: GridStage | None = None) -> int:
+def _status(points: "GridStage", finalists: "GridStage | None" = None) -> int:
     return 0 if points.is_whole and (finalists is None or finalists.is_whole) else INCOMPLETE
 
 

@@ -17,7 +17,7 @@ from palenka.grid.record import Stage, run_name
 from palenka.grid.settings import GridSettings
 from palenka.ground.command_line import parse
 from palenka.ground.errors import UserError
-from palenka.train_student.objective.objective import ObjectiveSettings
+from palenka.train_student.objective.settings import ObjectiveSettings
 from palenka.train_student.run import Run
 from palenka.train_student.settings import TrainSettings
 
@@ -136,6 +136,8 @@ class Grid:
     def _settings_of(self, variant: Variant, overrides: Mapping[str, Any]) -> TrainSettings:
         """The settings of a variant, but for output and seed; the same checks and hints as on a command line."""
         given = {**overrides, **variant.values, "output": str(self.settings.output)}
+        if self.settings.plugins:
+            given["plugins"] = self.settings.plugins
         options = [
             f"--{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in given.items()
         ]

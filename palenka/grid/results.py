@@ -12,6 +12,8 @@ from palenka.grid.points import Grid, Point
 from palenka.grid.ranking import best, print_ranking, print_runs, rank
 from palenka.grid.record import GridFiles, GridRecord, GridRun, GridStage
 from palenka.grid.running import is_finished, measures, reason_of_failure
+from palenka.ground.files import remove_leftovers_of
+from palenka.ground.lock import sole_writer
 from palenka.ground.progress import notice
 from palenka.report.write import try_report
 
@@ -39,9 +41,21 @@ def chosen_finalists(grid: Grid, points: GridStage) -> list[Point]:
 
 
 def publish(grid: Grid, points: GridStage, finalists: GridStage | None) -> None:
-    """Write grid.json, print tables and what is missing, and write report.html if that can be."""
-    files, rank_by = GridFiles(grid.settings.output), grid.settings.rank_by
-    files.write(GridRecord(rank_by=rank_by, points=points, finalists=finalists))
+    """Write grid.json, print tables and what is missing, and write report.html if that can be.
+
+    Whoever ranks the same grid at the same time is waited for.
+    """
+    files = GridFiles(grid.settings.output)
+    with sole_writer(files.ranking, wait=True):
+        _publish(files, GridRecord(rank_by=grid.settings.rank_by, points=points, finalists=finalists))
+
+
+def _publish(files: GridFiles, record: GridRecord) -> None:
+    report = files.directory / "report.html"
+    rank_by, points, finalists = record.rank_by, record.points, record.finalists
+    for left in (files.ranking, report):
+        remove_leftovers_of(left)
+    files.write(record)
     console = Console() if sys.stdout.isatty() else Console(width=160)
     print_ranking("Points", rank_by, points, console)
     if finalists:
@@ -53,4 +67,4 @@ def publish(grid: Grid, points: GridStage, finalists: GridStage | None) -> None:
         if stage.untried:
             notice(f"{len(stage.untried)} of {stage.planned} never began, the first is {stage.untried[0]}")
     console.print(f"Written to {files.ranking}", soft_wrap=True)
-    try_report([files.directory], files.directory / "report.html")
+    try_report([files.directory], report)

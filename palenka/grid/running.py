@@ -64,7 +64,6 @@ def run_point(grid: Grid, point: Point) -> dict[str, RunFigure]:
     Raises:
         UserError: as training and measuring do; its sentence stays beside the run.
     """
-    point.failure.parent.mkdir(parents=True, exist_ok=True)
     write_record(point.failure, {"reason": _NOT_ENDED})
     try:
         train(point.settings)
@@ -169,7 +168,6 @@ def _run_process(grid: Grid, point: Point, arguments: Sequence[str], device: str
         status = subprocess.run(command, env=environment, stdout=file, stderr=file, check=False).returncode  # noqa: S603
     if status and reason_of_failure(point) in (None, _NOT_ENDED):
         how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
-        point.failure.parent.mkdir(parents=True, exist_ok=True)
         write_record(point.failure, {"reason": f"its process {how}; see {log}"})
 
 

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from palenka.eval.protocols import Protocol
 from palenka.eval.suites import SuiteName
 from palenka.grid.record import HELD_OUT
-from palenka.ground.settings import Settings
+from palenka.ground.settings import Command, Settings
 
 _DECIDED = ("output", "seed")
 """Options of a student that the grid decides itself."""
@@ -71,7 +71,7 @@ class SlurmSettings(Settings):
     """Lines of bash before each command, such as module load cuda."""
 
 
-class GridSettings(Settings):
+class GridSettings(Command):
     """Train every point of a grid, rank them by held-out cross-entropy, and train the best again.
 
     Finished points are skipped, failed ones tried again. `palenka grid rank` only ranks what is there, `palenka grid

@@ -13,6 +13,7 @@ from typing import Literal
 
 from palenka.grid.points import Grid, Point
 from palenka.ground.errors import UserError
+from palenka.ground.files import write_whole
 from palenka.ground.progress import notice
 
 Following = Literal["finish", "rank"]
@@ -36,10 +37,10 @@ def submit(grid: Grid, points: Sequence[Point], arguments: Sequence[str], follow
     output = grid.settings.output.absolute()
     (output / "logs").mkdir(parents=True, exist_ok=True)
     script = output / f"{SCRIPTS[points[0].stage]}.sbatch"
-    script.write_text(array_script(grid, points, arguments), encoding="utf-8")
+    write_whole(script, array_script(grid, points, arguments))
     array = _sbatch(script)
     after = output / f"{following}.sbatch"
-    after.write_text(following_script(grid, arguments, following), encoding="utf-8")
+    write_whole(after, following_script(grid, arguments, following))
     last = _sbatch(after, f"--dependency=afterany:{array}")
     notice(
         f"{len(points)} task(s) of {script} submitted as job {array}; job {last} ranks them when all have ended "

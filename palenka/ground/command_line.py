@@ -1,60 +1,58 @@
-"""The command line of every program: settings from YAML files and dotted overrides, subcommands, exit statuses.
+"""The command line of every program: settings from YAML files and options, subcommands, exit statuses.
 
-Precedence of settings: defaults < file < command line.
+Precedence of settings: defaults < files < command line.
 """
 
-import difflib
 import re
 import sys
-import types
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 import yaml
-from jsonargparse import ActionConfigFile, ArgumentParser
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from palenka.ground.errors import UserError
-from palenka.ground.settings import Settings, read_yaml
+from palenka.ground.help import help_of, wrapped
+from palenka.ground.options import (
+    Annotation,
+    Value,
+    inner_of,
+    is_list,
+    locate,
+    nearest,
+    required_by,
+    shorthand_of,
+    types_of,
+)
+from palenka.ground.registry import import_plugins
+from palenka.ground.settings import Command, Settings, load_yaml, read_yaml
 
-SettingsType = TypeVar("SettingsType", bound=Settings)
+SettingsType = TypeVar("SettingsType", bound=Command)
 
 USER_MISTAKE = 2
 INTERRUPTED = 130
 
+_HELP = ("-h", "--help")
+_TRUTHS = ("true", "false", "yes", "no", "on", "off")
+_NOTHING: Any = object()
+"""The value of an option that has none and needs one."""
+
 
 def parse(schema: type[SettingsType], arguments: Sequence[str], program: str) -> SettingsType:
-    """Settings from ``--config FILE.yaml`` and overrides such as ``--objective.logit 0.3``.
+    """Settings from a configuration and options: ``FILE.yaml --objective.logit 0.3 --seeds 0 1``.
 
-    Precedence: defaults < file < command line, wherever ``--config`` stands. A mapping or a list is written as in YAML
-    and replaces what the file has. ``--help`` is made from the fields' descriptions.
+    Precedence: defaults < files < command line, wherever ``--config`` stands. Words without an option go to those that
+    the class declares as `positional`. Lists are several words, or as in YAML; an option for truth needs no word; a
+    mapping is written as in YAML and replaces what the file has. ``plugins`` of files and options are imported first.
+    ``--help`` prints all options.
 
     Raises:
         UserError: for an unreadable file, an unknown key, or a value that a field refuses.
     """
-    if {"-h", "--help"} & set(arguments):
-        _print_help(schema, program)
-    files = _files(arguments)
-    content: dict[str, object] = {}
-    try:
-        options = _options(arguments)
-        for file in files:
-            read = read_yaml(Path(file))
-            _check_file(schema, file, read)
-            content = _merged(content, read)
-        for option, value in options:
-            if option != "config":
-                content = _with(content, option.split("."), _plain(value))
-        return schema.model_validate(content)
-    except ValidationError as error:
-        mistake = _first_mistake(error, schema)
-    except _NotAnOptionError as error:
-        mistake = str(error)
-    where = f"configuration {', '.join(files)}; " if files else ""
-    raise UserError(f"{mistake} ({where}see {program} --help)")
+    return _parsed(schema, arguments, program)[0]
 
 
 def parse_file(schema: type[SettingsType], arguments: Sequence[str], program: str) -> tuple[SettingsType, Path]:
@@ -63,9 +61,9 @@ def parse_file(schema: type[SettingsType], arguments: Sequence[str], program: st
     Raises:
         UserError: as `parse`; or without a file.
     """
-    settings = parse(schema, arguments, program)
-    if not (files := _files(arguments)):
-        raise UserError(f"{program} finds other files beside its own; give it as --config FILE.yaml")
+    settings, files = _parsed(schema, arguments, program)
+    if not files:
+        raise UserError(f"{program} finds other files beside its own; give it as {program} FILE.yaml")
     return settings, Path(files[-1])
 
 
@@ -78,7 +76,7 @@ def run(command: Callable[[Sequence[str]], int | None], arguments: Sequence[str]
         return USER_MISTAKE
     except OSError as error:
         where = f" {error.filename}" if error.filename else ""
-        sys.stderr.write(f"error: cannot read or write{where}: {error.strerror or error}; mend that and run it again\n")
+        sys.stderr.write(f"error: cannot read or write{where}: {error.strerror or error}; fix that and run it again\n")
         return USER_MISTAKE
     except KeyboardInterrupt:
         sys.stderr.write("interrupted; run the same command again: what is finished is kept\n")
@@ -97,8 +95,10 @@ def subcommand(program: str, commands: Mapping[str, str], arguments: Sequence[st
         UserError: for no subcommand or an unknown one; names those that exist.
     """
     name = arguments[0] if arguments else ""
-    if name in ("-h", "--help"):
-        lines = [f"usage: {program} COMMAND [--help]", "", *(f"  {key:<10} {text}" for key, text in commands.items())]
+    if name in _HELP:
+        lines = [f"usage: {program} COMMAND [--help]", ""]
+        for key, text in commands.items():
+            lines += wrapped(text, f"  {key:<10}  ", " " * 14)
         sys.stdout.write("\n".join(lines) + "\n")
         sys.exit(0)
     if name not in commands:
@@ -107,75 +107,166 @@ def subcommand(program: str, commands: Mapping[str, str], arguments: Sequence[st
     return name, arguments[1:]
 
 
-class _NotAnOptionError(Exception):
-    """Something on the command line that is no option with a value; the first word is what."""
+class _MistakeError(Exception):
+    """What is wrong with the command line's words."""
 
 
-def _print_help(schema: type[BaseModel], program: str) -> NoReturn:
-    """All options with their descriptions, types and defaults, nested ones dotted."""
-    parser = ArgumentParser(prog=program, description=schema.__doc__)
-    parser.add_argument("--config", action=ActionConfigFile, help="YAML file with any of the options below")
-    parser.add_class_arguments(schema, None)
-    parser.print_help()
-    sys.exit(0)
-
-
-def _files(arguments: Sequence[str]) -> list[str]:
-    """The files of ``--config``, wherever they stand."""
-    return [file for option, file in _options(arguments, strict=False) if option == "config"]
-
-
-def _options(arguments: Sequence[str], strict: bool = True) -> list[tuple[str, str]]:
-    """Pairs of an option's dotted name and its value, from ``--name value`` and ``--name=value``.
-
-    Raises:
-        _NotAnOptionError: for anything else, if strict.
-    """
-    options: list[tuple[str, str]] = []
-    rest = list(arguments)
-    while rest:
-        argument = rest.pop(0)
-        name, equals, value = argument.removeprefix("--").partition("=")
-        is_option = argument.startswith("--") and bool(name)
-        has_value = bool(equals) or (bool(rest) and not rest[0].startswith("--"))
-        if is_option and has_value:
-            options.append((name, value if equals else rest.pop(0)))
-        elif strict:
-            raise _NotAnOptionError(f"{argument} needs a value" if is_option else f"{argument} is not an option")
-    return options
-
-
-def _plain(value: str) -> object:
-    """A value of the command line: lists, mappings and null as in YAML; anything else is the field's to read."""
-    if value in ("null", "~"):
-        return None
-    if value[:1] not in ("[", "{"):
-        return value
+def _parsed(schema: type[SettingsType], arguments: Sequence[str], program: str) -> tuple[SettingsType, list[str]]:
+    """Settings, and the files that they are from."""
+    words = [word for word in arguments if word not in _HELP]
+    plugins = _import_plugins(schema, words)
+    if len(words) < len(arguments):
+        sys.stdout.write(help_of(schema, program))
+        sys.exit(0)
+    files, options, left = _split(schema, words)
+    content: dict[str, Any] = {}
     try:
-        return yaml.safe_load(value)
+        for file in files:
+            read = _spelled_out(schema, read_yaml(Path(file)))
+            _check_file(schema, file, read)
+            content = _merged(content, read)
+        if left:
+            raise _MistakeError(f"{left[0]} is not an option")
+        for option, value in options:
+            content = _changed(schema, content, option, value)
+        return schema.model_validate(content | ({"plugins": plugins} if plugins else {})), files
+    except ValidationError as error:
+        mistake = _first_mistake(error, schema)
+    except _MistakeError as error:
+        mistake = str(error)
+    where = f"configuration {', '.join(files)}; " if files else ""
+    raise UserError(f"{mistake} ({where}see {program} --help)")
+
+
+def _import_plugins(schema: type[Command], words: Sequence[str]) -> list[str]:
+    """Import the plugins that files and options name, before what they add is asked for; returns their names."""
+    files, options, _ = _split(schema, words)
+    named = [read_yaml(Path(file)).get("plugins") for file in files]
+    named += [value for option, value in options if option == "plugins"]
+    plugins = list(dict.fromkeys(name for names in named if isinstance(names, list) for name in names))
+    import_plugins(plugins)
+    return plugins
+
+
+def _split(schema: type[Command], words: Sequence[str]) -> tuple[list[str], list[tuple[str, Any]], list[str]]:
+    """The files, the options with their values, and the words that belong to none."""
+    files: list[str] = []
+    given: dict[str, list[str]] = {}
+    loose: list[str] = []
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("--"):
+            loose.append(word)
+            continue
+        option, equals, value = word[2:].partition("=")
+        annotation = _type_of(schema, option)
+        values = [value] if equals else []
+        while not equals and rest and not rest[0].startswith("--") and _takes(annotation, len(values), rest[0]):
+            values.append(rest.pop(0))
+        if option == "config" and values:
+            files += values
+        else:
+            # An option that is given twice: lists are joined, of other values the later one wins, in its place.
+            earlier = given.pop(option, [])
+            given[option] = earlier + values if _may_be_list(annotation) else values
+    options = [(option, _value(_type_of(schema, option), values)) for option, values in given.items()]
+    left = [word for word in loose if word.startswith("-")]
+    loose = [word for word in loose if not word.startswith("-")]
+    for name in schema.positional:
+        if not loose or name in given or (name == "config" and files):
+            continue
+        if name == "config":
+            files.append(loose.pop(0))
+        elif _may_be_list(_type_of(schema, name)):
+            options.append((name, loose))
+            loose = []
+        else:
+            options.append((name, loose.pop(0)))
+    return files, options, left + loose
+
+
+def _type_of(schema: type[Command], option: str) -> Annotation:
+    return Path if option == "config" else locate(schema, option)[1]
+
+
+def _may_be_list(annotation: Annotation) -> bool:
+    return any(map(is_list, types_of(annotation)))
+
+
+def _takes(annotation: Annotation, count: int, word: str) -> bool:
+    """Whether an option that has so many words takes another: a list all, truth only a word for it, others one."""
+    if _may_be_list(annotation):
+        return True
+    return count == 0 and (bool not in types_of(annotation) or word.lower() in _TRUTHS)
+
+
+def _value(annotation: Annotation, words: Sequence[str]) -> Value:
+    """The value that an option's words mean; what kind of number or text each is, is left to the field."""
+    if not words:
+        # Of an option that does not exist, this is the lesser mistake.
+        return True if annotation is None or bool in types_of(annotation) else _NOTHING
+    values = [_plain(annotation, word) for word in words]
+    if not _may_be_list(annotation):
+        return values[0]
+    is_only_list = all(is_list(kind) for kind in types_of(annotation) if kind is not type(None))
+    if len(values) == 1 and (not is_only_list or values[0] is None or isinstance(values[0], Mapping)):
+        return values[0]
+    return [inner for value in values for inner in (value if isinstance(value, list) else [value])]
+
+
+def _plain(annotation: Annotation, word: str) -> Value:
+    """A word's value: lists, mappings and null as in YAML, and all where anything goes; else the word itself."""
+    if word == "null":
+        return None
+    may_be_anything = any(Any in (kind, *typing.get_args(kind)) for kind in types_of(annotation))
+    if word[:1] not in ("[", "{") and not may_be_anything:
+        return word
+    try:
+        return load_yaml(word)
     except yaml.YAMLError:
-        return value
+        return word
 
 
-def _merged(content: Mapping[str, object], other: Mapping[str, object]) -> dict[str, object]:
+def _spelled_out(annotation: Annotation, value: Value) -> Value:
+    """Options with shorthands written as the mappings that they stand for, so that these can be merged."""
+    if isinstance(value, Mapping):
+        return {name: _spelled_out(inner_of(annotation, str(name)), inner) for name, inner in value.items()}
+    shorthand = shorthand_of(annotation)
+    return {shorthand: value} if shorthand and isinstance(value, str | int | float) else value
+
+
+def _merged(content: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
     """Two files' options: groups are joined, and of two values the later one wins."""
     merged = dict(content)
     for name, value in other.items():
         before = merged.get(name)
-        both = isinstance(before, Mapping) and isinstance(value, Mapping)
-        merged[name] = _merged(before, value) if both else value  # type: ignore[arg-type]
+        merged[name] = _merged(before, value) if isinstance(before, Mapping) and isinstance(value, Mapping) else value
     return merged
 
 
-def _with(content: Mapping[str, object], path: Sequence[str], value: object) -> dict[str, object]:
+def _changed(schema: type[Settings], content: Mapping[str, Any], option: str, value: Value) -> dict[str, Any]:
     """The same options with one of them changed, however deep it lies."""
+    if value is _NOTHING:
+        raise _MistakeError(f"--{option} needs a value")
+    path, annotation = locate(schema, option)
+    spelled_out = _spelled_out(annotation, value)
+    if isinstance(spelled_out, Mapping) and not isinstance(value, Mapping):
+        ((shorthand, value),) = spelled_out.items()
+        return _with(content, [*path, shorthand], value)
+    return _with(content, path, spelled_out)
+
+
+def _with(content: Mapping[str, Any], path: Sequence[str], value: Value) -> dict[str, Any]:
     if len(path) > 1:
         inner = content.get(path[0])
-        value = _with(inner if isinstance(inner, Mapping) else {}, path[1:], value)
+        if inner is not None and not isinstance(inner, Mapping):
+            raise _MistakeError(f"{path[0]} is {inner}, which has no {'.'.join(path[1:])}; give one of the two")
+        value = _with(inner or {}, path[1:], value)
     return {**content, path[0]: value}
 
 
-def _check_file(schema: type[BaseModel], file: str, content: Mapping[str, object]) -> None:
+def _check_file(schema: type[Settings], file: str, content: Mapping[str, Any]) -> None:
     """Refuse a file with unknown keys or wrong values; what it lacks may still come from the command line."""
     try:
         schema.model_validate(content)
@@ -186,24 +277,25 @@ def _check_file(schema: type[BaseModel], file: str, content: Mapping[str, object
             raise UserError(f"configuration {file}: {_sentence(wrong, schema)}") from None
 
 
-def _first_mistake(error: ValidationError, schema: type[BaseModel]) -> str:
-    """What to mend first: a name or a value that is wrong, or else everything that is missing."""
+def _first_mistake(error: ValidationError, schema: type[Settings]) -> str:
+    """What to fix first: a name or a value that is wrong, or else everything that is missing."""
     found = error.errors()
-    wrong = [entry for entry in found if entry["type"] != "missing"]
-    if wrong:
+    if wrong := [entry for entry in found if entry["type"] != "missing"]:
         return _sentence(wrong, schema)
-    missing = [name for entry in found for name in _required(schema, [str(part) for part in entry["loc"]])]
+    missing = [name for entry in found for name in required_by(schema, ".".join(map(str, entry["loc"])))]
     return f"these options are missing: {', '.join(missing)}; give them in a file or as --{missing[0]} VALUE"
 
 
-def _sentence(found: Sequence[ErrorDetails], schema: type[BaseModel]) -> str:
+def _sentence(found: Sequence[ErrorDetails], schema: type[Settings]) -> str:
     """The first of some mistakes, in the form that all errors of this project have."""
     first = next((entry for entry in found if entry["type"] == "extra_forbidden"), found[0])
     option = _option(first)
     if first["type"] == "extra_forbidden":
-        return f"{option} is not an option{_nearest(option, schema)}"
+        hint = nearest(schema, option)
+        return f"{option} is not an option" + (f"; did you mean '{hint}'?" if hint else "")
     if first["type"] == "value_error":
-        return f"{option}: {first['ctx']['error']}" if option else str(first["ctx"]["error"])
+        said = first["msg"].removeprefix("Value error, ")
+        return f"{option}: {said}" if option else said
     # Of a choice between types each says what it wants.
     rules = dict.fromkeys(_rule(entry) for entry in found if _option(entry) == option)
     return f"{option} is {first['input']}, but it should be {' or '.join(rules)}"
@@ -222,32 +314,3 @@ def _rule(found: ErrorDetails) -> str:
     if found["type"] in ("tuple_type", "list_type"):
         return "a list [...]"
     return found["msg"].removeprefix("Input should be ").split(", unable to")[0]
-
-
-def _required(schema: type[BaseModel], path: list[str]) -> list[str]:
-    """A missing option, or the options of a missing group that have no default."""
-    field: Any = schema
-    for part in path:
-        fields = getattr(field, "model_fields", {})
-        field = fields[part].annotation if part in fields else None
-    if isinstance(field, type) and issubclass(field, BaseModel):
-        return [".".join([*path, name]) for name, inner in field.model_fields.items() if inner.is_required()]
-    return [".".join(path)]
-
-
-def _nearest(option: str, schema: type[BaseModel]) -> str:
-    """A hint at the name that an unknown part of a dotted option may stand for, or nothing."""
-    names = sorted(set(_field_names(schema)))
-    near = [name for part in option.split(".") if part not in names for name in difflib.get_close_matches(part, names)]
-    return f"; did you mean '{near[0]}'?" if near else ""
-
-
-def _field_names(annotation: object) -> Iterator[str]:
-    """The names of all fields of a settings class and of the classes inside it."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        for name, field in annotation.model_fields.items():
-            yield name
-            yield from _field_names(field.annotation)
-    elif isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is not None:
-        for argument in typing.get_args(annotation):
-            yield from _field_names(argument)

@@ -1,17 +1,97 @@
-"""Whole files or none: checksums, JSON records that are written aside and renamed, and commit records.
+"""Whole files or none: what is written lies aside, under a name of its own, until it is renamed; and commit records.
+
+Aside is `NAME.HEX.partial`, with 32 random digits, so that two processes never write the same file. Zarr names its own
+so, too. What a killed writer left there is told by this name, and the sole writer of NAME removes it.
 
 A commit record names files that belong together, with sizes and checksums. It is written last: they count
 once it is there.
+
+Caches and records ask their store for nothing but what stands here, so that another one than a folder could take its
+place: `write_whole`, `read_record`, `size_of`, `names_in`, `remove`.
 """
 
+import glob
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+import shutil
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from palenka.ground.errors import UserError
+
+_PARTIAL = ".partial"
+_ASIDE_PATTERN = f".{'[0-9a-f]' * 32}{_PARTIAL}"
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a file, and its folder, that is either whole or as it was, whenever the process or the machine stops."""
+    with _aside(path) as aside:
+        with aside.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+
+
+@contextmanager
+def directory_aside(path: Path) -> Iterator[Path]:
+    """A new directory beside a path, to be moved there whole or in parts; at the end it is gone, whatever happens.
+
+    Only the sole writer of the path may ask for it: what killed ones left is removed.
+    """
+    path = path.absolute()
+    remove_leftovers_of(path)
+    with _aside(path) as aside:
+        aside.mkdir()
+        yield aside
+
+
+@contextmanager
+def whole_directory(path: Path) -> Iterator[Path]:
+    """A new directory that takes its path's place at the end, where nothing or an empty one is; or else is gone.
+
+    Only the sole writer of the path may ask for it, as for `directory_aside`.
+    """
+    with directory_aside(path) as aside:
+        yield aside
+        aside.replace(path)
+
+
+def remove_leftovers(directory: Path) -> None:
+    """Remove what killed writers left half-written in a directory, at any depth; its sole writer alone may."""
+    for leftover in list(directory.rglob(f"*{_ASIDE_PATTERN}")):
+        _remove(leftover)
+
+
+def remove_leftovers_of(path: Path) -> None:
+    """Remove what killed writers left half-written of one file or directory; its sole writer alone may."""
+    for leftover in list(path.parent.glob(f"{glob.escape(path.name)}{_ASIDE_PATTERN}")):
+        _remove(leftover)
+
+
+def is_partial(name: str) -> bool:
+    """Whether a file or a directory of this name is half-written."""
+    return name.endswith(_PARTIAL)
+
+
+def size_of(path: Path) -> int | None:
+    """The bytes of a file; None if there is none."""
+    return path.stat().st_size if path.is_file() else None
+
+
+def names_in(directory: Path) -> set[str]:
+    """The names of the files in a directory that are whole; none if there is no directory."""
+    return {path.name for path in directory.glob("*") if not is_partial(path.name)}
+
+
+def remove(path: Path) -> None:
+    """Remove a file, and what killed writers left of it; its sole writer alone may."""
+    remove_leftovers_of(path)
+    path.unlink(missing_ok=True)
 
 
 def sha256_of_file(path: Path) -> str:
@@ -22,13 +102,7 @@ def sha256_of_file(path: Path) -> str:
 
 def write_record(path: Path, record: Mapping[str, Any]) -> None:
     """Write a JSON record that is either whole or absent, whenever the process or the machine stops."""
-    aside = path.with_name(f"{path.name}.partial")
-    with aside.open("w", encoding="utf-8") as file:
-        json.dump(record, file, indent=1, allow_nan=False)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
+    write_whole(path, json.dumps(record, indent=1, allow_nan=False) + "\n")
 
 
 def read_record(path: Path) -> dict[str, Any]:
@@ -49,9 +123,8 @@ def read_record(path: Path) -> dict[str, Any]:
 
 def commit(directory: Path, record: str, files: Iterable[str], **facts: object) -> None:
     """Record size and checksum of files that are whole, and facts about them: from here on they count."""
-    written = {
-        name: {"bytes": (directory / name).stat().st_size, "sha256": sha256_of_file(directory / name)} for name in files
-    }
+    paths = {name: directory / name for name in files}
+    written = {name: {"bytes": size_of(path), "sha256": sha256_of_file(path)} for name, path in paths.items()}
     whole = {"files": written, **facts}
     write_record(directory / record, {**whole, "checksum": _checksum(whole)})
 
@@ -76,12 +149,12 @@ def damage_of(directory: Path, record: str, contents: bool = True) -> str | None
     if not files:
         return f"{record} names no file"
     for name, size, checksum in files:
-        path = directory / name
-        if not path.is_file():
+        found_size = size_of(directory / name)
+        if found_size is None:
             return f"{name} is missing"
-        if path.stat().st_size != size:
-            return f"{name} has {path.stat().st_size} bytes where {size} were written"
-        if contents and sha256_of_file(path) != checksum:
+        if found_size != size:
+            return f"{name} has {found_size} bytes where {size} were written"
+        if contents and sha256_of_file(directory / name) != checksum:
             return f"{name} differs from its checksum"
     return None
 
@@ -89,3 +162,21 @@ def damage_of(directory: Path, record: str, contents: bool = True) -> str | None
 def _checksum(record: Mapping[str, object]) -> str:
     """The SHA-256 of a record without its own checksum."""
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+
+@contextmanager
+def _aside(path: Path) -> Iterator[Path]:
+    """The name under which a file or a directory is written before it has its own; what is left there is removed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f"{path.name}.{uuid.uuid4().hex}{_PARTIAL}")
+    try:
+        yield aside
+    finally:
+        _remove(aside)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,39 +1,88 @@
-"""The processes of a launch: they share one output, so each must know of the others."""
+"""The processes of a launch, which share one output, and the device that each computes on.
+
+What accelerate reads from the environment, also from a user's accelerate configuration, is refused here where it would
+change what is computed; the trainer gives it the rest, so that nothing else decides it.
+"""
 
 import os
-
-from accelerate import PartialState
-from accelerate.utils import parse_flag_from_env
+from typing import TYPE_CHECKING, Literal
 
 from palenka.ground.errors import UserError
 
+if TYPE_CHECKING:
+    from accelerate import PartialState
 
-def open_processes() -> PartialState:
+Device = Literal["auto", "cpu", "cuda", "mps"]
+"""Where a model computes; auto is a GPU (cuda, or mps on a Mac) if there is one."""
+
+_HARMLESS = dict.fromkeys(
+    [
+        *(f"ACCELERATE_USE_{name}" for name in ("DEEPSPEED", "FSDP", "MEGATRON_LM", "PARALLELISM_CONFIG")),
+        "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE",
+    ],
+    ("", "0", "false", "no", "off"),
+) | {"ACCELERATE_MIXED_PRECISION": ("", "no", "fp16", "bf16"), "ACCELERATE_TORCH_DEVICE": ("",)}
+"""The values that a variable may have; others ask for another way to compute than settings say."""
+
+
+def open_processes(device: Device | None = None) -> "PartialState":
     """This process among those of its launch, and its device.
 
+    Args:
+        device: where it computes; unless given, where it was opened before, or else auto.
+
     Raises:
-        UserError: as `require_all_processes`.
+        UserError: if the device is not there, the environment asks for what would change results, or this is one of
+            several processes that do not see each other: each would write the same output.
     """
-    # As Accelerator does; PartialState by itself overlooks the flag, and each process would believe to be alone.
-    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
-    require_all_processes(state.num_processes)
+    import torch
+    from accelerate import PartialState
+    from accelerate.utils import DistributedType
+
+    _refuse_environment()
+    if device is None and PartialState._shared_state:
+        return PartialState()
+    chosen = _available(device or "auto")
+    # Without `cpu`, processes that were launched on a machine without a GPU would each believe to be alone.
+    state = PartialState(cpu=chosen == "cpu" and ("LOCAL_RANK" in os.environ or _is_cpu_asked()))
+    if state.distributed_type == DistributedType.NO:
+        state.device = torch.device(chosen)
+    launched = int(os.environ.get("WORLD_SIZE", "1")) if "LOCAL_RANK" in os.environ else 1
+    if launched != state.num_processes or state.device.type != chosen:
+        raise UserError(
+            f"{launched} process(es) were launched for {chosen}, but this one sees {state.num_processes} on "
+            f"{state.device.type}; several processes need device cpu or cuda, and one device for all that they do"
+        )
     return state
 
 
-def require_all_processes(num_processes: int) -> None:
-    """Refuse to be one of several processes that do not see each other: each would write the same output.
-
-    accelerate starts such processes when it is told `--multi_gpu` on a machine without a GPU.
-
-    Args:
-        num_processes: how many accelerate sees.
+def _available(device: Device) -> str:
+    """The name of a device that is there.
 
     Raises:
-        UserError: if the launcher started another number.
+        UserError: if the one that is asked for is not.
     """
-    launched = int(os.environ.get("WORLD_SIZE", "1")) if "LOCAL_RANK" in os.environ else 1
-    if launched != num_processes:
-        raise UserError(
-            f"{launched} processes were launched, but this one sees {num_processes}; without GPUs, "
-            "set ACCELERATE_USE_CPU=true before accelerate launch"
-        )
+    import torch
+
+    gpus = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    names = [*(name for name, is_there in gpus.items() if is_there and not _is_cpu_asked()), "cpu"]
+    if device == "auto":
+        return names[0]
+    if device not in names:
+        why = "ACCELERATE_USE_CPU is set" if _is_cpu_asked() else f"torch finds only {', '.join(names)} here"
+        raise UserError(f"device is {device}, but {why}; choose {' or '.join(names)}, or auto")
+    return device
+
+
+def _is_cpu_asked() -> bool:
+    return os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes", "on")
+
+
+def _refuse_environment() -> None:
+    for name, harmless in _HARMLESS.items():
+        value = os.environ.get(name, "")
+        if value.lower() not in harmless:
+            raise UserError(
+                f"{name} is {value} in the environment, but settings alone decide how a model computes; unset it, "
+                "or take it out of the configuration of accelerate"
+            )

@@ -66,6 +66,9 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
     def __contains__(self, name: object) -> bool:
         return name in self._entries
 
+    def __hash__(self) -> int:
+        return id(self)
+
 
 def import_plugins(modules: Iterable[str]) -> None:
     """Import modules of the user's, which register what they add; they are searched where the user is first.
@@ -119,18 +122,6 @@ class OneOf:
             self.choose,
             serialization=core_schema.plain_serializer_function_ser_schema(lambda chosen: chosen.as_plain()),
         )
-
-
-def within(name: str, error: ValidationError) -> list[InitErrorDetails]:
-    """The mistakes in one group of settings as those of the settings that hold it under a name."""
-    return [
-        InitErrorDetails(
-            type=PydanticCustomError(found["type"], "{text}", {"text": found["msg"], **found.get("ctx", {})}),
-            loc=(name, *found["loc"]),
-            input=found["input"],
-        )
-        for found in error.errors()
-    ]
 
 
 def _line_error(kind: Any, text: str, place: tuple[str, ...], given: object) -> ValidationError:  # noqa: ANN401

@@ -1,13 +1,18 @@
 """The base of every configuration: frozen, checked, unknown keys refused; and its YAML files."""
 
+import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from palenka.ground.errors import UserError
+from palenka.ground.files import write_whole
+from palenka.ground.registry import Registry
 
 Schema = TypeVar("Schema", bound=BaseModel)
 
@@ -15,30 +20,61 @@ Precision = Literal["float32", "bf16", "fp16"]
 """The type that a model computes in."""
 
 
-def read_yaml(path: Path) -> dict[str, object]:
+def read_yaml(path: Path) -> dict[str, Any]:
     """The options in a YAML file.
 
     Raises:
-        UserError: if it cannot be read, or holds something else than options.
+        UserError: if it cannot be read, gives an option twice, or holds something else than options.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = load_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"cannot read configuration {path}: {error.strerror}; give a YAML file") from None
     except UnicodeDecodeError as error:
         raise UserError(f"configuration {path} is not UTF-8 text: {error}; save it as UTF-8") from None
     except yaml.YAMLError as error:
         where = " ".join(str(error).replace(' in "<unicode string>",', " at").split())
-        raise UserError(f"configuration {path} is not YAML: {where}; mend it there") from None
+        raise UserError(f"configuration {path} is not YAML: {where}; fix it there") from None
     if not isinstance(content, dict):
         raise UserError(f"configuration {path} has no options: it should hold lines such as `output: runs/mine`")
     return content
 
 
+def load_yaml(text: str) -> Any:  # noqa: ANN401 - whatever the text says
+    """What a text in YAML says: plain values only, and of a mapping each key once.
+
+    Raises:
+        yaml.YAMLError: if it is no such text.
+    """
+    return yaml.load(text, _Loader)  # noqa: S506 - a safe loader
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that a mapping has twice, of which PyYAML would keep the last without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """A mapping, each of its keys once."""
+        keys = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in keys:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value} is given twice", key.start_mark)
+            keys.add(key.value if isinstance(key, yaml.ScalarNode) else key)
+        return super().construct_mapping(node, deep)
+
+
 class Settings(BaseModel):
-    """A frozen group of settings; each class of settings stands beside the code that it configures."""
+    """A frozen group of settings; each class of settings stands beside the code that it configures.
+
+    Paths may begin with ``~`` and hold ``$VARIABLES``.
+
+    Attributes:
+        shorthand: the field that a bare value stands for, as in ``logit: 0.5`` for ``logit: {weight: 0.5}``.
+        registry: of an open group: classes of settings by name, each an option of this group.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    shorthand: ClassVar[str | None] = None
+    registry: ClassVar[Registry[Any] | None] = None
 
     def as_plain(self) -> dict[str, object]:
         """These settings as plain JSON values, defaults included."""
@@ -46,9 +82,50 @@ class Settings(BaseModel):
 
     def write_yaml(self, path: Path) -> None:
         """Write the resolved settings, defaults included, so that a run says how it was made."""
-        aside = path.with_name(f"{path.name}.partial")
-        aside.write_text(yaml.safe_dump(self.as_plain(), sort_keys=False, allow_unicode=True), encoding="utf-8")
-        aside.replace(path)
+        write_whole(path, yaml.safe_dump(self.as_plain(), sort_keys=False, allow_unicode=True))
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bare_value_is_shorthand(cls, given: Any) -> Any:  # noqa: ANN401 - whatever was given
+        is_bare = isinstance(given, str | int | float)
+        return {cls.shorthand: given} if cls.shorthand and is_bare else given
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _truth_is_no_number(cls, given: Any, info: ValidationInfo) -> Any:  # noqa: ANN401 - whatever was given
+        if isinstance(given, bool) and cls.model_fields[str(info.field_name)].annotation in (int, float):
+            raise PydanticCustomError("number_type", "Input should be a number")
+        return given
+
+    @field_validator("*")
+    @classmethod
+    def _paths_as_people_write_them(cls, value: Any) -> Any:  # noqa: ANN401 - of any field
+        return _expanded(value)
+
+
+class Command(Settings):
+    """All settings of a command.
+
+    Attributes:
+        positional: options whose names may be left out, in the order of their words; the last may take many.
+            ``config`` stands for a file of settings.
+    """
+
+    positional: ClassVar[tuple[str, ...]] = ("config",)
+
+    plugins: tuple[str, ...] = ()
+    """Modules of yours to import first: what they register is there like our own."""
+
+    def as_plain(self) -> dict[str, object]:
+        """These settings as plain JSON values, defaults included; no plugins are left out."""
+        return super().as_plain() if self.plugins else self.model_dump(mode="json", exclude={"plugins"})
+
+
+class Printing(Command):
+    """Settings of a command that prints what it finds."""
+
+    as_json: bool = Field(default=False, alias="json")
+    """Print JSON, with all there is, in place of a table."""
 
 
 def read_as(schema: type[Schema], content: Mapping[str, object], source: Path) -> Schema:
@@ -64,3 +141,15 @@ def read_as(schema: type[Schema], content: Mapping[str, object], source: Path) -
         field = ".".join(str(part) for part in first["loc"])
         what = f"{field}: {first['msg'].lower()}" if field else first["msg"]
         raise UserError(f"{source} cannot be read: {what}; make it again, or leave its folder out") from None
+
+
+def _expanded(value: Any) -> Any:  # noqa: ANN401 - of any field
+    """A value whose paths, in whatever lists and mappings, have their home and variables put in."""
+    if isinstance(value, Path):
+        expanded = os.path.expandvars(os.path.expanduser(value))  # noqa: PTH111 - leaves an unknown home alone
+        if unset := re.search(r"\$(\w+|\{\w+\})", expanded):
+            raise ValueError(f"{value} has {unset[0]}, which is not set; export it, or write the path out")
+        return Path(expanded)
+    if isinstance(value, Mapping):
+        return {key: _expanded(inner) for key, inner in value.items()}
+    return type(value)(map(_expanded, value)) if type(value) in (list, tuple) else value

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from palenka.data.signals.cache import TeacherCache
 from palenka.data.signals.encoding import LogitEncoding
-from palenka.data.signals.signal import TeacherSignal, entropy
+from palenka.data.signals.signal import TeacherSignal
 from palenka.data.windows import BLOCK_WINDOWS, WindowRule
 
 SAMPLE_WINDOWS = 1024
@@ -84,10 +84,10 @@ def make_card(name: str, cache: TeacherCache) -> CacheCard:
     entropies: dict[float, list[NDArray[np.float64]]] = {t: [] for t in manifest.logits.temperatures}
     for signal in _sample(cache):
         for temperature in manifest.logits.temperatures:
-            kept, tail = signal.at(temperature)
-            masses[temperature].append(-np.expm1(tail.double().flatten().numpy()))
-            entropies[temperature].append(entropy(kept, tail).flatten().numpy())
-    highest = math.log(manifest.logits.k + manifest.logits.draws + 1)
+            distribution = signal.at(temperature)
+            masses[temperature].append(-np.expm1(distribution.log_tail.double().flatten().numpy()))
+            entropies[temperature].append(distribution.entropy().flatten().numpy())
+    highest = math.log(manifest.vocabulary_size)
     return CacheCard(
         name=name,
         cache=cache,

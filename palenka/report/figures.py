@@ -107,7 +107,7 @@ def cache_figures(card: CacheCard) -> list[Captioned]:
             bar_chart(bars, f"Bytes per token of cache {card.name} by array", "bytes per token"),
         ),
         (
-            f"Mass of the {card.logits.k} most probable tokens; {sample}.",
+            f"Mass of {card.logits.summary()}; {sample}.",
             histogram_chart(
                 _shapes(card.kept_mass_histograms),
                 f"Kept mass of cache {card.name}",

@@ -9,13 +9,12 @@ from palenka.data.signals.cache import TeacherCache
 from palenka.eval.results import Results
 from palenka.grid.record import GridFiles, GridRecord
 from palenka.ground.errors import UserError
-from palenka.ground.files import read_record
+from palenka.ground.files import is_partial, read_record
 from palenka.report.results import read_suites
 from palenka.study_record import StudyFiles, StudyResults
 from palenka.train_student.run import FinishedRun, Run
 
 _OF_MODELS = ("config.json", "generation_config.json", "inputs.json", "result.json")
-_PARTIAL = ".partial"
 
 
 @dataclass
@@ -90,7 +89,7 @@ def _folders(directories: Sequence[Path]) -> Iterator[tuple[Path, list[str]]]:
             folders[:] = sorted(
                 inner
                 for inner in folders
-                if not inner.startswith(".") and _PARTIAL not in inner and folder / inner not in left_out
+                if not inner.startswith(".") and not is_partial(inner) and folder / inner not in left_out
             )
             if "zarr.json" in files:
                 folders.clear()

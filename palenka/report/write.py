@@ -10,6 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from palenka.ground.errors import UserError
+from palenka.ground.files import write_whole
 from palenka.ground.progress import notice
 
 GENERATOR = "palenka report"
@@ -33,11 +34,8 @@ def write_report(directories: Sequence[Path], out: Path) -> None:
     if out.is_dir() or (out.exists() and GENERATOR.encode() not in out.read_bytes()[:_FIRST_BYTES]):
         raise UserError(f"{out} exists and is no report; choose another out")
     page = render(find_sources(directories), ", ".join(directory.resolve().name for directory in directories))
-    aside = out.with_name(f"{out.name}.partial")
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_text(page, encoding="utf-8")
-        aside.replace(out)
+        write_whole(out, page)
     except OSError as error:
         raise UserError(f"cannot write {out}: {error.strerror or error}; make room or choose another out") from error
 

@@ -181,6 +181,24 @@ def test_parts_capture_disjoint_shards_and_a_later_call_fills_the_gaps(settings:
     assert {path: path.read_bytes() for path in settings.output.rglob("*") if path.is_file()} == whole
 
 
+def test_a_part_looks_at_its_own_shards_alone(settings: CaptureSettings, capsys: pytest.CaptureFixture[str]) -> None:
+    capture(settings)
+    first, second, *_ = TeacherCache(settings.output).manifest.shards()
+    partial = [settings.output / f"{shard.file_of('logits/ids')}.{'0' * 32}.partial" for shard in (first, second)]
+    for shard, leftover in zip((first, second), partial, strict=True):
+        leftover.write_bytes(b"half")
+        (settings.output / shard.record).unlink()
+    capsys.readouterr()
+    capture(settings.model_copy(update={"part": 0, "parts": 2}))
+    said = " ".join(capsys.readouterr().err.split())
+    assert "part 0 of 2: 1 of 2 shards to capture" in said
+    assert f"{first.record} is missing" in said
+    assert second.record not in said
+    assert [leftover.exists() for leftover in partial] == [False, True]
+    capture(settings)
+    assert not list(settings.output.rglob("*.partial"))
+
+
 def test_commands_on_no_cache_are_refused(tmp_path: Path, settings: CaptureSettings) -> None:
     with pytest.raises(UserError, match="is not a teacher cache"):
         inspect(InspectSettings(cache=tmp_path))

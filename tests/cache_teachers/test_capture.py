@@ -76,13 +76,13 @@ def test_a_resumed_capture_is_byte_for_byte_an_undisturbed_one(capture_settings:
     (settings.output / "commits" / "1-0.json").unlink()
     (settings.output / files[0]).unlink()
     (settings.output / files[-1]).write_bytes(b"\0" * len(whole[files[-1]]))
-    (settings.output / "logits" / "ids" / "c" / "0" / "0" / "0" / "0.123abc.partial").write_bytes(b"half")
+    (settings.output / "logits" / "ids" / "c" / "0" / "0" / "0" / f"0.{'0' * 32}.partial").write_bytes(b"half")
     capture(settings)
     assert contents(settings.output) == whole
 
 
 def test_a_killed_creation_is_made_anew(capture_settings: CaptureSettings) -> None:
-    leftover = capture_settings.output.with_name("cache.partial")
+    leftover = capture_settings.output.with_name(f"cache.{'0' * 32}.partial")
     (leftover / "logits").mkdir(parents=True)
     (leftover / "zarr.json").write_text("{")
     capture(capture_settings)

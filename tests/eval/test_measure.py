@@ -123,7 +123,6 @@ def test_several_suites_share_a_file_and_are_read_one_by_one(
     "suites",
     [
         ["--suite", "blimp_filtered", "ewok_filtered"],
-        ["--suite", "blimp_filtered,ewok_filtered"],
         ["--suite=[blimp_filtered, ewok_filtered]"],
         ["--suite", "blimp_filtered", "--suite=ewok_filtered"],
     ],

@@ -18,7 +18,7 @@ from palenka.grid.points import Grid
 from palenka.grid.settings import GridSettings, PointSettings
 from palenka.ground.command_line import INTERRUPTED, USER_MISTAKE, parse, parse_file, run
 from palenka.ground.errors import UserError, refuse_difference
-from palenka.ground.settings import Settings
+from palenka.ground.settings import Command
 from palenka.study import Study, StudySettings
 from palenka.train_student.settings import TrainSettings
 
@@ -75,6 +75,12 @@ def test_the_command_line_wins_over_the_file_and_the_file_over_defaults(student:
 def test_it_wins_wherever_the_file_stands(student: str) -> None:
     assert train_settings("--epochs", "2", "--config", student).epochs == 2
     assert train_settings("--epochs=2", f"--config={student}").epochs == 2
+
+
+def test_a_configuration_stands_first_or_has_its_name(student: str) -> None:
+    first = train_settings(student, "--epochs", "2")
+    assert first == train_settings("--config", student, "--epochs=2") == train_settings("--epochs", "2", student)
+    assert train_settings(student, "--trackers", "wandb").trackers == ("wandb",)
 
 
 def test_of_two_files_the_later_wins(student: str, tmp_path: Path) -> None:
@@ -145,10 +151,15 @@ def test_resolved_settings_read_back_as_themselves(student: str, tmp_path: Path)
     ("arguments", "told"),
     [
         (["--epoch", "3"], "epoch is not an option; did you mean 'epochs'?"),
-        (["--objective.logits", "3"], "objective.logits is not an option; did you mean 'logit'?"),
-        (["--teachers.one.wieght", "3"], "wieght is not an option; did you mean 'weight'?"),
-        (["--windows", "{length: 8, view: 2}"], "view is not an option; did you mean 'views'?"),
+        (["--objective.logits", "3"], "objective.logits is not an option; did you mean 'objective.logit'?"),
+        (["--teachers.one.wieght", "3"], "wieght is not an option; did you mean 'teachers.one.weight'?"),
+        (["--windows", "{length: 8, view: 2}"], "view is not an option; did you mean 'windows.views'?"),
+        (["--lr", "3"], "lr is not an option; did you mean 'optimizer.learning_rate'?"),
+        (["--optimiser.learning_rate", "3"], "optimiser is not an option; did you mean 'optimizer'?"),
+        (["--learning_rat", "3"], "learning_rat is not an option; did you mean 'optimizer.learning_rate'?"),
         (["--zzz", "3"], "zzz is not an option ("),
+        (["--zzz"], "zzz is not an option ("),
+        (["-x"], "-x is not an option ("),
         (["bogus"], "bogus is not an option ("),
         (["--epochs", "many"], "epochs is many, but it should be a valid integer"),
         (["--epochs", "0"], "epochs is 0, but it should be greater than or equal to 1"),
@@ -159,7 +170,9 @@ def test_resolved_settings_read_back_as_themselves(student: str, tmp_path: Path)
         ),
         (["--precision", "fp32"], "precision is fp32, but it should be 'float32', 'bf16' or 'fp16'"),
         (["--trackers", "[mlflow]"], "trackers is mlflow, but it should be 'tensorboard' or 'wandb'"),
-        (["--trackers", "tensorboard"], "trackers is tensorboard, but it should be a list [...]"),
+        (["--trackers", "{}"], "trackers is {}, but it should be a list [...]"),
+        (["--corpus.name", "x"], "corpus is no/corpus, which has no name; give one of the two"),
+        (["--output", "$NOT_SET/x"], "output: $NOT_SET/x has $NOT_SET, which is not set; export it"),
         (["--teachers", "3"], "teachers is 3, but it should be a mapping {...}"),
         (["--teachers.new.weight", "3"], "a teacher needs a cache, or source: live and a model"),
         (["--windows", "7"], "windows is 7, but it should be a mapping {...}"),
@@ -183,9 +196,16 @@ def test_mistakes_on_the_command_line(
         (STUDENT + "epoch: 3\n", "epoch is not an option; did you mean 'epochs'?"),
         (
             STUDENT.replace("hidden_size", "hiden_size"),
-            "model.hiden_size is not an option; did you mean 'hidden_size'?",
+            "model.hiden_size is not an option; did you mean 'model.hidden_size'?",
         ),
-        (STUDENT.replace("weight", "wieght"), "teachers.one.wieght is not an option; did you mean 'weight'?"),
+        (
+            STUDENT.replace("weight", "wieght"),
+            "teachers.one.wieght is not an option; did you mean 'teachers.one.weight'?",
+        ),
+        (STUDENT + "epochs: 8\n", "is not YAML: epochs is given twice at line 10, column 1"),
+        (STUDENT.replace("hard: 0.5", "logit: 0.5"), "logit is given twice at line 6, column"),
+        (STUDENT.replace("epochs: 7", "epochs: true"), "epochs is True, but it should be a number"),
+        (STUDENT + "plugins: mine\n", "plugins is mine, but it should be a list [...]"),
         (STUDENT.replace("epochs: 7", "epochs: seven"), "epochs is seven, but it should be a valid integer"),
         (STUDENT.replace("epochs: 7", "windows: {views: 0}"), "windows.views is 0, but it should be greater than or"),
         (STUDENT.replace("epochs: 7", "windows: 7"), "windows is 7, but it should be a mapping {...}"),
@@ -242,6 +262,7 @@ def test_a_file_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[
         ("palenka", ["eval", "/nowhere"], "these options are missing: data, out"),
         ("palenka", ["cache", "rum"], "'rum' is not a command of palenka cache; choose from plan, run, verify"),
         ("palenka", ["study"], "these options are missing: output, corpus, students"),
+        ("palenka", ["study", "--config=/nowhere.yaml"], "cannot read configuration /nowhere.yaml"),
         ("palenka", ["study", "/nowhere.yaml"], "cannot read configuration /nowhere.yaml: No such file or directory"),
         ("palenka", ["study", "--config"], "--config needs a value"),
         ("palenka", ["demo", "--outptu", "x"], "outptu is not an option; did you mean 'output'?"),
@@ -322,11 +343,11 @@ def test_every_configuration_that_comes_with_the_project_is_valid() -> None:
     for file in (Path(__file__).parents[2] / "configs").rglob("*.yaml"):
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
         if "students" in content:
-            Study(file)
+            Study(*parse_file(StudySettings, [str(file)], "palenka study"))
         elif "seeds" in content:
             Grid(*parse_file(GridSettings, ["--config", str(file)], "palenka grid"))
         else:
-            schema: type[Settings] = CorpusSettings if "sources" in content else CaptureSettings
+            schema: type[Command] = CorpusSettings if "sources" in content else CaptureSettings
             parse(TrainSettings if "model" in content else schema, ["--config", str(file)], "palenka")
         checked += 1
     assert checked > 8

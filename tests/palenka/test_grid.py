@@ -1,6 +1,7 @@
 """Grids: which points there are, what is refused before any of them runs, what fails alone, and who is ranked first."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -21,7 +22,8 @@ from palenka.grid.settings import GridSettings
 from palenka.grid.slurm import array_script, following_script
 from palenka.ground.command_line import parse_file
 from palenka.ground.errors import UserError
-from palenka.study import Study
+from palenka.ground.lock import sole_writer
+from palenka.study import Study, StudySettings
 from palenka.templates import write_pairs
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -159,7 +161,7 @@ def test_the_grids_that_come_with_the_project(name: str, fraction: float, of_fin
 
 def require_fit(finalist: Point) -> None:
     """Make sure that the caches which the small grid's study captures hold what its finalists read."""
-    study = Study(CONFIGS / "babylm-grid" / "study.yaml")
+    study = Study(*parse_file(StudySettings, [str(CONFIGS / "babylm-grid" / "study.yaml")], "palenka study"))
     for name, source in finalist.settings.teachers.items():
         cache = study.caches[name]
         assert (source.cache, cache.teacher) == (cache.output, study.teachers[name].output)
@@ -366,6 +368,22 @@ def test_a_point_that_was_killed_is_told_from_one_that_never_began(
     assert chosen_finalists(grid, found) == []
     assert run_point(grid, grid.points[0])["held_out"].n == 40
     assert is_finished(grid, grid.points[0])
+
+
+def test_while_a_grid_is_launched_no_other_is_but_points_run_and_are_ranked(
+    grid_file: GridFile, capture_settings: CaptureSettings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capture(capture_settings)
+    file = grid_file()
+    arguments = ["--config", str(file)]
+    with sole_writer(file.parents[1] / "grid"):
+        for command in ([], ["finish"]):
+            assert main(["grid", *command, *arguments]) == 2
+            assert f"grid is being written by process {os.getpid()} on " in capsys.readouterr().err
+        assert main(["grid", "point", *arguments, "--name", "points/control-seed0"]) == 0
+        assert main(["grid", "rank", *arguments]) == 1
+    assert list(results(file)["points"]["runs"]) == ["points/control-seed0"]
+    assert not list(file.parents[1].rglob("*.lock"))
 
 
 def test_a_run_with_other_settings_is_refused_before_anything_runs(

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import yaml
 
-from palenka.cache_teachers.capture import CaptureSettings, capture
+from palenka.cache_teachers.capture import CaptureSettings
 from palenka.data.signals.cache import TeacherCache
 from palenka.grid.slurm import SCRIPTS
 from palenka.templates import write_pairs
@@ -26,35 +26,6 @@ pytestmark = pytest.mark.slow
 
 SECONDS = 300
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "COLUMNS": "160"}
-SHAPE = {"architecture": "llama", "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
-
-
-@pytest.fixture
-def grid_file(capture_settings: CaptureSettings, tmp_path: Path) -> Path:
-    """A grid of a control and two points, with a finalist."""
-    capture(capture_settings)
-    student = {
-        "corpus": str(capture_settings.corpus),
-        "output": "decided by the grid",
-        "model": SHAPE,
-        "windows": {"length": 16},
-        "fraction": 0.1,
-        "teachers": {"t": {"cache": str(capture_settings.output)}},
-        "objective": {"hard": 0.5, "logit": 0.5},
-        "global_batch": 16,
-        "validation": {"windows": 8},
-    }
-    grid = {
-        "output": str(tmp_path / "grid"),
-        "student": "student.yaml",
-        "product": {"objective.logit": [0.1, 0.9]},
-        "held_out_windows": 40,
-        "finalists": {"count": 1, "overrides": {"fraction": 0.2}},
-        "slurm": {"cpus": 1, "time": "00:10:00"},
-    }
-    (tmp_path / "student.yaml").write_text(yaml.safe_dump(student))
-    (tmp_path / "grid.yaml").write_text(yaml.safe_dump(grid))
-    return tmp_path / "grid.yaml"
 
 
 def call(file: Path, *arguments: str, expected: int = 0, **environment: str) -> str:
@@ -252,7 +223,7 @@ def test_tasks_that_fail_are_reported_and_they_alone_are_submitted_again(grid_fi
     assert len(results(grid_file)["finalists"]["ranking"]) == 2
 
 
-REPOSITORY = Path(__file__).parents[1]
+REPOSITORY = Path(__file__).parents[2]
 SMALLER = ["--gpus-per-node=0", "--mem=100M", "--cpus-per-task=1"]
 
 

@@ -1,6 +1,7 @@
 """A study: from raw text to a table in one call, and only what is missing in the next."""
 
 import json
+import os
 import random
 import shutil
 from collections.abc import Mapping
@@ -14,8 +15,10 @@ from transformers import AutoModelForCausalLM
 from palenka.__main__ import main
 from palenka.data.signals.cache import TeacherCache
 from palenka.eval.results import read_results
+from palenka.ground.command_line import parse_file
 from palenka.ground.errors import UserError
-from palenka.study import Study
+from palenka.ground.lock import sole_writer
+from palenka.study import Study, StudySettings
 from palenka.templates import write_pairs
 
 LENGTH = 16
@@ -26,6 +29,10 @@ def sentences(seed: int, count: int) -> str:
     draw = random.Random(seed)
     words = ["teacher", "student", "window", "token", "river", "stone"]
     return "".join(f"the {draw.choice(words)} sees the {draw.choice(words)} .\n" for _ in range(count))
+
+
+def parsed(*arguments: str | Path) -> Study:
+    return Study(*parse_file(StudySettings, [str(word) for word in arguments], "palenka study"))
 
 
 @pytest.fixture
@@ -136,7 +143,7 @@ def test_a_study_goes_from_text_to_a_table_and_does_nothing_twice(
 def test_a_wrong_stage_stops_a_study_before_anything_is_run(study_file: Path) -> None:
     (study_file.parent / "stages" / "distilled.yaml").write_text("epocs: 3\n")
     with pytest.raises(UserError, match=r"stages/distilled.yaml: epocs is not an option; did you mean 'epochs'"):
-        Study(study_file)
+        parsed(study_file)
     assert main(["study", "--config", str(study_file)]) == 2
     assert not (study_file.parent / "runs").exists()
 
@@ -150,8 +157,16 @@ def test_pairs_that_are_not_there_stop_a_study_before_anything_is_run(
     assert not (study_file.parent / "runs").exists()
 
 
+def test_a_study_that_runs_already_is_left_alone(study_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = study_file.parent / "runs"
+    with sole_writer(runs):
+        assert main(["study", str(study_file)]) == 2
+    assert f"{runs} is being written by process {os.getpid()} on " in capsys.readouterr().err
+    assert not runs.exists()
+
+
 def test_overrides_reach_the_study(study_file: Path, tmp_path: Path) -> None:
-    study = Study(study_file, ["--output", str(tmp_path / "elsewhere"), "--held_out_split", "train"])
+    study = parsed(study_file, "--output", str(tmp_path / "elsewhere"), "--held_out_split", "train")
     assert study.settings.output == tmp_path / "elsewhere"
     assert study.settings.held_out_split == "train"
     assert list(study.students) == ["control", "distilled"]

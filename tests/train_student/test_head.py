@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
+from palenka.train_student.objective.terms import NextTokenTerms
 from torch import Tensor, nn
 
 from palenka.data.corpus import Corpus
@@ -15,7 +16,6 @@ from palenka.train_student.model.head import head_terms
 from palenka.train_student.model.shapes import ModelShape
 from palenka.train_student.objective.divergences import Divergence
 from palenka.train_student.objective.objective import Objective, ObjectiveSettings
-from palenka.train_student.objective.terms import NextTokenTerms
 
 Signals = Mapping[str, TeacherSignal]
 

@@ -309,8 +309,9 @@ def test_what_a_killed_run_left_ends_as_an_undisturbed_one(make_settings: MakeSe
     metrics = lines(settings, "loss")
     (settings.output / "result.json").unlink()
     (settings.output / "model.safetensors").write_bytes(b"half")
-    (settings.output / "model.partial").mkdir()
-    (settings.output / "model.partial" / "model.safetensors").write_bytes(b"half")
+    leftover = settings.output / f"model.{'0' * 32}.partial"
+    leftover.mkdir()
+    (leftover / "model.safetensors").write_bytes(b"half")
     train(settings)
     after = contents(settings.output)
     assert after.keys() == before.keys()
@@ -410,7 +411,7 @@ def test_settings_that_fit_no_corpus_or_machine_are_refused_before_anything_is_w
         ({"split": "test"}, "has no split 'test'; choose one that it has: train, dev"),
     ]
     if not torch.cuda.is_available():
-        refused.append(({"precision": "fp16"}, "precision fp16 needs a GPU; choose bf16 or float32"))
+        refused.append(({"precision": "fp16"}, "precision fp16 needs a CUDA GPU; choose bf16 or float32 on cpu"))
     for changes, message in refused:
         settings = make_settings(**changes)
         with pytest.raises(UserError, match=re.escape(message)):
@@ -434,7 +435,7 @@ def test_a_cache_that_does_not_fit_is_refused_with_both_sides(
         ({"split": "dev"}, f"corpus is '{corpus.fingerprint}' there, but '{dev}' is expected"),
         ({"windows": {"length": 8}}, "windows.length is 16 there, but 8 is expected"),
         ({"windows": {"length": 16, "permutation_seed": 3}}, "windows.permutation_seed is 0 there, but 3 is expected"),
-        ({"windows": {"length": 16, "views": 3}}, "holds 2 view(s), but windows.views is 3"),
+        ({"windows": {"length": 16, "views": 3}, "epochs": 3}, "holds 2 view(s), but windows.views is 3"),
         (
             {"objective": {"logit": 1.0, "temperature": 3.0}},
             "holds the tail mass at temperatures 1.0, 2.0, but objective.temperature is 3.0; choose one of these",
@@ -522,6 +523,18 @@ def test_shards_that_were_not_captured_are_not_missed_unless_they_are_read(
     train(make_settings("part", fraction=0.1, teachers=teachers, objective={"logit": 1.0}))
     with pytest.raises(UserError, match="lacks 1 of the shards needed: commits/0-1.json is missing"):
         train(make_settings("whole", fraction=1.0, teachers=teachers, objective={"logit": 1.0}))
+
+
+def test_views_that_no_epoch_reads_are_not_missed(
+    make_settings: MakeSettings, caches: dict[str, CaptureSettings], tmp_path: Path
+) -> None:
+    shutil.copytree(caches["llama"].output, tmp_path / "cache")
+    for record in (tmp_path / "cache" / "commits").glob("1-*.json"):
+        record.unlink()
+    changes = {"windows": {"length": LENGTH, "views": 2}, "teachers": {"llama": {"cache": tmp_path / "cache"}}}
+    train(make_settings("first view", objective={"logit": 1.0}, **changes))
+    with pytest.raises(UserError, match="shards needed: commits/1-0.json is missing"):
+        train(make_settings("both views", objective={"logit": 1.0}, epochs=2, **changes))
 
 
 def test_teacher_terms_without_teachers_and_no_terms_at_all_are_refused(make_settings: MakeSettings) -> None:

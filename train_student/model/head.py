@@ -14,8 +14,8 @@ import torch.nn.functional as F  # noqa: N812 - its usual name
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from palenka.data.signals.signal import token_chunks
-from palenka.train_student.objective.terms import NextTokenTerms
+from palenka.data.signals.distribution import token_chunks
+from palenka.train_student.objective.next_token import NextTokenTerms
 
 _LOGITS = 2**26
 """Logits of a chunk: 128 MB in bf16. Each chunk adds to the head's gradient, so they are not small. On a GPU a chunk is
@@ -34,7 +34,7 @@ def head_terms(states: Tensor, head: nn.Linear, terms: NextTokenTerms) -> tuple[
         terms: over the B · L tokens.
 
     Returns:
-        The sum, and [1 + teachers] means without a gradient: the cross-entropy, then each divergence times T².
+        The sum, and [1 + teachers] means without a gradient: the cross-entropy, then each scaled divergence.
     """
     total, means = _HeadTerms.apply(states.flatten(0, -2), head.weight, head.bias, terms)  # type: ignore[no-untyped-call]
     return total, means

@@ -1,20 +1,16 @@
 """Model shapes: from a few numbers in YAML to a randomly initialised transformers model."""
 
-from typing import Any, Literal, Self
+from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING, Any, Literal, Self
+
 from pydantic import Field, model_validator
-from transformers import (
-    AutoModelForCausalLM,
-    GPT2Config,
-    GPTJConfig,
-    LlamaConfig,
-    PretrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-)
 
 from palenka.ground.settings import Settings
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 
 class ModelShape(Settings):
@@ -57,6 +53,9 @@ class ModelShape(Settings):
 
     def num_parameters(self, vocabulary_size: int) -> int:
         """How many numbers a model of this shape has over so many tokens; built by transformers, without memory."""
+        import torch
+        from transformers import AutoModelForCausalLM
+
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(
                 self._configuration(vocabulary_size, bos_token_id=0, eos_token_id=0)
@@ -64,6 +63,8 @@ class ModelShape(Settings):
         return count_parameters(model)
 
     def _configuration(self, vocabulary_size: int, **special_tokens: Any) -> PretrainedConfig:  # noqa: ANN401
+        from transformers import GPT2Config, GPTJConfig, LlamaConfig
+
         shared = {"vocab_size": vocabulary_size, "tie_word_embeddings": self.tie_word_embeddings, **special_tokens}
         feed_forward = self.intermediate_size or 4 * self.hidden_size
         if self.architecture == "llama":
@@ -94,6 +95,9 @@ class ModelShape(Settings):
 
     def build(self, tokenizer: PreTrainedTokenizerFast, seed: int) -> PreTrainedModel:
         """A model of this shape with float32 weights that only the seed decides."""
+        import torch
+        from transformers import AutoModelForCausalLM, PreTrainedModel
+
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = AutoModelForCausalLM.from_config(self.configuration(tokenizer), dtype=torch.float32)
@@ -101,6 +105,6 @@ class ModelShape(Settings):
         return model
 
 
-def count_parameters(model: torch.nn.Module) -> int:
+def count_parameters(model: nn.Module) -> int:
     """How many numbers a model has; a tied matrix counts once."""
     return sum(parameter.numel() for parameter in model.parameters())

@@ -15,85 +15,63 @@ keep them from mapping everything to one point.
 Shapes: B batch, P positions, N = B · P, S width of the student, C components of a teacher's layer, D projected width.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - its usual name
-from pydantic import Field
 from torch import Tensor, nn
 
-from palenka.ground.settings import Settings
-from palenka.train_student.objective.hidden import LayerPair, in_mean_deviations, last_pairs, module_name
+from palenka.data.signals.signal import TeacherSignal
+from palenka.train_student.objective.module import (
+    LayerPair,
+    StudentOutputs,
+    TeacherTerm,
+    TermContext,
+    last_pairs,
+    module_name,
+)
+from palenka.train_student.objective.settings import ContrastiveTerm
+from palenka.train_student.objective.term import Term
 
 
-class InfoNCESettings(Settings):
-    """What the contrastive term compares."""
+class Contrast(TeacherTerm):
+    """The maps of student and teachers, and InfoNCE between the teacher's last mapped layer and the student's."""
 
-    temperature: float = Field(default=2.0, gt=0)
-    """τ: cosines are divided by it."""
-    width: int = Field(default=256, ge=2)
-    """Width that student and teacher are projected to."""
-    negatives: int = Field(default=1023, ge=1)
-    """Other positions that each one is told from, at most; a micro-batch with more is dealt out to several pools."""
-
-
-class ContrastiveTerm(nn.Module):
-    """The maps of student and teachers, and InfoNCE between the teacher's last mapped layer and the student's.
-
-    Args:
-        student_width: of the student's hidden states.
-        pairs: the mapped layers of every teacher by its name; the last teacher layer of each model counts.
-        settings: of the term.
-        seed: of the maps' first weights.
-    """
-
-    def __init__(
-        self, student_width: int, pairs: Mapping[str, Sequence[LayerPair]], settings: InfoNCESettings, seed: int
-    ) -> None:
-        super().__init__()
-        self.temperature, self.negatives = settings.temperature, settings.negatives
+    def __init__(self, terms: Mapping[str, Term], context: TermContext) -> None:
+        super().__init__(terms, context)
+        (term,) = terms.values()
+        assert isinstance(term, ContrastiveTerm)
+        self.temperature, self.negatives = term.temperature, term.negatives
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            self.student_map = nn.Linear(student_width, settings.width)
+            torch.manual_seed(context.seed)
+            self.student_map = nn.Linear(context.student.hidden_size, term.width)
             self.teacher_maps = nn.ModuleDict(
                 {
-                    module_name(teacher): nn.ModuleList(
-                        _TeacherMap(pair, settings.width) for pair in last_pairs(mapped)
-                    )
-                    for teacher, mapped in pairs.items()
+                    module_name(teacher): nn.ModuleList(_TeacherMap(pair, term.width) for pair in last_pairs(mapped))
+                    for teacher, mapped in context.pairs.items()
                 }
             )
 
-    def forward(
-        self, teacher: str, student_states: Sequence[Tensor], codes: Mapping[str, Tensor], positions: Tensor
-    ) -> Tensor:
-        """The mean over the models of a teacher; arguments as those of the hidden term."""
+    def with_teacher(self, teacher: str, student: StudentOutputs, signal: TeacherSignal, positions: Tensor) -> Tensor:
+        """The mean over the models of a teacher."""
         maps = self.teacher_maps[module_name(teacher)]
         assert isinstance(maps, nn.ModuleList)
         losses = []
         for teacher_map in maps:
             assert isinstance(teacher_map, _TeacherMap)
-            states, there = teacher_map.pair.sides(student_states, codes, positions)
-            ours, theirs = self.student_map(states).flatten(0, 1), teacher_map(there).flatten(0, 1)
+            states, there = teacher_map.pair.sides(student, signal, positions)
+            ours, theirs = self.student_map(states).flatten(0, 1), teacher_map.linear(there).flatten(0, 1)
             losses.append(info_nce(ours, theirs, self.temperature, self.negatives))
         return torch.stack(losses).mean()
 
 
 class _TeacherMap(nn.Module):
-    """A linear map of a teacher's layer, from codes in units of the layer's mean deviation, without its mean."""
-
-    scale: Tensor
+    """A linear map [B, P, C] → [B, P, D] of a teacher's layer, in units of its RMS deviation and without its mean."""
 
     def __init__(self, pair: LayerPair, width: int) -> None:
         super().__init__()
         self.pair = pair
-        self.linear = nn.Linear(len(pair.statistics.scale), width)
-        self.register_buffer("scale", in_mean_deviations(pair.statistics), persistent=False)
-
-    def forward(self, codes: Tensor) -> Tensor:
-        """Codes [B, P, C] mapped to [B, P, D]."""
-        mapped: Tensor = self.linear(codes.float() * self.scale)
-        return mapped
+        self.linear = nn.Linear(pair.layer.num_components, width)
 
 
 def info_nce(ours: Tensor, theirs: Tensor, temperature: float, negatives: int) -> Tensor:

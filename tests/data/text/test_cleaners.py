@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from palenka.data.text.babylm import read_documents
 from palenka.data.text.cleaners import CLEANERS, GENERAL, cleaner_for
-from palenka.data.text.documents import read_documents
 from palenka.data.text.lines import PART_CHARACTERS
 
 

@@ -99,4 +99,4 @@ def test_unknown_names_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fetch", "babylm-1g"]) == 2
     assert "no text is called 'babylm-1g'; choose from babylm-10m, babylm-100m" in capsys.readouterr().err
     assert main(["fetch"]) == 2
-    assert "fetch needs the name of a text; choose from babylm-10m" in capsys.readouterr().err
+    assert "these options are missing: name; give them in a file or as --name" in capsys.readouterr().err

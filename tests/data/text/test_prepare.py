@@ -19,7 +19,7 @@ from palenka.data.text.prepare import CorpusSettings, prepare
 from palenka.ground.errors import UserError
 from palenka.ground.lock import sole_writer
 
-REAL_TEXT = Path(__file__).parents[2] / "shared" / "data" / "babylm"
+REAL_TEXT = Path(__file__).parents[3] / "shared" / "data" / "babylm"
 TRAIN = "The cat sat on the mat .\n\nA dog,  a cat; the mat!\nThe end.\n"
 DEV = "\nThe zebra quizzes the cat.\n"
 
@@ -131,7 +131,7 @@ def test_a_failure_leaves_nothing(
 
 
 def test_what_a_killed_run_left_is_removed(settings: CorpusSettings) -> None:
-    partial = settings.output.parent / ".corpus.partial"
+    partial = settings.output.parent / f"corpus.{'0' * 32}.partial"
     (partial / "train.zarr").mkdir(parents=True)
     (partial / "train.tokens").write_bytes(b"half")
     prepare(settings)

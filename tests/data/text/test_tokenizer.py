@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
-from palenka.data.text.documents import Piece
+from palenka.data.text.readers import Piece
 from palenka.data.text.tokenizer import DocumentEncoder, encoder_pieces, load_tokenizer, save_tokenizer, train_tokenizer
 
 TEXT = "The cat's kitten didn't see the other cats; it saw 12 mice, and don't they run! naïve café 字字 \n\n the end\n"

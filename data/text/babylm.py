@@ -1,29 +1,46 @@
-"""Documents: from the parts of a file's lines to cleaned text, a piece at a time.
+"""BabyLM-style plain text, SOURCE.train, SOURCE.dev and SOURCE.test: from its lines to cleaned documents.
 
 Documents are wiki articles, else the blocks between blank lines, else the whole file. Inside an article several blank
 lines count as one. A document never begins or ends with a blank line, and one without text vanishes.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
-from palenka.data.text.cleaners import Cleaner, opens_article
+from palenka.data.text.cleaners import CLEANERS, GENERAL, Cleaner, cleaner_for, opens_article
 from palenka.data.text.lines import PART_CHARACTERS, Part, read_parts
+from palenka.data.text.readers import READERS, Advance, Piece, Reader
 
 
-class Piece(NamedTuple):
-    """Some text of a document, at most a part of a line and the line's end before it."""
+@READERS.register("babylm")
+class BabyLMText(Reader):
+    """Text that is cleaned as its source needs; the file's stem names the source."""
 
-    text: str
-    opens_document: bool
+    suffixes = (".train", ".dev", ".test")
+
+    def documents(self, path: Path, advance: Advance) -> Iterator[Piece]:
+        """The documents, each piece at most a part of a line and the line's end before it."""
+        return read_documents(path, cleaner_for(path.stem), advance=advance)
+
+    def cleaner(self, path: Path) -> str:
+        """The cleaner of the file's source."""
+        return cleaner_for(path.stem).name
+
+    def remark(self, path: Path) -> str | None:
+        """That a source is not known."""
+        if path.stem in CLEANERS:
+            return None
+        return (
+            f"is of no known source ({', '.join(CLEANERS)}), so the {GENERAL.name} cleaner is applied: white space and "
+            "spaces before punctuation alone"
+        )
 
 
 def read_documents(
     path: Path,
     cleaner: Cleaner,
     limit: int = PART_CHARACTERS,
-    advance: Callable[[int], object] | None = None,
+    advance: Advance | None = None,
 ) -> Iterator[Piece]:
     """A file's cleaned documents, each as the pieces that together are its text.
 

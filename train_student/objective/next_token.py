@@ -13,13 +13,16 @@ Shapes: B batch, L window length, N = B · L tokens, n tokens of a chunk, V voca
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from palenka.data.signals.signal import TeacherSignal
-from palenka.train_student.objective.divergences import ByAutograd, Divergence, divergence_of
+from palenka.data.signals.distribution import Distribution
+from palenka.train_student.objective.divergences import Divergence
+
+_IMPOSSIBLE = -100.0
+"""Least log-probability of a teacher's outcome: e^−100 is 0 in float32, and reverse KL stays finite."""
 
 _LARGEST_RATIO = 16.0
 """Of a teacher's mass outside K to the student's, for both to come from one softmax in float32."""
@@ -31,30 +34,27 @@ class NextTokenTerms:
     Args:
         tokens: the windows, [B, L], whose tokens but the first are the labels of the hard term; None leaves it out.
         hard: weight of the hard term.
-        signals: the teachers' by name; their tail mass must be known at the temperature.
-        weights: of the teachers in `signals`.
+        distributions: the teachers' [B, L] at the temperature.
+        weights: of these teachers.
         divergence: from the teachers.
-        temperature: T; its square scales the divergences.
+        temperature: T.
     """
 
     def __init__(
         self,
         tokens: Tensor | None,
         hard: float,
-        signals: Mapping[str, TeacherSignal],
-        weights: Mapping[str, float],
+        distributions: Sequence[Distribution],
+        weights: Sequence[float],
         divergence: Divergence,
         temperature: float,
     ) -> None:
         self.hard = hard
         self.labels = _labels(tokens) if tokens is not None else None
-        self.divergence: Divergence = divergence
+        self.divergence = divergence
         self.temperature = temperature
-        self.weights = [weights[name] for name in signals]
-        self.teachers: list[tuple[Tensor, ...]] = []
-        for signal in signals.values():
-            log_kept, log_tail = signal.at(temperature)
-            self.teachers.append((signal.ids.flatten(0, -2), log_kept.flatten(0, -2), log_tail.flatten()))
+        self.weights = list(weights)
+        self.teachers = [distribution.flat() for distribution in distributions]
 
     def add(self, logits: Tensor, rows: slice, sums: Tensor) -> Tensor:
         """Add the terms of some tokens to their sums; returns the gradient of the weighted sum of these, [n, V].
@@ -62,34 +62,54 @@ class NextTokenTerms:
         Args:
             logits: of the student for these tokens, [n, V], float32 or float64.
             rows: which of the N tokens they are.
-            sums: of the hard term, and of every teacher's divergence times T².
+            sums: of the hard term, and of every teacher's scaled divergence.
         """
         softmaxes: dict[float, _Softmax] = {}
         if self.labels is not None:
             labels, shares = (part[rows] for part in self.labels)
             softmaxes[1.0] = _Softmax(logits, 1.0)
             sums[0] += softmaxes[1.0].add_hard(self.hard, labels, shares)
-        if self.teachers and self.divergence == "forward":
+        by_hand = bool(self.teachers) and self.divergence.has_gradient
+        if by_hand:
             if self.temperature not in softmaxes:
                 softmaxes[self.temperature] = _Softmax(logits, self.temperature)
+            scale = self.divergence.scale(self.temperature)
             for number, (weight, teacher) in enumerate(zip(self.weights, self.teachers, strict=True), start=1):
-                ids, log_kept, log_tail = (part[rows] for part in teacher)
-                sums[number] += softmaxes[self.temperature].add_forward(weight, ids, log_kept, log_tail)
+                softmax = softmaxes[self.temperature]
+                sums[number] += scale * softmax.add_forward(weight * scale, teacher.rows(rows))
         gradients = [softmax.gradient() for softmax in softmaxes.values()]
-        if self.teachers and self.divergence != "forward":
-            gradients.append(self._add_by_autograd(self.divergence, logits, rows, sums))
+        if self.teachers and not by_hand:
+            gradients.append(self._add_by_autograd(logits, rows, sums))
         return gradients[0] if len(gradients) == 1 else gradients[0].add_(gradients[1])
 
-    def _add_by_autograd(self, kind: ByAutograd, logits: Tensor, rows: slice, sums: Tensor) -> Tensor:
+    def _add_by_autograd(self, logits: Tensor, rows: slice, sums: Tensor) -> Tensor:
+        scale = self.divergence.scale(self.temperature)
         with torch.enable_grad():
             leaf = logits.detach().requires_grad_()
             total = leaf.new_zeros(())
             for number, (weight, teacher) in enumerate(zip(self.weights, self.teachers, strict=True), start=1):
-                ids, log_kept, log_tail = (part[rows] for part in teacher)
-                divergence = divergence_of(kind, leaf, ids, log_kept, log_tail, self.temperature)
-                sums[number] += self.temperature**2 * divergence.detach()
-                total = total + weight * self.temperature**2 * divergence
+                value = self.divergence.formula(*_outcomes(leaf, teacher.rows(rows), self.temperature)).sum()
+                sums[number] += scale * value.detach()
+                total = total + weight * scale * value
             return torch.autograd.grad(total, leaf)[0]
+
+
+def _outcomes(logits: Tensor, teacher: Distribution, temperature: float) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of teacher and student over the same outcomes.
+
+    These are all V tokens where the teacher knows them, [n, V]; or those kept and all others as one, [n, k + 1].
+    """
+    scaled = logits / temperature
+    # Logits may be far from 0 all together; float32 would spend its digits on that.
+    scaled = scaled - scaled.detach().amax(dim=-1, keepdim=True)
+    normalizer = scaled.logsumexp(dim=-1, keepdim=True)
+    if teacher.ids is None or teacher.others is not None:
+        log_teacher, log_student = teacher.log_probabilities(logits.shape[-1]), scaled - normalizer
+    else:
+        outside = scaled.scatter(-1, teacher.ids, -math.inf).logsumexp(dim=-1, keepdim=True)
+        log_student = torch.cat([scaled.gather(-1, teacher.ids), outside], dim=-1) - normalizer
+        log_teacher = torch.cat([teacher.log_kept, teacher.log_tail.unsqueeze(-1)], dim=-1)
+    return log_teacher.to(log_student.dtype).clamp_min(_IMPOSSIBLE), log_student
 
 
 def _labels(tokens: Tensor) -> tuple[Tensor, Tensor]:
@@ -114,16 +134,20 @@ class _Softmax:
         self.peak, place = self.logits.max(dim=-1, keepdim=True)
         self.log_of_peak = self.probabilities.gather(-1, place).log()
         self.coefficient = torch.zeros_like(self.peak)
+        self.dense: list[Tensor] = []
         self.scattered: list[tuple[Tensor, Tensor]] = []
         self.rows: list[tuple[Tensor, Tensor]] = []
 
-    def log_probabilities(self, ids: Tensor) -> Tensor:
-        """Of the tokens [n, k]."""
-        return self.logits.gather(-1, ids) - self.peak + self.log_of_peak
+    def log_probabilities(self, ids: Tensor | None) -> Tensor:
+        """Of the tokens [n, k], or of all, [n, V]."""
+        logits = self.logits if ids is None else self.logits.gather(-1, ids)
+        return logits - self.peak + self.log_of_peak
 
     def gradient(self) -> Tensor:
         """With respect to the logits, [n, V]; q is no longer known then."""
         gradient = self.probabilities.mul_(self.coefficient)
+        for values in self.dense:
+            gradient.add_(values)
         for ids, values in self.scattered:
             gradient.scatter_add_(-1, ids, values)
         for rows, values in self.rows:
@@ -136,30 +160,35 @@ class _Softmax:
         self.scattered.append((labels, (-weight * shares).to(self.logits.dtype)))
         return -(shares * self.log_probabilities(labels)).sum()
 
-    def add_forward(self, weight: float, ids: Tensor, log_kept: Tensor, log_tail: Tensor) -> Tensor:
-        """Add the divergence of a teacher's ids [n, k], log t [n, k] and log tail [n], times T²; returns its sum.
+    def add_forward(self, weight: float, teacher: Distribution) -> Tensor:
+        """Add forward KL from a teacher's distributions of n tokens, times a weight; returns its sum without it.
 
         With r = (1 − a) / (1 − b) a teacher's t is r · q off K: the gradient is (1 − r) · q there, and on K it needs
         r · q − t more. So one softmax serves all teachers. Where r is large that would cancel, or 1 − b has underflown:
         these rare tokens are computed apart, from the logits outside K.
         """
-        scale = weight * self.temperature  # T² over the T of logits / T
-        teacher, student = log_kept.exp(), self.probabilities.gather(-1, ids)
-        divergence = (teacher * (log_kept - self.log_probabilities(ids))).sum(dim=-1)
-        ratio = torch.zeros_like(self.peak)
-        if ids.shape[-1] < self.logits.shape[-1]:
-            outside = self.probabilities.scatter_(-1, ids, 0.0).sum(dim=-1)
-            self.probabilities.scatter_(-1, ids, student)
-            tail, log_outside = log_tail.exp(), outside.log()
-            rare = (tail > _LARGEST_RATIO * outside).nonzero().flatten()
-            if len(rare):
-                complement = self.logits[rare].scatter_(-1, ids[rare], -math.inf)
-                beside_peak = (complement - self.peak[rare]).logsumexp(dim=-1, keepdim=True)
-                log_outside[rare] = (beside_peak + self.log_of_peak[rare]).squeeze(-1)
-                self.rows.append((rare, complement.softmax(dim=-1).mul_(-scale * tail[rare].unsqueeze(-1))))
-                outside[rare] = math.inf
-            divergence += torch.where(tail > 0, tail * (log_tail - log_outside), 0.0)
-            ratio = torch.where(tail > 0, tail / outside, 0.0).unsqueeze(-1)
+        scale = weight / self.temperature  # by the chain rule, through logits / T
+        ids, log_kept, log_tail = teacher.ids, teacher.log_kept, teacher.log_tail
+        if ids is None or teacher.others is not None:
+            log_all = teacher.log_probabilities(self.logits.shape[-1]).to(self.logits.dtype).clamp_min(_IMPOSSIBLE)
+            probabilities = log_all.exp()
+            self.coefficient += scale
+            self.dense.append(-scale * probabilities)
+            return (probabilities * (log_all - self.log_probabilities(None))).sum()
+        kept, student = log_kept.exp(), self.probabilities.gather(-1, ids)
+        divergence = (kept * (log_kept - self.log_probabilities(ids))).sum(dim=-1)
+        outside = self.probabilities.scatter_(-1, ids, 0.0).sum(dim=-1)
+        self.probabilities.scatter_(-1, ids, student)
+        tail, log_outside = log_tail.exp(), outside.log()
+        rare = (tail > _LARGEST_RATIO * outside).nonzero().flatten()
+        if len(rare):
+            complement = self.logits[rare].scatter_(-1, ids[rare], -math.inf)
+            beside_peak = (complement - self.peak[rare]).logsumexp(dim=-1, keepdim=True)
+            log_outside[rare] = (beside_peak + self.log_of_peak[rare]).squeeze(-1)
+            self.rows.append((rare, complement.softmax(dim=-1).mul_(-scale * tail[rare].unsqueeze(-1))))
+            outside[rare] = math.inf
+        divergence += torch.where(tail > 0, tail * (log_tail - log_outside), 0.0)
+        ratio = torch.where(tail > 0, tail / outside, 0.0).unsqueeze(-1)
         self.coefficient += scale * (1 - ratio)
-        self.scattered.append((ids, scale * (ratio * student - teacher)))
-        return self.temperature**2 * divergence.sum()
+        self.scattered.append((ids, scale * (ratio * student - kept)))
+        return divergence.sum()

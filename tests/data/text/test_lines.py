@@ -1,4 +1,4 @@
-"""Finding and reading raw text: against Python's own reading, and independent of how the bytes arrive."""
+"""Reading lines of text: against Python's own reading, and independent of how the bytes arrive."""
 
 import io
 import tracemalloc
@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from palenka.data.text.lines import Part, find_sources, read_parts
+from palenka.data.text.lines import Part, read_parts
 from palenka.ground.errors import UserError
 
 # Line ends, white space of many kinds, marks that a cut must not stand before, and characters of 1 to 4 bytes.
@@ -87,24 +87,3 @@ def test_progress_counts_every_byte() -> None:
     with file_of("é\r\n".encode() * 100) as path:
         list(read_parts(path, block_bytes=7, advance=counted.append))
     assert sum(counted) == 400
-
-
-def test_sources_are_found_at_any_depth_in_order(tmp_path: Path) -> None:
-    for name in ("b/x.train", "a/y.dev", "c.test", "a/y.train", "notes.txt", "b/x.train.txt"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    sources = find_sources(tmp_path)
-    assert [source.name for source in sources] == ["a/y.dev", "a/y.train", "b/x.train", "c.test"]
-    assert [source.split for source in sources] == ["dev", "train", "train", "test"]
-
-
-def test_unusable_sources_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="missing does not exist; give the folder"):
-        find_sources(tmp_path / "missing")
-    with pytest.raises(UserError, match=r"holds no \*\.train files; name the training text"):
-        find_sources(tmp_path)
-    (tmp_path / "childes.dev").touch()
-    with pytest.raises(UserError, match=r"holds only childes\.dev; name the training text"):
-        find_sources(tmp_path)
-    with pytest.raises(UserError, match="is a file, not a folder"):
-        find_sources(tmp_path / "childes.dev")

@@ -1,0 +1,122 @@
+"""Settings of stage one: which models teach, what is kept of them, and how a capture is run, planned and verified.
+
+Nothing here imports torch.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import ClassVar, Self
+
+from pydantic import Field, model_validator
+
+from palenka.data.signals.encoding import AnyLogitEncoding, TopKEncoding
+from palenka.data.signals.hidden import AnyHiddenEncoding
+from palenka.data.windows import WindowRule
+from palenka.ground.processes import Device
+from palenka.ground.settings import Command, Precision, Printing, Settings
+
+SINGLE = "teacher"
+"""The name of a teacher that is no ensemble among the models of its signal."""
+
+
+class TeacherSettings(Settings):
+    """A teacher, one model or an ensemble, and what is kept of what it says."""
+
+    teacher: Path | None = None
+    """Directory of the teacher, in Hugging Face format."""
+    ensemble: dict[str, Path] = Field(default={})
+    """Directories of several teachers by name, instead of one: their geometric mean, captured in one pass."""
+    logits: AnyLogitEncoding = TopKEncoding()
+    """What is kept of the teacher's distribution at every token."""
+    hidden: AnyHiddenEncoding | None = None
+    """What is kept of the teacher's hidden states; nothing unless given."""
+    precision: Precision = "float32"
+    """Type that the teacher computes in."""
+
+    @model_validator(mode="after")
+    def _teacher_is_given(self) -> Self:
+        self.models()
+        return self
+
+    def models(self) -> dict[str, Path]:
+        """The directories of the models by name."""
+        return named_models("teacher", self.teacher, self.ensemble)
+
+
+class CaptureSettings(TeacherSettings, Command):
+    """Capture a teacher: run it once over a corpus and keep what it says in a cache."""
+
+    corpus: Path
+    """Directory of the prepared corpus."""
+    output: Path
+    """Directory of the cache."""
+    split: str = "train"
+    """Split of the corpus to capture."""
+    windows: WindowRule = WindowRule()
+    """How the token stream is cut into windows."""
+    fraction: float = Field(default=1.0, gt=0, le=1)
+    """Capture only this part of each view's windows, a uniform sample, in whole shards; the rest can follow later."""
+    device: Device = "auto"
+    """Where the teacher computes: auto is a GPU (cuda, or mps on a Mac) if there is one."""
+    micro_batch: int = Field(default=32, ge=1)
+    """Windows per forward pass and process."""
+    part: int = Field(default=0, ge=0)
+    """Which of the parts to capture, from 0 on; each can be a job of its own, on any machine that sees the output."""
+    parts: int = Field(default=1, ge=1)
+    """Parts that the shards are dealt out to; one of them may fail, and a later call fills its gaps."""
+
+    @model_validator(mode="after")
+    def _part_is_one_of_the_parts(self) -> Self:
+        if self.part >= self.parts:
+            raise ValueError(f"part is {self.part}, but there are {self.parts} part(s), counted from 0")
+        return self
+
+
+class PlanSettings(CaptureSettings, Printing):
+    """Say what a capture would cost; takes the configuration of the capture."""
+
+    epochs: int = Field(default=6, ge=1)
+    """Epochs of a student, for the number of students after which the cache pays off."""
+    sample: int = Field(default=64, ge=1)
+    """Windows that are captured to a temporary place and timed; their bytes are those of the whole, nearly."""
+
+
+class VerifySettings(CaptureSettings, Printing):
+    """Compare a cache with its teacher; takes the configuration of the capture."""
+
+    sample: int = Field(default=32, ge=1)
+    """Random windows that are computed again."""
+    seed: int = Field(default=0, ge=0)
+    """Of the choice of windows."""
+    all: bool = False
+    """Also compare every checksum of every shard, at about 1 s a gigabyte."""
+
+
+class InspectSettings(Printing):
+    """Show what a cache holds."""
+
+    positional: ClassVar[tuple[str, ...]] = ("cache",)
+
+    cache: Path
+    """Directory of the cache."""
+    sample: int = Field(default=256, ge=1)
+    """Windows whose entropy is measured."""
+
+
+def named_models(option: str, model: Path | None, ensemble: Mapping[str, Path]) -> dict[str, Path]:
+    """The models of a teacher by name, from two options of which one must be given: `option` and ``ensemble``.
+
+    Raises:
+        ValueError: unless exactly one is given, or for an ensemble of one or with a name that no path can hold.
+    """
+    if (model is None) != bool(ensemble):
+        raise ValueError(f"give {option}, a model's directory, or ensemble, several by name, not both or neither")
+    if model is not None:
+        return {SINGLE: model}
+    if len(ensemble) == 1:
+        raise ValueError(f"ensemble has only {next(iter(ensemble))}; give {option} instead, or more models")
+    for name in ensemble:
+        if not re.fullmatch(r"[\w-]+", name):
+            raise ValueError(f"ensemble has the name '{name}'; use letters, digits, _ and - alone")
+    return dict(ensemble)

@@ -1,0 +1,42 @@
+"""Draws from a distribution: an unbiased estimate of it, from numbers that decide them.
+
+Shapes: B batch, L window length, D draws, V vocabulary, k excluded tokens.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from palenka.data.signals.distribution import token_chunks
+
+
+def draw(logits: Tensor, uniforms: Tensor, temperature: float, excluded: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Draws from softmax(logits / T): distinct ids in ascending order and how often each was drawn, both [B, L, D].
+
+    What is left of D after the distinct ids repeats some of them with count 0.
+
+    Args:
+        logits: [B, L, V].
+        uniforms: numbers in [0, 1) that decide the draws, [B, L, D] float64.
+        temperature: T.
+        excluded: ids that are not drawn, [B, L, k]; the others share the probability.
+    """
+    # An mps device has no float64.
+    where = "cpu" if logits.device.type == "mps" else logits.device
+    ids, start = [], 0
+    flat, numbers = logits.flatten(0, -2), uniforms.flatten(0, -2)
+    for chunk in token_chunks(flat):
+        rows = slice(start, start + len(chunk))
+        scaled = chunk.to(where).double() / temperature
+        if excluded is not None:
+            scaled = scaled.scatter(-1, excluded.flatten(0, -2)[rows].to(where), -math.inf)
+        cumulative = (scaled - scaled.amax(-1, keepdim=True)).exp().cumsum(-1)
+        places = torch.searchsorted(cumulative, numbers[rows].to(where) * cumulative[:, -1:], right=True)
+        ids.append(places.clamp_max(chunk.shape[-1] - 1).to(flat.device))
+        start += len(chunk)
+    ordered = torch.cat(ids).sort(dim=-1).values.unflatten(0, logits.shape[:-1]).contiguous()
+    first = torch.searchsorted(ordered, ordered, right=False)
+    counts = torch.searchsorted(ordered, ordered, right=True) - first
+    # Of equal ids the first place holds the count, the others 0.
+    return ordered, torch.where(first == torch.arange(ordered.shape[-1], device=ordered.device), counts, 0)

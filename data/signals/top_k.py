@@ -1,0 +1,85 @@
+"""The k most probable tokens of a distribution and the exact mass of all others, at any number of temperatures.
+
+Decoding keeps that mass exact however coarse the values are: with a_T = 1 − exp(log_tail_T),
+p_i(T) = a_T · softmax_K(value_i / T).
+
+Shapes: n tokens, k kept tokens, V vocabulary, T number of temperatures.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from palenka.data.signals.distribution import log1mexp, token_chunks
+
+_FAINT = 1e-30
+"""Mass that float32 does not add up from probabilities: it is added up from their logarithms, which takes longer."""
+
+
+class TopK(NamedTuple):
+    """What is kept of logits [..., V].
+
+    Attributes:
+        ids: in ascending order, [..., k] int64; None with k = V.
+        values: log-probabilities at T = 1, [..., k] float32.
+        log_tail: log of the mass outside per temperature, [..., T] float32; −inf where it is 0.
+    """
+
+    ids: Tensor | None
+    values: Tensor
+    log_tail: Tensor
+
+
+def top_k(logits: Tensor, k: int, temperatures: Sequence[float]) -> TopK:
+    """The k most probable tokens of full-vocabulary logits [..., V], with the exact mass of the others.
+
+    The mass is summed over the others themselves, in float32: 1 − (a sum near 1) would lose its digits.
+    Costs one top-k, T softmaxes and some 4 + 2T passes over the logits; memory beside them: some megabytes.
+    """
+    rows = [_top_k(part.float(), k, temperatures) for part in token_chunks(logits.flatten(0, -2))]
+    leading = logits.shape[:-1]
+    ids = None if k == logits.shape[-1] else torch.cat([row.ids for row in rows if row.ids is not None])
+    return TopK(
+        None if ids is None else ids.unflatten(0, leading),
+        torch.cat([row.values for row in rows]).unflatten(0, leading),
+        torch.cat([row.log_tail for row in rows]).unflatten(0, leading),
+    )
+
+
+def log_shares(values: Tensor, log_tail: Tensor, temperature: float) -> Tensor:
+    """Log-probabilities [..., k] at a temperature of values at T = 1, beside a tail [...] at that temperature."""
+    return (values.float() / temperature).log_softmax(dim=-1) + log1mexp(log_tail).unsqueeze(-1)
+
+
+def differences(ids: Tensor) -> Tensor:
+    """Ascending ids as the first of them and differences, which are small and compress well."""
+    return torch.cat([ids[..., :1], ids.diff(dim=-1)], dim=-1)
+
+
+def _top_k(logits: Tensor, k: int, temperatures: Sequence[float]) -> TopK:
+    ids = None if k == logits.shape[-1] else logits.topk(k, dim=-1, sorted=False).indices.sort(dim=-1).values
+    # Logits may be far from 0 all together; float32 would spend its digits on that.
+    logits = logits - logits.amax(dim=-1, keepdim=True)
+    softmax = logits.softmax(dim=-1)
+    # The most probable token has the logit 0.
+    values = (logits if ids is None else logits.gather(-1, ids)) + softmax.amax(dim=-1, keepdim=True).log()
+    if ids is None:
+        return TopK(ids, values, logits.new_full((len(logits), len(temperatures)), -math.inf))
+    tails = [
+        _log_mass_outside(ids, logits, softmax) if t == 1 else _log_mass_outside(ids, logits / t) for t in temperatures
+    ]
+    return TopK(ids, values, torch.stack(tails, dim=-1))
+
+
+def _log_mass_outside(ids: Tensor, logits: Tensor, softmax: Tensor | None = None) -> Tensor:
+    """Log of the mass outside ids [n, k] for logits [n, V] that are 0 at most: [n]; their softmax is overwritten."""
+    mass = (logits.softmax(dim=-1) if softmax is None else softmax).scatter_(-1, ids, 0.0).sum(dim=-1)
+    log_mass = mass.log()
+    faint = (mass < _FAINT).nonzero().flatten()
+    if len(faint):
+        few = logits[faint]
+        log_mass[faint] = few.scatter(-1, ids[faint], -math.inf).logsumexp(dim=-1) - few.logsumexp(dim=-1)
+    return log_mass

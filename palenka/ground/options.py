@@ -1,0 +1,208 @@
+"""The options of a class of settings: found by their dotted names, listed for help, guessed from a mistaken name.
+
+An option holds a plain value or a group of others: another class of settings, a mapping of them by name, one of several
+classes (`OneOf`), or an open group, whose members a registry names.
+"""
+
+import difflib
+import inspect
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal, TypeAlias
+
+from pydantic.fields import FieldInfo
+
+from palenka.ground.registry import OneOf
+from palenka.ground.settings import Settings
+
+Annotation: TypeAlias = Any
+"""The type of a field, as it is written: a class, or what `typing` makes of some."""
+Value: TypeAlias = Any
+"""What an option is given: text, numbers, lists and mappings of them."""
+
+NAME = "NAME"
+"""Stands in an option for a name that the user chooses."""
+_ALIKE = 0.6
+"""The least likeness of two names of which one may stand for the other."""
+_IN_PLACE = 0.1
+"""What being in the place of the mistaken name is worth beside that."""
+
+
+@dataclass(frozen=True)
+class Option:
+    """An option, or a group of them.
+
+    Attributes:
+        name: dotted; NAME in it stands for a name that the user chooses.
+        annotation: the type of its value.
+        about: what it is for.
+        default: its value unless given; PydanticUndefined where it must be given.
+        choice: of a group, what makes its options count, such as ``kind topk``.
+    """
+
+    name: str
+    annotation: Annotation
+    about: str
+    default: Value = None
+    choice: str = ""
+
+    @property
+    def is_group(self) -> bool:
+        """Whether it only holds the options that follow it."""
+        return bool(groups_of(self.annotation))
+
+
+def origin_of(annotation: Annotation) -> Annotation:
+    """What a type with parameters is a type of, as `typing.get_origin` says, which has no type that fits."""
+    return typing.get_origin(annotation)
+
+
+def types_of(annotation: Annotation) -> list[Any]:
+    """The types that a value may have: of a union each; a choice of classes stays the `OneOf` that makes it."""
+    if origin_of(annotation) is Annotated:
+        choices = [extra for extra in annotation.__metadata__ if isinstance(extra, OneOf)]
+        return choices or types_of(annotation.__origin__)
+    if origin_of(annotation) in (typing.Union, types.UnionType):
+        return [kind for each in typing.get_args(annotation) for kind in types_of(each)]
+    return [annotation]
+
+
+def is_list(kind: Annotation) -> bool:
+    """Whether a type is that of lists."""
+    return origin_of(kind) in (list, tuple)
+
+
+def groups_of(annotation: Annotation) -> list[tuple[str, type[Settings]]]:
+    """The classes of settings that a value may be of, each with the choice that makes it so, such as ``kind topk``."""
+    groups: list[tuple[str, type[Settings]]] = []
+    for kind in types_of(annotation):
+        if isinstance(kind, OneOf):
+            groups += [(f"{kind.key} {name}", choice) for name, choice in kind.registry.items()]
+        elif inspect.isclass(kind) and issubclass(kind, Settings):
+            groups.append(("", kind))
+    return groups
+
+
+def value_of(annotation: Annotation) -> Annotation:
+    """The type of the values of a mapping; None for anything else."""
+    mappings = [kind for kind in types_of(annotation) if origin_of(kind) in (dict, Mapping)]
+    return typing.get_args(mappings[0])[1] if mappings else None
+
+
+def fields_of(group: type[Settings]) -> dict[str, FieldInfo]:
+    """The fields of a class by the names that users write."""
+    return {field.alias or name: field for name, field in group.model_fields.items() if not field.exclude}
+
+
+def inner_of(annotation: Annotation, name: str) -> Annotation:
+    """The type of what has a name in a group or a mapping; None if nothing has."""
+    for _, group in groups_of(annotation):
+        if field := fields_of(group).get(name):
+            return _whole(field)
+        if group.registry is not None and name in group.registry:
+            return group.registry[name]
+    return value_of(annotation)
+
+
+def locate(schema: type[Settings], option: str) -> tuple[list[str], Annotation]:
+    """The path of a dotted option through nested mappings, and its type; None for one that does not exist.
+
+    In a mapping to plain values what is left of the option is one name, dots and all.
+    """
+    path: list[str] = []
+    annotation: Annotation = schema
+    parts = option.split(".")
+    while parts:
+        value = value_of(annotation)
+        is_plain = value is not None and value_of(value) is None and not groups_of(value)
+        path.append(".".join(parts) if is_plain else parts[0])
+        parts = [] if is_plain else parts[1:]
+        annotation = inner_of(annotation, path[-1])
+    return path, annotation
+
+
+def shorthand_of(annotation: Annotation) -> str | None:
+    """The field of a group that a bare value stands for."""
+    return next((group.shorthand for _, group in groups_of(annotation) if group.shorthand), None)
+
+
+def required_by(schema: type[Settings], option: str) -> list[str]:
+    """A missing option; of a missing group those of its options that have no default."""
+    for _, group in groups_of(locate(schema, option)[1]):
+        return [f"{option}.{name}" for name, field in fields_of(group).items() if field.is_required()]
+    return [option]
+
+
+def nearest(schema: type[Settings], mistaken: str) -> str | None:
+    """The option that a mistaken name most probably stands for: nearly its name, or its initials, best in its place."""
+    *place, last = mistaken.split(".")
+
+    def likeness(name: str) -> float:
+        end = name.rpartition(".")[2]
+        initials = "".join(word[:1] for word in end.split("_"))
+        return 1.0 if last == initials else difflib.SequenceMatcher(None, last, end).ratio()
+
+    names = dict.fromkeys(_placed(option.name.removesuffix(f".{NAME}"), place) for option in options_of(schema))
+    alike = [name for name in names if likeness(name) >= _ALIKE]
+    return max(alike, key=lambda name: likeness(name) + _IN_PLACE * (name.split(".")[:-1] == place), default=None)
+
+
+def options_of(schema: type[Settings], within: str = "", given: Settings | None = None) -> Iterator[Option]:
+    """All options of a class of settings; groups follow the plain options, each before its own.
+
+    Args:
+        schema: the class.
+        within: the dotted name of the group that it is, and a dot.
+        given: what holds the defaults, if not the class itself.
+    """
+    groups = []
+    for name, field in fields_of(schema).items():
+        default = field.get_default(call_default_factory=True) if given is None else dict(given).get(name)
+        option = Option(f"{within}{name}", _whole(field), " ".join((field.description or "").split()), default)
+        while types_of(option.annotation) == [*filter(_is_mapping, types_of(option.annotation))]:
+            option = replace(option, name=f"{option.name}.{NAME}", annotation=value_of(option.annotation))
+        if option.is_group:
+            groups.append(option)
+        else:
+            yield option
+    groups += [Option(f"{within}{name}", group, about(group)) for name, group in (schema.registry or {}).items()]
+    for option in groups:
+        yield from _with_its_own(option)
+
+
+def about(group: type[Settings]) -> str:
+    """What a class of settings says of itself first."""
+    return " ".join(inspect.cleandoc(group.__doc__ or "").split("\n\n")[0].split())
+
+
+def _with_its_own(option: Option) -> Iterator[Option]:
+    """A group and the options in it; of a choice of classes the options of each."""
+    yield option
+    for kind in types_of(option.annotation):
+        if isinstance(kind, OneOf):
+            chosen = getattr(option.default, kind.key, kind.default)
+            yield Option(f"{option.name}.{kind.key}", Literal[tuple(kind.registry)], "Which of these it is.", chosen)
+    for choice, group in groups_of(option.annotation):
+        if choice:
+            yield Option(option.name, group, about(group), choice=choice)
+        given = option.default if isinstance(option.default, group) else None
+        key = f"{option.name}.{choice.partition(' ')[0]}"
+        yield from (inner for inner in options_of(group, f"{option.name}.", given) if inner.name != key)
+
+
+def _whole(field: FieldInfo) -> Annotation:
+    """The annotation of a field, with what pydantic keeps beside it."""
+    return Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
+
+
+def _is_mapping(kind: Annotation) -> bool:
+    return value_of(kind) is not None
+
+
+def _placed(name: str, place: list[str]) -> str:
+    """An option with the names that the user chose in the place of NAME, where the option is in that place."""
+    parts = name.split(".")
+    filled = [given if part == NAME else part for part, given in zip(parts, place, strict=False)]
+    return ".".join([*filled, *parts[len(filled) :]]) if filled == place else name

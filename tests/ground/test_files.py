@@ -1,0 +1,143 @@
+"""Whole files: two writers never tear each other's, a killed one leaves what is told and removed."""
+
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from palenka.ground.errors import UserError
+from palenka.ground.files import (
+    commit,
+    damage_of,
+    directory_aside,
+    is_partial,
+    names_in,
+    read_record,
+    remove,
+    remove_leftovers,
+    remove_leftovers_of,
+    size_of,
+    whole_directory,
+    write_record,
+    write_whole,
+)
+
+HEX = "0123456789abcdef" * 2
+
+
+def names(directory: Path) -> list[str]:
+    return sorted(path.name for path in directory.iterdir())
+
+
+def test_a_file_is_written_whole_with_its_folder(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "file.txt"
+    write_whole(path, "é")
+    write_whole(path, b"\xff\0")
+    assert path.read_bytes() == b"\xff\0"
+    assert names(path.parent) == ["file.txt"]
+
+
+def test_a_failed_write_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file.txt"
+    write_whole(path, "before")
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_whole(path, "after")
+    assert path.read_text() == "before"
+    assert names(tmp_path) == ["file.txt"]
+
+
+def test_writers_at_the_same_time_do_not_tear_each_others_files(tmp_path: Path) -> None:
+    path = tmp_path / "record.json"
+
+    def write(number: int) -> None:
+        write_record(path, {"numbers": [number] * 20_000})
+        assert len(set(read_record(path)["numbers"])) == 1
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(write, range(40)))
+    assert names(tmp_path) == ["record.json"]
+
+
+def test_a_directory_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "model"
+    path.mkdir()
+    with whole_directory(path) as aside:
+        (aside / "weights").write_text("1")
+        assert not list(path.iterdir())
+        assert is_partial(aside.name)
+    assert (path / "weights").read_text() == "1"
+    with pytest.raises(ZeroDivisionError), whole_directory(tmp_path / "other") as aside:
+        (aside / "weights").write_text(str(1 // 0))
+    assert names(tmp_path) == ["model"]
+
+
+def test_what_is_not_moved_from_aside_is_gone(tmp_path: Path) -> None:
+    with directory_aside(tmp_path / "model") as aside:
+        (aside / "weights").write_text("1")
+        (aside / "rest").write_text("2")
+        (aside / "weights").replace(tmp_path / "weights")
+    assert names(tmp_path) == ["weights"]
+
+
+def test_leftovers_are_removed_and_nothing_else_is(tmp_path: Path) -> None:
+    kept = ["a.partial", f"{HEX}.partial", f"a.b.{HEX}.partial", f"a.{HEX}", f"A.{HEX.upper()}.partial"]
+    for name in kept:
+        (tmp_path / name).touch()
+    (tmp_path / f"a.{HEX}.partial" / "deep").mkdir(parents=True)
+    remove_leftovers_of(tmp_path / "a")
+    assert names(tmp_path) == sorted(kept)
+    (tmp_path / f"[a].{HEX}.partial").touch()
+    with whole_directory(tmp_path / "[a]"):
+        assert not (tmp_path / f"[a].{HEX}.partial").exists()
+    (tmp_path / "c" / "0").mkdir(parents=True)
+    (tmp_path / "c" / "0" / f"0.{HEX}.partial").touch()
+    remove_leftovers(tmp_path)
+    kept.remove(f"a.b.{HEX}.partial")
+    assert names(tmp_path) == sorted([*kept, "[a]", "c"])
+    assert not names(tmp_path / "c" / "0")
+    remove_leftovers(tmp_path / "missing")
+    remove_leftovers_of(tmp_path / "missing" / "file")
+
+
+def test_files_of_a_store(tmp_path: Path) -> None:
+    path = tmp_path / "store" / "part"
+    assert size_of(path) is None
+    assert names_in(path.parent) == set()
+    write_whole(path, "four")
+    (path.parent / f"part.{HEX}.partial").touch()
+    assert size_of(path) == 4
+    assert names_in(path.parent) == {"part"}
+    remove(path)
+    remove(path)
+    assert not names(path.parent)
+
+
+def test_every_change_of_a_commit_is_told(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("one")
+    (tmp_path / "b").write_text("two")
+    commit(tmp_path, "commits/0.json", ["a", "b"], note="kept")
+    assert damage_of(tmp_path, "commits/0.json") is None
+    (tmp_path / "b").write_text("too")
+    assert damage_of(tmp_path, "commits/0.json", contents=False) is None
+    assert damage_of(tmp_path, "commits/0.json") == "b differs from its checksum"
+    (tmp_path / "b").write_text("three")
+    assert damage_of(tmp_path, "commits/0.json") == "b has 5 bytes where 3 were written"
+    (tmp_path / "a").unlink()
+    assert damage_of(tmp_path, "commits/0.json") == "a is missing"
+    record = tmp_path / "commits" / "0.json"
+    assert json.loads(record.read_text())["note"] == "kept"
+    record.write_text(record.read_text().replace("kept", "kepT"))
+    assert damage_of(tmp_path, "commits/0.json") == "commits/0.json differs from its checksum"
+    record.write_text("[]")
+    assert damage_of(tmp_path, "commits/0.json") == "commits/0.json is not a commit record"
+    with pytest.raises(UserError, match="is damaged: it is not a JSON object; delete it"):
+        read_record(record)
+    record.unlink()
+    assert damage_of(tmp_path, "commits/0.json") == "commits/0.json is missing"

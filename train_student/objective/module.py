@@ -1,0 +1,184 @@
+"""The forward pass of a term: what it is given, and what it gives back.
+
+Shapes: B batch, L window length, S width of the student, P positions.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import PretrainedConfig
+
+from palenka.data.signals.hidden import Layer
+from palenka.data.signals.signal import TeacherSignal, at_positions
+from palenka.data.signals.stream import Batch
+from palenka.ground.errors import UserError
+from palenka.train_student.objective.settings import ObjectiveSettings
+from palenka.train_student.objective.term import Term
+
+
+@dataclass(frozen=True)
+class LayerPair:
+    """A teacher's layer, what is known of it, and the student's layer that is to predict it."""
+
+    key: str
+    """Name of the teacher's layer in its signal, "model/layer"."""
+    student_layer: int
+    """Index into the student's hidden states; 0 is the embeddings."""
+    layer: Layer
+
+    def sides(self, student: "StudentOutputs", signal: TeacherSignal, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """The student's states [B, P, S] and the teacher's [B, P, C], both at the positions that the signal has.
+
+        Args:
+            student: its hidden states.
+            signal: of the teacher.
+            positions: in their windows, [B, P or more]; the first P count.
+        """
+        there = signal.hidden[self.key]
+        return at_positions(student.states[self.student_layer], positions[:, : there.shape[1]]), there
+
+
+def last_pairs(pairs: Sequence[LayerPair]) -> list[LayerPair]:
+    """The pair with the last teacher layer, one for each model of a teacher."""
+    by_model: dict[str, dict[int, LayerPair]] = {}
+    for pair in pairs:
+        model, layer = pair.key.rsplit("/", 1)
+        by_model.setdefault(model, {})[int(layer)] = pair
+    return [layers[max(layers)] for layers in by_model.values()]
+
+
+@dataclass(frozen=True)
+class TermFit:
+    """What decides whether a term can be computed.
+
+    Attributes:
+        student_width: of the student's hidden states.
+        pairs: the mapped layers of every teacher by its name; empty without a term that reads states.
+        micro_batch: windows in a forward pass.
+        num_positions: in each window, at which any teacher's hidden states are known.
+    """
+
+    student_width: int
+    pairs: Mapping[str, Sequence[LayerPair]]
+    micro_batch: int
+    num_positions: int
+
+    def require_equal_widths(self) -> None:
+        """Refuse to compare hidden states without a projection unless student and teachers are equally wide.
+
+        Raises:
+            UserError: naming both widths.
+        """
+        for teacher, mapped in self.pairs.items():
+            for pair in mapped:
+                if (width := len(pair.layer.mean)) != self.student_width:
+                    raise UserError(
+                        f"objective.hidden.projection is none, but the student has the width {self.student_width} and "
+                        f"teacher {teacher} ({pair.key}) {width}; choose linear, or a student as wide as its teacher"
+                    )
+
+    def require_negatives(self, weight: float) -> None:
+        """Refuse a contrastive term whose micro-batches have a single position.
+
+        Raises:
+            UserError: naming both.
+        """
+        if self.micro_batch * self.num_positions < 2:
+            raise UserError(
+                f"objective.contrastive is {weight}, but a micro-batch of {self.micro_batch} window(s) has "
+                f"{self.num_positions} position(s), and so no negatives; raise micro_batch or the positions kept"
+            )
+
+
+@dataclass(frozen=True)
+class TermContext:
+    """What a term's module is built for.
+
+    Attributes:
+        objective: all settings of the objective.
+        student: configuration of the student.
+        pairs: the mapped layers of every teacher that has a term with hidden states, by the teacher's name.
+        seed: of the first weights of what is trained beside the student.
+    """
+
+    objective: ObjectiveSettings
+    student: PretrainedConfig
+    pairs: Mapping[str, Sequence[LayerPair]]
+    seed: int
+
+
+@dataclass(frozen=True)
+class StudentOutputs:
+    """What the student's forward pass gives for a batch, without its logits.
+
+    Attributes:
+        last: last hidden states, which the head sees, [B, L, S].
+        states: all hidden states, [B, L, S] each; empty unless a term reads states.
+        head: from the last states to logits.
+    """
+
+    last: Tensor
+    states: Sequence[Tensor]
+    head: nn.Linear
+
+
+class TermModule(nn.Module):
+    """Computes the terms whose settings name this class.
+
+    Args:
+        terms: the settings of these terms by name, the active ones.
+        context: what they are built for.
+    """
+
+    def __init__(self, terms: Mapping[str, Term], context: TermContext) -> None:
+        super().__init__()
+
+    def forward(
+        self, student: StudentOutputs, batch: Batch, weights: Mapping[str, float]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The weighted sum of some of the terms, and each of them without its weight, by its name in the log.
+
+        Args:
+            student: what it gives for the batch.
+            batch: windows, and the signals of all teachers that have a weight.
+            weights: of the terms to compute, by their names in the log; there is at least one.
+        """
+        raise NotImplementedError
+
+
+class TeacherTerm(TermModule):
+    """A term that is computed with each teacher by itself; a subclass has `with_teacher`."""
+
+    def forward(
+        self, student: StudentOutputs, batch: Batch, weights: Mapping[str, float]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """As `TermModule` has it."""
+        values = {}
+        for name in weights:
+            teacher = teacher_of(name)
+            values[name] = self.with_teacher(teacher, student, batch.signals[teacher], batch.positions)
+        total = torch.stack([weights[name] * value for name, value in values.items()]).sum()
+        return total, values
+
+    def with_teacher(self, teacher: str, student: StudentOutputs, signal: TeacherSignal, positions: Tensor) -> Tensor:
+        """The term with one teacher: a mean over tokens.
+
+        Args:
+            teacher: its name.
+            student: what the student gives.
+            signal: what the teacher says.
+            positions: of the signal's hidden states in their windows, [B, P or more]; the first P count.
+        """
+        raise NotImplementedError
+
+
+def teacher_of(name: str) -> str:
+    """The teacher in a term's name in the log, TERM/TEACHER."""
+    return name.split("/", 1)[1]
+
+
+def module_name(teacher: str) -> str:
+    """A teacher's name in a module: torch refuses names that modules have as attributes, such as train or half."""
+    return f"teacher_{teacher}"
