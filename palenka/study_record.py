@@ -4,11 +4,11 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pydantic import Field, RootModel
 
 from palenka.data.signals.cache import TeacherCache
+from palenka.eval.results import Results, SuiteResult
 from palenka.ground.files import read_record, write_record
 from palenka.ground.settings import Settings, read_as
 
@@ -19,12 +19,17 @@ class ModelRow(Settings):
     name: str
     role: str
     parameters: int
-    held_out_cross_entropy: float
-    """In nats per token."""
-    interval: tuple[float, float]
-    """The bootstrap's over windows, at 95 %."""
-    minimal_pairs: dict[str, dict[str, Any]] = Field(default={})
-    """Figures by suite; the rest is in the model's own file."""
+    suites: dict[str, SuiteResult]
+    """By name; scores of tasks are in the model's own file."""
+
+    @staticmethod
+    def of(name: str, role: str, measured: Results) -> "ModelRow":
+        """What was measured, without the tasks."""
+        suites = {}
+        for result in measured.suites:
+            figures = {name: figure.without_tasks() for name, figure in result.figures.items()}
+            suites[result.suite] = result.model_copy(update={"figures": figures})
+        return ModelRow(name=name, role=role, parameters=measured.parameters, suites=suites)
 
 
 class CacheRow(Settings):

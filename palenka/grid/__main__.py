@@ -1,7 +1,7 @@
 """`palenka grid configs/grids/NAME.yaml`: every point of a grid, their ranking, and the best again.
 
 output/points, output/finalists   runs; NAME.failure.json beside one that did not end well
-output/held_out, minimal_pairs    measures of every run
+output/measures                   figures and items of every run
 output/logs                       what points on this machine, or SLURM's tasks, said
 output/grid.json                  the ranking, and why points failed
 output/report.html                both as a page, with heat map and paired tests

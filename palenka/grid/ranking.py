@@ -10,10 +10,10 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from palenka.grid.points import Grid, Point, Variant
-from palenka.grid.record import HELD_OUT, GridMeasure, GridRow, GridStage, RunMeasures
+from palenka.grid.record import GridMeasure, GridRow, GridStage, RunFigure
 
 
-def rank(grid: Grid, points: Sequence[Point], measured: Mapping[str, RunMeasures]) -> tuple[GridRow, ...]:
+def rank(grid: Grid, points: Sequence[Point], measured: Mapping[str, Mapping[str, RunFigure]]) -> tuple[GridRow, ...]:
     """A row for every variant of the points, the best first; variants that lack a seed come last, without a rank.
 
     Args:
@@ -21,15 +21,14 @@ def rank(grid: Grid, points: Sequence[Point], measured: Mapping[str, RunMeasures
         points: of a stage.
         measured: the measures of those points that are finished, by the point's name.
     """
-    by_variant: dict[str, dict[int, Mapping[str, float]]] = {point.variant.name: {} for point in points}
+    by_variant: dict[str, dict[int, Mapping[str, RunFigure]]] = {point.variant.name: {} for point in points}
     for point in points:
         if point.name in measured:
-            by_variant[point.variant.name][point.settings.seed] = measured[point.name].figures()
+            by_variant[point.variant.name][point.settings.seed] = measured[point.name]
     variants = {point.variant.name: point.variant for point in points}
     rows = [_row(grid, variant, by_variant[name], by_variant[variant.control]) for name, variant in variants.items()]
-    sign = 1 if grid.settings.rank_by == HELD_OUT else -1
     whole = [row for row in rows if not row.lacking]
-    whole.sort(key=lambda row: sign * row.measures[grid.settings.rank_by].mean)
+    whole.sort(key=lambda row: row.measures[grid.settings.rank_by].badness)
     placed = [row.model_copy(update={"rank": place}) for place, row in enumerate(whole, start=1)]
     return (*placed, *(row for row in rows if row.lacking))
 
@@ -42,36 +41,33 @@ def best(ranking: Sequence[GridRow], count: int) -> list[str]:
 
 def print_ranking(title: str, rank_by: str, stage: GridStage, console: Console) -> None:
     """Print a table of variants for each measure; a control stands in bold."""
-    measures = list(dict.fromkeys(name for row in stage.ranking for name in row.measures))
-    for measure in sorted(measures, key=lambda name: name != rank_by):
-        unit = "nats per token" if measure == HELD_OUT else "accuracy"
-        table = Table("rank", Column("variant", overflow="fold"), title=f"{title}: {measure}, {unit}, over seeds")
+    measures = {name: measure for row in stage.ranking for name, measure in row.measures.items()}
+    for name in sorted(measures, key=lambda name: name != rank_by):
+        about = ", ".join(filter(None, (measures[name].title, measures[name].unit)))
+        table = Table("rank", Column("variant", overflow="fold"), title=f"{title}: {about}, over seeds")
         for heading in ("seeds", "mean", "deviation", "minus control", "95 % interval"):
             table.add_column(heading, justify="right")
         for row in stage.ranking:
-            table.add_row(*_cells(row, measure), style="bold" if row.is_control else None)
+            table.add_row(*_cells(row, name), style="bold" if row.is_control else None)
         console.print(table)
 
 
-def print_runs(title: str, stage: GridStage, console: Console) -> None:
-    """Print the held-out cross-entropy of every run, with its bootstrap interval over windows."""
-    table = Table(Column("run", overflow="fold"), title=f"{title}: held-out cross-entropy, nats per token")
-    for heading in ("cross-entropy", "95 % interval over windows"):
-        table.add_column(heading, justify="right")
+def print_runs(title: str, rank_by: str, stage: GridStage, console: Console) -> None:
+    """Print what every run is ranked by, and how well it is known."""
+    headings = {run.measures[rank_by].title for run in stage.runs.values()}
+    table = Table(Column("run", overflow="fold"), Column("value", justify="right"), title=": ".join([title, *headings]))
     for name, run in stage.runs.items():
-        low, high = run.held_out.interval
-        cells = (f"{run.held_out.cross_entropy:.4f}", f"{low:.4f} to {high:.4f}")
-        table.add_row(name, *cells, style="bold" if stage.rows[run.variant].is_control else None)
+        style = "bold" if stage.rows[run.variant].is_control else None
+        table.add_row(name, str(run.measures[rank_by]), style=style)
     console.print(table)
 
 
 def _row(
     grid: Grid,
     variant: Variant,
-    seeds: Mapping[int, Mapping[str, float]],
-    control: Mapping[int, Mapping[str, float]],
+    seeds: Mapping[int, Mapping[str, RunFigure]],
+    control: Mapping[int, Mapping[str, RunFigure]],
 ) -> GridRow:
-    names = [HELD_OUT, *grid.settings.minimal_pairs] if seeds else []
     both = [] if variant.is_control else [(ours, control[seed]) for seed, ours in seeds.items() if seed in control]
     return GridRow(
         rank=None,
@@ -83,9 +79,10 @@ def _row(
         lacking=tuple(seed for seed in grid.settings.seeds if seed not in seeds),
         measures={
             name: GridMeasure.over(
-                [figures[name] for figures in seeds.values()], [ours[name] - theirs[name] for ours, theirs in both]
+                [figures[name] for figures in seeds.values()],
+                [ours[name].value - theirs[name].value for ours, theirs in both],
             )
-            for name in names
+            for name in next(iter(seeds.values()), {})
         },
     )
 

@@ -6,52 +6,45 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
+from palenka.eval.results import SuiteResult
 from palenka.eval.statistics import mean_interval
+from palenka.eval.suite import Figure
 from palenka.ground.errors import UserError
 from palenka.ground.files import read_record, write_record
 from palenka.ground.settings import Settings, read_as
 
 Stage = Literal["points", "finalists"]
 HELD_OUT = "held_out"
+"""The suite that every point is measured on; the text is its corpus's."""
 
 _AGAIN = "write it again with `palenka grid rank --config FILE.yaml`, or leave its folder out"
 
 
-class HeldOut(Settings):
-    """A run's held-out cross-entropy in nats per token, with its bootstrap interval over windows."""
+class RunFigure(Figure):
+    """The main figure of a run on a suite."""
 
-    cross_entropy: float
-    interval: tuple[float, float]
-    windows: int
+    title: str
+    """What tables call it."""
 
-
-class Pairs(Settings):
-    """A run's accuracy on a suite of minimal pairs."""
-
-    accuracy: float
-    stderr: float
-    n: int
+    @staticmethod
+    def of(result: SuiteResult) -> "RunFigure":
+        """A result's, without its tasks."""
+        return RunFigure(title=result.title, **dict(result.main.without_tasks()))
 
 
-class RunMeasures(Settings):
-    """What was measured of a run."""
-
-    held_out: HeldOut
-    minimal_pairs: dict[str, Pairs] = Field(default={})
-
-    def figures(self) -> dict[str, float]:
-        """What variants may be ranked by: the cross-entropy, and the accuracy on each suite."""
-        pairs = {suite: pairs.accuracy for suite, pairs in self.minimal_pairs.items()}
-        return {HELD_OUT: self.held_out.cross_entropy, **pairs}
-
-
-class GridRun(RunMeasures):
-    """A finished run of a grid."""
+class GridRun(Settings):
+    """A finished run of a grid, and what was measured of it, by suite."""
 
     variant: str
     seed: int
+    measures: dict[str, RunFigure]
+
+    @property
+    def held_out(self) -> RunFigure:
+        """Its cross-entropy in nats per token, with its bootstrap interval over windows."""
+        return self.measures[HELD_OUT]
 
 
 class GridMeasure(Settings):
@@ -60,6 +53,9 @@ class GridMeasure(Settings):
     Deviations, and the 95 % interval of the difference, are over seeds; None for a single one.
     """
 
+    title: str
+    unit: str
+    higher_is_better: bool
     mean: float
     deviation: float | None = None
     difference: float | None = None
@@ -67,15 +63,24 @@ class GridMeasure(Settings):
     interval: tuple[float, float] | None = None
 
     @staticmethod
-    def over(values: Sequence[float], differences: Sequence[float]) -> "GridMeasure":
-        """Of a value for each seed, and a difference for each seed that the control has too."""
+    def over(figures: Sequence[RunFigure], differences: Sequence[float]) -> "GridMeasure":
+        """Of a figure for each seed, and a difference for each seed that the control has too."""
+        values = [figure.value for figure in figures]
         return GridMeasure(
+            title=figures[0].title,
+            unit=figures[0].unit,
+            higher_is_better=figures[0].higher_is_better,
             mean=statistics.fmean(values),
             deviation=_deviation(values),
             difference=statistics.fmean(differences) if differences else None,
             difference_deviation=_deviation(differences),
             interval=mean_interval(differences),
         )
+
+    @property
+    def badness(self) -> float:
+        """The lower, the better."""
+        return -self.mean if self.higher_is_better else self.mean
 
 
 class GridRow(Settings):
@@ -155,7 +160,7 @@ class GridStage(Settings):
 
 
 class GridRecord(Settings):
-    """What grid.json has: a suite, or held_out, that variants are ranked by, and the stages."""
+    """What grid.json has: the suite that variants are ranked by, and the stages."""
 
     rank_by: str
     points: GridStage
@@ -176,15 +181,11 @@ class GridFiles:
     @property
     def of_points(self) -> set[Path]:
         """The folders with the points and their measures."""
-        return {self.directory / folder / "points" for folder in ("", "held_out", "minimal_pairs")}
+        return {self.directory / folder / "points" for folder in ("", "measures")}
 
-    def held_out(self, run: str) -> Path:
-        """Where the held-out measure of a run is."""
-        return self.directory / "held_out" / f"{run}.json"
-
-    def pairs(self, run: str) -> Path:
-        """Where the figures of minimal pairs of a run are, if it has any."""
-        return self.directory / "minimal_pairs" / f"{run}.json"
+    def measures(self, run: str) -> Path:
+        """Where what was measured of a run is."""
+        return self.directory / "measures" / f"{run}.json"
 
     def exist(self) -> bool:
         """Whether the folder is the output of a grid, ranked or not."""

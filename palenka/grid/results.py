@@ -25,7 +25,7 @@ def results_of(grid: Grid, points: Sequence[Point]) -> GridStage:
     return GridStage(
         ranking=rank(grid, points, measured),
         runs={
-            point.name: GridRun(variant=point.variant.name, seed=point.settings.seed, **dict(measured[point.name]))
+            point.name: GridRun(variant=point.variant.name, seed=point.settings.seed, measures=measured[point.name])
             for point in points
             if point.name in measured
         },
@@ -45,21 +45,22 @@ def publish(grid: Grid, points: GridStage, finalists: GridStage | None) -> None:
 
     Whoever ranks the same grid at the same time is waited for.
     """
-    with sole_writer(GridFiles(grid.settings.output).ranking, wait=True):
-        _publish(grid, points, finalists)
+    files = GridFiles(grid.settings.output)
+    with sole_writer(files.ranking, wait=True):
+        _publish(files, GridRecord(rank_by=grid.settings.rank_by, points=points, finalists=finalists))
 
 
-def _publish(grid: Grid, points: GridStage, finalists: GridStage | None) -> None:
-    files, rank_by = GridFiles(grid.settings.output), grid.settings.rank_by
+def _publish(files: GridFiles, record: GridRecord) -> None:
     report = files.directory / "report.html"
+    rank_by, points, finalists = record.rank_by, record.points, record.finalists
     for left in (files.ranking, report):
         remove_leftovers_of(left)
-    files.write(GridRecord(rank_by=rank_by, points=points, finalists=finalists))
+    files.write(record)
     console = Console() if sys.stdout.isatty() else Console(width=160)
     print_ranking("Points", rank_by, points, console)
     if finalists:
         print_ranking("Finalists", rank_by, finalists, console)
-        print_runs("Finalists", finalists, console)
+        print_runs("Finalists", rank_by, finalists, console)
     for stage in (points, finalists) if finalists else (points,):
         for name, reason in stage.failures.items():
             notice(f"{name} failed: {reason}")

@@ -33,10 +33,10 @@ _TOKENS, _NATS = "million tokens", "nats per token"
 
 
 def measure_figure(models: Sequence[Model], measure: Measure, styles: Styles) -> Markup:
-    """A measure of all models, cross-entropy or accuracy, with its interval, a row a model."""
+    """A measure of all models with its interval, a row a model."""
     estimates = {model.name: model.estimate(measure) for model in models}
     rows = [(name, [_dot(styles[name], found)]) for name, found in estimates.items() if found]
-    return dot_chart(rows, f"{measure.title} of each model", f"{_NATS if measure.is_loss else '%'}, with 95 % interval")
+    return dot_chart(rows, f"{measure.title} of each model", f"{measure.unit or '%'}, with 95 % interval")
 
 
 def learning_figures(models: Sequence[Model], control: Model | None, styles: Styles) -> list[Captioned]:
@@ -89,7 +89,7 @@ def pairs_figure(suite: PairSuite, styles: Styles) -> Markup:
     rows = []
     for row, scores in suite.rows:
         found = [(styles[name], scores[name]) for name in names if name in scores]
-        rows.append((row, [_dot(style, Estimate.of_accuracy(of.accuracy, of.stderr)) for style, of in found]))
+        rows.append((row, [_dot(style, Estimate.of(of)) for style, of in found]))
     return dot_chart(rows, f"Accuracy on {suite.measure.title}", "accuracy in %, with 95 % interval", reference=50.0)
 
 

@@ -61,13 +61,13 @@ def _held_out_finding(
     difference = ours.value - theirs.value
     side = "below" if difference < 0 else "above"
     headline = (
-        f"{student.name} ends {abs(difference):.3f} nats per token {side} its control: "
+        f"{student.name} ends {abs(difference):.3f} {measure.unit} {side} its control: "
         f"{'separated' if separated else 'not separated'}"
     )
     chosen = f", the best of {len(students)} students," if len(students) > 1 else ""
     details = [
-        f"On held-out text {student.name}{chosen} has a cross-entropy of {_nats(ours)} nats per token, {control.name} "
-        f"{_nats(theirs)}. These 95 % intervals {'do not overlap' if separated else 'overlap'}."
+        f"On held-out text {student.name}{chosen} has a cross-entropy of {_said(ours, measure)}, "
+        f"{control.name} {_said(theirs, measure)}. These 95 % intervals {'do not overlap' if separated else 'overlap'}."
     ]
     if control.parameters != student.parameters:
         details.append(
@@ -89,15 +89,13 @@ def _accuracy_sentence(student: Model, control: Model, measure: Measure) -> str 
         return None
     verdict = "separated" if ours.separated_from(theirs) else "not separated"
     protocol = f" ({measure.protocol})" if measure.protocol else ""
-    return f"{measure.title}{protocol}: {_percent(ours)} against {_percent(theirs)}, {verdict}."
+    return f"{measure.title}{protocol}: {_said(ours, measure)} against {_said(theirs, measure)}, {verdict}."
 
 
-def _nats(estimate: Estimate) -> str:
-    return f"{estimate.value:.4f} ({estimate.low:.4f} to {estimate.high:.4f})"
-
-
-def _percent(estimate: Estimate) -> str:
-    return f"{estimate.value:.1f} % ({estimate.low:.1f} to {estimate.high:.1f})"
+def _said(estimate: Estimate, measure: Measure) -> str:
+    digits = 4 if measure.unit else 1
+    value, low, high = (f"{part:.{digits}f}" for part in (estimate.value, estimate.low, estimate.high))
+    return f"{value} {measure.unit or '%'} ({low} to {high})"
 
 
 def count(number: int, noun: str) -> str:

@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from palenka.report.results import Estimate, Measure, SuiteResult
+from palenka.eval.results import Results, SuiteResult
+from palenka.report.results import Estimate, Measure
 from palenka.report.sources import Sources
 from palenka.train_student.run import FinishedRun
 
@@ -37,7 +38,7 @@ class Model:
     def estimate(self, measure: Measure) -> Estimate | None:
         """Its figure of a measure; None if it was not measured."""
         result = self.results.get(measure)
-        return result.estimate if result else None
+        return Estimate.of(result.main, measure.unit) if result else None
 
     def level(self, measure: Measure) -> float:
         """The value of a measure that it was measured by."""
@@ -49,26 +50,23 @@ class Model:
 def join_models(sources: Sources) -> tuple[Model, ...]:
     """All runs, and all evaluated models that are none of them: teachers, controls, students, others, by name."""
     by_weights: dict[str, dict[Measure, SuiteResult]] = {}
-    files: dict[str, Path] = {}
-    for path, result in sources.results:
-        by_weights.setdefault(result.model.weights, {}).setdefault(result.measure, result)
-        files.setdefault(result.model.weights, path.with_suffix(""))
+    files: dict[str, Results] = {}
+    for _, results in sources.results:
+        for result in results.suites:
+            by_weights.setdefault(results.model.weights, {}).setdefault(Measure.of(result), result)
+        files.setdefault(results.model.weights, results)
     names = distinct_names(run.directory for run in sources.runs)
     captured = {teacher.weights for cache in sources.caches for teacher in cache.manifest.teachers.values()}
     teachers = captured.union(*(run.inputs.teacher_weights for run in sources.runs))
     models = []
     for run in sources.runs:
         role: Role = "student" if run.settings.teachers else "teacher" if run.weights in teachers else "control"
-        results = by_weights.get(run.weights or "", {})
-        models.append(Model(names[run.directory], role, run.result.parameters, run, results))
-    others = by_weights.keys() - {run.weights for run in sources.runs}
-    names = distinct_names(files[weights] for weights in by_weights if weights in others)
-    for weights, results in by_weights.items():
-        if weights not in others:
-            continue
-        called = [result.name for result in results.values() if result.name] or [names[files[weights]]]
-        counts = [result.parameters for result in results.values() if result.parameters is not None]
-        models.append(Model(called[0], "model", counts[0] if counts else None, None, results))
+        measured = by_weights.get(run.weights or "", {})
+        models.append(Model(names[run.directory], role, run.result.parameters, run, measured))
+    known = {run.weights for run in sources.runs}
+    for weights, measured in by_weights.items():
+        if weights not in known:
+            models.append(Model(files[weights].name, "model", files[weights].parameters, None, measured))
     return _apart(sorted(models, key=lambda model: (_ROLES.index(model.role), model.name)))
 
 

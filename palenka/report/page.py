@@ -12,7 +12,7 @@ from palenka.report.grid.finding import signed, unsigned
 from palenka.report.grid.sections import grid_sections, grid_tiles
 from palenka.report.models import Model, distinct_names, join_models, measures_of, recipe
 from palenka.report.pairs import pair_suites
-from palenka.report.results import Measure, title_of
+from palenka.report.results import Measure
 from palenka.report.sections import cost_sections, tiles
 from palenka.report.sources import Sources
 from palenka.report.styles import style_models
@@ -30,7 +30,7 @@ def render(sources: Sources, title: str) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"recipe": recipe, "suite_title": title_of, "signed": signed, "unsigned": unsigned}
+    environment.filters |= {"recipe": recipe, "signed": signed, "unsigned": unsigned}
     models = join_models(sources)
     content = {"generator": GENERATOR, "title": title, "sources": sources, "students_shown": STUDENTS_SHOWN}
     content |= _of_models(models) | _of_stages(models, sources) | _of_grids(sources)
@@ -42,8 +42,7 @@ def _of_models(models: Sequence[Model]) -> dict[str, Any]:
     """What the page says of the models."""
     styles = style_models(models)
     likelihoods = [measure for measure in measures_of(models) if measure.is_loss]
-    accuracies = [measure for measure in measures_of(models) if not measure.is_loss]
-    measures = [*likelihoods, *accuracies]
+    measures = [*likelihoods, *(measure for measure in measures_of(models) if not measure.is_loss)]
     students = [model for model in models if model.role == "student"]
     return {
         "finding": find(models),
@@ -51,11 +50,8 @@ def _of_models(models: Sequence[Model]) -> dict[str, Any]:
         "students": students,
         "styles": styles,
         "crowd": sum(not style.is_named for style in styles.values()),
-        "likelihoods": likelihoods,
-        "accuracies": accuracies,
-        "units": {
-            measure: [unit for unit in ("word", "byte") if _has(models, measure, unit)] for measure in likelihoods
-        },
+        "measures": measures,
+        "further": {measure: _further(models, measure) for measure in measures},
         "conditions": {measure: measure.condition(measures) for measure in measures},
         "best": {(name, measure) for measure in measures if (name := _best(models, measure))},
         "measured": [(measure, figures.measure_figure(models, measure, styles)) for measure in measures],
@@ -106,6 +102,8 @@ def _control(models: Sequence[Model], likelihoods: Sequence[Measure]) -> Model |
     return controls[0] if controls else None
 
 
-def _has(models: Sequence[Model], measure: Measure, unit: str) -> bool:
-    """Whether the cross-entropy of any model is known per word or per byte, too."""
-    return any(getattr(model.results.get(measure), f"per_{unit}", None) is not None for model in models)
+def _further(models: Sequence[Model], measure: Measure) -> dict[str, str]:
+    """The units of a suite's figures but the main one, by name."""
+    figures = [item for model in models if measure in model.results for item in model.results[measure].figures.items()]
+    main = figures[0][0]
+    return {name: figure.unit for name, figure in figures if name != main}

@@ -3,11 +3,12 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from palenka.eval.suite import Score
 from palenka.report.models import Model
 from palenka.report.phenomena import PHENOMENON_OF
-from palenka.report.results import Measure, TaskScore, pooled
+from palenka.report.results import Measure, pooled
 
-Scores = Mapping[str, TaskScore]
+Scores = Mapping[str, Score]
 """A score for each model that has one, by the model's name."""
 
 
@@ -44,8 +45,8 @@ class PairSuite:
         """What is known of ties: names and a share for each model."""
         found = [model.results[self.measure] for model in self.models]
         rows = [
-            ("all, ties as one half", [result.tie_half_accuracy for result in found]),
-            ("tied pairs", [result.tie_rate for result in found]),
+            ("all, ties as one half", [result.facts.get("tie_half_accuracy") for result in found]),
+            ("tied pairs", [result.facts.get("tie_rate") for result in found]),
         ]
         return [(name, shares) for name, shares in rows if any(share is not None for share in shares)]
 
@@ -60,14 +61,15 @@ class PairSuite:
 
 def pair_suites(models: Sequence[Model]) -> list[PairSuite]:
     """Every suite with accuracies per task."""
-    measures = sorted({measure for model in models for measure, result in model.results.items() if result.tasks})
+    results = [pair for model in models for pair in model.results.items()]
+    measures = sorted({measure for measure, result in results if result.main.tasks and not measure.unit})
     suites = []
     for measure in measures:
         measured = tuple(model for model in models if measure in model.results)
-        tasks = sorted({task for model in measured for task in model.results[measure].tasks})
+        tasks = sorted({task for model in measured for task in model.results[measure].main.tasks})
         phenomena: dict[str, dict[str, Scores]] = {}
         for task in tasks:
-            scored = {model.name: model.results[measure].tasks.get(task) for model in measured}
+            scored = {model.name: model.results[measure].main.tasks.get(task) for model in measured}
             scores = {name: score for name, score in scored.items() if score}
             phenomena.setdefault(PHENOMENON_OF.get(task, measure.title), {})[task] = scores
         by_name = dict(sorted(phenomena.items(), key=lambda group: group[0].casefold()))

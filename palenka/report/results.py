@@ -1,4 +1,4 @@
-"""Evaluation results as the report shows them: what was measured, how large it is, and how two models compare."""
+"""Evaluation results as the report shows them: what makes two comparable, how large they are, how models compare."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -6,31 +6,30 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
-
-from palenka.eval.compare import compare, compare_held_out
-from palenka.eval.results import has_window_losses, read_results, scores_file
+from palenka.eval.compare import compare
+from palenka.eval.results import Results, SuiteResult, has_items, read_results
 from palenka.eval.statistics import suite_standard_error
+from palenka.eval.suite import Score
+from palenka.grid.record import HELD_OUT
 from palenka.ground.errors import UserError
-from palenka.ground.settings import read_as
 
 _NORMAL_95 = 1.96
-_PROPER_NAMES = {"blimp": "BLiMP", "ewok": "EWoK", "glue": "GLUE", "held": "held-out", "out": "cross-entropy"}
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A measured value with its 95 % interval: nats per token, or an accuracy in %."""
+    """A measured value with its 95 % interval, in its unit; a share in %."""
 
     value: float
     low: float
     high: float
 
     @staticmethod
-    def of_accuracy(accuracy: float, stderr: float) -> "Estimate":
-        """An accuracy ± 1.96 standard errors, in %."""
-        margin = _NORMAL_95 * stderr
-        return Estimate(100 * accuracy, 100 * (accuracy - margin), 100 * (accuracy + margin))
+    def of(score: Score, unit: str = "") -> "Estimate":
+        """A score with its interval, or else ± 1.96 standard errors."""
+        factor, margin = 1 if unit else 100, _NORMAL_95 * (score.stderr or 0.0)
+        low, high = score.interval or (score.value - margin, score.value + margin)
+        return Estimate(factor * score.value, factor * low, factor * high)
 
     def separated_from(self, other: "Estimate") -> bool:
         """Whether the two intervals have no point in common."""
@@ -43,92 +42,42 @@ class Measure:
 
     Attributes:
         suite: its name.
-        protocol: of minimal pairs; empty for text.
-        source: fingerprint of the text or of the pairs.
-        length: tokens in a window of text; 0 for minimal pairs.
-        precision: that the model computed in.
-        is_loss: whether it is a cross-entropy, so that lower is better.
+        title: as a heading.
+        data: fingerprint of the text or of the pairs.
+        conditions: that it was measured under, by name.
+        unit: of its main figure; empty for a share.
+        is_loss: whether lower is better.
     """
 
     suite: str
-    protocol: str
-    source: str
-    length: int
-    precision: str
+    title: str
+    data: str
+    conditions: tuple[tuple[str, str | int], ...]
+    unit: str
     is_loss: bool
 
+    @staticmethod
+    def of(result: SuiteResult) -> "Measure":
+        """What a result measured."""
+        conditions = tuple(result.conditions.items())
+        main = result.main
+        return Measure(result.suite, result.title, result.data, conditions, main.unit, not main.higher_is_better)
+
     @property
-    def title(self) -> str:
-        """The suite's name as a heading."""
-        return title_of(self.suite)
+    def protocol(self) -> str:
+        """How its items are read and scored; empty where there is but one way."""
+        return str(dict(self.conditions).get("protocol", ""))
 
     def condition(self, among: Iterable["Measure"]) -> str:
         """The protocol, and whatever else tells this measure from others of the same suite."""
         others = [other for other in among if other.suite == self.suite]
-        parts = {
-            "source": f"data {self.source[:8]}",
-            "length": f"windows of {self.length}",
-            "precision": self.precision,
-        }
-        differing = [text for name, text in parts.items() if len({getattr(other, name) for other in others}) > 1]
-        return ", ".join([*([self.protocol] if self.protocol else []), *differing])
-
-
-class _Lenient(BaseModel):
-    """What is read of a file that says more."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True)
-
-
-class MeasuredModel(_Lenient):
-    """Which model a result is about: the hash of its tensors, and what it computed in."""
-
-    weights: str
-    precision: str = "float32"
-
-
-class TaskScore(_Lenient):
-    """Accuracy on one task of a suite."""
-
-    accuracy: float
-    stderr: float
-    n: int
-
-
-class SuiteResult(_Lenient):
-    """What the report shows of an evaluation result; a suite fills in what it measures."""
-
-    suite: str
-    name: str | None = None
-    model: MeasuredModel
-    parameters: int | None = None
-    protocol: str = ""
-    accuracy: float | None = None
-    stderr: float | None = None
-    tie_rate: float | None = None
-    tie_half_accuracy: float | None = None
-    data: str = ""
-    tasks: Mapping[str, TaskScore] = {}
-    corpus: str = ""
-    length: int = 0
-    cross_entropy: float | None = None
-    interval: tuple[float, float] | None = None
-    per_word: float | None = None
-    per_byte: float | None = None
-
-    @property
-    def measure(self) -> Measure:
-        """What it measured."""
-        is_loss = self.cross_entropy is not None
-        source = self.corpus or self.data
-        return Measure(self.suite, self.protocol, source, self.length, self.model.precision, is_loss)
-
-    @property
-    def estimate(self) -> Estimate | None:
-        """The figure that stands for it; None if it has none."""
-        if self.cross_entropy is not None:
-            return Estimate(self.cross_entropy, *(self.interval or (self.cross_entropy, self.cross_entropy)))
-        return None if self.accuracy is None else Estimate.of_accuracy(self.accuracy, self.stderr or 0.0)
+        parts = [self.protocol] if self.protocol else []
+        if any(other.data != self.data for other in others):
+            parts.append(f"data {self.data[:8]}")
+        for name, value in self.conditions:
+            if name != "protocol" and any(dict(other.conditions).get(name) != value for other in others):
+                parts.append(f"{name} {value}")
+        return ", ".join(parts)
 
 
 @dataclass(frozen=True)
@@ -136,21 +85,16 @@ class Comparison:
     """Two models on the same data.
 
     Attributes:
-        windows: of `compare_held_out`; None where the losses of windows were not kept.
-        suites: of `compare`, by suite; empty without minimal pairs.
+        windows: of held-out text; None where the items were not kept.
+        suites: of the others, by suite.
     """
 
     windows: Mapping[str, Any] | None
     suites: Mapping[str, Mapping[str, Any]]
 
 
-def title_of(suite: str) -> str:
-    """A suite's name as a heading."""
-    return " ".join(_PROPER_NAMES.get(word, word) for word in suite.split("_"))
-
-
-def read_suites(path: Path) -> list[SuiteResult]:
-    """The evaluation results in a JSON file; none if it is about something else.
+def read_suites(path: Path) -> Results | None:
+    """The evaluation results in a JSON file; None if it is about something else.
 
     Raises:
         UserError: if it cannot be read.
@@ -160,29 +104,22 @@ def read_suites(path: Path) -> list[SuiteResult]:
     except ValueError as error:
         raise UserError(f"{path} is not JSON ({error}); mend it, or leave its folder out") from None
     # A comparison of two models has suites by name.
-    if not isinstance(record, dict) or not ("suite" in record or isinstance(record.get("suites"), list)):
-        return []
-    return [read_as(SuiteResult, result, path) for result in read_results(path)]
+    return read_results(path) if isinstance(record, dict) and isinstance(record.get("suites"), list) else None
 
 
-def compare_measures(held_out: Sequence[Path], pairs: Sequence[Path]) -> Comparison:
+def compare_measures(first: Path, second: Path) -> Comparison:
     """How the first of two models compares with the second, by the files of their figures.
 
     Raises:
-        UserError: if two files that should be of the same windows, or the same pairs, are not.
+        UserError: if the two should be of the same items and are not.
     """
-    has_losses = all(map(has_window_losses, held_out))
-    scores = [scores_file(path) for path in pairs]
-    has_scores = all(path.is_file() for path in scores)
-    return Comparison(
-        windows=compare_held_out(*held_out) if has_losses else None,
-        suites=compare(*scores)["suites"] if has_scores else {},
-    )
+    suites = compare(first, second)["suites"] if has_items(first) and has_items(second) else {}
+    return Comparison(windows=suites.pop(HELD_OUT, None), suites=suites)
 
 
-def pooled(scores: Sequence[TaskScore]) -> TaskScore:
+def pooled(scores: Sequence[Score]) -> Score:
     """The unweighted mean accuracy of some tasks, with the standard error that the suites' protocol gives it."""
-    counts = [score.n for score in scores]
-    accuracy = sum(score.accuracy for score in scores) / len(scores)
-    stderr = suite_standard_error([score.stderr for score in scores], counts)
-    return TaskScore(accuracy=accuracy, stderr=stderr, n=sum(counts))
+    counts = [score.n or 0 for score in scores]
+    value = sum(score.value for score in scores) / len(scores)
+    stderr = suite_standard_error([score.stderr or 0.0 for score in scores], counts)
+    return Score(value=value, stderr=stderr, n=sum(counts))

@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from palenka.data.signals.cache import TeacherCache
+from palenka.eval.results import Results
 from palenka.grid.record import GridFiles, GridRecord
 from palenka.ground.errors import UserError
 from palenka.ground.files import is_partial, read_record
-from palenka.report.results import SuiteResult, read_suites
+from palenka.report.results import read_suites
 from palenka.study_record import StudyFiles, StudyResults
 from palenka.train_student.run import FinishedRun, Run
 
@@ -23,7 +24,7 @@ class Sources:
     runs: list[FinishedRun] = field(default_factory=list)
     unfinished: list[Path] = field(default_factory=list)
     caches: list[TeacherCache] = field(default_factory=list)
-    results: list[tuple[Path, SuiteResult]] = field(default_factory=list)
+    results: list[tuple[Path, Results]] = field(default_factory=list)
     studies: dict[Path, StudyResults] = field(default_factory=dict)
     grids: dict[Path, GridRecord] = field(default_factory=dict)
     unranked: list[Path] = field(default_factory=list)
@@ -44,7 +45,7 @@ def find_sources(directories: Sequence[Path]) -> Sources:
         _add_records(found, folder, is_asked_for=folder in directories)
         for name in files:
             if name.endswith(".json") and name not in _OF_MODELS and not name.startswith("tokenizer"):
-                found.results += [(folder / name, result) for result in read_suites(folder / name)]
+                found.results += [(folder / name, results)] if (results := read_suites(folder / name)) else []
     if not (found.runs or found.caches or found.results or found.studies or found.grids):
         searched = ", ".join(map(str, directories))
         raise UserError(

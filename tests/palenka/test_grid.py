@@ -16,7 +16,7 @@ from palenka.cache_teachers.capture import capture
 from palenka.cache_teachers.settings import CaptureSettings
 from palenka.grid.points import Grid, Point
 from palenka.grid.ranking import best, rank
-from palenka.grid.record import HeldOut, Pairs, RunMeasures
+from palenka.grid.record import RunFigure
 from palenka.grid.results import chosen_finalists, results_of
 from palenka.grid.running import is_finished, run_point, visible_gpus
 from palenka.grid.settings import GridSettings
@@ -195,12 +195,12 @@ def require_fit(finalist: Point) -> None:
         ({"product": {"objective.logit": [0.1, 0.1]}}, "two points of the grid would have the name logit0.1"),
         ({"seeds": [1, 1]}, "seeds is [1, 1], but it should name at least one seed, and each of them once"),
         ({"seeds": [-1]}, "seeds has -1, but a seed is from 0"),
-        ({"rank_by": "blimp"}, "rank_by is blimp, but minimal_pairs has no folder for it"),
+        ({"rank_by": "blimp"}, "rank_by is blimp, but suites has no folder for it"),
         ({"rank_by": "loss"}, "rank_by is loss, but it should be"),
         ({"local": {"isolated": False, "processes": 2}}, "processes is 2, but points that are not isolated run one"),
         ({"student": "nowhere.yaml"}, "cannot read configuration"),
         ({"launchr": "slurm"}, "launchr is not an option; did you mean 'launcher'?"),
-        ({"minimal_pairs": {"blimp": "nowhere"}}, "nowhere is not a folder"),
+        ({"suites": {"blimp": "nowhere"}}, "nowhere is not a folder"),
         (
             {"overrides": {"fraction": 1}, "finalists": {}},
             'finalists.overrides is {"fraction": 1.0}, but finalist logit0.1 should differ from its point and would',
@@ -242,7 +242,7 @@ def test_a_grid_is_trained_ranked_and_ended_by_finalists_and_does_nothing_twice(
     write_pairs(tmp_path / "pairs")
     for suite in (tmp_path / "pairs").iterdir():
         suite.write_text("".join(suite.read_text().splitlines(keepends=True)[:5]))
-    file = grid_file(seeds=[0, 1], minimal_pairs={"minimal_pairs": str(tmp_path / "pairs")})
+    file = grid_file(seeds=[0, 1], suites={"minimal_pairs": str(tmp_path / "pairs")})
     assert main(["grid", "--config", str(file)]) == 0
     told, found = capsys.readouterr().out, results(file)
     ranking = found["points"]["ranking"]
@@ -253,16 +253,16 @@ def test_a_grid_is_trained_ranked_and_ended_by_finalists_and_does_nothing_twice(
     assert "control (control)" in told
     runs = found["points"]["runs"]
     assert len(runs) == 6
-    assert all(run["held_out"]["windows"] == 40 for run in runs.values())
-    assert all(run["minimal_pairs"]["minimal_pairs"]["n"] == 60 for run in runs.values())
+    assert all(run["measures"]["held_out"]["n"] == 40 for run in runs.values())
+    assert all(run["measures"]["minimal_pairs"]["n"] == 60 for run in runs.values())
     (point,) = (row for row in ranking if row["variant"] == "logit0.9")
-    losses = {name: run["held_out"]["cross_entropy"] for name, run in runs.items()}
+    losses = {name: run["measures"]["held_out"]["value"] for name, run in runs.items()}
     differences = [losses[f"points/logit0.9-seed{seed}"] - losses[f"points/control-seed{seed}"] for seed in (0, 1)]
     assert point["measures"]["held_out"]["difference"] == pytest.approx(sum(differences) / 2)
     winner = next(row["variant"] for row in ranking if row["role"] == "point")
     finalists = found["finalists"]
     assert {row["variant"] for row in finalists["ranking"]} == {"control", winner}
-    assert all(run["held_out"]["windows"] > 40 for run in finalists["runs"].values())
+    assert all(run["measures"]["held_out"]["n"] > 40 for run in finalists["runs"].values())
     steps = {
         stage: json.loads((tmp_path / "grid" / stage / "control-seed0" / "result.json").read_text())["steps"]
         for stage in ("points", "finalists")
@@ -375,7 +375,7 @@ def test_a_point_that_was_killed_is_told_from_one_that_never_began(
     assert found.failures[grid.points[0].name].startswith("it began and did not end")
     assert found.untried == tuple(point.name for point in grid.points[1:])
     assert chosen_finalists(grid, found) == []
-    assert run_point(grid, grid.points[0]).held_out.windows == 40
+    assert run_point(grid, grid.points[0])["held_out"].n == 40
     assert is_finished(grid, grid.points[0])
 
 
@@ -409,12 +409,15 @@ def test_a_run_with_other_settings_is_refused_before_anything_runs(
 
 def measured(
     losses: Mapping[str, Sequence[float]], accuracies: Mapping[str, Sequence[float]] | None = None
-) -> dict[str, RunMeasures]:
+) -> dict[str, dict[str, RunFigure]]:
+    def figure(value: float, higher_is_better: bool) -> RunFigure:
+        return RunFigure(title="t", value=value, higher_is_better=higher_is_better)
+
     return {
-        f"points/{name}-seed{seed}": RunMeasures(
-            held_out=HeldOut(cross_entropy=loss, interval=(loss, loss), windows=9),
-            minimal_pairs={"blimp": Pairs(accuracy=accuracies[name][seed], stderr=0.1, n=9)} if accuracies else {},
-        )
+        f"points/{name}-seed{seed}": {
+            "held_out": figure(loss, False),
+            **({"blimp": figure(accuracies[name][seed], True)} if accuracies else {}),
+        }
         for name, values in losses.items()
         for seed, loss in enumerate(values)
     }
@@ -450,7 +453,7 @@ def test_a_variant_that_lacks_a_seed_has_no_rank(grid_file: GridFile) -> None:
 
 
 def test_a_suite_ranks_by_its_accuracy(grid_file: GridFile, tmp_path: Path) -> None:
-    grid = read_grid(grid_file(minimal_pairs={"blimp": str(tmp_path)}, rank_by="blimp"))
+    grid = read_grid(grid_file(suites={"blimp": str(tmp_path)}, rank_by="blimp"))
     losses = {"control": [5.0], "logit0.1": [4.0], "logit0.9": [6.0]}
     rows = rank(grid, grid.points, measured(losses, {"control": [0.6], "logit0.1": [0.5], "logit0.9": [0.7]}))
     assert [row.variant for row in rows] == ["logit0.9", "control", "logit0.1"]

@@ -361,7 +361,10 @@ def test_the_programs_work_from_any_directory_with_paths_relative_to_it(tmp_path
     assert "is prepared already" in told[1]
     assert (tmp_path / "runs" / "model" / "result.json").is_file()
     assert (tmp_path / "runs" / "cache" / "commits" / "0-0.json").is_file()
-    assert json.loads((tmp_path / "runs" / "held_out.json").read_text())["cross_entropy"] > 0
+    assert (
+        json.loads((tmp_path / "runs" / "held_out.json").read_text())["suites"][0]["figures"]["cross_entropy"]["value"]
+        > 0
+    )
     # A run says how it was made, and that is enough to make it again.
     again = [palenka, "train", "--config", "runs/model/config.yaml", "--output", "runs/again"]
     call(again, tmp_path)

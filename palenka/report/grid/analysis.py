@@ -105,15 +105,14 @@ def noise_of(stage: GridStage) -> Noise | None:
     if len(stage.whole) < 2:
         return None
     runs, seeds = stage.by_variant, stage.seeds
-    values = np.array([[runs[row.variant, seed].held_out.cross_entropy for seed in seeds] for row in stage.whole])
+    values = np.array([[runs[row.variant, seed].held_out.value for seed in seeds] for row in stage.whole])
     return Noise(len(stage.whole), len(seeds), float(np.ptp(values.mean(axis=1))), residual_deviation(values))
 
 
 def best_row(stage: GridStage, measure: str) -> GridRow | None:
     """The best variant by a measure of those that have every seed, controls aside."""
     whole = [row for row in stage.whole if measure in row.measures]
-    sign = 1 if measure == HELD_OUT else -1
-    return min(whole, key=lambda row: sign * row.measures[measure].mean, default=None)
+    return min(whole, key=lambda row: row.measures[measure].badness, default=None)
 
 
 def paired_runs(directory: Path, finalists: GridStage) -> list[PairedRun]:
@@ -147,8 +146,8 @@ def unfinished_runs(finalists: GridStage) -> tuple[str, ...]:
 
 
 def _compared(directory: Path, row: GridRow, seed: int) -> Comparison:
-    files, both = GridFiles(directory), [run_name("finalists", name, seed) for name in (row.variant, row.control)]
-    return compare_measures([files.held_out(run) for run in both], [files.pairs(run) for run in both])
+    both = [run_name("finalists", name, seed) for name in (row.variant, row.control)]
+    return compare_measures(*(GridFiles(directory).measures(run) for run in both))
 
 
 def _is_number(value: object) -> bool:

@@ -31,7 +31,7 @@ def finalist_figures(stage: GridStage, pairs: Sequence[PairedRun]) -> list[Capti
     levels = []
     for row in stage.ranking:
         dots = [
-            Dot(styles[seed][0], Estimate(run.held_out.cross_entropy, *run.held_out.interval), row.is_control)
+            Dot(styles[seed][0], Estimate.of(run.held_out, run.held_out.unit), row.is_control)
             for seed in stage.seeds
             if (run := runs.get((row.variant, seed)))
         ]
@@ -99,7 +99,7 @@ def _cell(stage: GridStage, row: GridRow) -> Cell:
 
 def _seed_chart(stage: GridStage, option: Option) -> Captioned:
     rows = [(stage.rows[run.variant], run) for run in stage.runs.values()]
-    dots = [(row, SeedDot(option.place(row), run.seed, run.held_out.cross_entropy)) for row, run in rows]
+    dots = [(row, SeedDot(option.place(row), run.seed, run.held_out.value)) for row, run in rows]
     chart = seed_chart(
         option.labels,
         [dot for row, dot in dots if not row.is_control],
@@ -121,7 +121,7 @@ def _mean_at(stage: GridStage, option: Option, place: int) -> float | None:
     if any(row.lacking for row in here):
         return None
     names = {row.variant for row in here}
-    return statistics.fmean(run.held_out.cross_entropy for run in stage.runs.values() if run.variant in names)
+    return statistics.fmean(run.held_out.value for run in stage.runs.values() if run.variant in names)
 
 
 def _of_controls(controls: Sequence[GridRow]) -> str:

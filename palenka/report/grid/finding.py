@@ -1,9 +1,8 @@
 """A grid's finding: the best variant against its control, what noise leaves of that, and how figures are written."""
 
-from palenka.grid.record import HELD_OUT, GridRecord, GridRow, GridStage
+from palenka.grid.record import GridMeasure, GridRecord, GridStage
 from palenka.report.finding import Finding, count
 from palenka.report.grid.analysis import Noise, best_row
-from palenka.report.results import title_of
 
 
 def grid_finding(grid: GridRecord, name: str) -> Finding:
@@ -11,26 +10,26 @@ def grid_finding(grid: GridRecord, name: str) -> Finding:
     measure = grid.rank_by
     for stage in (grid.finalists, grid.points):
         row = best_row(stage, measure) if stage else None
-        if stage and row and (difference := row.measures[measure].difference) is not None:
+        found = row.measures[measure] if row else None
+        if stage and row and found and (difference := found.difference) is not None:
             paired = set(row.seeds) & set(stage.rows[row.control].seeds)
             chosen = len(grid.points.whole)
-            verdict = _verdict(row.measures[measure].interval, (difference < 0) == (measure == HELD_OUT), chosen)
+            verdict = _verdict(found.interval, (difference > 0) == found.higher_is_better, chosen)
+            side = "below" if difference < 0 else "above"
             return Finding(
-                f"{row.variant} ends {_amount(measure, abs(difference))} {'below' if difference < 0 else 'above'} its "
-                f"control, the mean over {count(len(paired), 'seed')}: {verdict}",
-                (_levels(measure, row, stage), _choice(grid, stage, chosen)),
+                f"{row.variant} ends {_amount(abs(difference), found.unit)} {side} its control, "
+                f"the mean over {count(len(paired), 'seed')}: {verdict}",
+                (_levels(found, stage.rows[row.control].measures[measure]), _choice(grid, stage, chosen)),
             )
     return Finding(f"No variant of {name} has all its seeds and a control yet", ())
 
 
-def _levels(measure: str, row: GridRow, stage: GridStage) -> str:
-    ours, theirs = row.measures[measure], stage.rows[row.control].measures[measure]
-    levels = f"{_level(measure, ours.mean)}, its control {_level(measure, theirs.mean)}"
-    title = title_of(measure)
-    sentence = f"{title[0].upper()}{title[1:]}: {levels}"
+def _levels(ours: GridMeasure, theirs: GridMeasure) -> str:
+    levels = f"{_level(ours.mean, ours.unit)}, its control {_level(theirs.mean, theirs.unit)}"
+    sentence = f"{ours.title[0].upper()}{ours.title[1:]}: {levels}"
     if ours.interval is None:
         return f"{sentence}."
-    low, high = (signed(end, measure) for end in ours.interval)
+    low, high = (signed(end, ours.unit) for end in ours.interval)
     return f"{sentence}; the 95 % interval of the difference, over seeds that are paired, is {low} to {high}."
 
 
@@ -70,19 +69,19 @@ def limits_of(noise: Noise | None) -> str:
     )
 
 
-def unsigned(value: float, measure: str) -> str:
-    """A value as the tables have it: nats with four digits, accuracies in %."""
-    return f"{value:.4f}" if measure == HELD_OUT else f"{100 * value:.1f}"
+def unsigned(value: float, unit: str) -> str:
+    """A value as the tables have it: a share in %, others with four digits."""
+    return f"{value:.4f}" if unit else f"{100 * value:.1f}"
 
 
-def signed(value: float, measure: str) -> str:
+def signed(value: float, unit: str) -> str:
     """The same with its sign, for differences."""
-    return (f"{value:+.4f}" if measure == HELD_OUT else f"{100 * value:+.1f}").replace("-", "−")
+    return (f"{value:+.4f}" if unit else f"{100 * value:+.1f}").replace("-", "−")
 
 
-def _level(measure: str, value: float) -> str:
-    return f"{unsigned(value, measure)} nats per token" if measure == HELD_OUT else f"{unsigned(value, measure)} %"
+def _level(value: float, unit: str) -> str:
+    return f"{unsigned(value, unit)} {unit or '%'}"
 
 
-def _amount(measure: str, value: float) -> str:
-    return f"{value:.4f} nats per token" if measure == HELD_OUT else f"{100 * value:.1f} points"
+def _amount(value: float, unit: str) -> str:
+    return f"{unsigned(value, unit)} {unit or 'points'}"

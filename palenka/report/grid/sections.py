@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from palenka.grid.record import GridRecord, GridStage
+from palenka.grid.record import GridMeasure, GridRecord, GridStage
 from palenka.report.figures import Captioned
 from palenka.report.finding import Finding, count
 from palenka.report.grid.analysis import PairedRun, noise_of, paired_runs, unfinished_runs, varied_options
@@ -20,7 +20,7 @@ class StageSection:
 
     Attributes:
         stage: its ranking and its runs.
-        measures: that it is ranked by, and the others.
+        measures: that it is ranked by, and the others; what there is of them in one of the rows.
         figures: of its runs.
         missing: what failed, and what never began.
         pairs: the finalists' runs beside their controls'.
@@ -28,16 +28,16 @@ class StageSection:
     """
 
     stage: GridStage
-    measures: list[str]
+    measures: dict[str, GridMeasure]
     figures: list[Captioned]
     missing: list[str]
     pairs: list[PairedRun]
     unfinished: tuple[str, ...]
 
     @property
-    def suites(self) -> list[str]:
-        """The suites that finalists are compared on."""
-        return list(dict.fromkeys(suite for pair in self.pairs for suite in pair.comparison.suites))
+    def suites(self) -> dict[str, str]:
+        """The titles of the suites that finalists are compared on, by name."""
+        return {name: found["title"] for pair in self.pairs for name, found in pair.comparison.suites.items()}
 
 
 @dataclass(frozen=True)
@@ -97,8 +97,8 @@ def _stage(
     pairs: list[PairedRun] | None = None,
     unfinished: tuple[str, ...] = (),
 ) -> StageSection:
-    measures = dict.fromkeys(name for row in stage.ranking for name in row.measures)
-    ordered = sorted(measures, key=lambda name: name != grid.rank_by)
+    measures = {name: measure for row in stage.ranking for name, measure in row.measures.items()}
+    ordered = {name: measures[name] for name in sorted(measures, key=lambda name: name != grid.rank_by)}
     return StageSection(stage, ordered, figures, _missing(stage), pairs or [], unfinished)
 
 
