@@ -22,7 +22,7 @@ from palenka.eval.suites import PairPrecision, Suite
 from palenka.eval.tokenizer import hash_of_tokenizer, load_model_tokenizer
 from palenka.ground.errors import UserError
 from palenka.ground.processes import open_processes
-from palenka.ground.progress import notice, progress_bar
+from palenka.ground.progress import info, progress_bar
 
 AGREEMENT_PAIRS = 512
 """Pairs of a suite that are scored in float32 too, where another precision is asked for."""
@@ -72,7 +72,7 @@ def measure(asked: Measurement, out: Path) -> list[dict[str, Any]]:
     requests = _requests(asked, corpus)
     results, scores = _kept(out, requests)
     if len(results) == len(requests):
-        notice(f"{out} has these results of the same model and data already: nothing was computed again")
+        info(f"{out} has these results of the same model and data already: nothing was computed again")
         return [results[suite] for suite in requests]
     if corpus is not None and "held_out" not in results:
         results["held_out"] = requests["held_out"] | held_out_result(asked.model, corpus, asked.length)

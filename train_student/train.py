@@ -20,7 +20,7 @@ from palenka.data.signals.stream import ReadingOrder
 from palenka.ground.errors import UserError
 from palenka.ground.lock import sole_writer
 from palenka.ground.processes import require_all_processes
-from palenka.ground.progress import notice
+from palenka.ground.progress import info
 from palenka.train_student.objective.module import TermFit
 from palenka.train_student.run import Run
 from palenka.train_student.settings import TrainSettings
@@ -58,7 +58,7 @@ def train(settings: TrainSettings) -> dict[str, Any]:
                 accelerator.init_trackers("palenka", config=_flat(settings.as_plain()), init_kwargs=names)
                 result = Trainer(settings, run, accelerator, corpus, order, teachers, windows).fit()
             elif accelerator.is_main_process:
-                notice(f"{settings.output} is finished already; delete it to train it again")
+                info(f"{settings.output} is finished already; delete it to train it again")
             accelerator.wait_for_everyone()
         return result
     except OSError as error:

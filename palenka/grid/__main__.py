@@ -18,7 +18,7 @@ from palenka.grid.settings import GridSettings, PointSettings
 from palenka.grid.slurm import Following, submit
 from palenka.ground.command_line import parse_file, run
 from palenka.ground.lock import sole_writer
-from palenka.ground.progress import notice
+from palenka.ground.progress import info
 
 INCOMPLETE = 1
 """Exit status where points failed or are not finished."""
@@ -66,7 +66,7 @@ def _run_stages(grid: Grid, command: str, rest: Sequence[str]) -> int:
 def _launch(grid: Grid, points: Sequence[Point], arguments: Sequence[str], following: Following) -> bool:
     """Run what is not finished here, or submit it; says whether a job that follows will go on."""
     left = [point for point in points if not is_finished(grid, point)]
-    notice(f"{grid.settings.output}: {len(points) - len(left)} of {len(points)} {points[0].stage} are finished")
+    info(f"{grid.settings.output}: {len(points) - len(left)} of {len(points)} {points[0].stage} are finished")
     if left and grid.settings.launcher == "slurm":
         submit(grid, left, arguments, following)
         return True

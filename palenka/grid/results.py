@@ -17,7 +17,7 @@ from palenka.grid.running import is_finished, measures, reason_of_failure
 from palenka.ground.errors import UserError
 from palenka.ground.files import remove_leftovers_of, write_record
 from palenka.ground.lock import sole_writer
-from palenka.ground.progress import notice
+from palenka.ground.progress import info
 from palenka.report.write import write_report
 
 
@@ -95,14 +95,14 @@ def _publish(grid: Grid, points: StageResults, finalists: StageResults | None, p
         print_runs("Finalists", finalists.points, finalists.measured, console)
     for stage in (points, finalists) if finalists else (points,):
         for name, reason in stage.failures.items():
-            notice(f"{name} failed: {reason}")
+            info(f"{name} failed: {reason}")
         if stage.untried:
-            notice(f"{len(stage.untried)} of {len(stage.points)} never began, the first is {stage.untried[0]}")
+            info(f"{len(stage.untried)} of {len(stage.points)} never began, the first is {stage.untried[0]}")
     console.print(f"Written to {path}", soft_wrap=True)
     # A report that cannot be written is told, but is none of the grid's failures: the ranking is there.
     try:
         write_report([grid.settings.output], report)
     except (UserError, OSError) as error:
-        notice(f"{report} is not written: {error}")
+        info(f"{report} is not written: {error}")
     else:
         console.print(f"Written to {report}", soft_wrap=True)

@@ -26,7 +26,7 @@ from palenka.eval.suites import Suite
 from palenka.grid.points import Grid, Point
 from palenka.ground.errors import UserError
 from palenka.ground.files import read_record, write_record
-from palenka.ground.progress import notice
+from palenka.ground.progress import info
 from palenka.train_student.run import Run
 from palenka.train_student.train import train
 
@@ -185,7 +185,7 @@ def _tell(grid: Grid, point: Point, done: int, count: int, started: float) -> No
         told = f"held-out cross-entropy {read_record(_held_out_file(grid, point))['cross_entropy']:.4f}"
     else:
         told = f"failed: {reason}"
-    notice(f"{done} of {count}, {time.perf_counter() - started:,.0f} s: {point.name} {told}")
+    info(f"{done} of {count}, {time.perf_counter() - started:,.0f} s: {point.name} {told}")
 
 
 def _held_out_file(grid: Grid, point: Point) -> Path:
