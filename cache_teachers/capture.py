@@ -61,7 +61,7 @@ def capture(settings: CaptureSettings) -> None:
             state.wait_for_everyone()
     except OSError as error:
         raise UserError(
-            f"cannot write {settings.output}: {error.strerror or error}; mend that and run the same command again: "
+            f"cannot write {settings.output}: {error.strerror or error}; fix that and run the same command again: "
             "finished shards are kept"
         ) from error
 

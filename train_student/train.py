@@ -64,7 +64,7 @@ def train(settings: TrainSettings) -> dict[str, Any]:
     except OSError as error:
         raise UserError(
             f"cannot train {settings.output}: {error.strerror or error} {error.filename or ''}; "
-            "mend that and run it again"
+            "fix that and run it again"
         ) from error
     finally:
         accelerator.end_training()

@@ -95,7 +95,7 @@ def fetch(name: str, output: Path | None = None) -> Path:
             find_sources(download)
             download.replace(folder)
     except OSError as error:
-        raise UserError(f"cannot write {folder}: {error.strerror}; free the disk or mend the permissions") from error
+        raise UserError(f"cannot write {folder}: {error.strerror}; free the disk or fix the permissions") from error
     info(f"{name} is in {folder}; prepare it with: palenka data prepare --config configs/corpora/{name}.yaml")
     return folder
 

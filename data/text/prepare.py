@@ -67,7 +67,7 @@ def prepare(settings: CorpusSettings) -> None:
         where = error.filename or settings.output
         raise UserError(
             f"cannot prepare corpus {settings.output}: {where}: {error.strerror or error}; "
-            "free the disk, mend the permissions or choose another output"
+            "free the disk, fix the permissions or choose another output"
         ) from error
 
 

@@ -105,5 +105,5 @@ def _sbatch(script: Path, *options: str) -> str:
         ) from None
     if done.returncode:
         said = " ".join(done.stderr.split())
-        raise UserError(f"sbatch refuses {script}: {said}; mend slurm.* in the grid's file")
+        raise UserError(f"sbatch refuses {script}: {said}; fix slurm.* in the grid's file")
     return done.stdout.strip().split(";")[0]

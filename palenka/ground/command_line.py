@@ -78,7 +78,7 @@ def run(command: Callable[[Sequence[str]], int | None], arguments: Sequence[str]
         return USER_MISTAKE
     except OSError as error:
         where = f" {error.filename}" if error.filename else ""
-        sys.stderr.write(f"error: cannot read or write{where}: {error.strerror or error}; mend that and run it again\n")
+        sys.stderr.write(f"error: cannot read or write{where}: {error.strerror or error}; fix that and run it again\n")
         return USER_MISTAKE
     except KeyboardInterrupt:
         sys.stderr.write("interrupted; run the same command again: what is finished is kept\n")
@@ -187,7 +187,7 @@ def _check_file(schema: type[BaseModel], file: str, content: Mapping[str, object
 
 
 def _first_mistake(error: ValidationError, schema: type[BaseModel]) -> str:
-    """What to mend first: a name or a value that is wrong, or else everything that is missing."""
+    """What to fix first: a name or a value that is wrong, or else everything that is missing."""
     found = error.errors()
     wrong = [entry for entry in found if entry["type"] != "missing"]
     if wrong:

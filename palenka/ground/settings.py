@@ -27,7 +27,7 @@ def read_yaml(path: Path) -> dict[str, object]:
         raise UserError(f"configuration {path} is not UTF-8 text: {error}; save it as UTF-8") from None
     except yaml.YAMLError as error:
         where = " ".join(str(error).replace(' in "<unicode string>",', " at").split())
-        raise UserError(f"configuration {path} is not YAML: {where}; mend it there") from None
+        raise UserError(f"configuration {path} is not YAML: {where}; fix it there") from None
     if not isinstance(content, dict):
         raise UserError(f"configuration {path} has no options: it should hold lines such as `output: runs/mine`")
     return content

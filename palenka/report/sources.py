@@ -170,7 +170,7 @@ def _folders(directories: Sequence[Path]) -> Iterator[tuple[Path, list[str]]]:
 
 
 def _refuse(error: OSError) -> None:
-    raise UserError(f"cannot search {error.filename}: {error.strerror}; mend that or leave it out") from error
+    raise UserError(f"cannot search {error.filename}: {error.strerror}; fix that or leave it out") from error
 
 
 def _is_teacher_cache(directory: Path) -> bool:
@@ -184,7 +184,7 @@ def _read_suites(path: Path) -> list[SuiteResult]:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}); mend it, or leave its folder out") from None
+        raise UserError(f"{path} is not JSON ({error}); fix it, or leave its folder out") from None
     # A comparison of two models has suites by name.
     if not isinstance(record, dict) or not ("suite" in record or isinstance(record.get("suites"), list)):
         return []
