@@ -93,7 +93,7 @@ def forward_and_capture(corpus: Corpus, settings: CaptureSettings, windows: int)
         for part in tokens.split(batch):
             bare.outputs(part)
         middle = time.perf_counter()
-        capture_shards([shard], corpus, teacher, writer, batch, shown=False)
+        capture_shards([shard], corpus, teacher, writer, batch, verbose=False)
         ended = time.perf_counter()
         if number:  # the first round warms up
             forwards.append((middle - started) / tokens.numel())

@@ -43,7 +43,7 @@ def plan(settings: PlanSettings) -> dict[str, Any]:
         writer = CacheWriter(place, manifest)
         forward = _forward_seconds(teacher, corpus, settings, shard)
         started = time.perf_counter()
-        capture_shards([shard], corpus, teacher, writer, settings.micro_batch, shown=False)
+        capture_shards([shard], corpus, teacher, writer, settings.micro_batch, verbose=False)
         seconds = time.perf_counter() - started
         sizes = {name: (place / shard.file_of(name)).stat().st_size / sample_tokens for name in writer.empty(shard)}
     # Shards are captured whole, whatever the fraction; a student reads just the fraction.

@@ -20,9 +20,9 @@ def read_lines(file: Path, names: tuple[str, ...]) -> Iterator[tuple[int, list[s
                 row = json.loads(line.decode("utf-8"))
             except ValueError as error:
                 what = "empty" if not line.strip() else f"not JSON ({error})"
-                raise UserError(f"{file}:{number} is {what}; mend or remove that line") from None
+                raise UserError(f"{file}:{number} is {what}; fix or remove that line") from None
             if not isinstance(row, dict):
-                raise UserError(f"{file}:{number} is not a JSON object; mend or remove that line")
+                raise UserError(f"{file}:{number} is not a JSON object; fix or remove that line")
             yield number, _require_texts(row, names, f"{file}:{number}")
     if number == 0:
         raise UserError(f"{file} is empty, but every file should hold at least one line; remove it or get it again")
@@ -40,6 +40,6 @@ def _require_texts(row: dict[str, object], names: tuple[str, ...], place: str) -
         try:
             value.encode("utf-8")
         except UnicodeEncodeError:
-            raise UserError(f"{place}: {name} is {value!r}, which is not Unicode text; mend that line") from None
+            raise UserError(f"{place}: {name} is {value!r}, which is not Unicode text; fix that line") from None
         texts.append(value)
     return texts

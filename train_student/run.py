@@ -162,7 +162,7 @@ class Run:
                 values = json.loads(line)
                 step = float(values.pop("step"))
             except (ValueError, KeyError, TypeError, AttributeError):
-                raise UserError(f"{path} is damaged: line {number} is not a JSON object with a step; mend it") from None
+                raise UserError(f"{path} is damaged: line {number} is not a JSON object with a step; fix it") from None
             for name, value in values.items():
                 if isinstance(value, int | float):
                     points.setdefault(name, []).append((step, float(value)))

@@ -19,7 +19,7 @@ from palenka.data.signals.stream import ReadingOrder
 from palenka.ground.errors import UserError
 from palenka.ground.lock import sole_writer
 from palenka.ground.processes import open_processes
-from palenka.ground.progress import notice
+from palenka.ground.progress import info
 from palenka.train_student.objective.module import TermFit
 from palenka.train_student.run import Run, RunInputs, RunResult
 from palenka.train_student.settings import TrainSettings
@@ -55,13 +55,13 @@ def train(settings: TrainSettings) -> RunResult:
                 accelerator.init_trackers("palenka", config=_flat(settings.as_plain()), init_kwargs=names)
                 result = Trainer(settings, run, accelerator, corpus, order, teachers, windows).fit()
             elif accelerator.is_main_process:
-                notice(f"{settings.output} is finished already; delete it to train it again")
+                info(f"{settings.output} is finished already; delete it to train it again")
             accelerator.wait_for_everyone()
         return result
     except OSError as error:
         raise UserError(
             f"cannot train {settings.output}: {error.strerror or error} {error.filename or ''}; "
-            "mend that and run it again"
+            "fix that and run it again"
         ) from error
     finally:
         accelerator.end_training()

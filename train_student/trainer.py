@@ -21,7 +21,7 @@ from palenka.data.corpus import Corpus
 from palenka.data.held_out import window_losses
 from palenka.data.signals.stream import Batch, EncodedBatch, ReadingOrder, stream
 from palenka.ground.errors import UserError
-from palenka.ground.progress import notice, progress_bar
+from palenka.ground.progress import info, progress_bar
 from palenka.train_student.checkpoint import Checkpoints
 from palenka.train_student.gradients import gradient_ratios
 from palenka.train_student.meter import Meter
@@ -80,7 +80,7 @@ class Trainer:
         meter = Meter(self.accelerator)
         self._announce(first)
         with progress_bar(
-            f"train {settings.output.name}", self.num_steps * tokens_per_step, shown=self.accelerator.is_main_process
+            f"train {settings.output.name}", self.num_steps * tokens_per_step, verbose=self.accelerator.is_main_process
         ) as advance:
             advance((first - 1) * tokens_per_step)
             for step in range(first, self.num_steps + 1):
@@ -243,7 +243,7 @@ class Trainer:
     def _announce(self, first: int) -> None:
         if self.accelerator.is_main_process:
             going_on = f", going on after step {first - 1:,}" if first > 1 else ""
-            notice(
+            info(
                 f"{self.settings.output}: {self.settings.model.architecture}, "
                 f"{count_parameters(self.student):,} parameters, "
                 f"{self.num_steps:,} steps of {self.settings.global_batch} windows, "

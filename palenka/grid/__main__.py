@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from palenka.grid.settings import GridSettings, PointSettings
 from palenka.ground.command_line import parse_file, run
 from palenka.ground.lock import sole_writer
-from palenka.ground.progress import notice
+from palenka.ground.progress import info
 
 if TYPE_CHECKING:
     from palenka.grid.points import Grid, Point
@@ -88,7 +88,7 @@ def _launch(grid: "Grid", points: "Sequence[Point]", arguments: Sequence[str], f
     from palenka.grid.slurm import submit
 
     left = [point for point in points if not is_finished(grid, point)]
-    notice(f"{grid.settings.output}: {len(points) - len(left)} of {len(points)} {points[0].stage} are finished")
+    info(f"{grid.settings.output}: {len(points) - len(left)} of {len(points)} {points[0].stage} are finished")
     if left and grid.settings.launcher == "slurm":
         submit(grid, left, arguments, following)
         return True

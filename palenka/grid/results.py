@@ -14,7 +14,7 @@ from palenka.grid.record import GridFiles, GridRecord, GridRun, GridStage
 from palenka.grid.running import is_finished, measures, reason_of_failure
 from palenka.ground.files import remove_leftovers_of
 from palenka.ground.lock import sole_writer
-from palenka.ground.progress import notice
+from palenka.ground.progress import info
 from palenka.report.write import try_report
 
 
@@ -63,8 +63,8 @@ def _publish(files: GridFiles, record: GridRecord) -> None:
         print_runs("Finalists", rank_by, finalists, console)
     for stage in (points, finalists) if finalists else (points,):
         for name, reason in stage.failures.items():
-            notice(f"{name} failed: {reason}")
+            info(f"{name} failed: {reason}")
         if stage.untried:
-            notice(f"{len(stage.untried)} of {stage.planned} never began, the first is {stage.untried[0]}")
+            info(f"{len(stage.untried)} of {stage.planned} never began, the first is {stage.untried[0]}")
     console.print(f"Written to {files.ranking}", soft_wrap=True)
     try_report([files.directory], report)

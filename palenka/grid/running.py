@@ -25,7 +25,7 @@ from palenka.grid.points import Grid, Point
 from palenka.grid.record import HELD_OUT, GridFiles, RunFigure
 from palenka.ground.errors import UserError
 from palenka.ground.files import read_record, write_record
-from palenka.ground.progress import notice
+from palenka.ground.progress import info
 from palenka.train_student.run import Run
 from palenka.train_student.train import train
 
@@ -179,4 +179,4 @@ def _tell(grid: Grid, point: Point, done: int, count: int, started: float) -> No
         outcome = f"{result.heading}, {result.main}"
     else:
         outcome = f"failed: {reason}"
-    notice(f"{done} of {count}, {time.perf_counter() - started:,.0f} s: {point.name} {outcome}")
+    info(f"{done} of {count}, {time.perf_counter() - started:,.0f} s: {point.name} {outcome}")

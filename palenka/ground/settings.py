@@ -138,7 +138,6 @@ class Printing(Command):
     """Print JSON, with all there is, in place of a table."""
 
 
-
 def _expanded(value: Any) -> Any:  # noqa: ANN401 - of any field
     """A value whose paths, in whatever lists and mappings, have their home and variables put in."""
     if isinstance(value, Path):

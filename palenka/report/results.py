@@ -102,7 +102,7 @@ def read_suites(path: Path) -> Results | None:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}); mend it, or leave its folder out") from None
+        raise UserError(f"{path} is not JSON ({error}); fix it, or leave its folder out") from None
     # A comparison of two models has suites by name.
     return read_results(path) if isinstance(record, dict) and isinstance(record.get("suites"), list) else None
 

@@ -99,7 +99,7 @@ def _folders(directories: Sequence[Path]) -> Iterator[tuple[Path, list[str]]]:
 
 
 def _refuse(error: OSError) -> None:
-    raise UserError(f"cannot search {error.filename}: {error.strerror}; mend that or leave it out") from error
+    raise UserError(f"cannot search {error.filename}: {error.strerror}; fix that or leave it out") from error
 
 
 def _is_teacher_cache(directory: Path) -> bool:

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from palenka.ground.errors import UserError
 from palenka.ground.files import write_whole
-from palenka.ground.progress import notice
+from palenka.ground.progress import info
 
 GENERATOR = "palenka report"
 """What a page says of its origin; a file that does not say so is never replaced."""
@@ -45,6 +45,6 @@ def try_report(directories: Sequence[Path], out: Path) -> None:
     try:
         write_report(directories, out)
     except (UserError, OSError) as error:
-        notice(f"{out} is not written: {error}")
+        info(f"{out} is not written: {error}")
     else:
         Console().print(f"Written to {out}", markup=False, highlight=False, soft_wrap=True)

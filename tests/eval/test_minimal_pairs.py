@@ -57,7 +57,7 @@ def test_a_domain_of_ewok_is_a_task_over_files_and_within_them(tmp_path: Path) -
     ("line", "told"),
     [
         (b'{"sentence_good": "a"', r"is not JSON \(Expecting ',' delimiter"),
-        (b"", "is empty; mend or remove that line"),
+        (b"", "is empty; fix or remove that line"),
         (b"  \t", "is empty"),
         (b'["a", "b"]', "is not a JSON object"),
         (b'{"sentence_good": "\xff"}', "is not JSON .*codec can't decode byte 0xff"),
