@@ -21,8 +21,9 @@ from pathlib import Path
 import numpy as np
 
 from palenka.cache_teachers.__main__ import main as cache_command
-from palenka.cache_teachers.capture import CaptureSettings, capture
-from palenka.data.signals.cache import TeacherCache
+from palenka.cache_teachers.capture import capture
+from palenka.cache_teachers.settings import CaptureSettings
+from palenka.data.signals.cache import TeacherCache, read_manifest
 from palenka.ground.errors import UserError
 
 KILLS, FLIPS = 20, 200
@@ -84,9 +85,8 @@ def kill_at_random_moments(given: argparse.Namespace, draw: random.Random) -> st
 
 def read_everything(directory: Path) -> None:
     """As a training run does."""
-    cache = TeacherCache(directory)
+    cache = TeacherCache(directory, read_manifest(directory).hidden_keys())
     cache.require_shards(cache.manifest.shards(FRACTION))
-    cache.read_statistics(cache.manifest.hidden_keys())
     for shard in cache.manifest.shards(FRACTION):
         cache.codes(shard.view, np.arange(shard.start, shard.stop))
 

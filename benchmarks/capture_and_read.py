@@ -20,7 +20,8 @@ from pathlib import Path
 
 import torch
 
-from palenka.cache_teachers.capture import CaptureSettings, capture, capture_shards, manifest_of
+from palenka.cache_teachers.capture import capture, capture_shards, manifest_of
+from palenka.cache_teachers.settings import CaptureSettings
 from palenka.cache_teachers.teacher import Teacher
 from palenka.data.corpus import Corpus
 from palenka.data.signals.cache import CacheWriter, TeacherCache, create_cache
@@ -78,11 +79,11 @@ def _compare(corpus: Corpus, settings: CaptureSettings, windows: int) -> None:
 def forward_and_capture(corpus: Corpus, settings: CaptureSettings, windows: int) -> tuple[list[float], list[float]]:
     """Seconds a token of bare forward passes and of captures of the same windows, in turn, for every round."""
     rule, batch = settings.windows, settings.micro_batch
-    place = (settings.models(), settings.precision, torch.device("cpu"), corpus, rule.length, settings.logits)
-    teacher, bare = Teacher(*place, settings.hidden), Teacher(*place)
+    without_states = settings.model_copy(update={"hidden": None})
+    teacher, bare = (Teacher(each, corpus, rule, torch.device("cpu")) for each in (settings, without_states))
     manifest = manifest_of(settings, corpus, teacher)
-    teacher.measure(corpus, rule, batch)
-    create_cache(settings.output, manifest, teacher.statistics)
+    teacher.measure(batch)
+    create_cache(settings.output, manifest, teacher.measured)
     writer = CacheWriter(settings.output, manifest)
     shard = Shard(0, 0, 0, windows)
     tokens = torch.from_numpy(gather(corpus.tokens, rule, 0, rule.slots(len(corpus.tokens), 0)[:windows]))
@@ -92,7 +93,7 @@ def forward_and_capture(corpus: Corpus, settings: CaptureSettings, windows: int)
         for part in tokens.split(batch):
             bare.outputs(part)
         middle = time.perf_counter()
-        capture_shards([shard], corpus, teacher, writer, batch, shown=False)
+        capture_shards([shard], corpus, teacher, writer, batch, verbose=False)
         ended = time.perf_counter()
         if number:  # the first round warms up
             forwards.append((middle - started) / tokens.numel())
@@ -132,8 +133,7 @@ def one(given: argparse.Namespace) -> None:
         read = 0
         started = time.perf_counter()
         for batch in stream(corpus, order, {"t": cache}, slices):
-            signal = batch.decode({"t": cache}).signals["t"]
-            read += signal.ids.shape[0] * signal.ids.shape[1]
+            read += batch.decode({"t": cache}).signals["t"].at(2.0).log_tail.numel()
     seconds = time.perf_counter() - started
     told = {
         "step": given.step,

@@ -9,19 +9,27 @@ full-vocabulary divergence, for exact values (truncation alone) and for decoded 
 
 import argparse
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import torch
-from palenka.train_student.objective.terms import NextTokenTerms
 from torch import Tensor
 
-from palenka.cache_teachers.capture import CaptureSettings
-from palenka.cache_teachers.plan import PlanSettings, plan
+from palenka.cache_teachers.plan import plan
+from palenka.cache_teachers.settings import CaptureSettings, PlanSettings
 from palenka.data.corpus import Corpus
 from palenka.data.model_files import load_model
-from palenka.data.signals.encoding import LogitEncoding
-from palenka.data.signals.signal import TeacherSignal, top_k_signal
+from palenka.data.signals.distribution import Distribution
+from palenka.data.signals.encoding import (
+    HybridEncoding,
+    LogitEncoding,
+    SampledEncoding,
+    TeacherOutputs,
+    TopKEncoding,
+)
 from palenka.data.windows import WindowRule, gather
+from palenka.train_student.objective.divergences import DIVERGENCES
+from palenka.train_student.objective.next_token import NextTokenTerms
 
 WINDOWS, MICRO_BATCH = 64, 8
 SIZES = (8, 16, 32, 64, 128)
@@ -43,10 +51,15 @@ class Logits:
                 for part in tokens.split(MICRO_BATCH)
             ]
 
-    def uniforms(self, draws: int, number: int) -> Tensor:
-        """The numbers that decide the draws of a micro-batch."""
+    def decoded(self, encoding: LogitEncoding, number: int, temperature: float) -> Distribution:
+        """What an encoding keeps of the teacher's distributions of a micro-batch."""
         chosen = self.indices[number * MICRO_BATCH : (number + 1) * MICRO_BATCH]
-        return torch.from_numpy(self.rule.uniforms(0, chosen, draws))
+
+        def uniforms(count: int) -> Tensor:
+            return torch.from_numpy(self.rule.uniforms(0, chosen, count))
+
+        outputs = TeacherOutputs(self.parts[number][0], {}, {}, {}, uniforms)
+        return encoding.decode(encoding.encode(outputs, {}), {}, temperature)
 
     def entropy(self) -> float:
         """Of the teacher at T = 1, in nats."""
@@ -55,12 +68,13 @@ class Logits:
 
 def _entropy(logits: Tensor) -> Tensor:
     log_probabilities = logits.double().log_softmax(-1)
-    return -(log_probabilities.exp() * log_probabilities).sum(-1).mean()
+    entropies: Tensor = -(log_probabilities.exp() * log_probabilities).sum(-1)
+    return entropies.mean()
 
 
-def gradient(student: Tensor, signal: TeacherSignal, temperature: float) -> Tensor:
-    """Of the divergence from a signal, in the student's logits."""
-    terms = NextTokenTerms(None, 0.0, {"t": signal}, {"t": 1.0}, "forward", temperature)
+def gradient(student: Tensor, teacher: Distribution, temperature: float) -> Tensor:
+    """Of the divergence from a teacher, in the student's logits."""
+    terms = NextTokenTerms(None, 0.0, [teacher], [1.0], DIVERGENCES["forward"], temperature)
     of_sum = terms.add(student.flatten(0, 1), slice(None), torch.zeros(2))
     return of_sum.view_as(student).double() / (temperature**2 * student.shape[0] * student.shape[1])
 
@@ -91,10 +105,10 @@ class Errors:
         return math.sqrt(self.squares[name] / self.squares["full"])
 
 
-def codec_divergence(exact: TeacherSignal, decoded: TeacherSignal, temperature: float) -> float:
+def codec_divergence(exact: Distribution, decoded: Distribution) -> float:
     """KL(exact ‖ decoded) over kept tokens and tail, a mean over tokens."""
-    (kept, tail), (found, found_tail) = exact.at(temperature), decoded.at(temperature)
-    kept, tail, found, found_tail = (part.double() for part in (kept, tail, found, found_tail))
+    kept, tail = exact.log_kept.double(), exact.log_tail.double()
+    found, found_tail = decoded.log_kept.double(), decoded.log_tail.double()
     return float(((kept.exp() * (kept - found)).sum(-1) + tail.exp() * (tail - found_tail)).mean())
 
 
@@ -102,10 +116,10 @@ def measure(logits: Logits, encoding: LogitEncoding, temperature: float) -> tupl
     """Gradient errors and codec divergence of an encoding at a temperature."""
     errors, divergences = Errors(), []
     for number, (teacher, student) in enumerate(logits.parts):
-        decoded = encoding.decode(encoding.encode(teacher, logits.uniforms(encoding.draws, number)), {})
-        exact = top_k_signal(teacher, encoding.k, encoding.temperatures) if encoding.kind == "topk" else None
-        if exact is not None:
-            divergences.append(codec_divergence(exact, decoded, temperature))
+        decoded, exact = logits.decoded(encoding, number, temperature), None
+        if isinstance(encoding, TopKEncoding):
+            exact = logits.decoded(encoding.model_copy(update={"values": "float32"}), number, temperature)
+            divergences.append(codec_divergence(exact, decoded))
         errors.add(
             full_gradient(student, teacher, temperature),
             gradient(student, exact, temperature) if exact is not None else None,
@@ -117,10 +131,11 @@ def measure(logits: Logits, encoding: LogitEncoding, temperature: float) -> tupl
 def renormalised(logits: Logits, k: int, temperature: float) -> float:
     """Relative gradient error when the kept tokens' probabilities are scaled to sum to 1."""
     errors = Errors()
-    for teacher, student in logits.parts:
-        signal = top_k_signal(teacher, k, (temperature,))
-        nothing = torch.full_like(signal.log_tail, -math.inf)
-        alone = TeacherSignal(signal.ids, signal.values, nothing, (temperature,))
+    encoding = TopKEncoding(k=k, temperatures=(temperature,), values="float32")
+    for number, (teacher, student) in enumerate(logits.parts):
+        kept = logits.decoded(encoding, number, temperature)
+        nothing = torch.full_like(kept.log_tail, -math.inf)
+        alone = replace(kept, log_kept=kept.log_kept.log_softmax(-1), log_tail=nothing)
         errors.add(full_gradient(student, teacher, temperature), None, gradient(student, alone, temperature))
     return errors.relative("both")
 
@@ -138,10 +153,10 @@ def encodings(k: int, temperature: float) -> dict[str, LogitEncoding]:
     half = max(1, k // 2)
     both = TEMPERATURES
     return {
-        "topk uint8": LogitEncoding(k=k, temperatures=both),
-        "topk float16": LogitEncoding(k=k, temperatures=both, values="float16"),
-        "sampled": LogitEncoding(kind="sampled", draws=k, temperatures=(temperature,)),
-        "hybrid uint8": LogitEncoding(kind="hybrid", k=half, draws=half, temperatures=(temperature,)),
+        "topk uint8": TopKEncoding(k=k, temperatures=both),
+        "topk float16": TopKEncoding(k=k, temperatures=both, values="float16"),
+        "sampled": SampledEncoding(draws=k, temperatures=(temperature,)),
+        "hybrid uint8": HybridEncoding(k=half, draws=half, temperatures=(temperature,)),
     }
 
 

@@ -10,7 +10,8 @@ with the corpus and teacher of the record.
 import statistics
 
 from benchmarks.arms import Arm, arguments, folder_name, run_arms
-from palenka.cache_teachers.capture import CaptureSettings, capture
+from palenka.cache_teachers.capture import capture
+from palenka.cache_teachers.settings import CaptureSettings
 from palenka.data.signals.cache import TeacherCache
 
 FRACTION, EPOCHS = 0.015, 2

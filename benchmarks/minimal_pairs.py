@@ -27,20 +27,21 @@ from lm_eval.models.huggingface import HFLM
 from numpy.typing import NDArray
 
 from palenka.eval.measure import Measurement, measure
-from palenka.eval.minimal_pairs import pair_files, read_pairs
-from palenka.eval.results import read_scores, scores_file
-from palenka.eval.suites import Suite, folders_of
+from palenka.eval.minimal_pairs import read_pairs
+from palenka.eval.results import read_items
+from palenka.eval.suite import Conditions
+from palenka.eval.suites import SUITES, folders_of
 
-SUITES: tuple[Suite, ...] = ("blimp_filtered", "blimp_supplement")
+MEASURED = ("blimp_filtered", "blimp_supplement")
 BATCH = 64
 
 
-def chosen_data(data: Path, paradigms: int | None, to: Path) -> dict[Suite, Path]:
+def chosen_data(data: Path, paradigms: int | None, to: Path) -> dict[str, Path]:
     """The folders of the suites; with a number, of BLiMP only so many whole paradigms, drawn with seed 0."""
-    folders = folders_of(SUITES, data)
+    folders = folders_of(MEASURED, data)
     if paradigms is None:
         return folders
-    files = random.Random(0).sample(pair_files(folders["blimp_filtered"]), paradigms)
+    files = random.Random(0).sample(SUITES["blimp_filtered"].files(folders["blimp_filtered"]), paradigms)
     part = to / "blimp_filtered"
     part.mkdir()
     for file in files:
@@ -48,9 +49,10 @@ def chosen_data(data: Path, paradigms: int | None, to: Path) -> dict[Suite, Path
     return folders | {"blimp_filtered": part}
 
 
-def by_lm_eval(model: HFLM, folders: dict[Suite, Path]) -> NDArray[np.float64]:
+def by_lm_eval(model: HFLM, folders: dict[str, Path]) -> NDArray[np.float64]:
     """Its scores of the good and the bad sentence of every pair, [pairs, 2]."""
-    texts = [text for suite in SUITES for pair in read_pairs(folders[suite], False) for text in (pair.good, pair.bad)]
+    pairs = [pair for suite in MEASURED for pair in read_pairs(SUITES[suite].files(folders[suite]), False)]
+    texts = [text for pair in pairs for text in (pair.good, pair.bad)]
     requests = [
         Instance(request_type="loglikelihood", doc={}, arguments=("", f" {text}"), idx=number)
         for number, text in enumerate(texts)
@@ -58,13 +60,15 @@ def by_lm_eval(model: HFLM, folders: dict[Suite, Path]) -> NDArray[np.float64]:
     return np.array([score for score, _ in model.loglikelihood(requests, disable_tqdm=True)]).reshape(-1, 2)
 
 
-def by_us(model: Path, folders: dict[Suite, Path], precision: Literal["float32", "bf16"]) -> NDArray[np.float64]:
+def by_us(model: Path, folders: dict[str, Path], precision: Literal["float32", "bf16"]) -> NDArray[np.float64]:
     """Our scores of the same, [pairs, 2]."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "result.json"
-        measure(Measurement(model, folders, precision=precision), out)
-        suites = read_scores(scores_file(out))[0]
-    return np.concatenate([np.stack([suites[suite].good, suites[suite].bad], axis=1) for suite in SUITES])
+        measure(Measurement(model, folders, Conditions(precision=precision)), out)
+        items = read_items(out)
+    return np.concatenate(
+        [np.stack([items[suite][name] for name in ("score_good", "score_bad")], axis=1) for suite in MEASURED]
+    )
 
 
 def main() -> None:

@@ -21,7 +21,8 @@ from typing import Any
 import torch
 
 from benchmarks.capture_and_read import forward_and_capture, peak_megabytes, random_teacher
-from palenka.cache_teachers.capture import CaptureSettings, capture
+from palenka.cache_teachers.capture import capture
+from palenka.cache_teachers.settings import CaptureSettings
 from palenka.data.corpus import Corpus
 from palenka.data.windows import WindowRule, gather
 from palenka.ground.settings import read_yaml

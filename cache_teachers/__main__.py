@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from palenka.cache_teachers.settings import CaptureSettings, InspectSettings, PlanSettings, VerifySettings
 from palenka.ground.command_line import parse, run, subcommand
 from palenka.ground.settings import Printing
 
@@ -32,30 +33,27 @@ def _cache(arguments: Sequence[str]) -> None:
     name, rest = subcommand("palenka cache", _COMMANDS, arguments)
     program = f"palenka cache {name}"
     if name == "run":
+        captured = parse(CaptureSettings, rest, program)
         from palenka.cache_teachers.capture import capture
-        from palenka.cache_teachers.settings import CaptureSettings
 
-        capture(parse(CaptureSettings, rest, program))
+        capture(captured)
     elif name == "plan":
-        from palenka.cache_teachers.plan import plan
-        from palenka.cache_teachers.settings import PlanSettings
-
         planned = parse(PlanSettings, rest, program)
+        from palenka.cache_teachers.plan import plan
+
         _show("What the capture would cost", plan(planned), planned)
     elif name == "verify":
-        from palenka.cache_teachers.settings import VerifySettings
+        verified = parse(VerifySettings, rest, program)
         from palenka.cache_teachers.verify import refuse_damaged, verify
 
-        verified = parse(VerifySettings, rest, program)
         found = verify(verified)
         _show("The cache beside its teacher", found, verified)
         if damaged := found["damaged"]:
             refuse_damaged(found["cache"], damaged)
     else:
-        from palenka.cache_teachers.inspect import inspect
-        from palenka.cache_teachers.settings import InspectSettings
-
         inspected = parse(InspectSettings, rest, program)
+        from palenka.cache_teachers.inspect import inspect
+
         _show("What the cache holds", inspect(inspected), inspected)
 
 

@@ -28,10 +28,10 @@ from palenka.ground.errors import UserError
 from palenka.ground.files import damage_of
 from palenka.ground.lock import sole_writer
 from palenka.ground.processes import open_processes
-from palenka.ground.progress import notice, progress_bar
+from palenka.ground.progress import info, progress_bar
 
-_GAPS_TOLD = 10
-"""Missing or damaged shards that a notice names."""
+_GAPS_NAMED = 10
+"""Missing or damaged shards that are named."""
 
 
 def capture(settings: CaptureSettings) -> None:
@@ -53,18 +53,18 @@ def capture(settings: CaptureSettings) -> None:
             if state.is_main_process:
                 _begin(settings, teacher, manifest)
             state.wait_for_everyone()
-            missing = _missing(settings, manifest, told=state.is_main_process)
+            missing = _missing(settings, manifest, verbose=state.is_main_process)
             state.wait_for_everyone()
             writer = CacheWriter(settings.output, manifest)
             teacher.use(writer.measured)
             if state.is_main_process and missing:
                 _require_space(settings, corpus, teacher, manifest, missing)
             mine = missing[state.process_index :: state.num_processes]
-            capture_shards(mine, corpus, teacher, writer, settings.micro_batch, shown=state.is_main_process)
+            capture_shards(mine, corpus, teacher, writer, settings.micro_batch, verbose=state.is_main_process)
             state.wait_for_everyone()
     except OSError as error:
         raise UserError(
-            f"cannot write {settings.output}: {error.strerror or error}; mend that and run the same command again: "
+            f"cannot write {settings.output}: {error.strerror or error}; fix that and run the same command again: "
             "finished shards are kept"
         ) from error
 
@@ -124,8 +124,8 @@ def _begin(settings: CaptureSettings, teacher: Teacher, manifest: CacheManifest)
             create_cache(settings.output, manifest, teacher.measured.to(torch.device("cpu")))
 
 
-def _missing(settings: CaptureSettings, manifest: CacheManifest, told: bool) -> list[Shard]:
-    """The shards of this part that are not whole, the same on every process, and a notice about them.
+def _missing(settings: CaptureSettings, manifest: CacheManifest, verbose: bool) -> list[Shard]:
+    """The shards of this part that are not whole, the same on every process, and a line about them.
 
     Each process reads its share of the part's shards, so that together they read each shard once.
     """
@@ -136,14 +136,14 @@ def _missing(settings: CaptureSettings, manifest: CacheManifest, told: bool) -> 
     for place in range(state.process_index, len(shards), state.num_processes):
         is_missing[place] = damage_of(settings.output, shards[place].record) is not None
     missing = [shards[place] for place in reduce(is_missing, "sum").nonzero().flatten().tolist()]
-    if told:
+    if verbose:
         part = f", part {settings.part} of {settings.parts}" if settings.parts > 1 else ""
-        notice(f"{settings.output}{part}: {len(missing)} of {len(shards)} shards to capture")
+        info(f"{settings.output}{part}: {len(missing)} of {len(shards)} shards to capture")
         gaps = missing if len(missing) < len(shards) else []
-        for shard in gaps[:_GAPS_TOLD]:
-            notice(f"  {damage_of(settings.output, shard.record)}")
-        if len(gaps) > _GAPS_TOLD:
-            notice(f"  and {len(gaps) - _GAPS_TOLD} more")
+        for shard in gaps[:_GAPS_NAMED]:
+            info(f"  {damage_of(settings.output, shard.record)}")
+        if len(gaps) > _GAPS_NAMED:
+            info(f"  and {len(gaps) - _GAPS_NAMED} more")
     return missing
 
 
@@ -182,12 +182,15 @@ def capture_shards(
     teacher: Teacher,
     writer: CacheWriter,
     micro_batch: int,
-    shown: bool = True,
+    verbose: bool = True,
 ) -> None:
     """Capture some shards; each is compressed and written while the teacher reads the next."""
     rule = writer.manifest.windows
     total = sum(shard.stop - shard.start for shard in shards) * rule.length
-    with progress_bar("capture", total, shown=shown and bool(shards)) as advance, ThreadPoolExecutor(1) as background:
+    with (
+        progress_bar("capture", total, verbose=verbose and bool(shards)) as advance,
+        ThreadPoolExecutor(1) as background,
+    ):
         written: Future[None] | None = None
         for shard in shards:
             indices = rule.slots(len(corpus.tokens), shard.view)[shard.start : shard.stop]

@@ -51,7 +51,7 @@ def plan(settings: PlanSettings) -> dict[str, Any]:
         writer = CacheWriter(place, manifest)
         forward = _forward_seconds(teacher, corpus, settings, shard)
         started = time.perf_counter()
-        capture_shards([shard], corpus, teacher, writer, settings.micro_batch, shown=False)
+        capture_shards([shard], corpus, teacher, writer, settings.micro_batch, verbose=False)
         seconds = time.perf_counter() - started
         sizes = {name: (place / shard.file_of(name)).stat().st_size / sample_tokens for name in writer.empty(shard)}
     encodings = compare(_alternatives(settings.logits), _outputs(teacher, corpus, settings), corpus.vocabulary_size)

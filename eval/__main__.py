@@ -1,6 +1,6 @@
 """`palenka eval MODEL_DIR --suite SUITE --data DIR --out FILE.json`, or `python -m palenka.eval` with the same.
 
-`palenka eval compare A.parquet B.parquet` and `palenka eval export FILE.json ...` work on what that wrote.
+`palenka eval compare A.json B.json` and `palenka eval export FILE.json ...` work on what that wrote.
 """
 
 import sys
@@ -8,20 +8,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 from rich.console import Console
 
-from palenka.eval.protocols import Protocol
-from palenka.eval.suites import PairPrecision, Suite, folders_of
+from palenka.eval.suite import Conditions
+from palenka.eval.suites import SuiteName, folders_of
 from palenka.ground.command_line import parse, run
 from palenka.ground.processes import Device, open_processes
 from palenka.ground.settings import Command
 
 
-class EvalSettings(Command):
+class EvalSettings(Conditions, Command):
     """Measure a model: the directory of any Hugging Face causal language model with its tokenizer.
 
-    `palenka eval compare A.parquet B.parquet` tests two models against each other, `palenka eval export FILE.json ...`
+    `palenka eval compare A.json B.json` tests two models against each other, `palenka eval export FILE.json ...`
     makes a table of many; both have a --help of their own.
     """
 
@@ -33,20 +33,11 @@ class EvalSettings(Command):
     """Folder with the suite's *.jsonl files, or the prepared corpus for held_out. With several suites: a folder with a
     subfolder for each (blimp_filtered, supplement_filtered, ...), or each by itself, as --data.blimp_filtered DIR."""
     out: Path
-    """JSON file for the figures; the scores of all pairs go beside it, to FILE.parquet."""
-    suite: tuple[Suite, ...] = ("held_out",)
+    """JSON file for the figures; the items behind them go beside it, to FILE.parquet."""
+    suite: tuple[SuiteName, ...] = ("held_out",)
     """What to measure; several may follow each other, as --suite blimp_filtered blimp_supplement."""
-    protocol: Protocol = "babylm-2024"
-    """How minimal pairs are read and scored: babylm-2024 is that of the published tables."""
-    precision: PairPrecision = "float32"
-    """Type that minimal pairs are computed in; with bf16 the agreement with float32 is reported. held_out is always
-    in float32."""
     device: Device = "auto"
     """Where the model computes: auto is a GPU (cuda, or mps on a Mac) if there is one."""
-    split: str = "dev"
-    """Split of the corpus, for held_out."""
-    length: int = Field(default=128, ge=2)
-    """Tokens in a window, for held_out."""
 
     @model_validator(mode="after")
     def _suites_differ(self) -> Self:
@@ -58,14 +49,14 @@ class EvalSettings(Command):
 
 
 class CompareSettings(Command):
-    """Test whether two models differ on the same minimal pairs: palenka eval compare A.parquet B.parquet."""
+    """Test whether two models differ on the same items: palenka eval compare A.json B.json."""
 
     positional: ClassVar[tuple[str, ...]] = ("first", "second")
 
     first: Path
-    """Scores of the first model, as `palenka eval` wrote them."""
+    """Results of the first model, as `palenka eval` wrote them."""
     second: Path
-    """Scores of the second model."""
+    """Results of the second model."""
     out: Path | None = None
     """JSON file for the comparison."""
 
@@ -106,14 +97,7 @@ def _measure(arguments: Sequence[str]) -> None:
     from palenka.eval.tables import print_results
 
     open_processes(settings.device)
-    asked = Measurement(
-        model=settings.model,
-        folders=folders,
-        protocol=settings.protocol,
-        precision=settings.precision,
-        split=settings.split,
-        length=settings.length,
-    )
+    asked = Measurement(settings.model, folders, settings)
     print_results(measure(asked, settings.out), _console())
     Console(soft_wrap=True).print(f"{settings.model}: written to {settings.out}", markup=False, highlight=False)
 

@@ -1,95 +1,56 @@
-"""Two models on the same minimal pairs: McNemar's test for each suite and task, and intervals of the difference.
-
-`palenka eval compare A.parquet B.parquet`
-
-On the same held-out windows, whose losses `palenka grid` and `palenka study` keep: the paired bootstrap.
-"""
+"""Two models on the same items: `palenka eval compare A.json B.json`. Each suite says how its items are compared."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from palenka.eval.accuracy import PairScores, accuracies
-from palenka.eval.results import read_results, read_scores, read_window_losses, writing
-from palenka.eval.statistics import bootstrap_interval, difference_interval, mcnemar_p_value
+from palenka.eval.results import read_items, read_results, writing
+from palenka.eval.suite import column
+from palenka.eval.suites import SUITES
 from palenka.ground.errors import UserError, refuse_difference
 from palenka.ground.files import write_record
 
-_RESAMPLES = 2_000
-"""Of all held-out windows; draws leave an interval's ends uncertain by some 3 % of its half-width."""
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 def compare(first: Path, second: Path) -> dict[str, Any]:
-    """The paired comparison of two models, by suite and task.
-
-    A suite's test is over all its pairs; its difference is the mean over tasks, as its accuracy is, with pairs drawn
-    anew within each task for the interval.
+    """The paired comparison of two models, by suite.
 
     Returns:
-        ``{"first", "second", "suites": {suite: {<row>, "tasks": {task: <row>}}}}``; a row has ``n``, both accuracies,
-        their ``difference`` with its ``interval``, the pairs that one alone gets right, and the ``p_value``.
+        ``{"first", "second", "suites": {suite: <row>}}``, with the rows of `eval.suite.Suite.compare` and in each
+        ``"title"``, ``"unit"`` and ``"higher_is_better"``.
 
     Raises:
-        UserError: if a file holds no scores, or the two are not of the same pairs under the same protocol.
+        UserError: if a file holds no results, lacks its items, or the two are not of the same items under the same
+            conditions.
     """
-    (ours, about_ours), (theirs, about_theirs) = read_scores(first), read_scores(second)
-    remedy = "compare models on the same suites, protocol and data"
-    refuse_difference(f"{second}", sorted(ours), sorted(theirs), remedy)
-    refuse_difference(f"{second}", about_ours, about_theirs, remedy)
+    ours, theirs = (read_results(path).by_suite for path in (first, second))
+    remedy = "compare models on the same suites, conditions and data"
+    refuse_difference(f"{second}", {"suites": sorted(ours)}, {"suites": sorted(theirs)}, remedy)
+    expected, found = ({name: each.request.as_plain() for name, each in of.items()} for of in (ours, theirs))
+    refuse_difference(f"{second}", expected, found, remedy)
+    items, other_items = read_items(first), read_items(second)
     suites = {}
-    for suite, scores in ours.items():
-        other = _in_order_of(scores, theirs[suite], first, second)
-        wins, losses = scores.right & ~other.right, other.right & ~scores.right
-        differences = wins.astype(np.int64) - losses
-        groups = {task: differences[places] for task, places in scores.by_task()}
-        figures, other_figures = accuracies(scores), accuracies(other)
-        tasks = {
-            task: _row(figures["tasks"][task], other_figures["tasks"][task], [of_task])
-            for task, of_task in groups.items()
-        }
-        suites[suite] = _row(figures, other_figures, list(groups.values())) | {"tasks": tasks}
+    for name, result in ours.items():
+        matched = _in_order_of(items[name], other_items[name], name, first, second)
+        about = {"title": result.title, "unit": result.main.unit, "higher_is_better": result.main.higher_is_better}
+        suites[name] = about | SUITES[name].compare(items[name], matched)
     return {"first": str(first), "second": str(second), "suites": suites}
-
-
-def compare_held_out(first: Path, second: Path) -> dict[str, Any]:
-    """The difference of two models' cross-entropies on the same windows; below 0 the first is better.
-
-    The interval is the percentile bootstrap over windows of the differences, so what is hard in a window for both
-    cancels. About 1 s for 40,000 windows.
-
-    Args:
-        first: a JSON file of `measure_held_out`.
-        second: another.
-
-    Returns:
-        ``{"difference", "interval", "windows"}``, in nats per token.
-
-    Raises:
-        UserError: if a file has no losses by window, or the two are not of the same windows.
-    """
-    losses = [read_window_losses(path) for path in (first, second)]
-    about = [
-        {key: result.get(key) for key in ("corpus", "length", "at_most", "windows")}
-        for path in (first, second)
-        for result in read_results(path)
-        if result["suite"] == "held_out"
-    ]
-    refuse_difference(f"{second}", about[0], about[1], "compare models on the same windows")
-    differences = losses[0] - losses[1]
-    interval = bootstrap_interval(differences, resamples=_RESAMPLES)
-    return {"difference": float(differences.mean()), "interval": list(interval), "windows": len(differences)}
 
 
 def print_comparison(comparison: dict[str, Any], console: Console) -> None:
     """Print a table for each suite, the suite as a whole in its last row."""
-    for suite, result in comparison["suites"].items():
-        table = Table("task", title=f"{suite}: first {comparison['first']}, second {comparison['second']}")
+    console.print(f"first {comparison['first']}, second {comparison['second']}", markup=False, soft_wrap=True)
+    for result in comparison["suites"].values():
+        side = "higher" if result["higher_is_better"] else "lower"
+        table = Table("task", title=f"{result['title']}{', ' * bool(result['unit'])}{result['unit']}; {side} is better")
         for heading in ("n", "first", "second", "difference", "95 % interval", "only first", "only second", "p"):
             table.add_column(heading, justify="right")
-        for task, row in result["tasks"].items():
+        for task, row in result.get("tasks", {}).items():
             table.add_row(task, *_cells(row))
         table.add_section()
         table.add_row("all", *_cells(result))
@@ -106,56 +67,40 @@ def write_comparison(out: Path, comparison: dict[str, Any]) -> None:
         write_record(out, comparison)
 
 
-def _in_order_of(scores: PairScores, other: PairScores, first: Path, second: Path) -> PairScores:
-    """The other model's scores in the order of the first's pairs.
+def _in_order_of(items: "pa.Table", other: "pa.Table", suite: str, first: Path, second: Path) -> "pa.Table":
+    """The other model's items in the order of the first's.
 
     Raises:
-        UserError: for a pair that only one of them has, or one of them has twice.
+        UserError: for an item that only one of them has, or one of them has twice.
     """
-    keys, other_keys = _keys(scores, first), _keys(other, second)
-    for key in [*keys, *other_keys]:
-        if key not in other_keys or key not in keys:
-            has, lacks = (first, second) if key in keys else (second, first)
-            raise UserError(
-                f"{has} has pair {key[1]} of {scores.suite} task {key[0]}, but {lacks} has not ({len(keys)} and "
-                f"{len(other_keys)} pairs); compare models on the same data"
-            )
-    order = np.array([other_keys[key] for key in keys])
-    return PairScores(other.suite, other.tasks[order], other.indices[order], other.good[order], other.bad[order])
+    places, other_places = _places(items, suite, first), _places(other, suite, second)
+    if different := places.keys() ^ other_places.keys():
+        task, index = min(different)
+        has, lacks = (first, second) if (task, index) in places else (second, first)
+        raise UserError(
+            f"{has} has item {index} of {suite} task {task}, but {lacks} has not ({len(places)} and "
+            f"{len(other_places)} items); compare models on the same data"
+        )
+    return other.take(np.array([other_places[item] for item in places]))
 
 
-def _keys(scores: PairScores, path: Path) -> dict[tuple[str, int], int]:
-    pairs = zip(scores.tasks.tolist(), scores.indices.tolist(), strict=True)
-    keys = {pair: place for place, pair in enumerate(pairs)}
-    if len(keys) < len(scores.tasks):
-        raise UserError(f"{path} has {len(scores.tasks)} scores of {len(keys)} pairs of {scores.suite}; measure again")
-    return keys
-
-
-def _row(figures: dict[str, Any], other: dict[str, Any], differences: list[Any]) -> dict[str, Any]:
-    first_alone = sum(int((task == 1).sum()) for task in differences)
-    second_alone = sum(int((task == -1).sum()) for task in differences)
-    return {
-        "n": figures["n"],
-        "first": figures["accuracy"],
-        "second": other["accuracy"],
-        "difference": figures["accuracy"] - other["accuracy"],
-        "interval": list(difference_interval(differences)),
-        "first_alone": first_alone,
-        "second_alone": second_alone,
-        "p_value": mcnemar_p_value(first_alone, second_alone),
-    }
+def _places(items: "pa.Table", suite: str, path: Path) -> dict[tuple[str, int], int]:
+    rows = zip(column(items, "task").tolist(), column(items, "index").tolist(), strict=True)
+    places = {item: place for place, item in enumerate(rows)}
+    if len(places) < len(items):
+        raise UserError(f"{path} has {len(items)} rows of {len(places)} items of {suite}; measure again")
+    return places
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
     low, high = row["interval"]
+    alone = [f"{row[key]:,}" if key in row else "–" for key in ("first_alone", "second_alone")]
     return [
         f"{row['n']:,}",
         f"{row['first']:.4f}",
         f"{row['second']:.4f}",
         f"{row['difference']:+.4f}",
         f"{low:+.4f} to {high:+.4f}",
-        f"{row['first_alone']:,}",
-        f"{row['second_alone']:,}",
-        f"{row['p_value']:.2g}",
+        *alone,
+        f"{row['p_value']:.2g}" if "p_value" in row else "–",
     ]

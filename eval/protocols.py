@@ -47,7 +47,7 @@ def encode_pairs(
     encoded = encode(texts, tokenizer)
     for (pair, text), (tokens, start) in zip(texts, encoded, strict=True):
         if not 1 <= start < len(tokens):
-            raise UserError(f"{pair.place}: {text!r} gives no token that {protocol} scores; mend or remove that line")
+            raise UserError(f"{pair.place}: {text!r} gives no token that {protocol} scores; fix or remove that line")
         if positions is not None and len(tokens) - 1 > positions:
             raise UserError(
                 f"{pair.place} has {len(tokens) - 1} tokens before its last, but the model has {positions} positions; "

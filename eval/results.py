@@ -1,206 +1,180 @@
-"""Results on disk: FILE.json with the figures of one suite or of several, FILE.parquet with the score of every pair.
+"""Results on disk: FILE.json with a model's figures on some suites, FILE.parquet with every item behind them.
 
-FILE.windows.parquet has the loss of every held-out window. The JSON is written last and names the checksum of its
-parquet file, so the two are whole together or not at all.
+The JSON is written last and names the checksum of the parquet file, so the two are whole together or not at all.
 """
 
-import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-from numpy.typing import NDArray
+from pydantic import ValidationError
 
-from palenka.eval.accuracy import PairScores
+from palenka.eval.suite import Measured
 from palenka.ground.errors import UserError
 from palenka.ground.files import read_record, remove_leftovers_of, sha256_of_file, write_record, write_whole
 from palenka.ground.lock import sole_writer
+from palenka.ground.settings import Settings
 
-_OF_ALL_SUITES = ("name", "model", "tokenizer", "parameters", "scores")
-"""What is said once of all suites in a file."""
-_COLUMNS = ("suite", "task", "index", "score_good", "score_bad")
-_WINDOW_LOSSES = "window_losses"
-"""The field of a result with the checksum of its windows' losses, and the column that these are in."""
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
-def scores_file(out: Path) -> Path:
-    """Where the scores of the pairs stand whose figures are in `out`."""
+class ModelIdentity(Settings):
+    """What makes a measured model the same model: hashes of its tensors and of its tokenizer, and its configuration."""
+
+    weights: str
+    config: dict[str, Any]
+    tokenizer: str | None = None
+
+
+class Request(Settings):
+    """Everything but the model that decides a result: equal requests have the same items."""
+
+    suite: str
+    title: str
+    """What tables call its main figure."""
+    version: int
+    """Of the suite."""
+    data: str
+    """Fingerprint of the data."""
+    conditions: dict[str, str | int]
+    """What it is measured under, as far as that concerns the suite."""
+
+
+class SuiteResult(Measured, Request):
+    """What was measured of a model on a suite."""
+
+    @property
+    def request(self) -> Request:
+        """What was asked for."""
+        return Request(**{name: getattr(self, name) for name in Request.model_fields})
+
+    @property
+    def heading(self) -> str:
+        """Of a column with the main figure."""
+        return f"{self.title}, {self.main.unit}" if self.main.unit else self.title
+
+
+class Results(Settings):
+    """The results of a model on some suites; what they share is said once."""
+
+    name: str
+    """Of the model."""
+    model: ModelIdentity
+    parameters: int
+    items: str = ""
+    """Checksum of the parquet file."""
+    suites: tuple[SuiteResult, ...]
+
+    @property
+    def by_suite(self) -> dict[str, SuiteResult]:
+        """The suites by name."""
+        return {result.suite: result for result in self.suites}
+
+
+def items_file(out: Path) -> Path:
+    """Where the items stand whose figures are in `out`."""
     return out.with_suffix(".parquet")
 
 
-def write_results(out: Path, results: Sequence[dict[str, Any]], scores: Sequence[PairScores]) -> list[dict[str, Any]]:
-    """Write figures and scores; returns the results as `read_results` will.
+def write_results(out: Path, results: Results, items: Sequence["pa.Table"]) -> None:
+    """Write figures, and the items of each suite; a column that a suite does not have is empty there.
 
     Args:
-        out: the JSON file; the scores go beside it.
-        results: of one model, one for each suite.
-        scores: of those suites that have pairs.
+        out: the JSON file; the items go beside it.
+        results: of a model.
+        items: of each suite, in the order of the results.
 
     Raises:
         UserError: if they cannot be written.
     """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    named = [
+        table.add_column(0, "suite", pa.array([result.suite] * len(table), pa.string()))
+        for result, table in zip(results.suites, items, strict=True)
+    ]
+    parquet = pa.BufferOutputStream()
+    pq.write_table(pa.concat_tables(named, promote_options="permissive"), parquet, compression="zstd")
     with writing(out):
-        if scores:
-            about = {result["suite"]: {key: result.get(key) for key in ("protocol", "data")} for result in results}
-            _write_scores(scores_file(out), scores, about)
-            checksum = {"scores": sha256_of_file(scores_file(out))}
-            results = [result | checksum for result in results]
-        if len(results) == 1:
-            write_record(out, results[0])
-        else:
-            of_first = {key: results[0][key] for key in _OF_ALL_SUITES if key in results[0]}
-            shared = {key: said for key, said in of_first.items() if all(other.get(key) == said for other in results)}
-            suites = [{key: value for key, value in result.items() if key not in shared} for result in results]
-            write_record(out, shared | {"suites": suites})
-    return read_results(out)
-
-
-def windows_file(out: Path) -> Path:
-    """Where the losses of the windows stand whose figures are in `out`."""
-    return out.with_suffix(".windows.parquet")
-
-
-def write_window_losses(out: Path, result: Mapping[str, Any], losses: NDArray[np.float64]) -> dict[str, Any]:
-    """Write a held-out result and the loss of every window, [n]; returns the result with their checksum.
-
-    Losses were computed in float32, so that as such nothing of them is lost: 4 bytes a window.
-
-    Raises:
-        UserError: if they cannot be written.
-    """
-    with writing(out):
-        _write_whole(windows_file(out), pa.table({_WINDOW_LOSSES: pa.array(losses.astype(np.float32))}))
-        whole = {**result, _WINDOW_LOSSES: sha256_of_file(windows_file(out))}
-        write_record(out, whole)
-    return whole
-
-
-def has_window_losses(out: Path) -> bool:
-    """Whether the losses of the windows whose figures are in `out` lie beside it, as they were written."""
-    path = windows_file(out)
-    if not (out.is_file() and path.is_file()):
-        return False
-    checksums = [result.get(_WINDOW_LOSSES) for result in read_results(out) if result["suite"] == "held_out"]
-    return checksums == [sha256_of_file(path)]
-
-
-def read_window_losses(out: Path) -> NDArray[np.float64]:
-    """The loss of every window whose figures are in `out`, in nats per token, [n].
-
-    Raises:
-        UserError: if they are not beside it.
-    """
-    if not has_window_losses(out):
-        raise UserError(
-            f"{windows_file(out)} is missing or not what {out.name} was made with; measure that model again with the "
-            "command that wrote it"
-        )
-    column = pq.read_table(windows_file(out)).column(_WINDOW_LOSSES)
-    losses: NDArray[np.float64] = column.to_numpy(zero_copy_only=False).astype(np.float64)
-    return losses
+        write_whole(items_file(out), parquet.getvalue().to_pybytes())
+        write_record(out, results.model_copy(update={"items": sha256_of_file(items_file(out))}).as_plain())
 
 
 @contextmanager
 def writing(out: Path) -> Iterator[None]:
-    """The sole writer of a file and of what lies beside it; tells in one sentence that it cannot be written."""
+    """The sole writer of a file and of what lies beside it; says in one sentence that it cannot be written."""
     try:
         with sole_writer(out, wait=True):
-            for path in (out, scores_file(out), windows_file(out)):
+            for path in (out, items_file(out)):
                 remove_leftovers_of(path)
             yield
     except OSError as error:
         raise UserError(f"cannot write {out}: {error.strerror or error}; make room or choose another out") from error
 
 
-def read_results(path: Path) -> list[dict[str, Any]]:
-    """The results in a file, one for each suite, each with what is said once of all.
+def read_results(path: Path) -> Results:
+    """The results in a file.
 
     Raises:
         UserError: if the file is not there or holds no results.
     """
     try:
-        record = read_record(path)
+        return Results.model_validate(read_record(path))
     except OSError as error:
         raise UserError(f"cannot read results {path}: {error.strerror}; make them with `palenka eval`") from None
-    except UserError:
-        record = {}
-    suites = record.get("suites", [record])
-    shared = {key: record[key] for key in _OF_ALL_SUITES if key in record}
-    if not isinstance(suites, list) or not all(isinstance(suite, dict) and "suite" in suite for suite in suites):
-        raise UserError(f"{path} holds no results of `palenka eval`; give a file that it wrote")
-    return [shared | suite for suite in suites]
+    except (UserError, ValidationError):
+        raise UserError(f"{path} holds no results of `palenka eval`; give a FILE.json that it wrote") from None
 
 
-def earlier_results(out: Path, suites: Collection[str]) -> list[dict[str, Any]]:
-    """What an earlier measurement of these suites wrote to a file whose scores are still those; empty without one.
+def has_items(out: Path) -> bool:
+    """Whether the items whose figures are in `out` lie beside it, as they were written."""
+    path = items_file(out)
+    return path.is_file() and read_results(out).items == sha256_of_file(path)
+
+
+def read_items(out: Path) -> dict[str, "pa.Table"]:
+    """The items whose figures are in `out`, by suite, each with its own columns.
 
     Raises:
-        UserError: if the file is something else, or has other suites too, which are not to be lost.
+        UserError: if they are not beside it.
+    """
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    suites = read_results(out).suites
+    if not has_items(out):
+        raise UserError(
+            f"{items_file(out)} is missing or not what {out.name} was made with; measure that model again with the "
+            "command that wrote it"
+        )
+    whole = pq.read_table(items_file(out))
+    items = {}
+    for result in suites:
+        table = whole.filter(pc.equal(whole["suite"], result.suite)).drop_columns("suite")
+        items[result.suite] = table.select([each for each in table.column_names if table[each].null_count < len(table)])
+    return items
+
+
+def earlier_results(out: Path, suites: Sequence[str], model: Mapping[str, Any]) -> dict[str, SuiteResult]:
+    """What earlier measurements of the same model wrote to a file whose items are still those, by suite.
+
+    Raises:
+        UserError: if the file is something else, or has other suites of another model, which are not to be lost.
     """
     if not out.exists():
-        return []
+        return {}
     try:
         results = read_results(out)
-    except (OSError, UserError):
-        results = []
-    others = [result["suite"] for result in results if result["suite"] not in suites]
-    if len(others) == len(results):
-        raise UserError(f"{out} exists and is no result of the suite {' or '.join(suites)}; choose another out")
-    if others:
+    except UserError:
+        raise UserError(f"{out} exists and holds no results of `palenka eval`; choose another out") from None
+    if results.model.as_plain() == model and has_items(out):
+        return results.by_suite
+    if others := [name for name in results.by_suite if name not in suites]:
         raise UserError(
-            f"{out} holds results of {', '.join(others)} too; choose another out, or measure it again with the others"
+            f"{out} holds results of {', '.join(others)} too, of another model or without their items; choose another "
+            "out, or measure it again with the others"
         )
-    scores = scores_file(out)
-    found = sha256_of_file(scores) if scores.is_file() else None
-    return [result for result in results if result.get("scores") in (None, found)]
-
-
-def read_scores(path: Path) -> tuple[dict[str, PairScores], dict[str, Any]]:
-    """The scores in a file by suite, and the protocol and data of each suite.
-
-    Raises:
-        UserError: if the file is not there or holds no scores.
-    """
-    try:
-        table = pq.read_table(path)
-        suites = table.column("suite").to_numpy(zero_copy_only=False).astype(str)
-        columns = {name: table.column(name).to_numpy(zero_copy_only=False) for name in _COLUMNS[1:]}
-        about = json.loads((table.schema.metadata or {}).get(b"palenka", b"{}"))
-    except FileNotFoundError:
-        raise UserError(f"there are no scores {path}; make them with `palenka eval`") from None
-    except (OSError, pa.ArrowException, KeyError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{path} holds no scores of `palenka eval` ({reason}); give a FILE.parquet it wrote") from None
-    scores = {}
-    for suite in dict.fromkeys(suites.tolist()):
-        here = suites == suite
-        scores[suite] = PairScores(
-            suite=suite,
-            tasks=columns["task"][here].astype(str),
-            indices=columns["index"][here].astype(np.int64),
-            good=columns["score_good"][here].astype(np.float64),
-            bad=columns["score_bad"][here].astype(np.float64),
-        )
-    return scores, about
-
-
-def _write_scores(path: Path, scores: Sequence[PairScores], about: Mapping[str, Any]) -> None:
-    columns = {
-        "suite": pa.array([suite.suite for suite in scores for _ in suite.tasks], pa.string()),
-        "task": pa.array([str(task) for suite in scores for task in suite.tasks], pa.string()),
-        "index": pa.array(np.concatenate([suite.indices for suite in scores])),
-        "score_good": pa.array(np.concatenate([suite.good for suite in scores])),
-        "score_bad": pa.array(np.concatenate([suite.bad for suite in scores])),
-    }
-    metadata = {"palenka": json.dumps(about, sort_keys=True)}
-    _write_whole(path, pa.table(columns, metadata=metadata))
-
-
-def _write_whole(path: Path, table: pa.Table) -> None:
-    buffer = pa.BufferOutputStream()
-    pq.write_table(table, buffer, compression="zstd")
-    write_whole(path, buffer.getvalue().to_pybytes())
+    return {}

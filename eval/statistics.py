@@ -61,27 +61,12 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[fl
     """Student's t interval of a mean, for a few values such as those of seeds; None for a single one."""
     if (count := len(values)) < 2:
         return None
+    from scipy.stats import t
+
     mean = sum(values) / count
     error = math.sqrt(sum((value - mean) ** 2 for value in values) / (count - 1) / count)
-    low, high = 0.0, 1.0
-    while _within(high, count - 1) < confidence:
-        high *= 2
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if _within(middle, count - 1) < confidence else (low, middle)
-    return mean - high * error, mean + high * error
-
-
-def _within(t: float, degrees: int) -> float:
-    """The probability that Student's t is between −t and t (Abramowitz and Stegun 26.7.3 and 26.7.4)."""
-    angle = math.atan(t / math.sqrt(degrees))
-    cosine, odd = math.cos(angle), degrees % 2
-    term = cosine if odd else 1.0
-    total = 0.0
-    for power in range(3 if odd else 2, degrees + 1, 2):
-        total += term
-        term *= cosine**2 * (power - 1) / power
-    return 2 / math.pi * (angle + math.sin(angle) * total) if odd else math.sin(angle) * total
+    margin = float(t.ppf((1 + confidence) / 2, count - 1)) * error
+    return mean - margin, mean + margin
 
 
 def residual_deviation(values: NDArray[np.float64]) -> float | None:
@@ -104,9 +89,10 @@ def residual_deviation(values: NDArray[np.float64]) -> float | None:
 
 def expected_maximum(count: int) -> float:
     """What the largest of so many standard normal draws is on average: how far the best of equals stands out."""
+    from scipy.special import ndtr
+
     x, step = np.linspace(-9.0, 9.0, 3601, retstep=True)
-    below = np.array([math.erfc(-value / math.sqrt(2)) / 2 for value in x])
-    density = count * below ** (count - 1) * np.exp(-(x**2) / 2) / math.sqrt(2 * math.pi)
+    density = count * ndtr(x) ** (count - 1) * np.exp(-(x**2) / 2) / math.sqrt(2 * math.pi)
     return float((x * density).sum() * step)
 
 
@@ -129,14 +115,10 @@ def mcnemar_p_value(first_alone: int, second_alone: int) -> float:
 
     Under that hypothesis the smaller count is binomial with probability one half (McNemar 1947, exact form).
     """
-    discordant, fewer = first_alone + second_alone, min(first_alone, second_alone)
-    # In whole numbers: the terms are far beyond floating point for many items.
-    term, tail = 1, 1
-    for k in range(fewer):
-        term = term * (discordant - k) // (k + 1)
-        tail += term
-    p_value: float = 2 * tail / 2**discordant
-    return min(1.0, p_value)
+    from scipy.stats import binomtest
+
+    discordant = first_alone + second_alone
+    return float(binomtest(first_alone, discordant).pvalue) if discordant else 1.0
 
 
 def _percentile_interval(estimates: NDArray[np.float64], confidence: float) -> tuple[float, float]:

@@ -2,29 +2,40 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any
 
+from pydantic import AfterValidator
+from pydantic_core import PydanticCustomError
+
+from palenka.eval.held_out import HeldOut
+from palenka.eval.pair_suite import PairSuite
+from palenka.eval.suite import Suite
 from palenka.ground.errors import UserError
+from palenka.ground.registry import Registry
 
-PairSuite = Literal["blimp", "blimp_filtered", "blimp_supplement", "ewok_filtered", "minimal_pairs"]
-"""Suites of minimal pairs; the last is for pairs of one's own in BLiMP's form."""
-Suite = Literal[PairSuite, "held_out"]
-
-PairPrecision = Literal["float32", "bf16"]
-"""What minimal pairs may be computed in."""
-
-_FOLDERS: dict[Suite, tuple[str, ...]] = {
-    "blimp": ("blimp",),
-    "blimp_filtered": ("blimp_filtered",),
-    "blimp_supplement": ("blimp_supplement", "supplement_filtered"),
-    "ewok_filtered": ("ewok_filtered",),
-    "minimal_pairs": ("minimal_pairs",),
-    "held_out": ("held_out", "corpus"),
-}
-"""Names of the subfolders that may hold a suite's data; the official downloads use these."""
+SUITES: Registry[Suite[Any]] = Registry("suite")
+# The official downloads use these names of folders.
+SUITES.register("blimp")(PairSuite("BLiMP", ("blimp",)))
+SUITES.register("blimp_filtered")(PairSuite("BLiMP filtered", ("blimp_filtered",)))
+SUITES.register("blimp_supplement")(PairSuite("BLiMP supplement", ("blimp_supplement", "supplement_filtered")))
+SUITES.register("ewok_filtered")(PairSuite("EWoK filtered", ("ewok_filtered",), with_context=True))
+SUITES.register("minimal_pairs")(PairSuite("minimal pairs", ("minimal_pairs",)))
+SUITES.register("held_out")(HeldOut())
 
 
-def folders_of(suites: Sequence[Suite], data: Path | Mapping[str, Path]) -> dict[Suite, Path]:
+def _registered(name: str) -> str:
+    if name not in SUITES:
+        raise PydanticCustomError(
+            "literal_error", "{text}", {"text": f"Input should be {', '.join(map(repr, SUITES))}"}
+        )
+    return name
+
+
+SuiteName = Annotated[str, AfterValidator(_registered)]
+"""The name of a suite that is registered."""
+
+
+def folders_of(suites: Sequence[str], data: Path | Mapping[str, Path]) -> dict[str, Path]:
     """The folder of each suite.
 
     Args:
@@ -38,22 +49,22 @@ def folders_of(suites: Sequence[Suite], data: Path | Mapping[str, Path]) -> dict
         for name in data:
             if name not in suites:
                 raise UserError(f"data names {name}, but the suites are {', '.join(suites)}; add it to --suite")
-        for suite in suites:
-            if suite not in data:
-                raise UserError(f"data has no folder for {suite}; give it as --data.{suite} DIR")
-        return {suite: data[suite] for suite in suites}
-    if tuple(suites) == ("held_out",):
-        return {"held_out": data}
+        for name in suites:
+            if name not in data:
+                raise UserError(f"data has no folder for {name}; give it as --data.{name} DIR")
+        return {name: data[name] for name in suites}
     if not data.is_dir():
         raise UserError(f"data {data} is not a folder; give the one that holds what {', '.join(suites)} needs")
-    found = {suite: data / name for suite in suites for name in reversed(_FOLDERS[suite]) if (data / name).is_dir()}
+    below = {name: [data / folder for folder in SUITES[name].folders if (data / folder).is_dir()] for name in suites}
     if len(suites) == 1:
         # Its own folder comes first: a folder of pairs may lie beside one that is named like a suite.
-        return {suites[0]: data if any(data.glob("*.jsonl")) else found.get(suites[0], data)}
-    for suite in suites:
-        if suite not in found:
+        (name,) = suites
+        is_its_own = any(data.glob(SUITES[name].pattern)) or not below[name]
+        return {name: data if is_its_own else below[name][0]}
+    for name in suites:
+        if not below[name]:
             raise UserError(
-                f"data {data} has no folder {' or '.join(_FOLDERS[suite])}, which {suite} needs; with several suites "
-                f"give a folder with one for each, or each by itself as --data.{suite} DIR"
+                f"data {data} has no folder {' or '.join(SUITES[name].folders)}, which {name} needs; with several "
+                f"suites give a folder with one for each, or each by itself as --data.{name} DIR"
             )
-    return {suite: found[suite] for suite in suites}
+    return {name: below[name][0] for name in suites}

@@ -7,46 +7,35 @@ import csv
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from rich.console import Console
 from rich.table import Table
 
-from palenka.eval.results import read_results, writing
+from palenka.eval.results import Results, SuiteResult, read_results, writing
+from palenka.eval.suite import Score
+from palenka.eval.suites import SUITES
 from palenka.ground.errors import UserError
 from palenka.ground.files import write_whole
 
 TableFormat = Literal["markdown", "csv", "latex"]
 
 
-class Figure(NamedTuple):
-    """A measure and its standard error, where that is known."""
-
-    value: float
-    error: float | None = None
-
-
 class Row(NamedTuple):
-    """A line of a table: a model, what its figures are from, and its figures by column."""
+    """A line of a table: a model, what its figures are from, and its main figures by suite."""
 
     model: str
     source: str
-    figures: Mapping[str, Figure]
+    figures: Mapping[str, Score]
 
 
-_COLUMNS = {
-    "blimp_supplement": "BLiMP supplement",
-    "blimp_filtered": "BLiMP filtered",
-    "ewok_filtered": "EWoK filtered",
-}
-"""Of every table, in the order of the published one."""
-_FURTHER_COLUMNS = {"blimp": "BLiMP", "minimal_pairs": "minimal pairs", "held_out": "held-out nats per token"}
-"""Of tables with a model that has them."""
+_PUBLISHED_SUITES = ("blimp_supplement", "blimp_filtered", "ewok_filtered")
+"""Columns of every table, in the order of the published one."""
 
 
 def _published(model: str, *figures: tuple[float, float | None]) -> Row:
-    named = zip(_COLUMNS, (Figure(*figure) for figure in figures), strict=True)
-    return Row(model, "published, babylm-2024", dict(named))
+    scores = [Score(value=value, stderr=stderr) for value, stderr in figures]
+    return Row(model, "published, babylm-2024", dict(zip(_PUBLISHED_SUITES, scores, strict=True)))
 
 
 PUBLISHED = (
@@ -75,12 +64,12 @@ def export(files: Sequence[str], form: TableFormat, published: bool) -> str:
     Raises:
         UserError: if a file holds no results, or two of one name disagree.
     """
-    rows = [*(PUBLISHED if published else ()), *_rows_of(files)]
+    models = _by_model(files)
+    rows = [*(PUBLISHED if published else ()), *(_row(model, suites) for model, suites in models.items())]
     if not rows:
         raise UserError("there are no results to export; give FILE.json, or leave the published rows in")
-    columns = _COLUMNS | {
-        key: name for key, name in _FURTHER_COLUMNS.items() if any(key in row.figures for row in rows)
-    }
+    columns = {name: SUITES[name].title for name in _PUBLISHED_SUITES}
+    columns |= {name: result.heading for suites in models.values() for name, (_, result) in suites.items()}
     return {"markdown": _markdown, "csv": _csv, "latex": _latex}[form](rows, columns)
 
 
@@ -94,83 +83,63 @@ def write_table(out: Path, table: str) -> None:
         write_whole(out, table)
 
 
-def print_results(results: Sequence[dict[str, Any]], console: Console) -> None:
-    """Print a model's results: for each suite of pairs its tasks and itself, for held-out text the three figures."""
-    for result in results:
-        if result["suite"] == "held_out":
-            console.print(_held_out_sentence(result), markup=False, highlight=False, soft_wrap=True)
-            continue
-        console.print(_suite_table(result))
-        ties = f"{result['ties']:,} ties; accuracy with ties as one half {result['tie_half_accuracy']:.4f}"
-        if agreement := result.get("agreement"):
-            ties += (
-                f"; {result['precision']} decides as float32 on {agreement['decisions']:.4f} of {agreement['pairs']} "
-                f"pairs (scores differ by at most {agreement['largest_difference']:.2g} nats)"
-            )
-        console.print(ties, markup=False, highlight=False, soft_wrap=True)
+def print_results(results: Results, console: Console) -> None:
+    """Print a table for each suite: its tasks and its figures, and what else it says."""
+    for result in results.suites:
+        under = "".join(f", {name} {value}" for name, value in result.conditions.items())
+        table = Table(result.suite, title=f"{result.heading}{under}: {results.name}")
+        for heading in ("value", "n"):
+            table.add_column(heading, justify="right")
+        for task, score in result.main.tasks.items():
+            table.add_row(task, str(score), f"{score.n:,}")
+        table.add_section()
+        for name, figure in result.figures.items():
+            table.add_row(f"{name.replace('_', ' ')}, {figure.unit or 'all'}", str(figure), f"{figure.n:,}")
+        console.print(table)
+        if facts := ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in result.facts.items()):
+            console.print(facts, markup=False, highlight=False, soft_wrap=True)
 
 
-def _suite_table(result: Mapping[str, Any]) -> Table:
-    table = Table("task", title=f"{result['suite']}, {result['protocol']}, {result['precision']}: {result['name']}")
-    for heading in ("accuracy", "standard error", "n"):
-        table.add_column(heading, justify="right")
-    for task, row in [*result["tasks"].items(), ("mean of tasks", result)]:
-        if row is result:
-            table.add_section()
-        table.add_row(task, f"{row['accuracy']:.4f}", f"{row['stderr']:.4f}", f"{row['n']:,}")
-    return table
+Measures = dict[str, tuple[Results, SuiteResult]]
+"""The results of a model by suite, each with what is said of its file."""
 
 
-def _held_out_sentence(result: Mapping[str, Any]) -> str:
-    (low, high), (low_word, high_word) = result["interval"], result["per_word_interval"]
-    low_byte, high_byte = result["per_byte_interval"]
-    return (
-        f"held-out cross-entropy {result['cross_entropy']:.4f} nats per token (95 % interval {low:.4f} to {high:.4f}, "
-        f"{result['windows']:,} windows), {result['per_word']:.4f} per word ({low_word:.4f} to {high_word:.4f}), "
-        f"{result['per_byte']:.4f} per byte ({low_byte:.4f} to {high_byte:.4f})"
-    )
+def _by_model(files: Sequence[str]) -> dict[str, Measures]:
+    """The results of each model, in the order of the files.
 
-
-def _rows_of(files: Sequence[str]) -> list[Row]:
-    """A row for each model, in the order of the files."""
-    models: dict[str, dict[str, dict[str, Any]]] = {}
+    Raises:
+        UserError: if two of one name disagree.
+    """
+    models: dict[str, Measures] = {}
     for given in files:
         name, _, file = given.rpartition("=")
-        for result in read_results(Path(file)):
-            model = name or str(result.get("name", Path(file).stem))
-            suites = models.setdefault(model, {})
+        results = read_results(Path(file))
+        model = name or results.name
+        suites = models.setdefault(model, {})
+        for result in results.suites:
             for other in suites.values():
-                if (difference := _difference(result, other)) is not None:
+                if (difference := _difference((results, result), other)) is not None:
                     raise UserError(f"{file} has {difference} of {model} than a file before it; give NAME={file}")
-            suites[result["suite"]] = result
-    return [
-        Row(model, _source(suites), {suite: _figure(result) for suite, result in suites.items()})
-        for model, suites in models.items()
-    ]
+            suites[result.suite] = results, result
+    return models
 
 
-def _difference(result: Mapping[str, Any], other: Mapping[str, Any]) -> str | None:
+def _difference(ours: tuple[Results, SuiteResult], others: tuple[Results, SuiteResult]) -> str | None:
     """Why two results cannot stand in one row, or None."""
-    if result["suite"] == other["suite"]:
-        return f"another {result['suite']}"
-    if result["model"]["weights"] != other["model"]["weights"]:
+    (file, result), (other_file, other) = ours, others
+    if result.suite == other.suite:
+        return f"another {result.suite}"
+    if file.model.weights != other_file.model.weights:
         return "other weights"
-    for key in ("protocol", "precision"):
-        if key in result and key in other and result[key] != other[key]:
-            return f"another {key}"
-    return None
+    shared = [key for key in result.conditions if key in other.conditions]
+    return next((f"another {key}" for key in shared if result.conditions[key] != other.conditions[key]), None)
 
 
-def _source(suites: Mapping[str, Mapping[str, Any]]) -> str:
-    of_pairs = [result for result in suites.values() if "protocol" in result]
-    said = [of_pairs[0]["protocol"], of_pairs[0]["precision"]] if of_pairs else []
-    return ", ".join(["ours", *(word for word in said if word != "float32")])
-
-
-def _figure(result: Mapping[str, Any]) -> Figure:
-    if result["suite"] == "held_out":
-        return Figure(result["cross_entropy"])
-    return Figure(result["accuracy"], result["stderr"])
+def _row(model: str, suites: Measures) -> Row:
+    conditions = {key: value for _, result in suites.values() for key, value in result.conditions.items()}
+    said = [conditions.get("protocol"), conditions.get("precision")]
+    source = ", ".join(["ours", *(str(word) for word in said if word not in (None, "float32"))])
+    return Row(model, source, {name: result.main for name, (_, result) in suites.items()})
 
 
 def _markdown(rows: Sequence[Row], columns: Mapping[str, str]) -> str:
@@ -185,7 +154,7 @@ def _csv(rows: Sequence[Row], columns: Mapping[str, str]) -> str:
     writer.writerow(["model", *(name for key in columns for name in (key, f"{key}_stderr")), "source"])
     for row in rows:
         figures = [row.figures.get(key) for key in columns]
-        cells = [cell for figure in figures for cell in (figure if figure is not None else ("", ""))]
+        cells = [cell for each in figures for cell in ((each.value, each.stderr) if each else (None, None))]
         writer.writerow([row.model, *("" if cell is None else cell for cell in cells), row.source])
     return text.getvalue()
 
@@ -209,6 +178,6 @@ def _cells(row: Row, columns: Mapping[str, str], plus_minus: str, nothing: str) 
         if figure is None:
             cells.append(nothing)
         else:
-            error = "" if figure.error is None else f" {plus_minus} {figure.error:.4f}"
+            error = "" if figure.stderr is None else f" {plus_minus} {figure.stderr:.4f}"
             cells.append(f"{figure.value:.3f}{error}")
     return cells

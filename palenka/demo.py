@@ -29,7 +29,7 @@ def _demo(arguments: Sequence[str]) -> None:
     with importlib.resources.as_file(importlib.resources.files("palenka") / "configs" / "demo" / "study.yaml") as file:
         study = Study(*parse_file(StudySettings, ["--config", str(file), *arguments], "palenka demo"))
     write_addresses(study.corpus.sources)
-    if (folder := study.settings.minimal_pairs.get("minimal_pairs")) is not None:
+    if (folder := study.settings.suites.get("minimal_pairs")) is not None:
         write_pairs(folder)
     run_study(study)
 

@@ -4,13 +4,12 @@
 `palenka data prepare`, `palenka train` or `palenka cache run`.
 """
 
-import os
 import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from pydantic import Field
 from rich.console import Console
@@ -18,19 +17,18 @@ from rich.table import Table
 
 from palenka.cache_teachers.capture import capture
 from palenka.cache_teachers.settings import CaptureSettings
-from palenka.data.corpus import Corpus
 from palenka.data.signals.cache import TeacherCache, read_manifest
 from palenka.data.text.prepare import CorpusSettings, prepare
-from palenka.eval.held_out import measure_held_out
 from palenka.eval.measure import Measurement, measure
-from palenka.eval.minimal_pairs import pair_files
 from palenka.eval.protocols import Protocol
-from palenka.eval.suites import PairSuite, Suite
+from palenka.eval.suite import Conditions
+from palenka.eval.suites import SUITES, SuiteName
 from palenka.ground.command_line import SettingsType, parse, parse_file, run
-from palenka.ground.files import damage_of, read_record, remove_leftovers_of, write_record
+from palenka.ground.files import damage_of, remove_leftovers_of
 from palenka.ground.lock import sole_writer
 from palenka.ground.settings import Command
-from palenka.report.write import write_report
+from palenka.report.write import try_report
+from palenka.study_record import CacheRow, ModelRow, StudyFiles, StudyResults
 from palenka.train_student.run import Run
 from palenka.train_student.settings import TrainSettings
 from palenka.train_student.train import train
@@ -53,8 +51,8 @@ class StudySettings(Command):
     """Settings of the students' training, by name; those without teachers are controls."""
     held_out_split: str = "dev"
     """Split on which all models are measured."""
-    minimal_pairs: dict[PairSuite, Path] = Field(default={})
-    """Folders of the minimal pairs that all models are scored on, by suite."""
+    suites: dict[SuiteName, Path] = Field(default={})
+    """Folders of the data that all models are measured on too, by suite."""
     protocol: Protocol = "babylm-2024"
     """How minimal pairs are read and scored."""
 
@@ -89,6 +87,7 @@ class Study:
         def load_runs(stages: dict[str, Path]) -> dict[str, TrainSettings]:
             return {name: load(TrainSettings, stage, "palenka train") for name, stage in stages.items()}
 
+        self.conditions = Conditions(protocol=self.settings.protocol, split=self.settings.held_out_split)
         self.corpus = load(CorpusSettings, self.settings.corpus, "palenka data prepare")
         self.teachers = load_runs(self.settings.teachers)
         self.caches = {
@@ -97,60 +96,50 @@ class Study:
         self.students = load_runs(self.settings.students)
 
 
-def run_study(study: Study) -> dict[str, Any]:
+def run_study(study: Study) -> StudyResults:
     """Run what is not finished of a study, print its tables, and write results.json and report.html in its output.
 
-    The seconds of a stage are those of the call that finished it.
+    The seconds of a stage are those of the call that finished it. Where there can be no report, that is said.
 
     Raises:
-        UserError: if minimal pairs are not where the study has them or another process runs the study, before anything
-            is run; or from any stage.
+        UserError: if a suite's data is not where the study has it or another process runs the study, before anything is
+            run; or from any stage.
     """
-    for folder in study.settings.minimal_pairs.values():
-        pair_files(folder)
+    for suite, folder in study.settings.suites.items():
+        SUITES[suite].read(folder, study.conditions)
     with sole_writer(study.settings.output):
         return _run_stages(study)
 
 
-def _run_stages(study: Study) -> dict[str, Any]:
+def _run_stages(study: Study) -> StudyResults:
     output = study.settings.output
-    for name in ("seconds.json", "results.json", "report.html"):
-        remove_leftovers_of(output / name)
-    stages = _Stages(output / "seconds.json")
+    files, report = StudyFiles(output), output / "report.html"
+    for left in (files.seconds, files.results, report):
+        remove_leftovers_of(left)
+    stages = _Stages(files)
     stages.run("corpus", study.corpus.output.exists(), lambda: prepare(study.corpus))
-    corpus = Corpus.open(study.corpus.output, study.settings.held_out_split)
     for name, teacher in study.teachers.items():
         stages.run(f"teacher {name}", _is_trained(teacher), partial(train, teacher))
     for name, cache in study.caches.items():
         stages.run(f"cache {name}", _is_captured(cache), partial(capture, cache))
     for name, student in study.students.items():
         stages.run(f"student {name}", _is_trained(student), partial(train, student))
-    models: list[dict[str, Any]] = []
+    models = []
     for name, run_settings in (study.teachers | study.students).items():
-        out = output / "held_out" / f"{name}.json"
-        length = run_settings.windows.length
-        measured = stages.run(
-            f"held out {name}", out.exists(), partial(measure_held_out, run_settings.output, corpus, length, out)
-        )
-        row = _model_row(name, run_settings, name in study.teachers, measured)
-        if study.settings.minimal_pairs:
-            out = output / "minimal_pairs" / f"{name}.json"
-            folders: dict[Suite, Path] = {suite: path for suite, path in study.settings.minimal_pairs.items()}  # noqa: C416
-            asked = Measurement(run_settings.output, folders, study.settings.protocol)
-            scored = stages.run(f"minimal pairs {name}", out.exists(), partial(measure, asked, out))
-            row["minimal_pairs"] = {result["suite"]: {key: result[key] for key in _SUITE_KEYS} for result in scored}
-        models.append(row)
-    caches = [_cache_row(name, TeacherCache(cache.output), output) for name, cache in study.caches.items()]
-    results = {"models": models, "caches": caches, "seconds": stages.seconds}
-    write_record(output / "results.json", results)
+        out = output / "measures" / f"{name}.json"
+        folders = {"held_out": study.corpus.output, **study.settings.suites}
+        under = study.conditions.model_copy(update={"length": run_settings.windows.length})
+        asked = Measurement(run_settings.output, folders, under)
+        measured = stages.run(f"measures {name}", out.exists(), partial(measure, asked, out))
+        role = "teacher" if name in study.teachers else "student" if run_settings.teachers else "control"
+        models.append(ModelRow.of(name, role, measured))
+    caches = [CacheRow.of(name, TeacherCache(cache.output), output) for name, cache in study.caches.items()]
+    results = StudyResults(models=tuple(models), caches=tuple(caches), seconds=stages.seconds)
+    files.write(results)
     _print_tables(results)
-    write_report(_folders(study), output / "report.html")
-    Console().print(f"Written to {output / 'results.json'} and {output / 'report.html'}")
+    Console().print(f"Written to {files.results}", soft_wrap=True)
+    try_report(_folders(study), report)
     return results
-
-
-_SUITE_KEYS = ("protocol", "accuracy", "stderr", "n", "ties", "tie_half_accuracy")
-"""What a study's results keep of a suite; the rest is in the model's own file."""
 
 
 def _folders(study: Study) -> list[Path]:
@@ -164,9 +153,9 @@ def _folders(study: Study) -> list[Path]:
 class _Stages:
     """Runs stages and keeps the seconds that each of them took when it was finished."""
 
-    def __init__(self, record: Path) -> None:
-        self._record = record
-        self.seconds: dict[str, float] = read_record(record) if record.is_file() else {}
+    def __init__(self, files: StudyFiles) -> None:
+        self._files = files
+        self.seconds = files.read_seconds()
 
     def run(self, name: str, is_finished: bool, stage: Callable[[], Result]) -> Result:
         """Run a stage; one that was finished before only makes sure that it still fits, which is not its time."""
@@ -174,7 +163,7 @@ class _Stages:
         result = stage()
         if not is_finished:
             self.seconds[name] = round(time.perf_counter() - started, 1)
-            write_record(self._record, self.seconds)
+            self._files.write_seconds(self.seconds)
         return result
 
 
@@ -189,54 +178,27 @@ def _is_captured(settings: CaptureSettings) -> bool:
     return not any(damage_of(settings.output, shard.record, contents=False) for shard in shards)
 
 
-def _model_row(name: str, settings: TrainSettings, is_teacher: bool, measured: dict[str, Any]) -> dict[str, Any]:
-    role = "teacher" if is_teacher else "student" if settings.teachers else "control"
-    return {
-        "name": name,
-        "role": role,
-        "parameters": measured["parameters"],
-        "held_out_cross_entropy": measured["cross_entropy"],
-        "interval": measured["interval"],
-    }
-
-
-def _cache_row(name: str, cache: TeacherCache, output: Path) -> dict[str, Any]:
-    by_temperature = cache.kept_mass()
-    return {
-        "name": name,
-        "path": os.path.relpath(cache.directory, output),
-        "bytes_per_token": round(sum(cache.bytes_per_token().values()), 2),
-        "kept_mass": by_temperature.get(1.0, next(iter(by_temperature.values()))),
-        "kept_mass_by_temperature": {str(temperature): mass for temperature, mass in by_temperature.items()},
-    }
-
-
-def _print_tables(results: dict[str, Any]) -> None:
-    models = Table("model", "role", title="Held-out cross-entropy, nats per token")
-    for heading in ("parameters", "cross-entropy", "95 % interval"):
-        models.add_column(heading, justify="right")
-    for row in results["models"]:
-        low, high = row["interval"]
-        loss = f"{row['held_out_cross_entropy']:.4f}"
-        models.add_row(row["name"], row["role"], f"{row['parameters']:,}", loss, f"{low:.4f} to {high:.4f}")
-    pairs = Table("model", title="Minimal pairs, accuracy and standard error")
-    for suite in (suites := results["models"][0].get("minimal_pairs", {})):
-        pairs.add_column(suite, justify="right")
-    for row in results["models"] if suites else []:
-        scored = row["minimal_pairs"].values()
-        pairs.add_row(row["name"], *(f"{suite['accuracy']:.4f} ± {suite['stderr']:.4f}" for suite in scored))
+def _print_tables(results: StudyResults) -> None:
+    suites = []
+    for suite, first in results.models[0].suites.items():
+        table = Table("model", "role", title=first.heading)
+        for heading in ("parameters", "value"):
+            table.add_column(heading, justify="right")
+        for row in results.models:
+            table.add_row(row.name, row.role, f"{row.parameters:,}", str(row.suites[suite].main))
+        suites.append(table)
     caches = Table("cache", title="Teacher caches")
     for heading in ("bytes per token", "kept mass by temperature"):
         caches.add_column(heading, justify="right")
-    for row in results["caches"]:
-        masses = ", ".join(f"{mass:.3f} at {t}" for t, mass in row["kept_mass_by_temperature"].items())
-        caches.add_row(row["name"], f"{row['bytes_per_token']:.1f}", masses)
+    for cache in results.caches:
+        masses = ", ".join(f"{mass:.3f} at {t}" for t, mass in cache.kept_mass_by_temperature.items())
+        caches.add_row(cache.name, f"{cache.bytes_per_token:.1f}", masses)
     seconds = Table("stage", title="Seconds per stage")
     seconds.add_column("seconds", justify="right")
-    for stage, duration in results["seconds"].items():
+    for stage, duration in results.seconds.items():
         seconds.add_row(stage, f"{duration:.1f}")
-    seconds.add_row("all", f"{sum(results['seconds'].values()):.1f}")
-    Console().print(models, *([pairs] if suites else []), caches, seconds)
+    seconds.add_row("all", f"{sum(results.seconds.values()):.1f}")
+    Console().print(*suites, caches, seconds)
 
 
 if __name__ == "__main__":

@@ -3,22 +3,28 @@
 import random
 import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from hypothesis import settings
-from palenka.train_student.objective.terms import NextTokenTerms
 from torch import Tensor, nn
 
-from palenka.cache_teachers.capture import CaptureSettings, capture
+from palenka.cache_teachers.capture import capture
+from palenka.cache_teachers.settings import CaptureSettings
 from palenka.data.corpus import Corpus
+from palenka.data.signals.distribution import Distribution, Others
+from palenka.data.signals.encoding import TeacherOutputs
+from palenka.data.signals.encodings import TopKEncoding
 from palenka.data.signals.signal import TeacherSignal
 from palenka.data.text.prepare import CorpusSettings, prepare
 from palenka.train_student.model.head import head_terms
 from palenka.train_student.model.shapes import ModelShape
-from palenka.train_student.objective.divergences import Divergence
+from palenka.train_student.objective.divergences import DIVERGENCES
+from palenka.train_student.objective.next_token import NextTokenTerms
+from palenka.train_student.settings import TrainSettings
 
 # A busy machine is no failure.
 settings.register_profile("palenka", deadline=None)
@@ -47,27 +53,70 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
-LossesOfLogits = Callable[..., tuple[Tensor, dict[str, Tensor]]]
+OutputsOf = Callable[..., TeacherOutputs]
 
 
 @pytest.fixture(scope="session")
-def losses_of_logits() -> LossesOfLogits:
+def outputs_of() -> OutputsOf:
+    """What a teacher of given logits [B, L, V] gives, and numbers [B, L, n] that decide its draws."""
+
+    def outputs(logits: Tensor, uniforms: Tensor | None = None) -> TeacherOutputs:
+        def numbers(count: int) -> Tensor:
+            assert uniforms is not None
+            return uniforms[..., :count]
+
+        return TeacherOutputs(logits, {}, {}, {}, numbers)
+
+    return outputs
+
+
+@pytest.fixture(scope="session")
+def signal_of(outputs_of: OutputsOf) -> Callable[..., TeacherSignal]:
+    """What a teacher of given logits [B, L, V] says, its k most probable tokens in float32."""
+
+    def signal(logits: Tensor, k: int, temperatures: tuple[float, ...] = (1.0, 2.0)) -> TeacherSignal:
+        encoding = TopKEncoding(k=k, temperatures=temperatures, values="float32")
+        return TeacherSignal(encoding, encoding.encode(outputs_of(logits), {}))
+
+    return signal
+
+
+@dataclass(frozen=True)
+class _GivenLogits:
+    given: Tensor
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "_GivenLogits":
+        return _GivenLogits(change(self.given))
+
+    def logits(self) -> Tensor:
+        return self.given
+
+
+@pytest.fixture(scope="session")
+def others_of() -> Callable[[Tensor], Others]:
+    """The tokens that were not kept, known by logits [..., V]."""
+    return _GivenLogits
+
+
+@pytest.fixture(scope="session")
+def losses_of_logits() -> Callable[..., tuple[Tensor, dict[str, Tensor]]]:
     """The weighted sum of the terms on given logits [B, L, V], and the terms by name: through a head that is 1."""
 
     def losses(
         logits: Tensor,
-        signals: Mapping[str, TeacherSignal],
+        teachers: Mapping[str, Distribution],
         weights: Mapping[str, float],
         temperature: float,
-        divergence: Divergence = "forward",
+        divergence: str = "forward",
         tokens: Tensor | None = None,
         hard: float = 0.0,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         head = nn.Linear(logits.shape[-1], logits.shape[-1], bias=False, dtype=logits.dtype)
         head.weight = nn.Parameter(torch.eye(logits.shape[-1], dtype=logits.dtype), requires_grad=False)
-        terms = NextTokenTerms(tokens, hard, signals, weights, divergence, temperature)
+        shares = [weights[name] for name in teachers]
+        terms = NextTokenTerms(tokens, hard, [*teachers.values()], shares, DIVERGENCES[divergence], temperature)
         total, values = head_terms(logits, head, terms)
-        return total, dict(zip(("hard", *signals), values.unbind(), strict=True))
+        return total, dict(zip(("hard", *teachers), values.unbind(), strict=True))
 
     return losses
 
@@ -106,6 +155,17 @@ def shape(architecture: str = "llama", **changes: object) -> ModelShape:
 def make_shape() -> Callable[..., ModelShape]:
     """`shape` for tests: they cannot import from here."""
     return shape
+
+
+@pytest.fixture(scope="session")
+def settings_of_run(corpus_directory: Path) -> Callable[..., TrainSettings]:
+    """Makes settings of runs on the corpus that are opened and looked at, not run; changes replace whole groups."""
+
+    def make(**changes: object) -> TrainSettings:
+        fields = {"corpus": corpus_directory, "output": "run", "model": shape(), "windows": {"length": LENGTH}}
+        return TrainSettings.model_validate(fields | changes)
+
+    return make
 
 
 @pytest.fixture(scope="session")
@@ -179,3 +239,10 @@ def grid_file(capture_settings: CaptureSettings, tmp_path: Path) -> Path:
     (tmp_path / "student.yaml").write_text(yaml.safe_dump(student))
     (tmp_path / "grid.yaml").write_text(yaml.safe_dump(grid))
     return tmp_path / "grid.yaml"
+
+
+@pytest.fixture
+def hidden_capture(capture_settings: CaptureSettings) -> CaptureSettings:
+    """The same with hidden states of every layer at five positions, beside the logits."""
+    hidden = {"positions": 5, "components": None, "sample_windows": 40}
+    return CaptureSettings.model_validate(capture_settings.as_plain() | {"hidden": hidden})

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Sequence
 
 from palenka.ground.command_line import parse, run
+from palenka.train_student.settings import TrainSettings
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -12,10 +13,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _train(arguments: Sequence[str]) -> None:
-    from palenka.train_student.settings import TrainSettings
+    settings = parse(TrainSettings, arguments, "palenka train")
     from palenka.train_student.train import train
 
-    train(parse(TrainSettings, arguments, "palenka train"))
+    train(settings)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from palenka.ground.files import commit, damage_of, read_record, whole_directory, write_record
-from palenka.ground.progress import notice
+from palenka.ground.progress import info
 
 _KEPT = 2
 _COMMIT = "commit.json"
@@ -50,7 +50,7 @@ class Checkpoints:
         """Bring a module and its optimizer to the last checkpoint that is whole; its state, or None without one."""
         for place in reversed(self._steps()):
             if damage := damage_of(place, _COMMIT):
-                notice(f"checkpoint {place} is damaged ({damage}); an earlier one is used")
+                info(f"checkpoint {place} is damaged ({damage}); an earlier one is used")
                 continue
             _load_weights(module, load_file(place / _WEIGHTS))
             _load_optimizer(module, optimizer, load_file(place / _OPTIMIZER))

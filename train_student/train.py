@@ -6,7 +6,6 @@
 import contextlib
 import importlib.util
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -20,16 +19,16 @@ from palenka.data.signals.stream import ReadingOrder
 from palenka.ground.errors import UserError
 from palenka.ground.lock import sole_writer
 from palenka.ground.processes import open_processes
-from palenka.ground.progress import notice
+from palenka.ground.progress import info
 from palenka.train_student.objective.module import TermFit
-from palenka.train_student.run import Run
+from palenka.train_student.run import Run, RunInputs, RunResult
 from palenka.train_student.settings import TrainSettings
 from palenka.train_student.teachers import Teachers, open_teachers
 from palenka.train_student.trainer import Trainer
 
 
-def train(settings: TrainSettings) -> dict[str, Any]:
-    """Train a model and return what came of it: parameters, steps, tokens, validation cross-entropy, seconds.
+def train(settings: TrainSettings) -> RunResult:
+    """Train a model and return what came of it.
 
     A run that is whole is not trained again; one that was interrupted goes on at its last checkpoint, with any number
     of processes, and on a CPU ends with the same weights as if it had not been. Beside the model, memory is some 32
@@ -56,13 +55,13 @@ def train(settings: TrainSettings) -> dict[str, Any]:
                 accelerator.init_trackers("palenka", config=_flat(settings.as_plain()), init_kwargs=names)
                 result = Trainer(settings, run, accelerator, corpus, order, teachers, windows).fit()
             elif accelerator.is_main_process:
-                notice(f"{settings.output} is finished already; delete it to train it again")
+                info(f"{settings.output} is finished already; delete it to train it again")
             accelerator.wait_for_everyone()
         return result
     except OSError as error:
         raise UserError(
             f"cannot train {settings.output}: {error.strerror or error} {error.filename or ''}; "
-            "mend that and run it again"
+            "fix that and run it again"
         ) from error
     finally:
         accelerator.end_training()
@@ -140,11 +139,12 @@ def _open_teachers(settings: TrainSettings, corpus: Corpus, device: torch.device
     return teachers
 
 
-def _inputs(corpus: Corpus, validation: Corpus, teachers: Teachers) -> dict[str, Any]:
-    """What a run is made from, whatever path it lies at."""
-    return {
-        "corpus": corpus.fingerprint,
-        "validation": validation.fingerprint,
-        "tokenizer": corpus.tokenizer_hash,
-        "teachers": dict(teachers.identities),
-    }
+def _inputs(corpus: Corpus, validation: Corpus, teachers: Teachers) -> RunInputs:
+    return RunInputs.model_validate(
+        {
+            "corpus": corpus.fingerprint,
+            "validation": validation.fingerprint,
+            "tokenizer": corpus.tokenizer_hash,
+            "teachers": teachers.identities,
+        }
+    )

@@ -9,7 +9,6 @@ import math
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,14 +21,14 @@ from palenka.data.corpus import Corpus
 from palenka.data.held_out import window_losses
 from palenka.data.signals.stream import Batch, EncodedBatch, ReadingOrder, stream
 from palenka.ground.errors import UserError
-from palenka.ground.progress import notice, progress_bar
+from palenka.ground.progress import info, progress_bar
 from palenka.train_student.checkpoint import Checkpoints
 from palenka.train_student.gradients import gradient_ratios
 from palenka.train_student.meter import Meter
 from palenka.train_student.model.shapes import count_parameters
 from palenka.train_student.objective.objective import Objective
 from palenka.train_student.optimizer import adamw, cosine_schedule
-from palenka.train_student.run import Run
+from palenka.train_student.run import Run, RunResult
 from palenka.train_student.settings import TrainSettings
 from palenka.train_student.teachers import Teachers
 
@@ -71,7 +70,7 @@ class Trainer:
         self.learning_rate = 0.0
         self.seconds = 0.0
 
-    def fit(self) -> dict[str, Any]:
+    def fit(self) -> RunResult:
         """Train from the last checkpoint, or the first step, to the last step, and record the result."""
         settings = self.settings
         tokens_per_step = settings.global_batch * settings.windows.length
@@ -81,7 +80,7 @@ class Trainer:
         meter = Meter(self.accelerator)
         self._announce(first)
         with progress_bar(
-            f"train {settings.output.name}", self.num_steps * tokens_per_step, shown=self.accelerator.is_main_process
+            f"train {settings.output.name}", self.num_steps * tokens_per_step, verbose=self.accelerator.is_main_process
         ) as advance:
             advance((first - 1) * tokens_per_step)
             for step in range(first, self.num_steps + 1):
@@ -244,24 +243,24 @@ class Trainer:
     def _announce(self, first: int) -> None:
         if self.accelerator.is_main_process:
             going_on = f", going on after step {first - 1:,}" if first > 1 else ""
-            notice(
+            info(
                 f"{self.settings.output}: {self.settings.model.architecture}, "
                 f"{count_parameters(self.student):,} parameters, "
                 f"{self.num_steps:,} steps of {self.settings.global_batch} windows, "
                 f"{self.accelerator.num_processes} process(es){going_on}"
             )
 
-    def _finish(self, seconds: float) -> dict[str, Any]:
+    def _finish(self, seconds: float) -> RunResult:
         tokens = self.num_steps * self.settings.global_batch * self.settings.windows.length
-        result = {
-            "parameters": count_parameters(self.student),
-            "steps": self.num_steps,
-            "tokens": tokens,
-            "best_step": self.best_step,
-            "validation_cross_entropy": self.best,
-            "seconds": round(seconds, 2),
-            "tokens_per_second": round(tokens / seconds, 1),
-        }
+        result = RunResult(
+            parameters=count_parameters(self.student),
+            steps=self.num_steps,
+            tokens=tokens,
+            best_step=self.best_step,
+            validation_cross_entropy=self.best,
+            seconds=round(seconds, 2),
+            tokens_per_second=round(tokens / seconds, 1),
+        )
         if self.accelerator.is_main_process:
             self.run.finish(result)
         return result

@@ -273,13 +273,14 @@ class TeacherCache:
         """Mean mass of the kept tokens at each temperature over the committed shards; 1 where draws estimate all."""
         logits = self.manifest.logits
         sums, count = np.zeros(len(logits.temperatures)), 0
+        names = logits.tail_arrays or tuple(logits.arrays(self.manifest.vocabulary_size))
+        read = {name: self._arrays[f"{LOGITS}/{name}"] for name in names}
         for shard in self.committed():
-            read = {name: self._arrays[f"{LOGITS}/{name}"] for name in logits.tail_arrays}
             arrays = {
                 name: torch.from_numpy(np.asarray(array[shard.view, shard.start : shard.stop]))
                 for name, array in read.items()
             }
-            log_tails = logits.log_tails(arrays).double().flatten(0, -2).numpy()
+            log_tails = logits.log_tails(arrays, self.measured.statics).double().flatten(0, -2).numpy()
             sums += -np.expm1(log_tails).sum(axis=0)
             count += len(log_tails)
         return dict(zip(logits.temperatures, (sums / count).tolist(), strict=True))

@@ -70,8 +70,8 @@ class LogitEncoding(Settings):
     """Whether decoding gives an unbiased estimate of the distribution; it serves divergences that are linear in it."""
     needs_states: ClassVar[bool] = False
     """Whether encoding reads the models' last hidden states."""
-    tail_arrays: ClassVar[tuple[str, ...]] = ("log_odds",)
-    """The arrays that `log_tails` reads."""
+    tail_arrays: ClassVar[tuple[str, ...] | None] = None
+    """The arrays that `log_tails` reads; all unless named."""
 
     kind: str
     """Name of the encoding."""
@@ -118,9 +118,11 @@ class LogitEncoding(Settings):
         """The same encoding with numbers that are not rounded: what it would say if bytes did not count."""
         return self
 
-    def log_tails(self, arrays: Mapping[str, Tensor]) -> Tensor:
+    def log_tails(self, arrays: Mapping[str, Tensor], statics: Mapping[str, Tensor]) -> Tensor:
         """Log of the mass outside the kept tokens, [..., T]; needs `tail_arrays` alone."""
-        raise NotImplementedError
+        import torch
+
+        return torch.stack([self.decode(arrays, statics, t).log_tail for t in self.temperatures], dim=-1)
 
     def clipped(self, arrays: Mapping[str, Tensor]) -> dict[str, float]:
         """Shares of the stored numbers that are at the end of their range, by array."""

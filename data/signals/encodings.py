@@ -39,6 +39,8 @@ def id_type(vocabulary_size: int) -> str:
 class TopKEncoding(LogitEncoding):
     """The k most probable tokens and the exact mass of all others."""
 
+    tail_arrays: ClassVar[tuple[str, ...] | None] = ("log_odds",)
+
     kind: Literal["topk"] = "topk"
     """Name of the encoding."""
     k: int = Field(default=32, ge=1)
@@ -90,7 +92,7 @@ class TopKEncoding(LogitEncoding):
         """As `LogitEncoding` has it."""
         return self.model_copy(update={"values": "float32"})
 
-    def log_tails(self, arrays: Mapping[str, Tensor]) -> Tensor:
+    def log_tails(self, arrays: Mapping[str, Tensor], statics: Mapping[str, Tensor]) -> Tensor:
         """As `LogitEncoding` has it."""
         from palenka.data.signals.top_k import log_masses, unpack_odds
 
@@ -229,7 +231,7 @@ class _DrawnEncoding(LogitEncoding):
 class SampledEncoding(_DrawnEncoding):
     """Draws from all tokens: an unbiased estimate at one temperature."""
 
-    tail_arrays: ClassVar[tuple[str, ...]] = ("draw_counts",)
+    tail_arrays: ClassVar[tuple[str, ...] | None] = ("draw_counts",)
 
     kind: Literal["sampled"] = "sampled"
     """Name of the encoding."""
@@ -245,9 +247,9 @@ class SampledEncoding(_DrawnEncoding):
         from palenka.data.signals.distribution import Distribution
 
         ids, shares = self._drawn(arrays)
-        return Distribution(ids, shares, self.log_tails(arrays)[..., 0])
+        return Distribution(ids, shares, self.log_tails(arrays, statics)[..., 0])
 
-    def log_tails(self, arrays: Mapping[str, Tensor]) -> Tensor:
+    def log_tails(self, arrays: Mapping[str, Tensor], statics: Mapping[str, Tensor]) -> Tensor:
         """Draws estimate all: nothing is left."""
         return (arrays["draw_counts"][..., :1] * 0.0).log()
 
@@ -259,6 +261,8 @@ class SampledEncoding(_DrawnEncoding):
 @ENCODINGS.register("hybrid")
 class HybridEncoding(_DrawnEncoding):
     """The most probable tokens, and draws from the others: an unbiased estimate at one temperature."""
+
+    tail_arrays: ClassVar[tuple[str, ...] | None] = ("log_odds",)
 
     kind: Literal["hybrid"] = "hybrid"
     """Name of the encoding."""
@@ -301,9 +305,9 @@ class HybridEncoding(_DrawnEncoding):
             torch.full_like(kept.log_tail, -torch.inf),
         )
 
-    def log_tails(self, arrays: Mapping[str, Tensor]) -> Tensor:
+    def log_tails(self, arrays: Mapping[str, Tensor], statics: Mapping[str, Tensor]) -> Tensor:
         """As `LogitEncoding` has it."""
-        return self._kept().log_tails(arrays)
+        return self._kept().log_tails(arrays, statics)
 
     def summary(self) -> str:
         """As `LogitEncoding` has it."""

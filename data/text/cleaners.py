@@ -1,4 +1,4 @@
-r"""Cleaners: what is mended in the text of each BabyLM source, chosen by the file's stem.
+r"""Cleaners: what is cleaned in the text of each BabyLM source, chosen by the file's stem.
 
 `CLEANERS` is the whole truth: each source's name, the substitutions made anywhere in its text, the rule for whole
 lines, and what begins a document. Every cleaner makes each run of white space inside a line one space, and strips it at
@@ -63,12 +63,12 @@ def lower_shouting(line: str) -> str | None:
     body = _ASIDES_AND_STOPS.sub("", line)
     if not body or 2 * sum(map(str.isupper, body)) < len(body):
         return line
-    return "".join(sentence.capitalize() for sentence in _SENTENCE_END.split(_WORD.sub(_mend_misread, line)))
+    return "".join(sentence.capitalize() for sentence in _SENTENCE_END.split(_WORD.sub(_fix_misread, line)))
 
 
-def _mend_misread(word: re.Match[str]) -> str:
-    mended = word[0].replace("l", "I")
-    return word[0] if any(map(str.islower, mended)) else mended
+def _fix_misread(word: re.Match[str]) -> str:
+    fixed = word[0].replace("l", "I")
+    return word[0] if any(map(str.islower, fixed)) else fixed
 
 
 def opens_article(line: str) -> bool:
@@ -79,7 +79,7 @@ def opens_article(line: str) -> bool:
 
 @dataclass(frozen=True)
 class Cleaner:
-    """How the text of one source is mended.
+    """How the text of one source is cleaned.
 
     Attributes:
         name: of the source, as in the corpus record.

@@ -15,7 +15,7 @@ from palenka.data.corpus import SPLITS
 from palenka.data.text.sources import find_sources
 from palenka.ground.errors import UserError
 from palenka.ground.lock import sole_writer
-from palenka.ground.progress import notice
+from palenka.ground.progress import info
 from palenka.ground.settings import Command
 
 # What is known of these dataset repositories, from public code that reads them in 2026: the two of the training text
@@ -88,7 +88,7 @@ def fetch(name: str, output: Path | None = None) -> Path:
     folder = output or Path("runs", "text", name)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         find_sources(folder)
-        notice(f"{folder} holds text already; delete it to fetch it again")
+        info(f"{folder} holds text already; delete it to fetch it again")
         return folder
     # A name that stays, so that the next call finds what is there.
     download = folder.with_name(f".{folder.name}.download")
@@ -100,8 +100,8 @@ def fetch(name: str, output: Path | None = None) -> Path:
             find_sources(download)
             download.replace(folder)
     except OSError as error:
-        raise UserError(f"cannot write {folder}: {error.strerror}; free the disk or mend the permissions") from error
-    notice(f"{name} is in {folder}; prepare it with: palenka data prepare --config configs/corpora/{name}.yaml")
+        raise UserError(f"cannot write {folder}: {error.strerror}; free the disk or fix the permissions") from error
+    info(f"{name} is in {folder}; prepare it with: palenka data prepare --config configs/corpora/{name}.yaml")
     return folder
 
 

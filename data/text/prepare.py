@@ -20,7 +20,7 @@ from palenka.data.text.tokenizer import SMALLEST_VOCABULARY, START_ID, DocumentE
 from palenka.ground.errors import UserError, refuse_difference
 from palenka.ground.files import sha256_of_file, whole_directory
 from palenka.ground.lock import sole_writer
-from palenka.ground.progress import notice, progress_bar
+from palenka.ground.progress import info, progress_bar
 from palenka.ground.settings import Command, read_yaml
 
 _NOT_COMPARED = frozenset({"sources", "output", "plugins"})
@@ -59,7 +59,7 @@ def prepare(settings: CorpusSettings) -> None:
         hashes = {source.name: sha256_of_file(source.path) for source in sources}
         if settings.output.exists() and not _is_empty_folder(settings.output):
             _require_same(settings, hashes)
-            notice(f"corpus {settings.output} is prepared already: settings and sources are the same")
+            info(f"corpus {settings.output} is prepared already: settings and sources are the same")
             return
         with sole_writer(settings.output), whole_directory(settings.output) as aside:
             _write_corpus(settings, sources, hashes, aside)
@@ -67,14 +67,14 @@ def prepare(settings: CorpusSettings) -> None:
         where = error.filename or settings.output
         raise UserError(
             f"cannot prepare corpus {settings.output}: {where}: {error.strerror or error}; "
-            "free the disk, mend the permissions or choose another output"
+            "free the disk, fix the permissions or choose another output"
         ) from error
 
 
 def _write_corpus(settings: CorpusSettings, sources: list[SourceFile], hashes: dict[str, str], directory: Path) -> None:
     for source in sources:
         if remark := source.reader.remark(source.path):
-            notice(f"{source.name} {remark}")
+            info(f"{source.name} {remark}")
     tokenizer = _learn_tokenizer(settings, [source for source in sources if source.split == "train"])
     save_tokenizer(tokenizer, directory / TOKENIZER_FOLDER)
     tokenizer_hash = sha256_of_file(directory / TOKENIZER_FOLDER / "tokenizer.json")
@@ -90,7 +90,7 @@ def _write_corpus(settings: CorpusSettings, sources: list[SourceFile], hashes: d
                 writer.finish(records)
     settings.write_yaml(directory / CONFIG_FILE)
     if (found := tokenizer.get_vocab_size()) < settings.vocabulary_size:
-        notice(f"the train split gives {found:,} tokens, not {settings.vocabulary_size:,}: it is too small for more")
+        info(f"the train split gives {found:,} tokens, not {settings.vocabulary_size:,}: it is too small for more")
 
 
 def _learn_tokenizer(settings: CorpusSettings, sources: list[SourceFile]) -> Tokenizer:

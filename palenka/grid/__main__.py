@@ -1,7 +1,7 @@
 """`palenka grid configs/grids/NAME.yaml`: every point of a grid, their ranking, and the best again.
 
 output/points, output/finalists   runs; NAME.failure.json beside one that did not end well
-output/held_out, minimal_pairs    measures of every run
+output/measures                   figures and items of every run
 output/logs                       what points on this machine, or SLURM's tasks, said
 output/grid.json                  the ranking, and why points failed
 output/report.html                both as a page, with heat map and paired tests
@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING
 from palenka.grid.settings import GridSettings, PointSettings
 from palenka.ground.command_line import parse_file, run
 from palenka.ground.lock import sole_writer
-from palenka.ground.progress import notice
+from palenka.ground.progress import info
 
 if TYPE_CHECKING:
     from palenka.grid.points import Grid, Point
-    from palenka.grid.results import StageResults
+    from palenka.grid.record import GridStage
     from palenka.grid.slurm import Following
 
 INCOMPLETE = 1
@@ -88,7 +88,7 @@ def _launch(grid: "Grid", points: "Sequence[Point]", arguments: Sequence[str], f
     from palenka.grid.slurm import submit
 
     left = [point for point in points if not is_finished(grid, point)]
-    notice(f"{grid.settings.output}: {len(points) - len(left)} of {len(points)} {points[0].stage} are finished")
+    info(f"{grid.settings.output}: {len(points) - len(left)} of {len(points)} {points[0].stage} are finished")
     if left and grid.settings.launcher == "slurm":
         submit(grid, left, arguments, following)
         return True
@@ -96,7 +96,7 @@ def _launch(grid: "Grid", points: "Sequence[Point]", arguments: Sequence[str], f
     return False
 
 
-def _status(points: "StageResults", finalists: "StageResults | None" = None) -> int:
+def _status(points: "GridStage", finalists: "GridStage | None" = None) -> int:
     return 0 if points.is_whole and (finalists is None or finalists.is_whole) else INCOMPLETE
 
 

@@ -11,16 +11,15 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from palenka.grid.record import Stage, run_name
 from palenka.grid.settings import GridSettings
 from palenka.ground.command_line import parse
 from palenka.ground.errors import UserError
 from palenka.train_student.objective.settings import ObjectiveSettings
 from palenka.train_student.run import Run
 from palenka.train_student.settings import TrainSettings
-
-Stage = Literal["points", "finalists"]
 
 CONTROL = "control"
 _STUDENT = "student"
@@ -64,8 +63,8 @@ class Point:
 
     @property
     def name(self) -> str:
-        """Its path in the grid's output, such as points/logit0.1-hidden0.3-seed0."""
-        return f"{self.stage}/{self.settings.output.name}"
+        """Its path in the grid's output."""
+        return run_name(self.stage, self.variant.name, self.settings.seed)
 
     @property
     def failure(self) -> Path:
@@ -129,7 +128,7 @@ class Grid:
         points = []
         for seed in self.settings.seeds:
             for variant, settings in parsed:
-                output = self.settings.output / stage / f"{variant.name}-seed{seed}"
+                output = self.settings.output / run_name(stage, variant.name, seed)
                 changes: dict[str, object] = {"output": output, "seed": seed}
                 points.append(Point(stage, variant, settings.model_copy(update=changes)))
         return points

@@ -4,128 +4,103 @@ The weighted loss of a run depends on its weights, so it cannot be compared betw
 are paired: seed by seed, on the same windows in the same order.
 """
 
-import statistics
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from rich.console import Console
 from rich.table import Column, Table
 
-from palenka.eval.statistics import mean_interval
-from palenka.eval.suites import Suite
 from palenka.grid.points import Grid, Point, Variant
-
-Measured = Mapping[str, Mapping[str, Any]]
-"""The measures of those points that are finished, by the point's name."""
+from palenka.grid.record import GridMeasure, GridRow, GridStage, RunFigure
 
 
-def rank(grid: Grid, points: Sequence[Point], measured: Measured) -> list[dict[str, Any]]:
+def rank(grid: Grid, points: Sequence[Point], measured: Mapping[str, Mapping[str, RunFigure]]) -> tuple[GridRow, ...]:
     """A row for every variant of the points, the best first; variants that lack a seed come last, without a rank.
 
-    Returns:
-        ``{"rank", "variant", "role", "control", "values", "seeds", "lacking", "measures": {measure: {"mean",
-        "deviation", "difference", "difference_deviation", "interval"}}}``; a measure is held_out (nats per token) or a
-        suite (accuracy). Deviations, and the 95 % interval of the difference, are over seeds; None for a single one.
+    Args:
+        grid: of the points.
+        points: of a stage.
+        measured: the measures of those points that are finished, by the point's name.
     """
-    by_variant: dict[str, dict[int, Mapping[str, float]]] = {point.variant.name: {} for point in points}
+    by_variant: dict[str, dict[int, Mapping[str, RunFigure]]] = {point.variant.name: {} for point in points}
     for point in points:
         if point.name in measured:
-            by_variant[point.variant.name][point.settings.seed] = _figures(measured[point.name])
+            by_variant[point.variant.name][point.settings.seed] = measured[point.name]
     variants = {point.variant.name: point.variant for point in points}
     rows = [_row(grid, variant, by_variant[name], by_variant[variant.control]) for name, variant in variants.items()]
-    sign = 1 if grid.settings.rank_by == "held_out" else -1
-    whole = [row for row in rows if not row["lacking"]]
-    whole.sort(key=lambda row: sign * row["measures"][grid.settings.rank_by]["mean"])
-    for place, row in enumerate(whole, start=1):
-        row["rank"] = place
-    return whole + [row for row in rows if row["lacking"]]
+    whole = [row for row in rows if not row.lacking]
+    whole.sort(key=lambda row: row.measures[grid.settings.rank_by].badness)
+    placed = [row.model_copy(update={"rank": place}) for place, row in enumerate(whole, start=1)]
+    return (*placed, *(row for row in rows if row.lacking))
 
 
-def best(ranking: Sequence[Mapping[str, Any]], count: int) -> list[str]:
+def best(ranking: Sequence[GridRow], count: int) -> list[str]:
     """The names of the best variants, and of their controls."""
-    chosen = [row for row in ranking if row["rank"] is not None and row["role"] != "control"][:count]
-    return list(dict.fromkeys([*(row["variant"] for row in chosen), *(row["control"] for row in chosen)]))
+    chosen = [row for row in ranking if row.rank is not None and not row.is_control][:count]
+    return list(dict.fromkeys([*(row.variant for row in chosen), *(row.control for row in chosen)]))
 
 
-def print_ranking(title: str, rank_by: Suite, ranking: Sequence[Mapping[str, Any]], console: Console) -> None:
-    """Print a table of variants; a control stands in bold."""
-    measures = list(dict.fromkeys(name for row in ranking for name in row["measures"]))
-    for measure in sorted(measures, key=lambda name: name != rank_by):
-        unit = "nats per token" if measure == "held_out" else "accuracy"
-        table = Table("rank", Column("variant", overflow="fold"), title=f"{title}: {measure}, {unit}, over seeds")
+def print_ranking(title: str, rank_by: str, stage: GridStage, console: Console) -> None:
+    """Print a table of variants for each measure; a control stands in bold."""
+    measures = {name: measure for row in stage.ranking for name, measure in row.measures.items()}
+    for name in sorted(measures, key=lambda name: name != rank_by):
+        about = ", ".join(filter(None, (measures[name].title, measures[name].unit)))
+        table = Table("rank", Column("variant", overflow="fold"), title=f"{title}: {about}, over seeds")
         for heading in ("seeds", "mean", "deviation", "minus control", "95 % interval"):
             table.add_column(heading, justify="right")
-        for row in ranking:
-            table.add_row(*_cells(row, measure), style="bold" if row["role"] == "control" else None)
+        for row in stage.ranking:
+            table.add_row(*_cells(row, name), style="bold" if row.is_control else None)
         console.print(table)
 
 
-def print_runs(title: str, points: Sequence[Point], measured: Measured, console: Console) -> None:
-    """Print the held-out cross-entropy of every run, with its bootstrap interval over windows."""
-    table = Table(Column("run", overflow="fold"), title=f"{title}: held-out cross-entropy, nats per token")
-    for heading in ("cross-entropy", "95 % interval over windows"):
-        table.add_column(heading, justify="right")
-    for point in points:
-        if found := measured.get(point.name):
-            low, high = found["held_out"]["interval"]
-            cells = (f"{found['held_out']['cross_entropy']:.4f}", f"{low:.4f} to {high:.4f}")
-            table.add_row(point.name, *cells, style="bold" if point.variant.is_control else None)
+def print_runs(title: str, rank_by: str, stage: GridStage, console: Console) -> None:
+    """Print what every run is ranked by, and how well it is known."""
+    headings = {run.measures[rank_by].title for run in stage.runs.values()}
+    table = Table(Column("run", overflow="fold"), Column("value", justify="right"), title=": ".join([title, *headings]))
+    for name, run in stage.runs.items():
+        style = "bold" if stage.rows[run.variant].is_control else None
+        table.add_row(name, str(run.measures[rank_by]), style=style)
     console.print(table)
-
-
-def _figures(measured: Mapping[str, Any]) -> dict[str, float]:
-    pairs = {suite: result["accuracy"] for suite, result in measured.get("minimal_pairs", {}).items()}
-    return {"held_out": measured["held_out"]["cross_entropy"], **pairs}
 
 
 def _row(
     grid: Grid,
     variant: Variant,
-    seeds: Mapping[int, Mapping[str, float]],
-    control: Mapping[int, Mapping[str, float]],
-) -> dict[str, Any]:
-    names = ["held_out", *grid.settings.minimal_pairs] if seeds else []
-    both = [seed for seed in seeds if seed in control and not variant.is_control]
-    measures = {}
-    for name in names:
-        values = [figures[name] for figures in seeds.values()]
-        differences = [seeds[seed][name] - control[seed][name] for seed in both]
-        measures[name] = {
-            "mean": statistics.fmean(values),
-            "deviation": _deviation(values),
-            "difference": statistics.fmean(differences) if differences else None,
-            "difference_deviation": _deviation(differences),
-            "interval": mean_interval(differences),
-        }
-    return {
-        "rank": None,
-        "variant": variant.name,
-        "role": "control" if variant.is_control else "point",
-        "control": variant.control,
-        "values": dict(variant.values),
-        "seeds": sorted(seeds),
-        "lacking": [seed for seed in grid.settings.seeds if seed not in seeds],
-        "measures": measures,
-    }
+    seeds: Mapping[int, Mapping[str, RunFigure]],
+    control: Mapping[int, Mapping[str, RunFigure]],
+) -> GridRow:
+    both = [] if variant.is_control else [(ours, control[seed]) for seed, ours in seeds.items() if seed in control]
+    return GridRow(
+        rank=None,
+        variant=variant.name,
+        role="control" if variant.is_control else "point",
+        control=variant.control,
+        values=dict(variant.values),
+        seeds=tuple(sorted(seeds)),
+        lacking=tuple(seed for seed in grid.settings.seeds if seed not in seeds),
+        measures={
+            name: GridMeasure.over(
+                [figures[name] for figures in seeds.values()],
+                [ours[name].value - theirs[name].value for ours, theirs in both],
+            )
+            for name in next(iter(seeds.values()), {})
+        },
+    )
 
 
-def _deviation(values: Sequence[float]) -> float | None:
-    return statistics.stdev(values) if len(values) > 1 else None
-
-
-def _cells(row: Mapping[str, Any], measure: str) -> list[str]:
+def _cells(row: GridRow, measure: str) -> list[str]:
     def figure(value: float | None, form: str) -> str:
         return "–" if value is None else format(value, form)
 
-    place = "–" if row["rank"] is None else str(row["rank"])
-    name = f"{row['variant']} (control)" if row["role"] == "control" else row["variant"]
-    seeds = f"{len(row['seeds'])} of {len(row['seeds']) + len(row['lacking'])}"
-    found = row["measures"].get(measure, {})
-    interval = found.get("interval")
+    place = "–" if row.rank is None else str(row.rank)
+    name = f"{row.variant} (control)" if row.is_control else row.variant
+    cells = [place, name, f"{len(row.seeds)} of {row.planned}"]
+    if (found := row.measures.get(measure)) is None:
+        return [*cells, *"––––"]
+    interval = f"{found.interval[0]:+.4f} to {found.interval[1]:+.4f}" if found.interval else "–"
     return [
-        *(place, name, seeds),
-        figure(found.get("mean"), ".4f"),
-        figure(found.get("deviation"), ".4f"),
-        figure(found.get("difference"), "+.4f"),
-        f"{interval[0]:+.4f} to {interval[1]:+.4f}" if interval else "–",
+        *cells,
+        f"{found.mean:.4f}",
+        figure(found.deviation, ".4f"),
+        figure(found.difference, "+.4f"),
+        interval,
     ]

@@ -13,20 +13,19 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from pathlib import Path
-from typing import Any
 
 import torch
 
 from palenka.data.corpus import Corpus
-from palenka.eval.held_out import measure_held_out
 from palenka.eval.measure import Measurement, measure
-from palenka.eval.minimal_pairs import pair_files
-from palenka.eval.suites import Suite
+from palenka.eval.results import read_results
+from palenka.eval.suite import Conditions
+from palenka.eval.suites import SUITES
 from palenka.grid.points import Grid, Point
+from palenka.grid.record import HELD_OUT, GridFiles, RunFigure
 from palenka.ground.errors import UserError
 from palenka.ground.files import read_record, write_record
-from palenka.ground.progress import notice
+from palenka.ground.progress import info
 from palenka.train_student.run import Run
 from palenka.train_student.train import train
 
@@ -34,25 +33,21 @@ _NOT_ENDED = "it began and did not end: it runs still, was killed, or ran out of
 
 
 def require_inputs(grid: Grid) -> None:
-    """Make sure that the held-out text and the minimal pairs are there, before hours are spent.
+    """Make sure that the held-out text and the suites' data are there, before hours are spent.
 
     Raises:
         UserError: if they are not.
     """
     for corpus in {point.settings.corpus for point in grid.points}:
         Corpus.open(corpus, grid.settings.held_out_split)
-    for folder in grid.settings.minimal_pairs.values():
-        pair_files(folder)
+    for suite, folder in grid.settings.suites.items():
+        SUITES[suite].read(folder, _conditions(grid, grid.points[0]))
 
 
 def is_finished(grid: Grid, point: Point) -> bool:
     """Whether a point is trained and measured."""
-    files = [_held_out_file(grid, point), *([_pairs_file(grid, point)] if grid.settings.minimal_pairs else [])]
-    return (
-        not point.failure.exists()
-        and Run(point.settings.output).result() is not None
-        and all(file.is_file() for file in files)
-    )
+    ended_well = not point.failure.exists() and Run(point.settings.output).result() is not None
+    return ended_well and GridFiles(grid.settings.output).measures(point.name).is_file()
 
 
 def reason_of_failure(point: Point) -> str | None:
@@ -63,7 +58,7 @@ def reason_of_failure(point: Point) -> str | None:
         return None
 
 
-def run_point(grid: Grid, point: Point) -> dict[str, Any]:
+def run_point(grid: Grid, point: Point) -> dict[str, RunFigure]:
     """Train a point, or go on with it, and measure it; returns its measures.
 
     Raises:
@@ -80,28 +75,25 @@ def run_point(grid: Grid, point: Point) -> dict[str, Any]:
     return measured
 
 
-def measures(grid: Grid, point: Point) -> dict[str, Any]:
-    """The measures of a trained point, those that are on disk and fit, or else computed.
-
-    Returns:
-        ``{"held_out": {"cross_entropy", "interval", "windows"}, "minimal_pairs": {suite: {"accuracy", "stderr",
-        "n"}}}``
+def measures(grid: Grid, point: Point) -> dict[str, RunFigure]:
+    """The main figure of each suite of a trained point, those that are on disk and fit, or else computed.
 
     Raises:
         UserError: if it cannot be measured.
     """
-    settings, run = grid.settings, point.settings
-    corpus = Corpus.open(run.corpus, settings.held_out_split)
-    at_most = settings.held_out_windows if point.stage == "points" else None
-    held_out = measure_held_out(run.output, corpus, run.windows.length, _held_out_file(grid, point), at_most)
-    measured = {"held_out": {key: held_out[key] for key in ("cross_entropy", "interval", "windows")}}
-    if settings.minimal_pairs:
-        folders: dict[Suite, Path] = {suite: path for suite, path in settings.minimal_pairs.items()}  # noqa: C416
-        scored = measure(Measurement(run.output, folders, settings.protocol), _pairs_file(grid, point))
-        measured["minimal_pairs"] = {
-            result["suite"]: {key: result[key] for key in ("accuracy", "stderr", "n")} for result in scored
-        }
-    return measured
+    folders = {HELD_OUT: point.settings.corpus, **grid.settings.suites}
+    asked = Measurement(point.settings.output, folders, _conditions(grid, point))
+    results = measure(asked, GridFiles(grid.settings.output).measures(point.name))
+    return {result.suite: RunFigure.of(result) for result in results.suites}
+
+
+def _conditions(grid: Grid, point: Point) -> Conditions:
+    return Conditions(
+        protocol=grid.settings.protocol,
+        split=grid.settings.held_out_split,
+        length=point.settings.windows.length,
+        windows=grid.settings.held_out_windows if point.stage == "points" else None,
+    )
 
 
 def run_local(grid: Grid, points: Sequence[Point], arguments: Sequence[str]) -> None:
@@ -182,15 +174,9 @@ def _run_process(grid: Grid, point: Point, arguments: Sequence[str], device: str
 def _tell(grid: Grid, point: Point, done: int, count: int, started: float) -> None:
     reason = reason_of_failure(point)
     if reason is None:
-        told = f"held-out cross-entropy {read_record(_held_out_file(grid, point))['cross_entropy']:.4f}"
+        results = read_results(GridFiles(grid.settings.output).measures(point.name))
+        result = results.by_suite[grid.settings.rank_by]
+        outcome = f"{result.heading}, {result.main}"
     else:
-        told = f"failed: {reason}"
-    notice(f"{done} of {count}, {time.perf_counter() - started:,.0f} s: {point.name} {told}")
-
-
-def _held_out_file(grid: Grid, point: Point) -> Path:
-    return grid.settings.output / "held_out" / f"{point.name}.json"
-
-
-def _pairs_file(grid: Grid, point: Point) -> Path:
-    return grid.settings.output / "minimal_pairs" / f"{point.name}.json"
+        outcome = f"failed: {reason}"
+    info(f"{done} of {count}, {time.perf_counter() - started:,.0f} s: {point.name} {outcome}")

@@ -7,7 +7,8 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from palenka.eval.protocols import Protocol
-from palenka.eval.suites import PairSuite, Suite
+from palenka.eval.suites import SuiteName
+from palenka.grid.record import HELD_OUT
 from palenka.ground.settings import Command, Settings
 
 _DECIDED = ("output", "seed")
@@ -93,12 +94,12 @@ class GridSettings(Command):
     """Split on which all points are measured."""
     held_out_windows: int | None = Field(default=None, ge=2)
     """Measure points on so many windows, a fixed sample; finalists are always measured on all of them."""
-    minimal_pairs: dict[PairSuite, Path] = Field(default={})
-    """Folders of the minimal pairs that all points are scored on, by suite."""
+    suites: dict[SuiteName, Path] = Field(default={})
+    """Folders of the data that all points are measured on too, by suite."""
     protocol: Protocol = "babylm-2024"
     """How minimal pairs are read and scored."""
-    rank_by: Suite = "held_out"
-    """What points are ranked by: held_out, or a suite of minimal_pairs."""
+    rank_by: SuiteName = HELD_OUT
+    """The suite that points are ranked by: held_out, or one of suites."""
     launcher: Literal["local", "slurm"] = "local"
     """Where points run."""
     local: LocalSettings = LocalSettings()
@@ -134,8 +135,8 @@ class GridSettings(Command):
 
     @model_validator(mode="after")
     def _rank_is_measured(self) -> Self:
-        if self.rank_by != "held_out" and self.rank_by not in self.minimal_pairs:
-            raise ValueError(f"rank_by is {self.rank_by}, but minimal_pairs has no folder for it; name one there")
+        if self.rank_by not in (HELD_OUT, *self.suites):
+            raise ValueError(f"rank_by is {self.rank_by}, but suites has no folder for it; name one there")
         return self
 
 

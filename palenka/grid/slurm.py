@@ -14,7 +14,7 @@ from typing import Literal
 from palenka.grid.points import Grid, Point
 from palenka.ground.errors import UserError
 from palenka.ground.files import write_whole
-from palenka.ground.progress import notice
+from palenka.ground.progress import info
 
 Following = Literal["finish", "rank"]
 
@@ -42,7 +42,7 @@ def submit(grid: Grid, points: Sequence[Point], arguments: Sequence[str], follow
     after = output / f"{following}.sbatch"
     write_whole(after, following_script(grid, arguments, following))
     last = _sbatch(after, f"--dependency=afterany:{array}")
-    notice(
+    info(
         f"{len(points)} task(s) of {script} submitted as job {array}; job {last} ranks them when all have ended "
         f"(`squeue --jobs {array},{last}`, logs in {output / 'logs'})"
     )
@@ -105,5 +105,5 @@ def _sbatch(script: Path, *options: str) -> str:
         ) from None
     if done.returncode:
         said = " ".join(done.stderr.split())
-        raise UserError(f"sbatch refuses {script}: {said}; mend slurm.* in the grid's file")
+        raise UserError(f"sbatch refuses {script}: {said}; fix slurm.* in the grid's file")
     return done.stdout.strip().split(";")[0]

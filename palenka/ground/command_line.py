@@ -3,7 +3,6 @@
 Precedence of settings: defaults < files < command line.
 """
 
-import re
 import sys
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -12,21 +11,11 @@ from typing import Any, TypeVar
 
 import yaml
 from pydantic import ValidationError
-from pydantic_core import ErrorDetails
 
 from palenka.ground.errors import UserError
 from palenka.ground.help import help_of, wrapped
-from palenka.ground.options import (
-    Annotation,
-    Value,
-    inner_of,
-    is_list,
-    locate,
-    nearest,
-    required_by,
-    shorthand_of,
-    types_of,
-)
+from palenka.ground.mistakes import first_mistake, sentence_of
+from palenka.ground.options import Annotation, Value, inner_of, is_list, locate, shorthand_of, types_of
 from palenka.ground.registry import import_plugins
 from palenka.ground.settings import Command, Settings, load_yaml, read_yaml
 
@@ -131,7 +120,7 @@ def _parsed(schema: type[SettingsType], arguments: Sequence[str], program: str) 
             content = _changed(schema, content, option, value)
         return schema.model_validate(content | ({"plugins": plugins} if plugins else {})), files
     except ValidationError as error:
-        mistake = _first_mistake(error, schema)
+        mistake = first_mistake(error, schema)
     except _MistakeError as error:
         mistake = str(error)
     where = f"configuration {', '.join(files)}; " if files else ""
@@ -274,43 +263,4 @@ def _check_file(schema: type[Settings], file: str, content: Mapping[str, Any]) -
         # What a validator of ours refuses may be the combination with what the command line still changes.
         wrong = [found for found in error.errors() if found["type"] not in ("missing", "value_error")]
         if wrong:
-            raise UserError(f"configuration {file}: {_sentence(wrong, schema)}") from None
-
-
-def _first_mistake(error: ValidationError, schema: type[Settings]) -> str:
-    """What to fix first: a name or a value that is wrong, or else everything that is missing."""
-    found = error.errors()
-    if wrong := [entry for entry in found if entry["type"] != "missing"]:
-        return _sentence(wrong, schema)
-    missing = [name for entry in found for name in required_by(schema, ".".join(map(str, entry["loc"])))]
-    return f"these options are missing: {', '.join(missing)}; give them in a file or as --{missing[0]} VALUE"
-
-
-def _sentence(found: Sequence[ErrorDetails], schema: type[Settings]) -> str:
-    """The first of some mistakes, in the form that all errors of this project have."""
-    first = next((entry for entry in found if entry["type"] == "extra_forbidden"), found[0])
-    option = _option(first)
-    if first["type"] == "extra_forbidden":
-        hint = nearest(schema, option)
-        return f"{option} is not an option" + (f"; did you mean '{hint}'?" if hint else "")
-    if first["type"] == "value_error":
-        said = first["msg"].removeprefix("Value error, ")
-        return f"{option}: {said}" if option else said
-    # Of a choice between types each says what it wants.
-    rules = dict.fromkeys(_rule(entry) for entry in found if _option(entry) == option)
-    return f"{option} is {first['input']}, but it should be {' or '.join(rules)}"
-
-
-def _option(found: ErrorDetails) -> str:
-    """The dotted option that a mistake is in; places in lists and names of types, which pydantic adds, are left out."""
-    parts = [part for part in found["loc"] if isinstance(part, str)]
-    return ".".join(part for part in parts if not re.search(r"[\[(]|^(str|int|float|bool|path|none)$", part))
-
-
-def _rule(found: ErrorDetails) -> str:
-    """What a value should be, in a few words."""
-    if found["type"] in ("model_type", "dict_type", "model_attributes_type"):
-        return "a mapping {...}"
-    if found["type"] in ("tuple_type", "list_type"):
-        return "a list [...]"
-    return found["msg"].removeprefix("Input should be ").split(", unable to")[0]
+            raise UserError(f"configuration {file}: {sentence_of(wrong, schema)}") from None

@@ -1,4 +1,4 @@
-"""Mistakes that a user can mend, each told in one sentence: the value, the rule, what to do."""
+"""Mistakes that a user can fix, each told in one sentence: the value, the rule, what to do."""
 
 from collections.abc import Mapping
 

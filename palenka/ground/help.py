@@ -21,6 +21,7 @@ from palenka.ground.options import (
     types_of,
     value_of,
 )
+from palenka.ground.registry import NameIn
 from palenka.ground.settings import Command
 
 WIDTH = 80
@@ -86,9 +87,9 @@ def _kind(annotation: Annotation, is_plural: bool = False) -> str:
 
 
 def _kind_of_one(kind: Annotation, is_plural: bool) -> str:
-    if origin_of(kind) is Literal:
-        choices = ", ".join(str(choice) for choice in typing.get_args(kind))
-        return f"choice of {choices}" if len(typing.get_args(kind)) > 1 and not is_plural else choices
+    if isinstance(kind, NameIn) or origin_of(kind) is Literal:
+        names = list(kind.registry) if isinstance(kind, NameIn) else [str(name) for name in typing.get_args(kind)]
+        return f"choice of {', '.join(names)}" if len(names) > 1 and not is_plural else ", ".join(names)
     if is_list(kind):
         return f"list{'s' * is_plural} of {_kind(typing.get_args(kind)[0], is_plural=True)}"
     if (value := value_of(kind)) is not None:

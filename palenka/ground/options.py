@@ -1,10 +1,9 @@
-"""The options of a class of settings: found by their dotted names, listed for help, guessed from a mistaken name.
+"""The options of a class of settings: found by their dotted names, and listed for help.
 
 An option holds a plain value or a group of others: another class of settings, a mapping of them by name, one of several
 classes (`OneOf`), or an open group, whose members a registry names.
 """
 
-import difflib
 import inspect
 import types
 import typing
@@ -14,7 +13,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic.fields import FieldInfo
 
-from palenka.ground.registry import OneOf
+from palenka.ground.registry import NameIn, OneOf, OpenSettings
 from palenka.ground.settings import Settings
 
 Annotation: TypeAlias = Any
@@ -24,10 +23,6 @@ Value: TypeAlias = Any
 
 NAME = "NAME"
 """Stands in an option for a name that the user chooses."""
-_ALIKE = 0.6
-"""The least likeness of two names of which one may stand for the other."""
-_IN_PLACE = 0.1
-"""What being in the place of the mistaken name is worth beside that."""
 
 
 @dataclass(frozen=True)
@@ -60,9 +55,9 @@ def origin_of(annotation: Annotation) -> Annotation:
 
 
 def types_of(annotation: Annotation) -> list[Any]:
-    """The types that a value may have: of a union each; a choice of classes stays the `OneOf` that makes it."""
+    """The types that a value may have, of a union each; a choice that a registry gives stays as it was annotated."""
     if origin_of(annotation) is Annotated:
-        choices = [extra for extra in annotation.__metadata__ if isinstance(extra, OneOf)]
+        choices = [extra for extra in annotation.__metadata__ if isinstance(extra, OneOf | NameIn)]
         return choices or types_of(annotation.__origin__)
     if origin_of(annotation) in (typing.Union, types.UnionType):
         return [kind for each in typing.get_args(annotation) for kind in types_of(each)]
@@ -96,13 +91,18 @@ def fields_of(group: type[Settings]) -> dict[str, FieldInfo]:
     return {field.alias or name: field for name, field in group.model_fields.items() if not field.exclude}
 
 
+def members_of(group: type[Settings]) -> Mapping[str, type[Settings]]:
+    """The classes of settings that an open group has by name; none of another group."""
+    return group.registry if issubclass(group, OpenSettings) else {}
+
+
 def inner_of(annotation: Annotation, name: str) -> Annotation:
     """The type of what has a name in a group or a mapping; None if nothing has."""
     for _, group in groups_of(annotation):
         if field := fields_of(group).get(name):
             return _whole(field)
-        if group.registry is not None and name in group.registry:
-            return group.registry[name]
+        if name in (members := members_of(group)):
+            return members[name]
     return value_of(annotation)
 
 
@@ -128,27 +128,6 @@ def shorthand_of(annotation: Annotation) -> str | None:
     return next((group.shorthand for _, group in groups_of(annotation) if group.shorthand), None)
 
 
-def required_by(schema: type[Settings], option: str) -> list[str]:
-    """A missing option; of a missing group those of its options that have no default."""
-    for _, group in groups_of(locate(schema, option)[1]):
-        return [f"{option}.{name}" for name, field in fields_of(group).items() if field.is_required()]
-    return [option]
-
-
-def nearest(schema: type[Settings], mistaken: str) -> str | None:
-    """The option that a mistaken name most probably stands for: nearly its name, or its initials, best in its place."""
-    *place, last = mistaken.split(".")
-
-    def likeness(name: str) -> float:
-        end = name.rpartition(".")[2]
-        initials = "".join(word[:1] for word in end.split("_"))
-        return 1.0 if last == initials else difflib.SequenceMatcher(None, last, end).ratio()
-
-    names = dict.fromkeys(_placed(option.name.removesuffix(f".{NAME}"), place) for option in options_of(schema))
-    alike = [name for name in names if likeness(name) >= _ALIKE]
-    return max(alike, key=lambda name: likeness(name) + _IN_PLACE * (name.split(".")[:-1] == place), default=None)
-
-
 def options_of(schema: type[Settings], within: str = "", given: Settings | None = None) -> Iterator[Option]:
     """All options of a class of settings; groups follow the plain options, each before its own.
 
@@ -167,7 +146,9 @@ def options_of(schema: type[Settings], within: str = "", given: Settings | None 
             groups.append(option)
         else:
             yield option
-    groups += [Option(f"{within}{name}", group, about(group)) for name, group in (schema.registry or {}).items()]
+    for name, member in members_of(schema).items():
+        default = given.entries.get(name) if isinstance(given, OpenSettings) else None
+        groups.append(Option(f"{within}{name}", member, about(member), default))
     for option in groups:
         yield from _with_its_own(option)
 
@@ -199,10 +180,3 @@ def _whole(field: FieldInfo) -> Annotation:
 
 def _is_mapping(kind: Annotation) -> bool:
     return value_of(kind) is not None
-
-
-def _placed(name: str, place: list[str]) -> str:
-    """An option with the names that the user chose in the place of NAME, where the option is in that place."""
-    parts = name.split(".")
-    filled = [given if part == NAME else part for part, given in zip(parts, place, strict=False)]
-    return ".".join([*filled, *parts[len(filled) :]]) if filled == place else name

@@ -1,4 +1,4 @@
-"""What a person watches while a stage works: a bar with tokens per second, and notices, on standard error."""
+"""What a person watches while a stage works: a bar with tokens per second, and sentences, on standard error."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,14 +10,14 @@ from rich.text import Text
 _console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
-def notice(sentence: str) -> None:
+def info(sentence: str) -> None:
     """Tell the user something that is not an error."""
     _console.print(sentence, markup=False)
 
 
 @contextmanager
 def progress_bar(
-    description: str, total: int | None, unit: str = "tokens", shown: bool = True
+    description: str, total: int | None, unit: str = "tokens", verbose: bool = True
 ) -> Iterator[Callable[[int], None]]:
     """Show a bar that ends with its rate; yields the function that advances it.
 
@@ -25,7 +25,7 @@ def progress_bar(
         description: what is being done, a few words.
         total: how many units make the whole; None where that is unknown.
         unit: what is counted; the rate is shown in these per second.
-        shown: False on the processes of a distributed run that should stay silent.
+        verbose: False on the processes of a distributed run that should stay silent.
     """
     columns = (
         TextColumn("{task.description}"),
@@ -35,7 +35,7 @@ def progress_bar(
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=_console, disable=not shown) as bar:
+    with Progress(*columns, console=_console, disable=not verbose) as bar:
         task = bar.add_task(description, total=total)
         yield lambda advance: bar.advance(task, advance)
 

@@ -10,12 +10,13 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
-from pydantic import GetCoreSchemaHandler, ValidationError
+from pydantic import Field, GetCoreSchemaHandler, ValidationError, model_serializer, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError, core_schema
 
 from palenka.ground.errors import UserError
+from palenka.ground.settings import Settings
 
 Entry = TypeVar("Entry")
 
@@ -111,9 +112,8 @@ class OneOf:
         if not isinstance(given, Mapping):
             raise PydanticCustomError("model_type", "Input should be a mapping")
         kind = given.get(self.key, self.default)
-        if kind not in self.registry:
-            choices = ", ".join(map(repr, self.registry))
-            raise _line_error("literal_error", f"Input should be {choices}", (self.key,), kind)
+        if not isinstance(kind, str) or kind not in self.registry:
+            raise _line_error("literal_error", _choices(self.registry), (self.key,), kind)
         return self.registry[kind].model_validate({self.key: kind, **given})
 
     def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
@@ -122,6 +122,82 @@ class OneOf:
             self.choose,
             serialization=core_schema.plain_serializer_function_ser_schema(lambda chosen: chosen.as_plain()),
         )
+
+
+@dataclass(frozen=True)
+class NameIn:
+    """The annotation of a settings field that holds a name in a registry: ``Annotated[str, NameIn(SUITES)]``."""
+
+    registry: Registry[Any]
+
+    def check(self, name: str) -> str:
+        """The name.
+
+        Raises:
+            ValueError: if nothing is registered under it; the names that exist are said.
+        """
+        if name not in self.registry:
+            raise PydanticCustomError("literal_error", "{text}", {"text": _choices(self.registry)})
+        return name
+
+    def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        """How pydantic reads such a field."""
+        return core_schema.no_info_after_validator_function(self.check, handler(source))
+
+
+class OpenSettings(Settings):
+    """A group whose options are also the names in a registry: each holds the settings that are registered there.
+
+    A bare number or word for one of them sets the field that its class names as `shorthand`.
+    """
+
+    registry: ClassVar[Registry[Any]]
+    entries: dict[str, Any] = Field(default={}, repr=False, exclude=True)
+    """The settings of every registered name."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gather(cls, given: Any) -> Any:  # noqa: ANN401 - whatever was given
+        if not isinstance(given, Mapping):
+            return given
+        if "entries" in given:
+            raise _line_error("extra_forbidden", "Extra inputs are not permitted", ("entries",), given["entries"])
+        own = {name: value for name, value in given.items() if name not in cls.registry}
+        entries, mistakes = {}, []
+        for name, schema in cls.registry.items():
+            try:
+                entries[name] = schema.model_validate(given.get(name, {}))
+            except ValidationError as error:
+                mistakes += _within(name, error)
+        if mistakes:
+            raise ValidationError.from_exception_data(cls.__name__, mistakes)
+        return {**own, "entries": entries}
+
+    @model_serializer(mode="plain")
+    def _flat(self) -> dict[str, Any]:
+        own = {name: getattr(self, name) for name in type(self).model_fields if name != "entries"}
+        return own | {name: entry.as_plain() for name, entry in self.written().items()}
+
+    def written(self) -> Mapping[str, Settings]:
+        """The entries that a file of these settings needs; all unless a subclass knows better."""
+        return self.entries
+
+
+def _choices(registry: Registry[Any]) -> str:
+    *first, last = map(repr, registry)
+    return f"Input should be {', '.join(first)} or {last}" if first else f"Input should be {last}"
+
+
+def _within(name: str, error: ValidationError) -> list[InitErrorDetails]:
+    """The mistakes in one group of settings as those of the settings that hold it under a name."""
+    return [
+        InitErrorDetails(
+            type=PydanticCustomError(found["type"], "{text}", {"text": found["msg"], **found.get("ctx", {})}),
+            loc=(name, *found["loc"]),
+            input=found["input"],
+        )
+        for found in error.errors()
+    ]
 
 
 def _line_error(kind: Any, text: str, place: tuple[str, ...], given: object) -> ValidationError:  # noqa: ANN401

@@ -4,15 +4,16 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from palenka.ground.errors import UserError
 from palenka.ground.files import write_whole
-from palenka.ground.registry import Registry
+
+Schema = TypeVar("Schema", bound=BaseModel)
 
 Precision = Literal["float32", "bf16", "fp16"]
 """The type that a model computes in."""
@@ -64,15 +65,11 @@ class Settings(BaseModel):
     """A frozen group of settings; each class of settings stands beside the code that it configures.
 
     Paths may begin with ``~`` and hold ``$VARIABLES``.
-
-    Attributes:
-        shorthand: the field that a bare value stands for, as in ``logit: 0.5`` for ``logit: {weight: 0.5}``.
-        registry: of an open group: classes of settings by name, each an option of this group.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
     shorthand: ClassVar[str | None] = None
-    registry: ClassVar[Registry[Any] | None] = None
+    """The field that a bare value in place of the group sets, if there is one: ``logit: 0.5``."""
 
     def as_plain(self) -> dict[str, object]:
         """These settings as plain JSON values, defaults included."""
@@ -99,6 +96,21 @@ class Settings(BaseModel):
     @classmethod
     def _paths_as_people_write_them(cls, value: Any) -> Any:  # noqa: ANN401 - of any field
         return _expanded(value)
+
+
+def read_as(schema: type[Schema], content: Mapping[str, object], source: Path) -> Schema:
+    """What a file of ours holds, as a typed record.
+
+    Raises:
+        UserError: if something in it is missing, unknown or of the wrong kind; the file and the field are named.
+    """
+    try:
+        return schema.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        what = f"{field}: {first['msg'].lower()}" if field else first["msg"]
+        raise UserError(f"{source} cannot be read: {what}; make it again, or leave its folder out") from None
 
 
 class Command(Settings):

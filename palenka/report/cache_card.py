@@ -2,14 +2,15 @@
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from palenka.data.signals.cache import TeacherCache
+from palenka.data.signals.encoding import LogitEncoding
 from palenka.data.signals.signal import TeacherSignal
-from palenka.data.windows import BLOCK_WINDOWS
+from palenka.data.windows import BLOCK_WINDOWS, WindowRule
 
 SAMPLE_WINDOWS = 1024
 """Windows that the histograms are made from: any slots of a cache are a uniform sample of its corpus."""
@@ -30,7 +31,8 @@ class CacheCard:
     """What a cache says of itself.
 
     Attributes:
-        cache: the cache.
+        name: that tells it from the others.
+        cache: the cache; nothing is known of what it holds while nothing is captured.
         tokens: captured tokens of all its views.
         possible_tokens: those that a whole capture would have.
         bytes_by_array: bytes on disk of the captured shards, by array.
@@ -41,15 +43,26 @@ class CacheCard:
         hidden_errors: relative squared error of stored states, by "teacher/layer".
     """
 
+    name: str
     cache: TeacherCache
     tokens: int
     possible_tokens: int
-    bytes_by_array: Mapping[str, int]
-    kept_mass: Mapping[float, float]
-    sampled_tokens: int
-    kept_mass_histograms: Mapping[float, Histogram]
-    entropy_histograms: Mapping[float, Histogram]
-    hidden_errors: Mapping[str, float]
+    bytes_by_array: Mapping[str, int] = field(default_factory=dict)
+    kept_mass: Mapping[float, float] = field(default_factory=dict)
+    sampled_tokens: int = 0
+    kept_mass_histograms: Mapping[float, Histogram] = field(default_factory=dict)
+    entropy_histograms: Mapping[float, Histogram] = field(default_factory=dict)
+    hidden_errors: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def windows(self) -> WindowRule:
+        """How its corpus is cut."""
+        return self.cache.manifest.windows
+
+    @property
+    def logits(self) -> LogitEncoding:
+        """What is kept of the distributions."""
+        return self.cache.manifest.logits
 
     def bytes_per_token(self, array: str | None = None) -> float:
         """Bytes on disk for a token: of one array, or of all."""
@@ -57,16 +70,16 @@ class CacheCard:
         return stored / self.tokens
 
 
-def make_card(cache: TeacherCache) -> CacheCard | None:
-    """The card of a cache; None while nothing is captured. Reads all tail masses, and `SAMPLE_WINDOWS` windows whole.
+def make_card(name: str, cache: TeacherCache) -> CacheCard:
+    """The card of a cache. Reads all tail masses, and `SAMPLE_WINDOWS` windows whole.
 
     Raises:
         UserError: if a shard that is read is damaged.
     """
-    tokens = cache.captured_tokens()
+    manifest, tokens = cache.manifest, cache.captured_tokens()
+    possible = sum(manifest.num_windows(view) for view in range(manifest.windows.views)) * manifest.windows.length
     if not tokens:
-        return None
-    manifest = cache.manifest
+        return CacheCard(name, cache, 0, possible)
     masses: dict[float, list[NDArray[np.float64]]] = {t: [] for t in manifest.logits.temperatures}
     entropies: dict[float, list[NDArray[np.float64]]] = {t: [] for t in manifest.logits.temperatures}
     for signal in _sample(cache):
@@ -76,11 +89,10 @@ def make_card(cache: TeacherCache) -> CacheCard | None:
             entropies[temperature].append(distribution.entropy().flatten().numpy())
     highest = math.log(manifest.vocabulary_size)
     return CacheCard(
+        name=name,
         cache=cache,
         tokens=tokens,
-        possible_tokens=sum(
-            manifest.num_windows(view) * manifest.windows.length for view in range(manifest.windows.views)
-        ),
+        possible_tokens=possible,
         bytes_by_array=cache.bytes_by_array(),
         kept_mass=cache.kept_mass(),
         sampled_tokens=sum(map(len, next(iter(masses.values())))),

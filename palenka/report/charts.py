@@ -12,16 +12,17 @@ import matplotlib as mpl
 import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
+from palenka.report.results import Estimate
 from palenka.report.svg import to_svg
 
 WIDTH = 4.5
 INK, MUTED, RULE = "#1b1f24", "#5b6470", "#dfe3e8"
 _END_LETTERS, _ROW_LETTERS = 18, 28
-ROUND = [1, 2, 2.5, 5, 10]
 LOOK: Any = {
     "axes.axisbelow": True,
     "axes.edgecolor": "#9aa3ad",
@@ -31,6 +32,10 @@ LOOK: Any = {
     "axes.linewidth": 0.6,
     "axes.spines.right": False,
     "axes.spines.top": False,
+    "axes.titlecolor": MUTED,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 10,
+    "figure.constrained_layout.use": True,
     "font.size": 10,
     "grid.color": RULE,
     "grid.linewidth": 0.6,
@@ -62,10 +67,12 @@ class Dot:
     """A value with its interval."""
 
     colour: str
-    value: float
-    low: float
-    high: float
+    estimate: Estimate
     hollow: bool = False
+
+
+Shape = tuple[str, str, NDArray[np.float64], NDArray[np.float64]]
+"""A histogram: its label, colour, edges and shares."""
 
 
 def line_chart(
@@ -103,15 +110,13 @@ def line_chart(
         axes.set_ylim(*y_limits)
         axes.set_xlim(0, 1.01 * max((float(line.x.max()) for line in lines), default=1.0))
         axes.set_xlabel(x_label)
-        _round_ticks(axes, log)
+        _ticks(axes, log)
         _label_ends(axes, [line for line in lines if line.label])
         return to_svg(figure, title)
 
 
-def histogram_chart(
-    shapes: Sequence[tuple[str, str, NDArray[np.float64], NDArray[np.float64]]], title: str, x_label: str
-) -> Markup:
-    """Outlined histograms over each other: (label, colour, edges, shares); each is named at its highest bin."""
+def histogram_chart(shapes: Sequence[Shape], title: str, x_label: str) -> Markup:
+    """Outlined histograms over each other, each named at its highest bin."""
     with mpl.rc_context(LOOK):
         figure, axes = _figure(2.3, "share of tokens")
         for _, colour, edges, shares in shapes:
@@ -121,8 +126,8 @@ def histogram_chart(
         axes.set_ylim(0, 1.22 * top)
         axes.set_xlim(shapes[0][2][0], shapes[0][2][-1])
         axes.set_xlabel(x_label)
-        _round_ticks(axes)
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))
+        _ticks(axes)
+        axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
         for label, colour, edges, shares in shapes:
             peak = int(shares.argmax())
             place = (edges[peak] + edges[peak + 1]) / 2
@@ -137,13 +142,11 @@ def bar_chart(bars: Sequence[tuple[str, float, str]], title: str, x_label: str, 
     """Horizontal bars in the order given: (name, value, the value as it is written at the bar's end)."""
     with mpl.rc_context(LOOK):
         figure, axes = _figure(0.55 + 0.21 * len(bars), "")
-        places = np.arange(len(bars))
-        axes.barh(places, [value for _, value, _ in bars], height=0.62, color=colour)
-        for place, (_, value, text) in enumerate(bars):
-            axes.annotate(text, (value, place), (3, 0), textcoords="offset points", va="center")
+        drawn = axes.barh(range(len(bars)), [value for _, value, _ in bars], height=0.62, color=colour)
+        axes.bar_label(drawn, [text for *_, text in bars], padding=3)
         axes.set_xlabel(x_label)
         axes.set_xlim(0, 1.18 * max((value for _, value, _ in bars), default=1.0) or 1.0)
-        _round_ticks(axes)
+        _ticks(axes)
         _rows(axes, [name for name, _, _ in bars])
         return to_svg(figure, title)
 
@@ -161,26 +164,28 @@ def dot_chart(
         for place, (_, dots) in enumerate(rows):
             for number, dot in enumerate(dots):
                 height = place + 0.72 * ((number + 0.5) / len(dots) - 0.5)
-                axes.plot([dot.low, dot.high], [height, height], color=dot.colour, linewidth=1.2)
+                axes.plot([dot.estimate.low, dot.estimate.high], [height] * 2, color=dot.colour, linewidth=1.2)
                 face = "white" if dot.hollow else dot.colour
-                axes.plot(dot.value, height, "o", color=dot.colour, markerfacecolor=face, markersize=4)
+                axes.plot(dot.estimate.value, height, "o", color=dot.colour, markerfacecolor=face, markersize=4)
         axes.set_xlabel(x_label)
-        _round_ticks(axes)
+        _ticks(axes)
         _rows(axes, [name for name, _ in rows])
         return to_svg(figure, title)
 
 
-def _round_ticks(axes: Axes, log: bool = False) -> None:
-    """Few ticks, at round numbers, written as they are read."""
-    axes.xaxis.set_major_locator(MaxNLocator(5, steps=ROUND))
-    axes.xaxis.set_major_formatter(FuncFormatter(plain))
+def _ticks(axes: Axes, log: bool = False) -> None:
+    round_ticks(axes.xaxis, 5)
+    round_ticks(axes.yaxis, 6)
     if log:
         low, high = axes.get_ylim()
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 300 * low else (1,)))
         axes.yaxis.set_minor_locator(NullLocator())
-    else:
-        axes.yaxis.set_major_locator(MaxNLocator(6, steps=ROUND))
-    axes.yaxis.set_major_formatter(FuncFormatter(plain))
+
+
+def round_ticks(axis: Axis, count: int) -> None:
+    """So many ticks at most, at round numbers, written as they are read: 1,500 and −0.25, no powers of ten."""
+    axis.set_major_locator(MaxNLocator(count, steps=[1, 2, 2.5, 5, 10]))
+    axis.set_major_formatter(lambda value, _: f"{value:,.10g}".replace("-", "−"))
 
 
 def short(label: str, letters: int) -> str:
@@ -189,17 +194,16 @@ def short(label: str, letters: int) -> str:
 
 
 def _figure(height: float, y_label: str) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    figure = Figure(figsize=(WIDTH, height))
     axes = figure.add_subplot()
     # Above the axis and level, it is read without turning the head and takes no width.
-    axes.set_title(y_label, loc="left", fontsize=10, color=MUTED)
+    axes.set_title(y_label)
     return figure, axes
 
 
 def _rows(axes: Axes, names: Sequence[str]) -> None:
     """Name the rows, the first at the top."""
-    axes.yaxis.set_major_locator(FixedLocator(range(len(names))))
-    axes.yaxis.set_major_formatter(FixedFormatter([short(name, _ROW_LETTERS) for name in names]))
+    axes.set_yticks(range(len(names)), [short(name, _ROW_LETTERS) for name in names])
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.tick_params(axis="y", labelcolor=INK)
     axes.grid(visible=False, axis="y")
@@ -207,19 +211,12 @@ def _rows(axes: Axes, names: Sequence[str]) -> None:
 
 def _label_ends(axes: Axes, lines: Sequence[Line]) -> None:
     """Write each line's name right of the frame at the height of its end, moved apart where they would touch."""
-    if not lines:
-        return
-    low, high = (
-        float(edge) for edge in axes.transData.inverted().transform(axes.transAxes.transform([(0, 0), (0, 1)]))[:, 1]
-    )
-    axes.set_ylim(low, high)
-    heights = axes.transAxes.inverted().transform(
-        axes.transData.transform([(line.x[-1], line.y[-1]) for line in lines])
-    )
-    for line, height in zip(lines, _apart(heights[:, 1].clip(0.0, 1.0).tolist(), 0.075), strict=True):
-        axes.text(
-            1.02, height, short(line.label, _END_LETTERS), color=line.colour, va="center", transform=axes.transAxes
-        )
+    axes.set_ylim(axes.get_ylim())
+    inside = axes.transData + axes.transAxes.inverted()
+    heights = [min(max(float(inside.transform((line.x[-1], line.y[-1]))[1]), 0.0), 1.0) for line in lines]
+    for line, height in zip(lines, _apart(heights, 0.075), strict=True):
+        label = short(line.label, _END_LETTERS)
+        axes.text(1.02, height, label, color=line.colour, va="center", transform=axes.transAxes)
 
 
 def _apart(heights: Sequence[float], gap: float) -> list[float]:
@@ -235,8 +232,3 @@ def _apart(heights: Sequence[float], gap: float) -> list[float]:
         ceiling = moved[place] = min(moved[place], ceiling)
         ceiling -= gap
     return moved
-
-
-def plain(value: float, _: object) -> str:
-    """A tick as it is read: 1,500 and −0.25, no powers of ten."""
-    return f"{value:,.10g}".replace("-", "−")

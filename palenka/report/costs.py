@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from palenka.data.signals.cache import TeacherCache
-from palenka.report.run_files import Run
-from palenka.report.sources import Sources, Study
+from palenka.report.sources import Sources
+from palenka.train_student.run import FinishedRun
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Capture:
 class LiveStudent:
     """What a student's teachers would cost in its training, were they not cached."""
 
-    run: Run
+    run: FinishedRun
     seconds: float
 
 
@@ -57,24 +58,22 @@ class BreakEven:
         return students * self.live_seconds - self.capture_seconds
 
 
-def break_even(study: Study, sources: Sources) -> BreakEven | None:
+def break_even(study: Path, sources: Sources) -> BreakEven | None:
     """The break-even of a study; None where its captures' seconds or its students are not known."""
-    captures: dict[str, Capture] = {}
     by_path = {cache.directory.resolve(): cache for cache in sources.caches}
     used: list[tuple[TeacherCache, Capture]] = []
-    for name, path in study.caches.items():
-        cache = by_path.get(path.resolve())
-        seconds = study.seconds.get(f"cache {name}")
+    for row in sources.studies[study].caches:
+        cache = by_path.get((study / row.path).resolve())
+        seconds = sources.studies[study].seconds.get(f"cache {row.name}")
         if cache is not None and seconds and (tokens := cache.captured_tokens()):
-            captures[name] = Capture(name, seconds, tokens)
-            used.append((cache, captures[name]))
+            used.append((cache, Capture(row.name, seconds, tokens)))
     students = [LiveStudent(run, seconds) for run in sources.runs if (seconds := _live_seconds(run, used)) is not None]
-    if not captures or not students:
+    if not used or not students:
         return None
-    return BreakEven(tuple(captures.values()), tuple(students))
+    return BreakEven(tuple(capture for _, capture in used), tuple(students))
 
 
-def _live_seconds(run: Run, captures: Sequence[tuple[TeacherCache, Capture]]) -> float | None:
+def _live_seconds(run: FinishedRun, captures: Sequence[tuple[TeacherCache, Capture]]) -> float | None:
     """Seconds of all teachers of a run over the tokens that it read; None unless each has a capture of the study."""
     if not run.inputs.teachers:
         return None

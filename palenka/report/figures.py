@@ -1,4 +1,4 @@
-"""The report's figures: which numbers go into which chart."""
+"""The report's figures: which numbers go into which chart, and what stands beneath it."""
 
 from collections.abc import Mapping, Sequence
 
@@ -7,17 +7,20 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from palenka.report.cache_card import CacheCard, Histogram
-from palenka.report.charts import INK, Dot, Line, bar_chart, dot_chart, histogram_chart, line_chart
+from palenka.report.charts import INK, Dot, Line, Shape, bar_chart, dot_chart, histogram_chart, line_chart
 from palenka.report.costs import BreakEven
-from palenka.report.finding import Estimate, accuracy_of, cross_entropy_of
-from palenka.report.models import Measure, Model
+from palenka.report.models import Model
 from palenka.report.pairs import PairSuite
-from palenka.report.run_files import Series
+from palenka.report.results import Estimate, Measure
 from palenka.report.styles import Style
+from palenka.train_student.run import Series
+
+Captioned = tuple[str, Markup]
+"""What a chart shows, in a sentence, and the chart."""
+Styles = Mapping[str, Style]
 
 RATIO = "gradient_ratio/"
 """What a metric's name begins with if it is a term's gradient norm over that of the hard term."""
-VALIDATION = "validation_cross_entropy"
 _POINTS = 120
 _LOG_RANGE = 8.0
 """Terms whose largest value is that many times the smallest are drawn on a logarithmic axis."""
@@ -26,162 +29,170 @@ _FIRST_PART = 0.1
 _MOST_DOTS = 8
 """Models that fit into a row of dots; of more, only those with a colour of their own are drawn."""
 _TEMPERATURE_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
-
-Styles = Mapping[str, Style]
+_TOKENS, _NATS = "million tokens", "nats per token"
 
 
 def measure_figure(models: Sequence[Model], measure: Measure, styles: Styles) -> Markup:
-    """A measure of all models, cross-entropy or accuracy, with its interval, a row a model."""
-    rows, unit = [], "nats per token, with 95 % interval"
-    for model in models:
-        style, found = styles[model.name], cross_entropy_of(model, measure)
-        if found is None and (accuracy := accuracy_of(model, measure)):
-            found, unit = accuracy.times(100), "%, with 95 % interval"
-        if found is not None:
-            rows.append((model.name, [Dot(style.colour, found.value, found.low, found.high, style.dashed)]))
-    return dot_chart(rows, f"{measure.title} of each model", unit)
+    """A measure of all models with its interval, a row a model."""
+    estimates = {model.name: model.estimate(measure) for model in models}
+    rows = [(name, [_dot(styles[name], found)]) for name, found in estimates.items() if found]
+    return dot_chart(rows, f"{measure.title} of each model", f"{measure.unit or '%'}, with 95 % interval")
 
 
-def training_figure(models: Sequence[Model], styles: Styles) -> Markup | None:
-    """Cross-entropy on the training text over tokens."""
-    lines = _metric_lines(models, "hard", styles)
-    if not lines:
-        return None
-    late = [line.y[line.x >= _FIRST_PART * line.x[-1]] for line in lines]
-    top = max(float(values.max()) for values in late)
-    return line_chart(lines, "Training cross-entropy", "million tokens", "nats per token", y_limits=(None, top))
+def learning_figures(models: Sequence[Model], control: Model | None, styles: Styles) -> list[Captioned]:
+    """Charts of what was learnt when, with the students' differences from a control."""
+    drawn = []
+    if lines := _lines(models, "hard", styles):
+        top = float(_late(lines).max())
+        chart = line_chart(lines, "Training cross-entropy", _TOKENS, _NATS, y_limits=(None, top))
+        caption = "Training text, the mean since the last logged step; the first tenth may lie above the frame."
+        drawn.append((caption, chart))
+    if lines := _lines(models, "validation_cross_entropy", styles, marked=True):
+        chart = line_chart(lines, "Validation cross-entropy", _TOKENS, _NATS)
+        drawn.append(("Validation windows, measured now and then.", chart))
+    if control and (lines := _differences(models, control, styles)):
+        late = _late(lines)
+        margin = 0.1 * float(np.ptp(late)) or 0.01
+        limits = (min(float(late.min()), 0.0) - margin, max(float(late.max()), 0.0) + margin)
+        title = f"Training cross-entropy less that of {control.name}"
+        caption = (
+            f"Training text, less {control.name} at the same step: both read the same windows in the same order, so "
+            "what is hard in them cancels. Below 0 the student is better."
+        )
+        drawn.append((caption, line_chart(lines, title, _TOKENS, _NATS, y_limits=limits, zero=True)))
+    return drawn
 
 
-def validation_figure(models: Sequence[Model], styles: Styles) -> Markup | None:
-    """Cross-entropy on the validation windows over tokens."""
-    lines = _metric_lines(models, VALIDATION, styles, marked=True)
-    if not lines:
-        return None
-    return line_chart(lines, "Validation cross-entropy", "million tokens", "nats per token")
+def term_figures(models: Sequence[Model], styles: Styles) -> list[Captioned]:
+    """A chart for every distillation term that was logged, such as logit/gpt2."""
+    names = [name for name in _slashed(models) if not name.startswith(("gradient_", "weight/"))]
+    return [
+        (f"The term {name}, before its weight.", _metric_figure(models, name, f"Term {name}", name, styles))
+        for name in names
+    ]
 
 
-def difference_figure(models: Sequence[Model], control: Model, styles: Styles) -> Markup | None:
+def ratio_figures(models: Sequence[Model], styles: Styles) -> list[Captioned]:
+    """A chart for every gradient ratio that was logged."""
+    drawn = []
+    for name in (name for name in _slashed(models) if name.startswith(RATIO)):
+        term = name.removeprefix(RATIO)
+        chart = _metric_figure(models, name, f"Gradient ratio of {term}", f"{term} : hard", styles)
+        drawn.append((f"Gradient of {term} over that of the hard term.", chart))
+    return drawn
+
+
+def pairs_figure(suite: PairSuite, styles: Styles) -> Markup:
+    """Accuracy per phenomenon, or per paradigm where a suite has one phenomenon: a row each, a dot a model."""
+    few = len(suite.models) <= _MOST_DOTS
+    names = [model.name for model in suite.models if few or styles[model.name].is_named]
+    rows = []
+    for row, scores in suite.rows:
+        found = [(styles[name], scores[name]) for name in names if name in scores]
+        rows.append((row, [_dot(style, Estimate.of(of)) for style, of in found]))
+    return dot_chart(rows, f"Accuracy on {suite.measure.title}", "accuracy in %, with 95 % interval", reference=50.0)
+
+
+def cache_figures(card: CacheCard) -> list[Captioned]:
+    """Charts of what a cache holds, if anything is captured."""
+    if not card.tokens:
+        return []
+    sample = f"{card.sampled_tokens:,} sampled tokens"
+    means = ", ".join(f"{found.mean:.2f} at T = {t:g}" for t, found in card.entropy_histograms.items())
+    sizes = {array: card.bytes_per_token(array) for array in card.bytes_by_array}
+    bars = [(array, size, f"{size:.1f}") for array, size in sizes.items()]
+    drawn = [
+        (
+            "Bytes per token on disk, by array.",
+            bar_chart(bars, f"Bytes per token of cache {card.name} by array", "bytes per token"),
+        ),
+        (
+            f"Mass of {card.logits.summary()}; {sample}.",
+            histogram_chart(
+                _shapes(card.kept_mass_histograms),
+                f"Kept mass of cache {card.name}",
+                "mass on the kept tokens (0 none, 1 all)",
+            ),
+        ),
+        (
+            f"Entropy, a lower bound; mean {means}; {sample}.",
+            histogram_chart(
+                _shapes(card.entropy_histograms),
+                f"Entropy of cache {card.name}",
+                "entropy in nats, all other tokens as one",
+            ),
+        ),
+    ]
+    if card.hidden_errors:
+        bars = [(layer, error, f"{error:.2g}") for layer, error in card.hidden_errors.items()]
+        chart = bar_chart(bars, f"Error of the stored states of cache {card.name}", "relative squared error", "#8C510A")
+        drawn.append(("Stored hidden states: squared error over variance, by layer.", chart))
+    return drawn
+
+
+def cost_figures(seconds: Mapping[str, float], costs: BreakEven | None) -> list[Captioned]:
+    """Charts of a study's seconds, and of its teachers' over the number of students, cached and live."""
+    drawn = []
+    if seconds:
+        bars = [(stage, value, f"{value:,.0f}") for stage, value in seconds.items()]
+        caption = f"Seconds per stage, {sum(seconds.values()):,.0f} s in all."
+        drawn.append((caption, bar_chart(bars, "Seconds per stage", "seconds", "#5b6470")))
+    if costs:
+        students = np.array([0.0, max(5.0, 2.5 * costs.students_needed)])
+        even = np.array([costs.students_needed]), np.array([costs.capture_seconds])
+        lines = [
+            Line("cached", "#0072B2", students, np.full(2, costs.capture_seconds)),
+            Line("live", "#D55E00", students, costs.live_seconds * students),
+            Line("", INK, *even, marked=True),
+        ]
+        title = "Seconds of teachers, cached and live, by number of students"
+        chart = line_chart(lines, title, "students", "seconds of teachers")
+        drawn.append(("Seconds of teachers by number of students.", chart))
+    return drawn
+
+
+def _metric_figure(models: Sequence[Model], name: str, title: str, y_label: str, styles: Styles) -> Markup:
+    lines = _lines(models, name, styles)
+    values = np.concatenate([line.y for line in lines])
+    log = bool(values.min() > 0 and values.max() > _LOG_RANGE * values.min())
+    return line_chart(lines, title, _TOKENS, y_label, log=log)
+
+
+def _differences(models: Sequence[Model], control: Model, styles: Styles) -> list[Line]:
     """Training cross-entropy less the control's, for the students that read the same windows in the same order."""
-    assert control.run
-    base = control.run.metrics.get("hard")
-    lines = []
-    for model in models:
-        if base is None or model.role != "student" or model.run is None or not model.run.reads_like(control.run):
-            continue
-        series = model.run.metrics.get("hard")
-        if series is not None and np.array_equal(series[0], base[0]):
-            style = styles[model.name]
-            lines.append(_line(model, (series[0], series[1] - base[1]), style))
-    if not lines:
-        return None
-    late = np.concatenate([line.y[line.x >= _FIRST_PART * line.x[-1]] for line in lines])
-    margin = 0.1 * float(np.ptp(late)) or 0.01
-    limits = (min(float(late.min()), 0.0) - margin, max(float(late.max()), 0.0) + margin)
-    title = f"Training cross-entropy less that of {control.name}"
-    return line_chart(lines, title, "million tokens", "nats per token", y_limits=limits, zero=True)
-
-
-def term_names(models: Sequence[Model]) -> list[str]:
-    """Every distillation term that these models' runs logged, such as logit/gpt2."""
-    return [name for name in _slashed(models) if not name.startswith(("gradient_", "weight/"))]
-
-
-def ratio_names(models: Sequence[Model]) -> list[str]:
-    """Every gradient ratio that these models' runs logged."""
-    return [name for name in _slashed(models) if name.startswith(RATIO)]
+    if control.run is None or "hard" not in control.run.metrics:
+        return []
+    alike = [model for model in models if model.role == "student" and model.run and model.run.reads_like(control.run)]
+    return _lines(alike, "hard", styles, less=control.run.metrics["hard"])
 
 
 def _slashed(models: Sequence[Model]) -> list[str]:
     return sorted({name for model in models if model.run for name in model.run.metrics if "/" in name})
 
 
-def term_figure(models: Sequence[Model], name: str, styles: Styles) -> Markup:
-    """A term, or a gradient ratio, over tokens: a line for each run that logged it."""
-    lines = _metric_lines(models, name, styles)
-    term = name.removeprefix(RATIO)
-    values = np.concatenate([line.y for line in lines]) if lines else np.ones(1)
-    log = bool(values.min() > 0 and values.max() > _LOG_RANGE * values.min())
-    if term == name:
-        return line_chart(lines, f"Term {term}", "million tokens", term, log=log)
-    return line_chart(lines, f"Gradient ratio of {term}", "million tokens", f"{term} : hard", log=log)
+def _lines(
+    models: Sequence[Model], name: str, styles: Styles, *, marked: bool = False, less: Series | None = None
+) -> list[Line]:
+    """A metric over tokens, a line for each run that logged it; less another run's at the same steps."""
+    lines = []
+    for model in models:
+        if model.run is None or name not in model.run.metrics:
+            continue
+        steps, values = model.run.metrics[name]
+        if less is not None:
+            if not np.array_equal(steps, less[0]):
+                continue
+            values = values - less[1]
+        steps, values = thin((steps, values) if marked else without_rest((steps, values)), _POINTS)
+        style = styles[model.name]
+        label = model.name if style.is_named else ""
+        lines.append(Line(label, style.colour, model.run.tokens_at(steps) / 1e6, values, style.dashed, marked))
+    return lines
 
 
-def phenomena_figure(suite: PairSuite, styles: Styles) -> Markup:
-    """Accuracy per phenomenon, or per paradigm where a suite has one phenomenon: a row each, a dot a model."""
-    few = len(suite.models) <= _MOST_DOTS
-    drawn = [model for model in suite.models if few or styles[model.name].is_named]
-    rows = []
-    for name, scores in suite.rows:
-        dots = []
-        for model in drawn:
-            if score := scores.get(model.name):
-                style, found = styles[model.name], Estimate.of_accuracy(score.accuracy, score.stderr).times(100)
-                dots.append(Dot(style.colour, found.value, found.low, found.high, style.dashed))
-        rows.append((name, dots))
-    return dot_chart(rows, f"Accuracy on {suite.measure.title}", "accuracy in %, with 95 % interval", reference=50.0)
-
-
-def bytes_figure(card: CacheCard, name: str) -> Markup:
-    """Bytes per token of each array."""
-    bars = [(array, card.bytes_per_token(array), f"{card.bytes_per_token(array):.1f}") for array in card.bytes_by_array]
-    return bar_chart(bars, f"Bytes per token of cache {name} by array", "bytes per token")
-
-
-def mass_figure(card: CacheCard, name: str) -> Markup:
-    """Histogram of the kept mass at each temperature."""
-    return histogram_chart(
-        _shapes(card.kept_mass_histograms), f"Kept mass of cache {name}", "mass on the kept tokens (0 none, 1 all)"
-    )
-
-
-def entropy_figure(card: CacheCard, name: str) -> Markup:
-    """Histogram of the entropy at each temperature."""
-    return histogram_chart(
-        _shapes(card.entropy_histograms), f"Entropy of cache {name}", "entropy in nats, all other tokens as one"
-    )
-
-
-def errors_figure(card: CacheCard, name: str) -> Markup:
-    """Relative squared error of the stored states by teacher and layer."""
-    bars = [(layer, error, f"{error:.2g}") for layer, error in card.hidden_errors.items()]
-    return bar_chart(bars, f"Error of the stored states of cache {name}", "relative squared error", "#8C510A")
-
-
-def seconds_figure(seconds: Mapping[str, float]) -> Markup:
-    """Seconds of each stage."""
-    bars = [(stage, value, f"{value:,.0f}") for stage, value in seconds.items()]
-    return bar_chart(bars, "Seconds per stage", "seconds", "#5b6470")
-
-
-def break_even_figure(costs: BreakEven) -> Markup:
-    """Seconds of the teachers' forward passes over the number of students, cached and live."""
-    last = max(5.0, 2.5 * costs.students_needed)
-    students = np.array([0.0, last])
-    return line_chart(
-        [
-            Line("cached", "#0072B2", students, np.full(2, costs.capture_seconds)),
-            Line("live", "#D55E00", students, costs.live_seconds * students),
-            Line("", INK, np.array([costs.students_needed]), np.array([costs.capture_seconds]), marked=True),
-        ],
-        "Seconds of teachers, cached and live, by number of students",
-        "students",
-        "seconds of teachers",
-    )
-
-
-def _metric_lines(models: Sequence[Model], name: str, styles: Styles, *, marked: bool = False) -> list[Line]:
-    return [
-        _line(model, model.run.metrics[name], styles[model.name], marked=marked)
-        for model in models
-        if model.run is not None and name in model.run.metrics
-    ]
-
-
-def _line(model: Model, series: Series, style: Style, *, marked: bool = False) -> Line:
-    assert model.run
-    steps, values = thin(series if marked else without_rest(series), _POINTS)
-    label = model.name if style.is_named else ""
-    return Line(label, style.colour, model.run.tokens_at(steps) / 1e6, values, style.dashed, marked)
+def _late(lines: Sequence[Line]) -> NDArray[np.float64]:
+    """The values of lines without those of the first part."""
+    return np.concatenate([line.y[line.x >= _FIRST_PART * line.x[-1]] for line in lines])
 
 
 def without_rest(series: Series) -> Series:
@@ -192,29 +203,19 @@ def without_rest(series: Series) -> Series:
     return series
 
 
-def thin(series: Series, points: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def thin(series: Series, points: int) -> Series:
     """A series as the means of at most that many groups of neighbours."""
-    steps, values = series
-    groups = min(points, len(steps))
-    means = [(part.mean(), other.mean()) for part, other in _groups(steps, values, groups)]
-    return np.array(means)[:, 0], np.array(means)[:, 1]
+    groups = min(points, len(series[0]))
+    steps, values = (np.array([part.mean() for part in np.array_split(each, groups)]) for each in series)
+    return steps, values
 
 
-def _groups(
-    steps: NDArray[np.float64], values: NDArray[np.float64], groups: int
-) -> list[tuple[NDArray[np.float64], NDArray[np.float64]]]:
-    return list(zip(np.array_split(steps, groups), np.array_split(values, groups), strict=True))
+def _dot(style: Style, estimate: Estimate) -> Dot:
+    return Dot(style.colour, estimate, style.dashed)
 
 
-def _shapes(
-    histograms: Mapping[float, Histogram],
-) -> list[tuple[str, str, NDArray[np.float64], NDArray[np.float64]]]:
+def _shapes(histograms: Mapping[float, Histogram]) -> list[Shape]:
     return [
-        (
-            f"T = {temperature:g}",
-            _TEMPERATURE_COLOURS[number % len(_TEMPERATURE_COLOURS)],
-            histogram.edges,
-            histogram.shares,
-        )
-        for number, (temperature, histogram) in enumerate(histograms.items())
+        (f"T = {temperature:g}", _TEMPERATURE_COLOURS[number % len(_TEMPERATURE_COLOURS)], found.edges, found.shares)
+        for number, (temperature, found) in enumerate(histograms.items())
     ]

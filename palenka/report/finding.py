@@ -3,31 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from palenka.report.models import Measure, Model, measures_of
-
-_NORMAL_95 = 1.96
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A measured value with its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
-
-    @staticmethod
-    def of_accuracy(accuracy: float, stderr: float) -> "Estimate":
-        """An accuracy ± 1.96 standard errors."""
-        return Estimate(accuracy, accuracy - _NORMAL_95 * stderr, accuracy + _NORMAL_95 * stderr)
-
-    def times(self, factor: float) -> "Estimate":
-        """The same in another unit."""
-        return Estimate(factor * self.value, factor * self.low, factor * self.high)
-
-    def separated_from(self, other: "Estimate") -> bool:
-        """Whether the two intervals have no point in common."""
-        return self.high < other.low or other.high < self.low
+from palenka.report.models import Model, measures_of
+from palenka.report.results import Estimate, Measure
 
 
 @dataclass(frozen=True)
@@ -38,22 +15,6 @@ class Finding:
     details: tuple[str, ...]
 
 
-def cross_entropy_of(model: Model, measure: Measure) -> Estimate | None:
-    """A model's cross-entropy in nats per token; None if it was not measured."""
-    result = model.results.get(measure)
-    if result is None or result.cross_entropy is None:
-        return None
-    return Estimate(result.cross_entropy, *(result.interval or (result.cross_entropy, result.cross_entropy)))
-
-
-def accuracy_of(model: Model, measure: Measure) -> Estimate | None:
-    """A model's accuracy on a suite, ± 1.96 standard errors; None if it was not measured."""
-    result = model.results.get(measure)
-    if result is None or result.accuracy is None:
-        return None
-    return Estimate.of_accuracy(result.accuracy, result.stderr or 0.0)
-
-
 def find(models: Sequence[Model]) -> Finding:
     """What the models show."""
     students = [model for model in models if model.role == "student"]
@@ -61,9 +22,9 @@ def find(models: Sequence[Model]) -> Finding:
     if not students:
         return Finding("No distilled student is among these models", ("What follows describes the models one by one.",))
     for measure in measures_of([*students, *controls]):
-        measured = [model for model in students if cross_entropy_of(model, measure)]
-        rivals = [model for model in controls if cross_entropy_of(model, measure)]
-        if measured and rivals:
+        measured = [model for model in students if model.estimate(measure)]
+        rivals = [model for model in controls if model.estimate(measure)]
+        if measure.is_loss and measured and rivals:
             return _held_out_finding(measured, rivals, measure, measures_of(models))
     if not controls:
         return Finding(
@@ -76,11 +37,6 @@ def find(models: Sequence[Model]) -> Finding:
     )
 
 
-def best_of(models: Sequence[Model], measure: Measure) -> Model:
-    """The model with the lowest cross-entropy; all must be measured."""
-    return min(models, key=lambda model: _require(cross_entropy_of(model, measure)).value)
-
-
 def control_for(student: Model, controls: Sequence[Model], measure: Measure) -> Model:
     """The best of the controls that are most like a student: as many parameters, then as many tokens."""
 
@@ -88,8 +44,7 @@ def control_for(student: Model, controls: Sequence[Model], measure: Measure) -> 
         assert control.run is not None
         assert student.run is not None
         other_tokens = control.run.result.tokens != student.run.result.tokens
-        value = _require(cross_entropy_of(control, measure)).value
-        return control.parameters != student.parameters, other_tokens, value
+        return control.parameters != student.parameters, other_tokens, control.level(measure)
 
     return min(controls, key=unlikeness)
 
@@ -97,20 +52,22 @@ def control_for(student: Model, controls: Sequence[Model], measure: Measure) -> 
 def _held_out_finding(
     students: Sequence[Model], controls: Sequence[Model], measure: Measure, measures: Sequence[Measure]
 ) -> Finding:
-    student = best_of(students, measure)
+    student = min(students, key=lambda model: model.level(measure))
     control = control_for(student, controls, measure)
-    ours, theirs = _require(cross_entropy_of(student, measure)), _require(cross_entropy_of(control, measure))
+    ours, theirs = student.estimate(measure), control.estimate(measure)
+    assert ours is not None
+    assert theirs is not None
     separated = ours.separated_from(theirs)
     difference = ours.value - theirs.value
     side = "below" if difference < 0 else "above"
     headline = (
-        f"{student.name} ends {abs(difference):.3f} nats per token {side} its control: "
+        f"{student.name} ends {abs(difference):.3f} {measure.unit} {side} its control: "
         f"{'separated' if separated else 'not separated'}"
     )
     chosen = f", the best of {len(students)} students," if len(students) > 1 else ""
     details = [
-        f"On held-out text {student.name}{chosen} has a cross-entropy of {_nats(ours)} nats per token, {control.name} "
-        f"{_nats(theirs)}. These 95 % intervals {'do not overlap' if separated else 'overlap'}."
+        f"On held-out text {student.name}{chosen} has a cross-entropy of {_said(ours, measure)}, "
+        f"{control.name} {_said(theirs, measure)}. These 95 % intervals {'do not overlap' if separated else 'overlap'}."
     ]
     if control.parameters != student.parameters:
         details.append(
@@ -127,28 +84,20 @@ def _held_out_finding(
 
 
 def _accuracy_sentence(student: Model, control: Model, measure: Measure) -> str | None:
-    ours, theirs = accuracy_of(student, measure), accuracy_of(control, measure)
-    if ours is None or theirs is None:
+    ours, theirs = student.estimate(measure), control.estimate(measure)
+    if measure.is_loss or ours is None or theirs is None:
         return None
     verdict = "separated" if ours.separated_from(theirs) else "not separated"
     protocol = f" ({measure.protocol})" if measure.protocol else ""
-    return f"{measure.title}{protocol}: {_percent(ours)} against {_percent(theirs)}, {verdict}."
+    return f"{measure.title}{protocol}: {_said(ours, measure)} against {_said(theirs, measure)}, {verdict}."
 
 
-def _nats(estimate: Estimate) -> str:
-    return f"{estimate.value:.4f} ({estimate.low:.4f} to {estimate.high:.4f})"
-
-
-def _percent(estimate: Estimate) -> str:
-    percent = estimate.times(100)
-    return f"{percent.value:.1f} % ({percent.low:.1f} to {percent.high:.1f})"
+def _said(estimate: Estimate, measure: Measure) -> str:
+    digits = 4 if measure.unit else 1
+    value, low, high = (f"{part:.{digits}f}" for part in (estimate.value, estimate.low, estimate.high))
+    return f"{value} {measure.unit or '%'} ({low} to {high})"
 
 
 def count(number: int, noun: str) -> str:
     """A number and what it counts, such as 3 seeds."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
-def _require(estimate: Estimate | None) -> Estimate:
-    assert estimate is not None
-    return estimate

@@ -6,54 +6,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from palenka.report.run_files import Run
-from palenka.report.sources import Sources, SuiteResult
+from palenka.eval.results import Results, SuiteResult
+from palenka.report.results import Estimate, Measure
+from palenka.report.sources import Sources
+from palenka.train_student.run import FinishedRun
 
 Role = Literal["teacher", "control", "student", "model"]
 
 _ROLES: tuple[Role, ...] = ("teacher", "control", "student", "model")
-_PROPER_NAMES = {"blimp": "BLiMP", "ewok": "EWoK", "glue": "GLUE", "held": "held-out", "out": "cross-entropy"}
-
-
-@dataclass(frozen=True, order=True)
-class Measure:
-    """What makes two results comparable.
-
-    Attributes:
-        suite: its name.
-        protocol: of minimal pairs; empty for text.
-        source: fingerprint of the text or of the pairs.
-        length: tokens in a window of text; 0 for minimal pairs.
-        precision: that the model computed in.
-    """
-
-    suite: str
-    protocol: str = ""
-    source: str = ""
-    length: int = 0
-    precision: str = "float32"
-
-    @staticmethod
-    def of(result: SuiteResult) -> "Measure":
-        """What a result measured."""
-        source = result.corpus or result.data or ""
-        return Measure(result.suite, result.protocol or "", source, result.length or 0, result.model.precision)
-
-    @property
-    def title(self) -> str:
-        """The suite's name as a heading."""
-        return " ".join(_PROPER_NAMES.get(word, word) for word in self.suite.split("_"))
-
-    def condition(self, among: Iterable["Measure"]) -> str:
-        """The protocol, and whatever else tells this measure from others of the same suite."""
-        others = [other for other in among if other.suite == self.suite]
-        parts = {
-            "source": f"data {self.source[:8]}",
-            "length": f"windows of {self.length}",
-            "precision": self.precision,
-        }
-        differing = [text for name, text in parts.items() if len({getattr(other, name) for other in others}) > 1]
-        return ", ".join([*([self.protocol] if self.protocol else []), *differing])
+_NO_BREAK = "\N{NO-BREAK SPACE}"
 
 
 @dataclass(frozen=True)
@@ -71,45 +32,48 @@ class Model:
     name: str
     role: Role
     parameters: int | None
-    run: Run | None
+    run: FinishedRun | None
     results: Mapping[Measure, SuiteResult]
+
+    def estimate(self, measure: Measure) -> Estimate | None:
+        """Its figure of a measure; None if it was not measured."""
+        result = self.results.get(measure)
+        return Estimate.of(result.main, measure.unit) if result else None
+
+    def level(self, measure: Measure) -> float:
+        """The value of a measure that it was measured by."""
+        estimate = self.estimate(measure)
+        assert estimate is not None
+        return estimate.value
 
 
 def join_models(sources: Sources) -> tuple[Model, ...]:
     """All runs, and all evaluated models that are none of them: teachers, controls, students, others, by name."""
     by_weights: dict[str, dict[Measure, SuiteResult]] = {}
-    files: dict[str, Path] = {}
-    for path, result in sources.results:
-        by_weights.setdefault(result.model.weights, {}).setdefault(Measure.of(result), result)
-        files.setdefault(result.model.weights, path)
+    files: dict[str, Results] = {}
+    for _, results in sources.results:
+        for result in results.suites:
+            by_weights.setdefault(results.model.weights, {}).setdefault(Measure.of(result), result)
+        files.setdefault(results.model.weights, results)
     names = distinct_names(run.directory for run in sources.runs)
-    teachers = _teacher_weights(sources)
-    models = [
-        Model(
-            name=names[run.directory],
-            role=_role(run, teachers),
-            parameters=run.result.parameters,
-            run=run,
-            results=by_weights.get(run.weights or "", {}),
-        )
-        for run in sources.runs
-    ]
+    captured = {teacher.weights for cache in sources.caches for teacher in cache.manifest.teachers.values()}
+    teachers = captured.union(*(run.inputs.teacher_weights for run in sources.runs))
+    models = []
+    for run in sources.runs:
+        role: Role = "student" if run.settings.teachers else "teacher" if run.weights in teachers else "control"
+        measured = by_weights.get(run.weights or "", {})
+        models.append(Model(names[run.directory], role, run.result.parameters, run, measured))
     known = {run.weights for run in sources.runs}
-    others = {weights: path for weights, path in files.items() if weights not in known}
-    other_names = distinct_names(path.with_suffix("") for path in others.values())
-    for weights, path in others.items():
-        results = by_weights[weights]
-        told = [result.name for result in results.values() if result.name]
-        counts = [result.parameters for result in results.values() if result.parameters is not None]
-        name = told[0] if told else other_names[path.with_suffix("")]
-        models.append(Model(name, "model", counts[0] if counts else None, None, results))
+    for weights, measured in by_weights.items():
+        if weights not in known:
+            models.append(Model(files[weights].name, "model", files[weights].parameters, None, measured))
     return _apart(sorted(models, key=lambda model: (_ROLES.index(model.role), model.name)))
 
 
-def measures_of(models: Iterable[Model]) -> tuple[Measure, ...]:
+def measures_of(models: Iterable[Model]) -> list[Measure]:
     """Everything that was measured of any of these models, the most often measured first."""
-    counts = Counter(measure for model in models for measure in model.results)
-    return tuple(sorted(counts, key=lambda measure: (-counts[measure], measure)))
+    counts = Counter(measure for model in models for measure in model.results if model.estimate(measure))
+    return sorted(counts, key=lambda measure: (-counts[measure], measure))
 
 
 def distinct_names(paths: Iterable[Path]) -> dict[Path, str]:
@@ -127,6 +91,16 @@ def distinct_names(paths: Iterable[Path]) -> dict[Path, str]:
     return names
 
 
+def recipe(run: FinishedRun) -> str:
+    """A run's objective, and its teachers with their weights; empty for one that was trained without teachers."""
+    if not run.settings.teachers:
+        return ""
+    objective = run.settings.objective
+    terms = " + ".join(f"{term.weight:g}{_NO_BREAK}{name}" for name, term in objective.active.items())
+    teachers = ", ".join(f"{teacher.weight}{_NO_BREAK}{name}" for name, teacher in run.settings.teachers.items())
+    return f"{terms}, T{_NO_BREAK}={_NO_BREAK}{objective.temperature:g}; {teachers}"
+
+
 def _apart(models: Sequence[Model]) -> tuple[Model, ...]:
     """The same models under names that differ: a result may call its model like a run."""
     counts: Counter[str] = Counter()
@@ -136,15 +110,3 @@ def _apart(models: Sequence[Model]) -> tuple[Model, ...]:
         number = counts[model.name]
         named.append(model if number == 1 else replace(model, name=f"{model.name} ({number})"))
     return tuple(named)
-
-
-def _teacher_weights(sources: Sources) -> set[str]:
-    """The weights of every model that a cache was captured from."""
-    captured = {teacher.weights for cache in sources.caches for teacher in cache.manifest.teachers.values()}
-    return captured.union(*(run.teacher_weights for run in sources.runs))
-
-
-def _role(run: Run, teacher_weights: set[str]) -> Role:
-    if run.settings.teachers:
-        return "student"
-    return "teacher" if run.weights in teacher_weights else "control"

@@ -38,8 +38,7 @@ def style_models(models: Sequence[Model]) -> dict[str, Style]:
 
 def _loss(model: Model) -> float:
     """The model's cross-entropy on held-out text, or else its run's validation; last where neither is known."""
-    measured = [result.cross_entropy for _, result in sorted(model.results.items())]
-    known = [value for value in measured if value is not None]
+    known = [model.level(measure) for measure in sorted(model.results) if measure.is_loss]
     if known:
         return known[0]
     return model.run.result.validation_cross_entropy if model.run else math.inf

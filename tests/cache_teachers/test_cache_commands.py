@@ -13,12 +13,13 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from palenka.cache_teachers.__main__ import main
-from palenka.cache_teachers.capture import CaptureSettings, capture
-from palenka.cache_teachers.inspect import InspectSettings, inspect
-from palenka.cache_teachers.plan import PlanSettings, plan
-from palenka.cache_teachers.verify import VerifySettings, verify
+from palenka.cache_teachers.capture import capture
+from palenka.cache_teachers.inspect import inspect
+from palenka.cache_teachers.plan import plan
+from palenka.cache_teachers.settings import CaptureSettings, InspectSettings, PlanSettings, VerifySettings
+from palenka.cache_teachers.verify import verify
 from palenka.data.corpus import Corpus
-from palenka.data.signals.cache import TeacherCache
+from palenka.data.signals.cache import TeacherCache, read_manifest
 from palenka.ground.command_line import USER_MISTAKE
 from palenka.ground.errors import UserError
 from palenka.ground.lock import sole_writer
@@ -129,9 +130,8 @@ def test_inspect_shows_what_the_cache_measures(settings: CaptureSettings, capsys
 
 def read_everything(directory: Path) -> None:
     """As a training run does."""
-    cache = TeacherCache(directory)
+    cache = TeacherCache(directory, read_manifest(directory).hidden_keys())
     cache.require_shards(cache.manifest.shards())
-    cache.read_statistics(cache.manifest.hidden_keys())
     for view in range(2):
         cache.read(view, np.arange(cache.manifest.num_windows(view)))
 

@@ -1,4 +1,4 @@
-"""Paired comparison of two models: against scipy-free closed forms, plain resampling, and files that do not fit."""
+"""Paired comparison of two models: against closed forms, plain resampling, and files that do not fit."""
 
 import json
 import math
@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from palenka.eval.__main__ import main
-from palenka.eval.accuracy import PairScores
-from palenka.eval.compare import compare, compare_held_out
-from palenka.eval.results import write_results, write_window_losses
+from palenka.eval.compare import compare
+from palenka.eval.results import ModelIdentity, Results, SuiteResult, items_file, write_results
 from palenka.eval.statistics import (
     bootstrap_interval,
     difference_interval,
@@ -22,25 +22,29 @@ from palenka.eval.statistics import (
     mean_interval,
     residual_deviation,
 )
-from palenka.eval.suites import Suite
+from palenka.eval.suites import SUITES
 from palenka.ground.errors import UserError
 
 
-def scores(right: dict[str, list[bool]], suite: Suite = "blimp") -> PairScores:
+def scores(right: dict[str, list[bool]]) -> pa.Table:
     """Scores by which some pairs of each task are right."""
     tasks = [task for task, decisions in right.items() for _ in decisions]
     indices = [index for decisions in right.values() for index in range(len(decisions))]
     good = [-1.0 if decision else -3.0 for decisions in right.values() for decision in decisions]
-    return PairScores(suite, np.array(tasks), np.array(indices), np.array(good), np.full(len(good), -2.0))
+    return pa.table({"task": tasks, "index": indices, "score_good": good, "score_bad": [-2.0] * len(good)})
 
 
-def written(path: Path, *suites: PairScores, **about: str) -> Path:
-    results: list[dict[str, Any]] = [
-        {"suite": suite.suite, "protocol": "babylm-2024", "data": "d", "model": {"weights": path.name}} | about
-        for suite in suites
-    ]
-    write_results(path.with_suffix(".json"), results, suites)
-    return path.with_suffix(".parquet")
+def written(
+    path: Path, items: pa.Table, suite: str = "blimp", data: str = "d", protocol: str = "babylm-2024", **more: int
+) -> Path:
+    """A file with these items of a suite."""
+    conditions: dict[str, str | int] = {"protocol": protocol, **more}
+    measured = dict(SUITES[suite].figures(items))
+    result = SuiteResult(suite=suite, title=suite, version=1, data=data, conditions=conditions, **measured)
+    model = ModelIdentity(weights=path.name, config={})
+    out = path.with_suffix(".json")
+    write_results(out, Results(name=path.name, model=model, parameters=1, suites=(result,)), [items])
+    return out
 
 
 def random_decisions(seed: int, chance: float) -> dict[str, list[bool]]:
@@ -57,6 +61,7 @@ def test_a_comparison_counts_what_one_model_alone_gets_right(
     result = json.loads((tmp_path / "deep" / "c.json").read_text())["suites"]["blimp"]
     assert result == compare(first, second)["suites"]["blimp"]
     assert list(result["tasks"]) == ["a", "b", "c"]
+    assert result["higher_is_better"]
     for task, row in result["tasks"].items():
         wins = sum(x and not y for x, y in zip(one[task], other[task], strict=True))
         losses = sum(y and not x for x, y in zip(one[task], other[task], strict=True))
@@ -77,8 +82,7 @@ def test_a_comparison_counts_what_one_model_alone_gets_right(
 
 def test_the_order_of_pairs_in_a_file_does_not_matter(tmp_path: Path) -> None:
     one, other = scores(random_decisions(0, 0.8)), scores(random_decisions(1, 0.6))
-    order = np.random.RandomState(2).permutation(len(other.good))
-    mixed = PairScores("blimp", other.tasks[order], other.indices[order], other.good[order], other.bad[order])
+    mixed = other.take(np.random.RandomState(2).permutation(len(other)))
     first = written(tmp_path / "one", one)
     results = [compare(first, written(tmp_path / name, s)) for name, s in (("x", other), ("y", mixed))]
     assert results[0]["suites"] == results[1]["suites"]
@@ -88,23 +92,27 @@ def test_files_of_other_pairs_are_refused_with_both_names(tmp_path: Path) -> Non
     right = random_decisions(0, 0.8)
     first = written(tmp_path / "one", scores(right))
     fewer = written(tmp_path / "fewer", scores(right | {"a": right["a"][:-1]}))
-    with pytest.raises(UserError, match=r"one\.parquet has pair 299 of blimp task a, but .*fewer\.parquet has not"):
+    with pytest.raises(UserError, match=r"one\.json has item 299 of blimp task a, but .*fewer\.json has not"):
         compare(first, fewer)
-    with pytest.raises(UserError, match=r"one\.parquet has pair 299 of blimp task a, but .*fewer\.parquet has not"):
+    with pytest.raises(UserError, match=r"one\.json has item 299 of blimp task a, but .*fewer\.json has not"):
         compare(fewer, first)
-    with pytest.raises(
-        UserError, match=r"match: blimp\.protocol is 'babylm-2025' there, but 'babylm-2024' is expected"
-    ):
+    with pytest.raises(UserError, match=r"blimp\.conditions\.protocol is 'babylm-2025' there, but 'babylm-2024' is"):
         compare(first, written(tmp_path / "later", scores(right), protocol="babylm-2025"))
     with pytest.raises(UserError, match=r"blimp\.data is 'other' there"):
         compare(first, written(tmp_path / "data", scores(right), data="other"))
-    with pytest.raises(UserError, match=r"does not match:  is \['blimp_filtered'\] there"):
-        compare(first, written(tmp_path / "suite", scores(right, "blimp_filtered")))
-    (tmp_path / "x.parquet").write_text("precious")
-    with pytest.raises(UserError, match=r"x\.parquet holds no scores of `palenka eval`"):
-        compare(first, tmp_path / "x.parquet")
-    with pytest.raises(UserError, match=r"there are no scores .*nowhere\.parquet"):
-        compare(tmp_path / "nowhere.parquet", first)
+    with pytest.raises(UserError, match=r"does not match: suites is \['blimp_filtered'\] there"):
+        compare(first, written(tmp_path / "suite", scores(right), "blimp_filtered"))
+    twice = written(tmp_path / "twice", pa.concat_tables([scores(right), scores(right)]))
+    with pytest.raises(UserError, match=r"twice\.json has 762 rows of 381 items of blimp; measure again"):
+        compare(first, twice)
+    (tmp_path / "x.json").write_text("precious")
+    with pytest.raises(UserError, match=r"x\.json holds no results of `palenka eval`"):
+        compare(first, tmp_path / "x.json")
+    with pytest.raises(UserError, match=r"cannot read results .*nowhere\.json"):
+        compare(tmp_path / "nowhere.json", first)
+    items_file(fewer).write_text("precious")
+    with pytest.raises(UserError, match=r"fewer\.parquet is missing or not what fewer\.json was made with"):
+        compare(fewer, first)
 
 
 @given(st.integers(0, 60), st.integers(0, 60))
@@ -161,39 +169,38 @@ def test_a_single_value_has_no_interval_and_equal_ones_have_no_width() -> None:
     assert mean_interval([2.0, 2.0, 2.0]) == (2.0, 2.0)
 
 
-def held_out(path: Path, losses: Any, **about: object) -> Path:
-    result = {
-        "suite": "held_out",
-        "corpus": "c",
-        "length": 128,
-        "windows": len(losses),
-        "model": {"weights": path.name},
-    }
-    write_window_losses(path.with_suffix(".json"), result | about, losses)
-    return path.with_suffix(".json")
+def windows(losses: Any) -> pa.Table:
+    ones = np.ones(len(losses), dtype=np.int64)
+    about = {"task": ["dev"] * len(losses), "index": range(len(losses)), "tokens": ones, "words": ones, "bytes": ones}
+    return pa.table(about | {"loss": losses})
 
 
-def test_windows_are_compared_in_pairs(tmp_path: Path) -> None:
+def test_windows_are_compared_in_pairs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     generator = np.random.RandomState(0)
     hard = generator.gamma(9.0, 0.4, size=900)
     ours, theirs = hard + generator.normal(-0.02, 0.1, size=900), hard + generator.normal(0.0, 0.1, size=900)
-    test = compare_held_out(held_out(tmp_path / "ours", ours), held_out(tmp_path / "theirs", theirs))
+    files = [written(tmp_path / name, windows(of), "held_out") for name, of in (("ours", ours), ("theirs", theirs))]
+    test = compare(*files)["suites"]["held_out"]
     differences = ours - theirs
     error = differences.std(ddof=1) / math.sqrt(900)
-    assert test["windows"] == 900
+    assert (test["n"], test["higher_is_better"]) == (900, False)
+    assert (test["first"], test["second"]) == (pytest.approx(ours.mean()), pytest.approx(theirs.mean()))
     assert test["difference"] == pytest.approx(differences.mean(), abs=1e-6)
     # The normal interval of the differences; that of the levels is eight times as wide.
     assert test["interval"] == pytest.approx(
         [differences.mean() - 1.96 * error, differences.mean() + 1.96 * error], abs=0.15 * error
     )
     assert hard.std(ddof=1) > 8 * differences.std(ddof=1)
+    assert main(["compare", *map(str, files)]) == 0
+    assert f"{test['difference']:+.4f}" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("about", "field"), [({"corpus": "d"}, "corpus"), ({"at_most": 9}, "at_most")])
-def test_other_windows_are_not_compared(tmp_path: Path, about: dict[str, object], field: str) -> None:
-    first, second = held_out(tmp_path / "a", np.ones(9)), held_out(tmp_path / "b", np.ones(9), **about)
-    with pytest.raises(UserError, match=f"b.json does not match: {field} is .*; compare models on the same windows"):
-        compare_held_out(first, second)
+@pytest.mark.parametrize(("about", "field"), [({"data": "e"}, "data"), ({"windows": 9}, "conditions.windows")])
+def test_other_windows_are_not_compared(tmp_path: Path, about: dict[str, Any], field: str) -> None:
+    losses = windows(np.ones(9))
+    first, second = written(tmp_path / "a", losses, "held_out"), written(tmp_path / "b", losses, "held_out", **about)
+    with pytest.raises(UserError, match=f"b.json does not match: held_out.{field} is .*; compare models on the same"):
+        compare(first, second)
 
 
 @given(st.integers(2, 5), st.integers(2, 5), st.integers(0, 2**31))

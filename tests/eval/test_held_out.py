@@ -12,15 +12,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from palenka.data.corpus import Corpus
 from palenka.data.held_out import fixed_windows, window_losses
 from palenka.eval.__main__ import main
-from palenka.eval.held_out import measure_held_out
 from palenka.eval.measure import Measurement, measure
-from palenka.eval.results import read_window_losses, windows_file
+from palenka.eval.results import SuiteResult, items_file, read_items, read_results
 from palenka.eval.statistics import bootstrap_interval
+from palenka.eval.suite import Conditions, column
 from palenka.ground.errors import UserError
 from palenka.train_student.model.shapes import ModelShape
 
@@ -45,6 +47,25 @@ def losses_in_float64(directory: Path, corpus: Corpus, length: int) -> list[floa
     return losses
 
 
+def measure_held_out(model: Path, corpus: Corpus, length: int, out: Path, windows: int | None = None) -> SuiteResult:
+    conditions = Conditions(split=corpus.split, length=length, windows=windows)
+    (result,) = measure(Measurement(model, {"held_out": corpus.directory}, conditions), out).suites
+    return result
+
+
+def read_window_losses(out: Path) -> NDArray[np.float64]:
+    losses: NDArray[np.float64] = column(read_items(out)["held_out"], "loss").astype(np.float64)
+    return losses
+
+
+def marked(out: Path) -> SuiteResult:
+    """The result in a file with a figure that only one has that is read, not made."""
+    record = json.loads(out.read_text())
+    record["suites"][0]["figures"]["cross_entropy"]["value"] = -1.0
+    out.write_text(json.dumps(record))
+    return read_results(out).suites[0]
+
+
 @pytest.mark.parametrize("length", [LENGTH, 7])
 def test_it_is_the_mean_of_a_float64_loop_with_the_interval_of_a_mean(
     teacher: Path, dev: Corpus, tmp_path: Path, length: int
@@ -52,29 +73,31 @@ def test_it_is_the_mean_of_a_float64_loop_with_the_interval_of_a_mean(
     out = tmp_path / "deep" / "result.json"
     result = measure_held_out(teacher, dev, length, out)
     expected = losses_in_float64(teacher, dev, length)
-    assert result["windows"] == len(expected)
-    assert result["cross_entropy"] == pytest.approx(math.fsum(expected) / len(expected), abs=1e-5)
+    loss = result.figures["cross_entropy"]
+    assert result.main == loss
+    assert loss.n == len(expected)
+    assert not loss.higher_is_better
+    assert loss.value == pytest.approx(math.fsum(expected) / len(expected), abs=1e-5)
     error = float(np.std(expected, ddof=1)) / math.sqrt(len(expected))
-    low, high = result["interval"]
-    assert low == pytest.approx(result["cross_entropy"] - 1.96 * error, abs=0.1 * error)
-    assert high == pytest.approx(result["cross_entropy"] + 1.96 * error, abs=0.1 * error)
-    assert json.loads(out.read_text()) == result
+    interval = (loss.value - 1.96 * error, loss.value + 1.96 * error)
+    assert loss.interval == pytest.approx(interval, abs=0.1 * error)
+    assert read_results(out).suites == (result,)
 
 
 def test_the_loss_of_every_window_lies_beside_it(teacher: Path, dev: Corpus, tmp_path: Path) -> None:
     out = tmp_path / "point-0.5.json"
     result = measure_held_out(teacher, dev, LENGTH, out)
     losses = read_window_losses(out)
-    assert float(losses.mean()) == result["cross_entropy"]
+    assert float(losses.mean()) == result.main.value
     # The windows' order is that of their slots; the loop's is that of the text.
     np.testing.assert_allclose(np.sort(losses), np.sort(losses_in_float64(teacher, dev, LENGTH)), rtol=0, atol=1e-4)
     np.testing.assert_array_equal(
-        read_window_losses(out)[:5], _sample_of(teacher, dev, tmp_path / "sample.json", at_most=5)
+        read_window_losses(out)[:5], _sample_of(teacher, dev, tmp_path / "sample.json", windows=5)
     )
 
 
-def _sample_of(model: Path, corpus: Corpus, out: Path, at_most: int) -> Any:
-    measure_held_out(model, corpus, LENGTH, out, at_most)
+def _sample_of(model: Path, corpus: Corpus, out: Path, windows: int) -> Any:
+    measure_held_out(model, corpus, LENGTH, out, windows)
     return read_window_losses(out)
 
 
@@ -84,22 +107,22 @@ def test_losses_that_are_not_those_of_the_result_are_measured_again(
 ) -> None:
     out = tmp_path / "result.json"
     result = measure_held_out(teacher, dev, LENGTH, out)
-    path = windows_file(out)
+    path = items_file(out)
     before = path.read_bytes()
     if damage == "removed":
         path.unlink()
     else:
         path.write_bytes(before[:-1] + b"x" if damage == "changed" else _other_losses(teacher, dev, tmp_path))
-    with pytest.raises(UserError, match=r"result\.windows\.parquet is missing or not what result\.json was made with"):
+    with pytest.raises(UserError, match=r"result\.parquet is missing or not what result\.json was made with"):
         read_window_losses(out)
-    out.write_text(json.dumps(result | {"cross_entropy": -1.0}))
+    marked(out)
     assert measure_held_out(teacher, dev, LENGTH, out) == result
     assert path.read_bytes() == before
 
 
 def _other_losses(model: Path, corpus: Corpus, folder: Path) -> bytes:
-    measure_held_out(model, corpus, LENGTH, folder / "other.json", at_most=3)
-    return windows_file(folder / "other.json").read_bytes()
+    measure_held_out(model, corpus, LENGTH, folder / "other.json", windows=3)
+    return items_file(folder / "other.json").read_bytes()
 
 
 def test_words_and_bytes_are_those_of_the_predicted_text(teacher: Path, dev: Corpus, tmp_path: Path) -> None:
@@ -114,25 +137,20 @@ def test_words_and_bytes_are_those_of_the_predicted_text(teacher: Path, dev: Cor
             num_bytes += len(text)
             continues = before[-1:].strip() != "" and text[:1].strip() != ""
             words += len(text.split()) - continues
-    assert (result["words"], result["bytes"]) == (words, num_bytes)
-    nats = result["cross_entropy"] * result["windows"] * (LENGTH - 1)
-    assert result["per_word"] == pytest.approx(nats / words)
-    assert result["per_byte"] == pytest.approx(nats / num_bytes)
+    loss, per_word, per_byte = (result.figures[name] for name in ("cross_entropy", "per_word", "per_byte"))
+    assert (per_word.n, per_byte.n) == (words, num_bytes)
+    assert loss.n is not None
+    nats = loss.value * loss.n * (LENGTH - 1)
+    assert per_word.value == pytest.approx(nats / words)
+    assert per_byte.value == pytest.approx(nats / num_bytes)
     # But for what no window holds or predicts, and the space before each document, these are the corpus's own counts.
-    predicted = result["windows"] * (LENGTH - 1) / len(dev.tokens)
+    predicted = loss.n * (LENGTH - 1) / len(dev.tokens)
     assert words == pytest.approx(dev.counts.words * predicted, rel=0.02)
     assert num_bytes == pytest.approx(dev.counts.bytes * predicted, rel=0.02)
-    for figure in ("per_word", "per_byte"):
-        low, high = result[f"{figure}_interval"]
-        assert low < result[figure] < high < 1.1 * low
-
-
-def test_a_result_without_words_is_made_again(teacher: Path, dev: Corpus, tmp_path: Path) -> None:
-    out = tmp_path / "result.json"
-    result = measure_held_out(teacher, dev, LENGTH, out)
-    earlier = {key: value for key, value in result.items() if key != "version" and not key.startswith("per_")}
-    out.write_text(json.dumps(earlier))
-    assert measure_held_out(teacher, dev, LENGTH, out) == result
+    for figure in (per_word, per_byte):
+        assert figure.interval is not None
+        low, high = figure.interval
+        assert low < figure.value < high < 1.1 * low
 
 
 def test_batches_change_nothing_and_dropout_is_off(
@@ -161,28 +179,37 @@ def test_a_result_is_used_again_for_the_same_weights_alone(
 ) -> None:
     out = tmp_path / "result.json"
     result = measure_held_out(teacher, dev, LENGTH, out)
-    marked = result | {"cross_entropy": -1.0}  # only a result that is read, not made, says so
     for model, split, length in (
         (make_teacher("llama", seed=2), dev, LENGTH),
         (teacher, corpus, 32),
         (teacher, dev, 8),
     ):
         measure_held_out(teacher, dev, LENGTH, out)
-        out.write_text(json.dumps(marked))
-        assert measure_held_out(teacher, dev, LENGTH, out) == marked
-        assert measure_held_out(model, split, length, out)["cross_entropy"] > 0
+        read = marked(out)
+        assert measure_held_out(teacher, dev, LENGTH, out) == read
+        assert measure_held_out(model, split, length, out).main.value > 0
     assert measure_held_out(teacher, dev, LENGTH, out) == result
 
 
 def test_a_sample_is_never_taken_for_the_whole(teacher: Path, dev: Corpus, tmp_path: Path) -> None:
     out = tmp_path / "result.json"
-    sample = measure_held_out(teacher, dev, LENGTH, out, at_most=5)
-    assert sample["windows"] == 5
-    assert measure_held_out(teacher, dev, LENGTH, out, at_most=5) == sample
-    measured = measure(Measurement(teacher, {"held_out": dev.directory}, length=LENGTH), out)[0]
-    whole = measure_held_out(teacher, dev, LENGTH, out)
-    assert measured["windows"] == whole["windows"] > 5
-    assert measure_held_out(teacher, dev, LENGTH, out, at_most=5) == sample
+    sample = measure_held_out(teacher, dev, LENGTH, out, windows=5)
+    assert sample.main.n == 5
+    assert measure_held_out(teacher, dev, LENGTH, out, windows=5) == sample
+    assert (measure_held_out(teacher, dev, LENGTH, out).main.n or 0) > 5
+    assert measure_held_out(teacher, dev, LENGTH, out, windows=5) == sample
+
+
+def test_weights_that_give_no_number_are_refused(
+    make_teacher: Callable[..., Path], dev: Corpus, tmp_path: Path
+) -> None:
+    broken = make_teacher("llama", seed=10)
+    weights = load_file(broken / "model.safetensors")
+    weights["model.norm.weight"][:] = float("nan")
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"gives a window of .* no finite loss"):
+        measure_held_out(broken, dev, LENGTH, tmp_path / "result.json")
+    assert not (tmp_path / "result.json").exists()
 
 
 @pytest.mark.parametrize("content", ["precious", '{"thesis": 1}', "[]", "\N{SNOWMAN}"])
@@ -190,10 +217,10 @@ def test_a_file_that_is_something_else_is_left_alone(teacher: Path, dev: Corpus,
     out = tmp_path / "thesis.json"
     out.write_text(content, encoding="utf-16" if content.isascii() is False else "utf-8")
     before = out.read_bytes()
-    with pytest.raises(UserError, match="exists and is no result of the suite held_out; choose another out"):
+    with pytest.raises(UserError, match="exists and holds no results of .*; choose another out"):
         measure_held_out(teacher, dev, LENGTH, out)
     assert out.read_bytes() == before
-    with pytest.raises(UserError, match="exists and is no result"):
+    with pytest.raises(UserError, match="exists and holds no results"):
         measure_held_out(teacher, dev, LENGTH, tmp_path)
 
 
@@ -228,9 +255,9 @@ def test_the_command(teacher: Path, corpus_directory: Path, tmp_path: Path, caps
     options = ["--data", str(corpus_directory), "--out", str(out), "--length", str(LENGTH), "--suite", "held_out"]
     assert main([str(teacher), *options]) == 0
     told = " ".join(capsys.readouterr().out.split())
-    assert f"held-out cross-entropy {json.loads(out.read_text())['cross_entropy']:.4f} nats per token" in told
+    assert f"cross entropy, nats per token │ {read_results(out).suites[0].main}" in told
     assert main(["--model", str(teacher), *options, "--split", "train"]) == 0
-    assert json.loads(out.read_text())["windows"] > 1000
+    assert (read_results(out).suites[0].main.n or 0) > 1000
 
 
 @settings(max_examples=10)

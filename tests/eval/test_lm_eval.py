@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from palenka.eval.measure import Measurement, measure
+from palenka.eval.results import Results
 from palenka.templates import write_pairs
 
 pytestmark = [
@@ -22,7 +23,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     lm_eval = pytest.importorskip("lm_eval", reason="needs lm-eval: pip install -e '.[lm-eval]'")
 
-REAL_PAIRS = Path(__file__).parents[2] / "shared" / "data" / "evaluation"
+REAL_PAIRS = Path(__file__).parents[3] / "shared" / "data" / "evaluation"
 EVERY = 97
 """Of the real pairs, one in so many is scored."""
 
@@ -82,8 +83,8 @@ def test_sentences_are_scored_as_by_lm_eval(
 ) -> None:
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     model = make_teacher(architecture, max_position_embeddings=256)
-    (result,) = measure(Measurement(model, {"minimal_pairs": pairs}), tmp_path / "result.json")
-    require_agreement(result, tmp_path / "result.parquet", by_lm_eval(model, pairs, SENTENCES, tmp_path / "tasks"))
+    results = measure(Measurement(model, {"minimal_pairs": pairs}), tmp_path / "result.json")
+    require_agreement(results, tmp_path / "result.parquet", by_lm_eval(model, pairs, SENTENCES, tmp_path / "tasks"))
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "llama"])
@@ -92,8 +93,8 @@ def test_targets_after_a_context_are_scored_as_by_lm_eval(
 ) -> None:
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     model = make_teacher(architecture, max_position_embeddings=256)
-    (result,) = measure(Measurement(model, {"ewok_filtered": domains}), tmp_path / "result.json")
-    require_agreement(result, tmp_path / "result.parquet", by_lm_eval(model, domains, TARGETS, tmp_path / "tasks"))
+    results = measure(Measurement(model, {"ewok_filtered": domains}), tmp_path / "result.json")
+    require_agreement(results, tmp_path / "result.parquet", by_lm_eval(model, domains, TARGETS, tmp_path / "tasks"))
 
 
 def by_lm_eval(model: Path, pairs: Path, fields: dict[str, str], tasks: Path) -> dict[str, Any]:
@@ -123,7 +124,7 @@ def by_lm_eval(model: Path, pairs: Path, fields: dict[str, str], tasks: Path) ->
     return found
 
 
-def require_agreement(result: dict[str, Any], scores: Path, found: dict[str, Any]) -> None:
+def require_agreement(results: Results, scores: Path, found: dict[str, Any]) -> None:
     """Every score to 1e-4 nats, every decision and every accuracy."""
     compared = 0
     for row in pq.read_table(scores).to_pylist():
@@ -133,6 +134,8 @@ def require_agreement(result: dict[str, Any], scores: Path, found: dict[str, Any
         assert row["score_bad"] == pytest.approx(bad, abs=1e-4)
         assert (row["score_good"] >= row["score_bad"]) == bool(sample["acc"])
         compared += 1
-    assert compared == result["n"] > 50
-    for task, figures in result["tasks"].items():
-        assert figures["accuracy"] == pytest.approx(found["results"][f"local_{task}"]["acc,none"])
+    (result,) = results.suites
+    assert compared == result.main.n
+    assert compared > 50
+    for task, score in result.main.tasks.items():
+        assert score.value == pytest.approx(found["results"][f"local_{task}"]["acc,none"])

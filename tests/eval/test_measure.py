@@ -12,11 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.torch import load_file, save_file
 
-import palenka.eval.measure
 import palenka.eval.scoring
 from palenka.eval.__main__ import main
 from palenka.eval.measure import Measurement, measure
-from palenka.eval.results import read_results
+from palenka.eval.results import items_file, read_items, read_results
+from palenka.eval.suite import Conditions
 from palenka.ground.errors import UserError
 
 TASKS = {"agreement": 12, "order": 30, "single": 1}
@@ -62,14 +62,15 @@ def test_figures_are_those_of_the_scores(
 ) -> None:
     out = tmp_path / "deep" / "result.json"
     assert run(teacher, blimp, out, "--suite", "blimp_filtered", "--protocol", "babylm-2024") == 0
-    result = json.loads(out.read_text())
+    (result,) = json.loads(out.read_text())["suites"]
+    accuracy, facts = result["figures"]["accuracy"], result["facts"]
     rows = pq.read_table(out.with_suffix(".parquet")).to_pylist()
-    assert list(rows[0]) == ["suite", "task", "index", "score_good", "score_bad"]
+    assert set(rows[0]) == {"suite", "task", "index", "score_good", "score_bad"}
     assert [(row["suite"], row["task"], row["index"]) for row in rows] == [
         ("blimp_filtered", task, index) for task, count in TASKS.items() for index in range(count)
     ]
-    assert (result["suite"], result["protocol"]) == ("blimp_filtered", "babylm-2024")
-    assert result["ties"] == 3
+    assert (result["suite"], result["conditions"]["protocol"]) == ("blimp_filtered", "babylm-2024")
+    assert facts["ties"] == 3
     accuracies, halves, errors = [], [], []
     for task, count in TASKS.items():
         good = np.array([row["score_good"] for row in rows if row["task"] == task])
@@ -77,19 +78,21 @@ def test_figures_are_those_of_the_scores(
         accuracies.append(np.mean(good >= bad))
         halves.append(np.mean((good > bad) + 0.5 * (good == bad)))
         errors.append(np.std(good >= bad, ddof=1) / math.sqrt(count) if count > 1 else 0)
-        assert result["tasks"][task] == {
-            "accuracy": pytest.approx(accuracies[-1]),
+        assert accuracy["tasks"][task] == {
+            "value": pytest.approx(accuracies[-1]),
             "stderr": pytest.approx(errors[-1]),
+            "interval": None,
             "n": count,
         }
-    assert result["accuracy"] == pytest.approx(np.mean(accuracies))
-    assert result["tie_half_accuracy"] == pytest.approx(np.mean(halves))
+    assert accuracy["value"] == pytest.approx(np.mean(accuracies))
+    assert accuracy["higher_is_better"]
+    assert facts["tie_half_accuracy"] == pytest.approx(np.mean(halves))
     sizes = list(TASKS.values())
     pooled = sum((n - 1) * e**2 * n for n, e in zip(sizes, errors, strict=True)) / (sum(sizes) - len(sizes))
-    assert result["stderr"] == pytest.approx(math.sqrt(pooled / sum(sizes)))
+    assert accuracy["stderr"] == pytest.approx(math.sqrt(pooled / sum(sizes)))
     told = capsys.readouterr().out
-    assert f"{result['accuracy']:.4f}" in told
-    assert "3 ties" in told
+    assert f"{accuracy['value']:.4f} ± {accuracy['stderr']:.4f}" in told
+    assert "ties 3, tie rate" in told
 
 
 def test_several_suites_share_a_file_and_are_read_one_by_one(
@@ -99,20 +102,21 @@ def test_several_suites_share_a_file_and_are_read_one_by_one(
     folders = [f"--data.blimp_filtered={blimp}", f"--data.ewok_filtered={ewok}", f"--data.held_out={corpus_directory}"]
     suites = ["--suite", "blimp_filtered", "ewok_filtered", "--suite", "held_out"]
     assert main([str(teacher), *suites, *folders, "--out", str(out), "--length", "16"]) == 0
-    record = json.loads(out.read_text())
-    assert list(record) == ["name", "model", "parameters", "scores", "suites"]
-    assert [next(iter(suite)) for suite in record["suites"]] == ["suite"] * 3
+    assert list(json.loads(out.read_text())) == ["name", "model", "parameters", "items", "suites"]
     results = read_results(out)
-    assert [result["suite"] for result in results] == ["blimp_filtered", "ewok_filtered", "held_out"]
-    assert {result["name"] for result in results} == {teacher.name}
-    assert list(results[1]["tasks"]) == ["social", "spatial"]
-    assert results[2]["cross_entropy"] > 0
-    for suite, folder in (("blimp_filtered", blimp), ("ewok_filtered", ewok)):
+    assert list(results.by_suite) == ["blimp_filtered", "ewok_filtered", "held_out"]
+    assert results.name == teacher.name
+    assert list(results.by_suite["ewok_filtered"].main.tasks) == ["social", "spatial"]
+    assert results.by_suite["held_out"].main.unit == "nats per token"
+    # Each suite has its own columns again, and what it has alone.
+    items = read_items(out)
+    assert {"loss", "words"} < set(items["held_out"].column_names)
+    assert set(items["ewok_filtered"].column_names) == {"task", "index", "score_good", "score_bad"}
+    for suite, folder in (("blimp_filtered", blimp), ("ewok_filtered", ewok), ("held_out", corpus_directory)):
         alone = tmp_path / f"{suite}.json"
-        assert run(teacher, folder, alone, "--suite", suite) == 0
-        (single,) = read_results(alone)
-        (shared,) = (result for result in results if result["suite"] == suite)
-        assert {**single, "scores": ""} == {**shared, "scores": ""}
+        assert run(teacher, folder, alone, "--suite", suite, "--length", "16") == 0
+        assert read_results(alone).by_suite[suite] == results.by_suite[suite]
+        assert read_items(alone)[suite].select(items[suite].column_names).equals(items[suite])
 
 
 @pytest.mark.parametrize(
@@ -129,7 +133,7 @@ def test_suites_are_listed_as_comes_naturally(
     out = tmp_path / "result.json"
     assert ewok.parent == blimp.parent
     assert main([*suites, "--data", str(blimp.parent), "--out", str(out), "--model", str(teacher)]) == 0
-    assert [result["suite"] for result in read_results(out)] == ["blimp_filtered", "ewok_filtered"]
+    assert list(read_results(out).by_suite) == ["blimp_filtered", "ewok_filtered"]
 
 
 def test_the_same_is_not_computed_again(
@@ -139,37 +143,39 @@ def test_the_same_is_not_computed_again(
     make_teacher: Callable[..., Path],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    out, scores = tmp_path / "result.json", tmp_path / "result.parquet"
+    out, items = tmp_path / "result.json", tmp_path / "result.parquet"
     asked = Measurement(teacher, {"blimp_filtered": blimp})
     first = measure(asked, out)
     computed: list[int] = []
 
-    def counting(*arguments: Any) -> Any:
+    def counting(*arguments: Any, **options: Any) -> Any:
         computed.append(1)
-        return original(*arguments)
+        return original(*arguments, **options)
 
     original = palenka.eval.scoring.log_likelihoods
-    monkeypatch.setattr(palenka.eval.measure, "log_likelihoods", counting)
+    monkeypatch.setattr(palenka.eval.scoring, "log_likelihoods", counting)
     stamp = out.stat().st_mtime_ns
     assert measure(asked, out) == first
     assert (computed, out.stat().st_mtime_ns) == ([], stamp)
-    assert "nothing was computed again" in " ".join(capsys.readouterr().err.split())
 
     # A further suite is computed alone, and what was there stays.
-    both = Measurement(teacher, {"blimp_filtered": blimp, "ewok_filtered": ewok})
-    assert {**measure(both, out)[0], "scores": ""} == {**first[0], "scores": ""}
-    assert len(computed) == 1
-    assert set(pq.read_table(scores).column("suite").to_pylist()) == {"blimp_filtered", "ewok_filtered"}
+    both = measure(Measurement(teacher, {"ewok_filtered": ewok, "blimp_filtered": blimp}), out)
+    assert list(both.by_suite) == ["ewok_filtered", "blimp_filtered"]
+    assert both.by_suite["blimp_filtered"] == first.suites[0]
+    assert set(pq.read_table(items).column("suite").to_pylist()) == {"blimp_filtered", "ewok_filtered"}
+    count, stamp = len(computed), out.stat().st_mtime_ns
+    assert measure(asked, out).suites == first.suites
+    assert list(read_results(out).by_suite) == ["blimp_filtered", "ewok_filtered"]
+    assert (len(computed), out.stat().st_mtime_ns) == (count, stamp)
 
     out.unlink()
-    # Whatever decides a result makes another one: protocol, weights, tokenizer, data; and scores that are gone.
+    # Whatever decides a result makes another one: conditions, weights, tokenizer, data; and items that are gone.
     other = make_teacher("llama", seed=8)
     for changed in (
-        Measurement(teacher, asked.folders, protocol="babylm-2025"),
+        Measurement(teacher, asked.folders, Conditions(protocol="babylm-2025")),
         Measurement(other, asked.folders),
-        Measurement(teacher, asked.folders, precision="bf16"),
+        Measurement(teacher, asked.folders, Conditions(precision="bf16")),
     ):
         measure(asked, out)
         computed.clear()
@@ -180,8 +186,8 @@ def test_the_same_is_not_computed_again(
     for change in (
         lambda: config.write_text(config.read_text() + " "),
         lambda: (blimp / "single.jsonl").write_text((blimp / "order.jsonl").read_text()),
-        scores.unlink,
-        lambda: scores.write_bytes(b""),
+        items.unlink,
+        lambda: items.write_bytes(b""),
     ):
         change()
         computed.clear()
@@ -190,34 +196,48 @@ def test_the_same_is_not_computed_again(
     assert not list(tmp_path.glob("*.partial"))
 
 
+def test_a_suite_that_fails_loses_none_before_it(teacher: Path, blimp: Path, ewok: Path, tmp_path: Path) -> None:
+    out = tmp_path / "result.json"
+    (ewok / "ewok.jsonl").write_text(
+        json.dumps({"Domain": "d", "Context1": "the " * 99, "Target1": "a", "Target2": "b"})
+    )
+    with pytest.raises(UserError, match=r"ewok\.jsonl:1 has .* but the model has 32 positions"):
+        measure(Measurement(teacher, {"blimp_filtered": blimp, "ewok_filtered": ewok}), out)
+    assert list(read_results(out).by_suite) == list(read_items(out)) == ["blimp_filtered"]
+
+
 def test_bf16_tells_how_far_it_agrees(teacher: Path, blimp: Path, tmp_path: Path) -> None:
-    (exact,) = measure(Measurement(teacher, {"blimp_filtered": blimp}), tmp_path / "float32.json")
-    (coarse,) = measure(Measurement(teacher, {"blimp_filtered": blimp}, precision="bf16"), tmp_path / "bf16.json")
-    assert "agreement" not in exact
-    columns = [pq.read_table(tmp_path / f"{name}.parquet").to_pydict() for name in ("float32", "bf16")]
+    folders, outs = {"blimp_filtered": blimp}, [tmp_path / "float32.json", tmp_path / "bf16.json"]
+    (exact,) = measure(Measurement(teacher, folders), outs[0]).suites
+    (coarse,) = measure(Measurement(teacher, folders, Conditions(precision="bf16")), outs[1]).suites
+    assert not any(name.startswith("agreement") for name in exact.facts)
+    columns = [pq.read_table(items_file(out)).to_pydict() for out in outs]
     good, bad = ([np.array(column[key]) for column in columns] for key in ("score_good", "score_bad"))
     same = (good[0] >= bad[0]) == (good[1] >= bad[1])
     # All pairs are fewer than the sample would take.
-    assert coarse["agreement"]["pairs"] == sum(TASKS.values())
-    assert coarse["agreement"]["decisions"] == same.mean()
+    assert coarse.facts["agreement_pairs"] == sum(TASKS.values())
+    assert coarse.facts["agreement_decisions"] == same.mean()
     difference = max(np.abs(good[0] - good[1]).max(), np.abs(bad[0] - bad[1]).max())
-    assert coarse["agreement"]["largest_difference"] == pytest.approx(difference, abs=1e-4)
+    assert coarse.facts["agreement_largest_difference"] == pytest.approx(difference, abs=1e-4)
     assert 0 < difference < 2
 
 
-def test_a_file_that_is_something_else_is_left_alone(teacher: Path, blimp: Path, tmp_path: Path) -> None:
+def test_a_file_that_is_something_else_is_left_alone(
+    teacher: Path, blimp: Path, make_teacher: Callable[..., Path], tmp_path: Path
+) -> None:
     asked = Measurement(teacher, {"blimp_filtered": blimp})
     for content in ("precious", '{"thesis": 1}', '{"suites": 3}', '{"suites": [3]}'):
         out = tmp_path / "thesis.json"
         out.write_text(content)
-        with pytest.raises(UserError, match="exists and is no result of the suite blimp_filtered; choose another out"):
+        with pytest.raises(UserError, match="exists and holds no results of .*; choose another out"):
             measure(asked, out)
         assert out.read_text() == content
     out = tmp_path / "both.json"
-    measure(Measurement(teacher, {"minimal_pairs": blimp, "blimp_filtered": blimp}), out)
-    with pytest.raises(UserError, match=r"holds results of minimal_pairs too; .* or measure it again with the others"):
+    other = make_teacher("llama", seed=9)
+    measure(Measurement(other, {"minimal_pairs": blimp, "blimp_filtered": blimp}), out)
+    with pytest.raises(UserError, match=r"holds results of minimal_pairs too, of another model .* with the others"):
         measure(asked, out)
-    with pytest.raises(UserError, match="the figures go to a JSON file and the scores beside it"):
+    with pytest.raises(UserError, match="the figures go to a JSON file and the items beside it"):
         measure(asked, tmp_path / "x.parquet")
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write .*; make room or choose another out"):

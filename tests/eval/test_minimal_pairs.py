@@ -5,12 +5,22 @@ from pathlib import Path
 
 import pytest
 
-from palenka.eval.minimal_pairs import hash_of_pairs, read_pairs
-from palenka.eval.suites import folders_of
+from palenka.eval.minimal_pairs import MinimalPair
+from palenka.eval.suite import Conditions
+from palenka.eval.suites import SUITES, folders_of
 from palenka.ground.errors import UserError
 
 PAIR = {"sentence_good": "The river sees .", "sentence_bad": "The river see ."}
 EWOK = {"Domain": "social", "Context1": "A keeps it.", "Target1": "A has it.", "Target2": "B has it."}
+
+
+def read_pairs(folder: Path, suite: str) -> list[MinimalPair]:
+    pairs: list[MinimalPair] = SUITES[suite].read(folder, Conditions())
+    return pairs
+
+
+def fingerprint(folder: Path) -> str:
+    return SUITES["blimp"].fingerprint(folder, Conditions())
 
 
 def write(path: Path, *rows: object) -> Path:
@@ -26,7 +36,7 @@ def test_a_file_is_a_task_and_each_line_a_pair(tmp_path: Path) -> None:
         json.dumps(other, ensure_ascii=False).encode() + b"\r\n" + json.dumps(PAIR).encode()
     )
     (tmp_path / "notes.txt").write_text("no pairs")
-    pairs = read_pairs(tmp_path, is_ewok=False)
+    pairs = read_pairs(tmp_path, "blimp")
     assert [(pair.task, pair.index, pair.line, pair.good, pair.bad, pair.context) for pair in pairs] == [
         ("a", 0, 1, other["sentence_good"], other["sentence_bad"], None),
         ("a", 1, 2, PAIR["sentence_good"], PAIR["sentence_bad"], None),
@@ -38,7 +48,7 @@ def test_a_file_is_a_task_and_each_line_a_pair(tmp_path: Path) -> None:
 def test_a_domain_of_ewok_is_a_task_over_files_and_within_them(tmp_path: Path) -> None:
     write(tmp_path / "a.jsonl", EWOK, EWOK | {"Domain": "spatial"}, EWOK)
     write(tmp_path / "b.jsonl", EWOK)
-    pairs = read_pairs(tmp_path, is_ewok=True)
+    pairs = read_pairs(tmp_path, "ewok_filtered")
     assert [(pair.task, pair.index) for pair in pairs] == [("social", 0), ("spatial", 0), ("social", 1), ("social", 2)]
     assert (pairs[0].context, pairs[0].good, pairs[0].bad) == ("A keeps it.", "A has it.", "B has it.")
 
@@ -47,7 +57,7 @@ def test_a_domain_of_ewok_is_a_task_over_files_and_within_them(tmp_path: Path) -
     ("line", "told"),
     [
         (b'{"sentence_good": "a"', r"is not JSON \(Expecting ',' delimiter"),
-        (b"", "is empty; mend or remove that line"),
+        (b"", "is empty; fix or remove that line"),
         (b"  \t", "is empty"),
         (b'["a", "b"]', "is not a JSON object"),
         (b'{"sentence_good": "\xff"}', "is not JSON .*codec can't decode byte 0xff"),
@@ -62,30 +72,30 @@ def test_a_wrong_line_is_named(line: bytes, told: str, tmp_path: Path) -> None:
     right = json.dumps(PAIR).encode()
     (tmp_path / "task.jsonl").write_bytes(b"\n".join([right, right, line, right]) + b"\n")
     with pytest.raises(UserError, match=rf"task\.jsonl:3:? {told}"):
-        read_pairs(tmp_path, is_ewok=False)
+        read_pairs(tmp_path, "blimp")
 
 
 def test_what_is_no_suite_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nowhere is not a folder"):
-        read_pairs(tmp_path / "nowhere", is_ewok=False)
+        read_pairs(tmp_path / "nowhere", "blimp")
     with pytest.raises(UserError, match=r"holds no \*\.jsonl files"):
-        read_pairs(tmp_path, is_ewok=False)
+        read_pairs(tmp_path, "blimp")
     write(tmp_path / "a.jsonl", PAIR)
     write(tmp_path / "b.jsonl")
-    with pytest.raises(UserError, match=r"b\.jsonl is empty, but every file should hold at least one pair"):
-        read_pairs(tmp_path, is_ewok=False)
+    with pytest.raises(UserError, match=r"b\.jsonl is empty, but every file should hold at least one line"):
+        read_pairs(tmp_path, "blimp")
     with pytest.raises(UserError, match=r"a\.jsonl:1 has no field Domain"):
-        read_pairs(tmp_path, is_ewok=True)
+        read_pairs(tmp_path, "ewok_filtered")
 
 
 def test_the_hash_is_of_names_and_bytes(tmp_path: Path) -> None:
     hashes: set[str] = set()
     for name, rows in (("a", [PAIR]), ("b", [PAIR]), ("b", [PAIR, PAIR])):
         write(tmp_path / str(len(hashes)) / f"{name}.jsonl", *rows)
-        hashes.add(hash_of_pairs(tmp_path / str(len(hashes))))
+        hashes.add(fingerprint(tmp_path / str(len(hashes))))
     assert len(hashes) == 3
     write(tmp_path / "again" / "a.jsonl", PAIR)
-    assert hash_of_pairs(tmp_path / "again") == hash_of_pairs(tmp_path / "0")
+    assert fingerprint(tmp_path / "again") == fingerprint(tmp_path / "0")
 
 
 def test_a_suite_finds_its_folder(tmp_path: Path) -> None:
@@ -98,6 +108,10 @@ def test_a_suite_finds_its_folder(tmp_path: Path) -> None:
     assert folders_of(["blimp_supplement"], official) == {"blimp_supplement": supplement}
     assert folders_of(["blimp_filtered", "blimp_supplement"], official) == both
     assert folders_of(["blimp_filtered", "blimp_supplement"], both) == both
+    assert folders_of(["held_out"], tmp_path) == {"held_out": tmp_path}
+    (tmp_path / "corpus").mkdir()
+    assert folders_of(["held_out"], tmp_path) == {"held_out": tmp_path / "corpus"}
+    (tmp_path / "dev.zarr").mkdir()
     assert folders_of(["held_out"], tmp_path) == {"held_out": tmp_path}
     write(official / "a.jsonl", PAIR)  # a folder that holds pairs is meant itself
     assert folders_of(["blimp_filtered"], official) == {"blimp_filtered": official}

@@ -225,10 +225,14 @@ def test_any_causal_model_is_scored_right_whether_it_reads_trees_or_not(name: st
 
 
 def test_real_pairs_at_random_are_those_of_the_float64_loop(teacher: Path) -> None:
-    folder = Path(__file__).parents[2] / "shared" / "data" / "evaluation" / "supplement_filtered"
+    folder = Path(__file__).parents[3] / "shared" / "data" / "evaluation" / "supplement_filtered"
     if not folder.is_dir():
         pytest.skip(f"needs the evaluation data in {folder.parent}")
-    short = [pair for pair in read_pairs(folder, is_ewok=False) if len(pair.good) < 40 and len(pair.bad) < 40]
+    short = [
+        pair
+        for pair in read_pairs(sorted(folder.glob("*.jsonl")), with_context=False)
+        if len(pair.good) < 40 and len(pair.bad) < 40
+    ]
     chosen = [short[place] for place in np.random.RandomState(0).permutation(len(short))[:20]]
     values = ours(teacher, chosen, "babylm-2024", shared=True)
     expected = [reference(teacher, "babylm-2024", text) for pair in chosen for text in (pair.good, pair.bad)]

@@ -2,26 +2,36 @@
 
 import csv
 import io
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from palenka.eval.__main__ import main
+from palenka.eval.results import ModelIdentity, Results, SuiteResult
+from palenka.eval.suite import Figure
+from palenka.eval.suites import SUITES
 from palenka.eval.tables import PUBLISHED, export
 from palenka.ground.errors import UserError
 
 
-def written(path: Path, suite: str, accuracy: float = 0.61239, **changes: Any) -> str:
-    result = {"suite": suite, "name": "my_run", "model": {"weights": "w"}, "protocol": "babylm-2024"}
-    figures: dict[str, Any] = {"precision": "float32", "accuracy": accuracy, "stderr": 0.00561}
-    path.write_text(json.dumps(result | figures | changes))
-    return str(path)
-
-
-def held_out(path: Path) -> str:
-    path.write_text(json.dumps({"suite": "held_out", "model": {"weights": "w"}, "cross_entropy": 4.98406}))
+def written(
+    path: Path, suite: str, accuracy: float = 0.61239, weights: str = "w", name: str = "my_run", **changes: str | int
+) -> str:
+    figure = Figure(value=accuracy, stderr=0.00561, higher_is_better=True)
+    if suite == "held_out":
+        figure = Figure(value=4.98406, interval=(4.9, 5.1), unit="nats per token", higher_is_better=False)
+    conditions: dict[str, str | int] = {"protocol": "babylm-2024", "precision": "float32", **changes}
+    result = SuiteResult(
+        suite=suite,
+        title=SUITES[suite].title,
+        version=1,
+        data="d",
+        conditions=conditions if suite != "held_out" else {"length": 128},
+        figures={"main": figure},
+    )
+    model = ModelIdentity(weights=weights, config={})
+    path.write_text(Results(name=name, model=model, parameters=1, suites=(result,)).model_dump_json())
     return str(path)
 
 
@@ -36,7 +46,10 @@ def test_markdown_has_the_published_form(tmp_path: Path, capsys: pytest.CaptureF
 
 
 def test_csv_has_the_figures_in_full(tmp_path: Path) -> None:
-    files = [f"mine={written(tmp_path / 'a.json', 'blimp_filtered')}", f"mine={held_out(tmp_path / 'h.json')}"]
+    files = [
+        f"mine={written(tmp_path / 'a.json', 'blimp_filtered')}",
+        f"mine={written(tmp_path / 'h.json', 'held_out')}",
+    ]
     rows = list(csv.DictReader(io.StringIO(export(files, "csv", published=False))))
     assert rows == [
         {
@@ -52,6 +65,13 @@ def test_csv_has_the_figures_in_full(tmp_path: Path) -> None:
             "source": "ours, babylm-2024",
         }
     ]
+
+
+def test_each_suite_has_a_column_with_its_unit(tmp_path: Path) -> None:
+    files = [written(tmp_path / "a.json", "minimal_pairs"), written(tmp_path / "b.json", "held_out")]
+    lines = export(files, "markdown", published=False).splitlines()
+    assert lines[0].endswith("| EWoK filtered | minimal pairs | held-out cross-entropy, nats per token | source |")
+    assert lines[2] == "| my_run | – | – | – | 0.612 ± 0.0056 | 4.984 | ours, babylm-2024 |"
 
 
 def test_latex_is_written_to_a_file(tmp_path: Path) -> None:
@@ -70,7 +90,7 @@ def test_results_that_do_not_belong_in_one_row_are_refused(tmp_path: Path) -> No
     first = written(tmp_path / "a.json", "blimp_filtered")
     for told, changes in (
         ("another blimp_filtered of my_run", {}),
-        ("other weights of my_run", {"suite": "blimp", "model": {"weights": "x"}}),
+        ("other weights of my_run", {"suite": "blimp", "weights": "x"}),
         ("another protocol of my_run", {"suite": "blimp", "protocol": "babylm-2025"}),
         ("another precision of my_run", {"suite": "blimp", "precision": "bf16"}),
     ):

@@ -12,7 +12,7 @@ import palenka.cache_teachers.__main__
 import palenka.data.__main__
 import palenka.eval.__main__
 import palenka.train_student.__main__
-from palenka.cache_teachers.capture import CaptureSettings
+from palenka.cache_teachers.settings import CaptureSettings
 from palenka.data.text.prepare import CorpusSettings
 from palenka.grid.points import Grid
 from palenka.grid.settings import GridSettings, PointSettings
@@ -20,6 +20,7 @@ from palenka.ground.command_line import INTERRUPTED, USER_MISTAKE, parse, parse_
 from palenka.ground.errors import UserError, refuse_difference
 from palenka.ground.settings import Command
 from palenka.study import Study, StudySettings
+from palenka.train_student.objective.settings import ObjectiveSettings
 from palenka.train_student.settings import TrainSettings
 
 Main = Callable[[Sequence[str] | None], int]
@@ -66,9 +67,9 @@ def mistake(main: Main, arguments: Sequence[str], capsys: pytest.CaptureFixture[
 
 def test_the_command_line_wins_over_the_file_and_the_file_over_defaults(student: str) -> None:
     settings = train_settings("--config", student, "--epochs", "2", "--objective.logit", "0.75")
-    assert (settings.epochs, settings.objective.logit) == (2, 0.75)  # command line
-    assert settings.objective.hard == 0.5  # file: its neighbour in the group stays
-    assert settings.objective.temperature == TrainSettings.model_fields["objective"].default.temperature == 2.0
+    assert (settings.epochs, settings.objective.terms["logit"].weight) == (2, 0.75)  # command line
+    assert settings.objective.terms["hard"].weight == 0.5  # file: its neighbour in the group stays
+    assert settings.objective.temperature == ObjectiveSettings().temperature == 2.0
     assert settings.global_batch == 32  # default
 
 
@@ -86,7 +87,7 @@ def test_a_configuration_stands_first_or_has_its_name(student: str) -> None:
 def test_of_two_files_the_later_wins(student: str, tmp_path: Path) -> None:
     (tmp_path / "more.yaml").write_text("epochs: 3\n")
     settings = train_settings("--config", student, "--config", str(tmp_path / "more.yaml"), "--seed", "1")
-    assert (settings.epochs, settings.seed, settings.objective.hard) == (3, 1, 0.5)
+    assert (settings.epochs, settings.seed, settings.objective.terms["hard"].weight) == (3, 1, 0.5)
 
 
 def test_an_override_reaches_into_a_mapping_and_leaves_its_other_entries(student: str) -> None:
@@ -119,8 +120,8 @@ def test_lists_groups_and_numbers_are_written_as_in_yaml(student: str) -> None:
 )
 def test_defaults_may_depend_on_what_is_given(arguments: list[str], k: int, draws: int) -> None:
     given = ["--teacher", "t", "--corpus", "c", "--output", "o", *arguments]
-    logits = parse(CaptureSettings, given, "palenka cache run").logits
-    assert (logits.k, logits.draws) == (k, draws)
+    logits = parse(CaptureSettings, given, "palenka cache run").logits.as_plain()
+    assert (logits["k"], logits["draws"]) == (k, draws)
 
 
 @pytest.mark.parametrize(
@@ -131,7 +132,7 @@ def test_defaults_may_depend_on_what_is_given(arguments: list[str], k: int, draw
         (["--hidden.layers", "[1, 1]"], "hidden: layers is [1, 1], but it should name each layer once"),
         (["--hidden", "true"], "hidden is true, but it should be a mapping {...}"),
         (["--logits.kind", "top"], "logits.kind is top, but it should be 'topk', 'sampled' or 'hybrid'"),
-        (["--logits", "{kind: sampled, k: 3}"], "logits: k is 3, but kind sampled needs none"),
+        (["--logits", "{kind: sampled, k: 3}"], "logits.k is 3, but it should be 0"),
     ],
 )
 def test_mistakes_in_groups_that_may_be_absent(
@@ -178,7 +179,7 @@ def test_resolved_settings_read_back_as_themselves(student: str, tmp_path: Path)
         (["--windows", "7"], "windows is 7, but it should be a mapping {...}"),
         (["--windows", "{length: ["], "windows is {length: [, but it should be a mapping {...}"),
         (["--model.hidden_size", "17"], "hidden_size 17 must be a multiple of num_attention_heads 2"),
-        (["--teachers", "{}"], "objective.logit is 0.25, but there are no teachers; name one under teachers"),
+        (["--teachers", "{}"], "objective.logit is 0.25, but there are no teachers; name one in teachers"),
         (["--epochs"], "--epochs needs a value"),
     ],
 )

@@ -15,10 +15,10 @@ from palenka.ground.settings import Command
 COMMANDS = {
     "data fetch": "palenka.data.text.fetch:FetchSettings",
     "data prepare": "palenka.data.text.prepare:CorpusSettings",
-    "cache plan": "palenka.cache_teachers.plan:PlanSettings",
-    "cache run": "palenka.cache_teachers.capture:CaptureSettings",
-    "cache verify": "palenka.cache_teachers.verify:VerifySettings",
-    "cache inspect": "palenka.cache_teachers.inspect:InspectSettings",
+    "cache plan": "palenka.cache_teachers.settings:PlanSettings",
+    "cache run": "palenka.cache_teachers.settings:CaptureSettings",
+    "cache verify": "palenka.cache_teachers.settings:VerifySettings",
+    "cache inspect": "palenka.cache_teachers.settings:InspectSettings",
     "train": "palenka.train_student.settings:TrainSettings",
     "parameters": "palenka.parameters:ParametersSettings",
     "export": "palenka.export:ExportSettings",
@@ -30,10 +30,7 @@ COMMANDS = {
     "grid": "palenka.grid.settings:GridSettings",
     "grid point": "palenka.grid.settings:PointSettings",
 }
-WITHOUT_TORCH = [
-    *("", "data", "cache", "data fetch", "data prepare", "parameters", "export", "eval", "eval compare"),
-    *("eval export", "report", "grid", "grid point"),
-]
+WITHOUT_TORCH = ["", "data", "cache", *(command for command in COMMANDS if command != "study")]
 """Commands whose help imports nothing heavy."""
 HEAVY = {"torch", "transformers", "zarr", "pyarrow", "matplotlib", "accelerate"}
 

@@ -6,12 +6,12 @@ from types import SimpleNamespace
 from typing import Annotated, Any, ClassVar, Literal
 
 import pytest
-from pydantic import ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field
 
 from palenka.ground.command_line import parse
 from palenka.ground.errors import UserError
 from palenka.ground.help import help_of
-from palenka.ground.registry import OneOf, Registry
+from palenka.ground.registry import NameIn, OneOf, OpenSettings, Registry
 from palenka.ground.settings import Command, Settings
 
 
@@ -30,21 +30,13 @@ TERMS: Registry[type[Settings]] = Registry("term")
 TERMS.register("near")(Term)
 
 
-class Terms(Settings):
+class Terms(OpenSettings):
     """An open group, whose members a registry names."""
 
-    registry: ClassVar[Registry[Any] | None] = TERMS
-    model_config = ConfigDict(extra="allow")
+    registry: ClassVar = TERMS
 
     temperature: float = 1.0
     """Of all terms."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _members(cls, given: dict[str, Any]) -> dict[str, Any]:
-        for name in given.keys() - {"temperature"} - set(TERMS):
-            raise ValidationError.from_exception_data("", [{"type": "extra_forbidden", "loc": (name,), "input": None}])
-        return {name: TERMS[name].model_validate(value) if name in TERMS else value for name, value in given.items()}
 
 
 class Flat(Settings):
@@ -87,6 +79,8 @@ class Toy(Command):
     """Which layers."""
     product: dict[str, tuple[Any, ...]] = Field(default={})
     """Values by dotted name."""
+    best: Annotated[str, NameIn(SHAPES)] = "flat"
+    """A registered name."""
     quick: bool = False
     """A flag."""
     seeds: tuple[int, ...] = (0,)
@@ -108,7 +102,7 @@ def toy(*arguments: str) -> Toy:
 
 
 def term(settings: Toy) -> tuple[float, float]:
-    near = (settings.terms.model_extra or {})["near"]
+    near = settings.terms.entries["near"]
     return near.weight, near.scale
 
 
@@ -150,6 +144,13 @@ shape (kind steps): A shape of steps.
 def test_help_has_the_members_of_open_groups_and_the_options_of_every_choice() -> None:
     assert help_of(Toy, "toy").startswith("usage: toy [FOLDER] [FILES ...] [--OPTION VALUE ...]\n\nA toy command.\n\n")
     assert help_of(Toy, "toy").endswith(HELP)
+    assert "\n  --best choice of flat, steps (default: flat)\n" in help_of(Toy, "toy")
+
+
+def test_a_name_that_is_not_registered_is_refused() -> None:
+    assert toy("--best", "steps").best == "steps"
+    with pytest.raises(UserError, match=r"^best is round, but it should be 'flat' or 'steps' \(see toy --help\)$"):
+        toy("--best", "round")
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,11 @@ import torch
 import yaml
 
 from palenka.__main__ import main
-from palenka.cache_teachers.capture import CaptureSettings, capture
+from palenka.cache_teachers.capture import capture
+from palenka.cache_teachers.settings import CaptureSettings
 from palenka.grid.points import Grid, Point
 from palenka.grid.ranking import best, rank
+from palenka.grid.record import RunFigure
 from palenka.grid.results import chosen_finalists, results_of
 from palenka.grid.running import is_finished, run_point, visible_gpus
 from palenka.grid.settings import GridSettings
@@ -98,7 +100,8 @@ def test_the_points_are_the_product_with_every_seed_and_a_control(grid_file: Gri
         )
     ]
     last = grid.points[-1].settings
-    assert (last.objective.logit, last.objective.hard, last.teachers["t"].weight, last.seed) == (0.3, 1, 0.5, 7)
+    terms = last.objective.terms
+    assert (terms["logit"].weight, terms["hard"].weight, last.teachers["t"].weight, last.seed) == (0.3, 1, 0.5, 7)
     assert last.fraction == 0.1
     assert last.output == grid.settings.output / "points" / "logit0.3-hard1-weight0.5-seed7"
     control = grid.points[5].settings
@@ -153,7 +156,11 @@ def test_the_grids_that_come_with_the_project(name: str, fraction: float, of_fin
     assert {point.settings.fraction for point in grid.points} == {fraction}
     assert {point.settings.fraction for point in grid.finalists(["control", "logit0.9-hidden0.1"])} == {of_finalists}
     point = grid.point("points/logit0.3-hidden0.7-seed2").settings
-    assert (point.objective.hard, point.objective.logit, point.objective.hidden) == (1.0, 0.3, 0.7)
+    assert {name: term.weight for name, term in point.objective.active.items()} == {
+        "hard": 1.0,
+        "logit": 0.3,
+        "hidden": 0.7,
+    }
     if name == "babylm-cpu":
         require_fit(grid.finalists(["logit0.1-hidden0.1"])[0])
 
@@ -173,8 +180,11 @@ def require_fit(finalist: Point) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"product": {"objective.logitt": [0.1]}}, "objective.logitt is not an option; did you mean 'logit'?"),
-        ({"product": {"objective.logit": [0.1, -1]}}, "objective.logit is -1, but it should be greater than or equal"),
+        (
+            {"product": {"objective.logitt": [0.1]}},
+            "objective.logitt is not an option; did you mean 'objective.logit'?",
+        ),
+        ({"product": {"objective.logit": [0.1, -1]}}, "objective.logit.weight is -1, but it should be greater than or"),
         ({"overrides": {"epocs": 2}}, "epocs is not an option; did you mean 'epochs'?"),
         ({"finalists": {"overrides": {"fraction": 2}}}, "fraction is 2, but it should be less than or equal to 1"),
         ({"product": {"seed": [1, 2]}}, "seed is varied, but the grid decides it"),
@@ -185,12 +195,12 @@ def require_fit(finalist: Point) -> None:
         ({"product": {"objective.logit": [0.1, 0.1]}}, "two points of the grid would have the name logit0.1"),
         ({"seeds": [1, 1]}, "seeds is [1, 1], but it should name at least one seed, and each of them once"),
         ({"seeds": [-1]}, "seeds has -1, but a seed is from 0"),
-        ({"rank_by": "blimp"}, "rank_by is blimp, but minimal_pairs has no folder for it"),
+        ({"rank_by": "blimp"}, "rank_by is blimp, but suites has no folder for it"),
         ({"rank_by": "loss"}, "rank_by is loss, but it should be"),
         ({"local": {"isolated": False, "processes": 2}}, "processes is 2, but points that are not isolated run one"),
         ({"student": "nowhere.yaml"}, "cannot read configuration"),
         ({"launchr": "slurm"}, "launchr is not an option; did you mean 'launcher'?"),
-        ({"minimal_pairs": {"blimp": "nowhere"}}, "nowhere is not a folder"),
+        ({"suites": {"blimp": "nowhere"}}, "nowhere is not a folder"),
         (
             {"overrides": {"fraction": 1}, "finalists": {}},
             'finalists.overrides is {"fraction": 1.0}, but finalist logit0.1 should differ from its point and would',
@@ -232,7 +242,7 @@ def test_a_grid_is_trained_ranked_and_ended_by_finalists_and_does_nothing_twice(
     write_pairs(tmp_path / "pairs")
     for suite in (tmp_path / "pairs").iterdir():
         suite.write_text("".join(suite.read_text().splitlines(keepends=True)[:5]))
-    file = grid_file(seeds=[0, 1], minimal_pairs={"minimal_pairs": str(tmp_path / "pairs")})
+    file = grid_file(seeds=[0, 1], suites={"minimal_pairs": str(tmp_path / "pairs")})
     assert main(["grid", "--config", str(file)]) == 0
     told, found = capsys.readouterr().out, results(file)
     ranking = found["points"]["ranking"]
@@ -243,16 +253,16 @@ def test_a_grid_is_trained_ranked_and_ended_by_finalists_and_does_nothing_twice(
     assert "control (control)" in told
     runs = found["points"]["runs"]
     assert len(runs) == 6
-    assert all(run["held_out"]["windows"] == 40 for run in runs.values())
-    assert all(run["minimal_pairs"]["minimal_pairs"]["n"] == 60 for run in runs.values())
+    assert all(run["measures"]["held_out"]["n"] == 40 for run in runs.values())
+    assert all(run["measures"]["minimal_pairs"]["n"] == 60 for run in runs.values())
     (point,) = (row for row in ranking if row["variant"] == "logit0.9")
-    losses = {name: run["held_out"]["cross_entropy"] for name, run in runs.items()}
+    losses = {name: run["measures"]["held_out"]["value"] for name, run in runs.items()}
     differences = [losses[f"points/logit0.9-seed{seed}"] - losses[f"points/control-seed{seed}"] for seed in (0, 1)]
     assert point["measures"]["held_out"]["difference"] == pytest.approx(sum(differences) / 2)
     winner = next(row["variant"] for row in ranking if row["role"] == "point")
     finalists = found["finalists"]
     assert {row["variant"] for row in finalists["ranking"]} == {"control", winner}
-    assert all(run["held_out"]["windows"] > 40 for run in finalists["runs"].values())
+    assert all(run["measures"]["held_out"]["n"] > 40 for run in finalists["runs"].values())
     steps = {
         stage: json.loads((tmp_path / "grid" / stage / "control-seed0" / "result.json").read_text())["steps"]
         for stage in ("points", "finalists")
@@ -363,9 +373,9 @@ def test_a_point_that_was_killed_is_told_from_one_that_never_began(
             run_point(grid, grid.points[0])
     found = results_of(grid, grid.points)
     assert found.failures[grid.points[0].name].startswith("it began and did not end")
-    assert found.untried == [point.name for point in grid.points[1:]]
+    assert found.untried == tuple(point.name for point in grid.points[1:])
     assert chosen_finalists(grid, found) == []
-    assert run_point(grid, grid.points[0])["held_out"]["windows"] == 40
+    assert run_point(grid, grid.points[0])["held_out"].n == 40
     assert is_finished(grid, grid.points[0])
 
 
@@ -397,11 +407,16 @@ def test_a_run_with_other_settings_is_refused_before_anything_runs(
     assert state(tmp_path / "grid") == before
 
 
-def measured(losses: Mapping[str, Sequence[float]], accuracies: Mapping[str, Sequence[float]] | None = None) -> Any:
+def measured(
+    losses: Mapping[str, Sequence[float]], accuracies: Mapping[str, Sequence[float]] | None = None
+) -> dict[str, dict[str, RunFigure]]:
+    def figure(value: float, higher_is_better: bool) -> RunFigure:
+        return RunFigure(title="t", value=value, higher_is_better=higher_is_better)
+
     return {
         f"points/{name}-seed{seed}": {
-            "held_out": {"cross_entropy": loss, "interval": [loss, loss], "windows": 9},
-            **({"minimal_pairs": {"blimp": {"accuracy": accuracies[name][seed]}}} if accuracies else {}),
+            "held_out": figure(loss, False),
+            **({"blimp": figure(accuracies[name][seed], True)} if accuracies else {}),
         }
         for name, values in losses.items()
         for seed, loss in enumerate(values)
@@ -412,14 +427,14 @@ def test_variants_are_ranked_by_means_over_seeds_and_differ_from_the_control_of_
     grid = read_grid(grid_file(seeds=[0, 1, 2]))
     losses = {"control": [5.0, 6.0, 7.0], "logit0.1": [4.8, 5.9, 6.6], "logit0.9": [4.0, 6.0, 9.0]}
     first, second, third = rank(grid, grid.points, measured(losses))
-    assert [row["variant"] for row in (first, second, third)] == ["logit0.1", "control", "logit0.9"]
-    figures = first["measures"]["held_out"]
-    assert figures["mean"] == pytest.approx(17.3 / 3)
-    assert figures["deviation"] == pytest.approx(0.9073772, abs=1e-6)
-    assert figures["difference"] == pytest.approx(-0.7 / 3)
+    assert [row.variant for row in (first, second, third)] == ["logit0.1", "control", "logit0.9"]
+    figures = first.measures["held_out"]
+    assert figures.mean == pytest.approx(17.3 / 3)
+    assert figures.deviation == pytest.approx(0.9073772, abs=1e-6)
+    assert figures.difference == pytest.approx(-0.7 / 3)
     # Three differences of mean −0.2333 and deviation 0.1528: t at two degrees is 4.3027.
-    assert figures["interval"] == pytest.approx((-0.7 / 3 - 0.379461, -0.7 / 3 + 0.379461), abs=1e-5)
-    assert second["measures"]["held_out"]["difference"] is None
+    assert figures.interval == pytest.approx((-0.7 / 3 - 0.379461, -0.7 / 3 + 0.379461), abs=1e-5)
+    assert second.measures["held_out"].difference is None
     assert best([first, second, third], 1) == ["logit0.1", "control"]
     assert best([first, second, third], 9) == ["logit0.1", "logit0.9", "control"]
 
@@ -427,23 +442,23 @@ def test_variants_are_ranked_by_means_over_seeds_and_differ_from_the_control_of_
 def test_a_variant_that_lacks_a_seed_has_no_rank(grid_file: GridFile) -> None:
     grid = read_grid(grid_file(seeds=[0, 1]))
     rows = rank(grid, grid.points, measured({"control": [5.0, 6.0], "logit0.1": [1.0], "logit0.9": [7.0, 7.0]}))
-    assert [(row["variant"], row["rank"], row["lacking"]) for row in rows] == [
-        ("control", 1, []),
-        ("logit0.9", 2, []),
-        ("logit0.1", None, [1]),
+    assert [(row.variant, row.rank, row.lacking) for row in rows] == [
+        ("control", 1, ()),
+        ("logit0.9", 2, ()),
+        ("logit0.1", None, (1,)),
     ]
-    assert rows[2]["measures"]["held_out"]["difference"] == -4.0
+    assert rows[2].measures["held_out"].difference == -4.0
     assert best(rows, 2) == ["logit0.9", "control"]
-    assert rank(grid, grid.points, {})[0]["measures"] == {}
+    assert rank(grid, grid.points, {})[0].measures == {}
 
 
 def test_a_suite_ranks_by_its_accuracy(grid_file: GridFile, tmp_path: Path) -> None:
-    grid = read_grid(grid_file(minimal_pairs={"blimp": str(tmp_path)}, rank_by="blimp"))
+    grid = read_grid(grid_file(suites={"blimp": str(tmp_path)}, rank_by="blimp"))
     losses = {"control": [5.0], "logit0.1": [4.0], "logit0.9": [6.0]}
     rows = rank(grid, grid.points, measured(losses, {"control": [0.6], "logit0.1": [0.5], "logit0.9": [0.7]}))
-    assert [row["variant"] for row in rows] == ["logit0.9", "control", "logit0.1"]
-    assert rows[0]["measures"]["blimp"]["difference"] == pytest.approx(0.1)
-    assert rows[0]["measures"]["blimp"]["interval"] is None
+    assert [row.variant for row in rows] == ["logit0.9", "control", "logit0.1"]
+    assert rows[0].measures["blimp"].difference == pytest.approx(0.1)
+    assert rows[0].measures["blimp"].interval is None
 
 
 def test_the_scripts_say_what_the_settings_say(grid_file: GridFile) -> None:

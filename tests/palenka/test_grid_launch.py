@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import yaml
 
-from palenka.cache_teachers.capture import CaptureSettings
+from palenka.cache_teachers.settings import CaptureSettings
 from palenka.data.signals.cache import TeacherCache
 from palenka.grid.slurm import SCRIPTS
 from palenka.templates import write_pairs

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from html import unescape
@@ -12,16 +13,17 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
 from palenka.__main__ import main
-from palenka.eval.accuracy import PairScores, accuracies
-from palenka.eval.results import windows_file, write_results, write_window_losses
+from palenka.eval.results import ModelIdentity, Request, Results, SuiteResult, items_file, write_results
+from palenka.eval.suites import SUITES
+from palenka.grid.record import GridFiles, GridStage
 from palenka.report.grid.analysis import noise_of, paired_runs, varied_options
-from palenka.report.grid.files import GridStage, read_grid
 from palenka.report.grid.heat_map import draw_legend, readable_on
 from palenka.report.grid.seed_chart import SeedDot, draw_seeds, panel_limits
 from palenka.report.sources import find_sources
@@ -30,6 +32,7 @@ from palenka.report.write import write_report
 SEEDS = (0, 1, 2)
 LOGIT, HIDDEN = (0.1, 0.5, 0.9), (0.3, 0.7)
 WINDOWS = 60
+OF_LOSS = {"title": "held-out cross-entropy", "unit": "nats per token", "higher_is_better": False}
 Losses = dict[tuple[str, int], Any]
 """The loss of every window of the runs that are finished, by variant and seed."""
 
@@ -43,7 +46,7 @@ def row(variant: str, values: Mapping[str, Any], losses: Losses, seeds: Sequence
         for seed in there
         if variant != "control" and ("control", seed) in losses
     ]
-    measure = {
+    measure = OF_LOSS | {
         "mean": statistics.fmean(means or [0.0]),
         "deviation": statistics.stdev(means) if len(means) > 1 else None,
         "difference": statistics.fmean(pairs) if pairs else None,
@@ -72,10 +75,9 @@ def stage_of(
         f"{stage}/{variant}-seed{seed}": {
             "variant": variant,
             "seed": seed,
-            "held_out": {
-                "cross_entropy": float(of.mean()),
-                "interval": [of.mean() - 0.1, of.mean() + 0.1],
-                "windows": 60,
+            "measures": {
+                "held_out": OF_LOSS
+                | {"value": float(of.mean()), "interval": [of.mean() - 0.1, of.mean() + 0.1], "n": 60}
             },
         }
         for (variant, seed), of in losses.items()
@@ -151,14 +153,21 @@ def grid_folder(tmp_path: Path) -> GridFolder:
 
 def write_measures(folder: Path, name: str, losses: Any) -> None:
     """Held-out losses and minimal pairs of a run."""
-    model = {"weights": name}
-    about = {"suite": "held_out", "corpus": "c", "length": 128, "windows": len(losses), "model": model}
-    write_window_losses(folder / "held_out" / "finalists" / f"{name}.json", about, losses)
+    ones = np.ones(len(losses), dtype=np.int64)
+    windows = {"task": ["dev"] * len(losses), "tokens": ones, "words": ones, "bytes": ones, "loss": losses}
     # Of 40 pairs those of the windows that are easy: fewer for the control.
     good = (losses[:40] < 3.6).astype(float)
-    scores = PairScores("blimp", np.array(["wh_island"] * 40), np.arange(40), good, np.full(40, 0.5))
-    result = {"suite": "blimp", "protocol": "babylm-2024", "data": "d", "model": model, **accuracies(scores)}
-    write_results(folder / "minimal_pairs" / "finalists" / f"{name}.json", [result], [scores])
+    pairs = {"task": ["wh_island"] * 40, "score_good": good, "score_bad": np.full(40, 0.5)}
+    items = {
+        "held_out": pa.table(windows | {"index": range(len(losses))}),
+        "blimp": pa.table(pairs | {"index": range(40)}),
+    }
+    suites = []
+    for suite, table in items.items():
+        request = Request(suite=suite, title=SUITES[suite].title, version=1, data="d", conditions={})
+        suites.append(SuiteResult(**dict(request), **dict(SUITES[suite].figures(table))))
+    results = Results(name=name, model=ModelIdentity(weights=name, config={}), parameters=1, suites=tuple(suites))
+    write_results(folder / "measures" / "finalists" / f"{name}.json", results, list(items.values()))
 
 
 def page_of(folder: Path, out: Path) -> str:
@@ -219,7 +228,7 @@ def test_every_cell_of_the_heat_map_has_its_mean_and_its_difference(grid_folder:
     folder = grid_folder()
     html = page_of(folder, tmp_path / "report.html")
     drawing = drawing_of(html, "Held-out cross-entropy over the grid")
-    for each in read_grid(folder).record.points.ranking:
+    for each in GridFiles(folder).read().points.ranking:
         measure = each.measures["held_out"]
         if each.is_control:
             assert f"control {measure.mean:.4f} →" in drawing
@@ -230,7 +239,7 @@ def test_every_cell_of_the_heat_map_has_its_mean_and_its_difference(grid_folder:
     assert "objective.hidden" in drawing
     assert "lowest cell is outlined" in words(html)
     assert "its own section" in words(html)
-    lowest = min(each.measures["held_out"].mean for each in read_grid(folder).record.points.ranking)
+    lowest = min(each.measures["held_out"].mean for each in GridFiles(folder).read().points.ranking)
     (place,) = re.findall(rf'x="(\S+)" y="(\S+)">{lowest:.4f}<', drawing)
     (frame,) = lines_of(drawing, "stroke: #ffffff; stroke-width: 1.8")
     for axis in (0, 1):
@@ -470,8 +479,8 @@ def test_finalists_of_which_none_is_finished_have_no_charts(grid_folder: GridFol
 
 def test_losses_that_were_not_kept_are_said_to_be_missing(grid_folder: GridFolder, tmp_path: Path) -> None:
     folder = grid_folder(finalists=["logit0.5-hidden0.7"])
-    for path in (folder / "held_out" / "finalists").glob("*.json"):
-        windows_file(path).unlink()
+    for path in (folder / "measures" / "finalists").glob("*.json"):
+        items_file(path).unlink()
     html = page_of(folder, tmp_path / "report.html")
     assert "The losses of the windows were not kept, so" in words(html)
     assert "is not finished" not in words(html)
@@ -484,12 +493,12 @@ def test_finalists_of_other_windows_are_refused(
     folder = grid_folder(finalists=["logit0.5-hidden0.7"])
     write_measures(folder, "control-seed0", np.ones(WINDOWS - 1))
     error = told(capsys, folder, "--out", tmp_path / "report.html")
-    assert "control-seed0.json does not match: windows is 59 there, but 60 is expected" in error
+    assert "seed0.json has item 59 of held_out task dev, but " in error
 
 
 def test_the_noise_and_the_choice_are_told_in_numbers(grid_folder: GridFolder, tmp_path: Path) -> None:
     folder = grid_folder()
-    noise = noise_of(read_grid(folder).record.points)
+    noise = noise_of(GridFiles(folder).read().points)
     assert noise is not None
     assert (noise.variants, noise.seeds) == (6, 3)
     # Windows' own noise of 0.05 over 60 windows, and the best of six stands out by 1.267 deviations (Harter 1961).
@@ -516,8 +525,8 @@ def test_values_are_in_the_order_of_numbers_or_of_the_file() -> None:
     ("damage", "message"),
     [
         ("{", "is damaged: it is not a JSON object; write it again with `palenka grid rank"),
-        ("{}", "cannot be reported on: rank_by: field required"),
-        ('{"rank_by": "held_out", "points": 3, "finalists": null}', "cannot be reported on: points: "),
+        ("{}", "cannot be read: rank_by: field required"),
+        ('{"rank_by": "held_out", "points": 3, "finalists": null}', "cannot be read: points: "),
         (None, "holds points of a grid, but no grid.json with their ranking; write it with `palenka grid rank"),
     ],
 )
@@ -556,25 +565,25 @@ def test_a_grid_that_still_runs_does_not_keep_others_from_their_report(grid_fold
 
 def test_points_are_not_among_the_models_and_finalists_are(grid_folder: GridFolder) -> None:
     folder = grid_folder(finalists=["logit0.5-hidden0.7"])
-    for part in ("held_out", "minimal_pairs"):
-        (folder / part / "points").mkdir()
-        (folder / part / "points" / "x-seed0.json").write_text('{"suite": "held_out", "model": {"weights": "x"}}')
+    (folder / "measures" / "points").mkdir()
+    shutil.copy(next((folder / "measures" / "finalists").glob("*.json")), folder / "measures" / "points" / "x.json")
     (folder / "points" / "x-seed0").mkdir(parents=True)
     for name in ("config.yaml", "metrics.jsonl"):
         (folder / "points" / "x-seed0" / name).write_text("")
     sources = find_sources([folder])
-    assert sources.unfinished == ()
+    assert sources.unfinished == []
     assert {path.parent.name for path, _ in sources.results} == {"finalists"}
-    assert len(sources.results) == 2 * 2 * len(SEEDS)
+    assert len(sources.results) == 2 * len(SEEDS)
 
 
 def test_pairs_of_runs_are_those_that_are_finished(grid_folder: GridFolder) -> None:
-    grid = read_grid(grid_folder(finalists=["logit0.5-hidden0.7"]))
-    assert grid.record.finalists is not None
-    plain = grid.record.finalists.model_dump()
+    folder = grid_folder(finalists=["logit0.5-hidden0.7"])
+    finalists = GridFiles(folder).read().finalists
+    assert finalists is not None
+    plain = finalists.model_dump()
     plain["runs"] = {name: run for name, run in plain["runs"].items() if name != "finalists/control-seed1"}
-    pairs = paired_runs(grid, GridStage.model_validate(plain))
-    assert [(pair.run.seed, pair.control is None, pair.windows is None) for pair in pairs] == [
+    pairs = paired_runs(folder, GridStage.model_validate(plain))
+    assert [(pair.run.seed, pair.control is None, pair.comparison.windows is None) for pair in pairs] == [
         (0, False, False),
         (1, True, True),
         (2, False, False),

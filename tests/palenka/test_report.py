@@ -4,6 +4,8 @@ import json
 import math
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -15,22 +17,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from palenka.__main__ import main
-from palenka.cache_teachers.capture import CaptureSettings
-from palenka.data.corpus import Corpus
+from palenka.cache_teachers.settings import CaptureSettings
 from palenka.data.model_files import identity_of
 from palenka.data.signals.cache import TeacherCache
-from palenka.data.signals.signal import log1mexp
-from palenka.eval.held_out import measure_held_out
+from palenka.data.signals.distribution import log1mexp
+from palenka.eval.measure import Measurement, measure
+from palenka.eval.suite import Conditions, Score
 from palenka.ground.errors import UserError
 from palenka.report.cache_card import make_card
 from palenka.report.costs import break_even
 from palenka.report.figures import thin, without_rest
-from palenka.report.finding import Estimate
 from palenka.report.models import distinct_names, join_models, measures_of
-from palenka.report.pairs import pooled
 from palenka.report.phenomena import PHENOMENA
-from palenka.report.sources import TaskScore, find_sources
-from palenka.report.write import write_report
+from palenka.report.results import Estimate, pooled
+from palenka.report.sources import find_sources
+from palenka.report.write import try_report, write_report
+from palenka.study_record import CacheRow, StudyFiles, StudyResults
 from palenka.train_student.settings import TrainSettings
 from palenka.train_student.train import train
 
@@ -114,12 +116,13 @@ def study(corpus_directory: Path, make_teacher: Callable[..., Path], tmp_path_fa
     }
     train(TrainSettings.model_validate(run | {"output": folder / "control"}))
     train(TrainSettings.model_validate(run | distilled | {"output": folder / HOSTILE}))
-    dev = Corpus.open(corpus_directory, "dev")
     for name in ("control", HOSTILE):
-        measure_held_out(folder / name, dev, LENGTH, folder / "held_out" / f"{name}.json")
+        asked = Measurement(folder / name, {"held_out": corpus_directory}, Conditions(length=LENGTH))
+        measure(asked, folder / "held_out" / f"{name}.json")
     seconds = {"corpus": 1.5, "cache big": 12.25, "student control": 3.0, f"student {HOSTILE}": 4.0}
-    (folder / "seconds.json").write_text(json.dumps(seconds))
-    (folder / "results.json").write_text(json.dumps({"caches": [{"name": "big", "path": "cache-big"}]}))
+    StudyFiles(folder).write_seconds(seconds)
+    cache = CacheRow.of("big", TeacherCache(folder / "cache-big"), folder)
+    StudyFiles(folder).write(StudyResults(caches=(cache,)))
     return folder
 
 
@@ -138,31 +141,44 @@ def report(*folders: Path, out: Path) -> Page:
     return Page(out.read_text(encoding="utf-8"))
 
 
+def loss_in(record: Any) -> Any:
+    """The held-out cross-entropy in a file of results."""
+    return record["suites"][0]["figures"]["cross_entropy"]
+
+
 def pairs_of(study: Path, name: str, accuracies: dict[str, float], suite: str = "blimp_filtered") -> dict[str, Any]:
-    """A result of minimal pairs for a run, 101 pairs a task."""
+    """Results of minimal pairs for a run, 101 pairs a task."""
     tasks = {
-        task: {"accuracy": value, "stderr": math.sqrt(value * (1 - value) / 100), "n": 101}
+        task: {"value": value, "stderr": math.sqrt(value * (1 - value) / 100), "n": 101}
         for task, value in accuracies.items()
     }
-    return {
-        "suite": suite,
-        "protocol": "babylm-2024",
-        "accuracy": sum(accuracies.values()) / len(accuracies),
+    accuracy = {
+        "value": sum(accuracies.values()) / len(accuracies),
         "stderr": 0.01,
-        "tie_half_accuracy": 0.4321,
-        "tie_rate": 0.0625,
+        "n": 101 * len(tasks),
+        "higher_is_better": True,
         "tasks": tasks,
-        "model": identity_of(study / name, "float32").as_plain(),
     }
+    result = {
+        "suite": suite,
+        "title": suite,
+        "version": 1,
+        "data": "d",
+        "conditions": {"protocol": "babylm-2024", "precision": "float32"},
+        "figures": {"accuracy": accuracy},
+        "facts": {"tie_half_accuracy": 0.4321, "tie_rate": 0.0625},
+    }
+    model = {"weights": identity_of(study / name, "float32").weights, "config": {}}
+    return {"name": name, "model": model, "parameters": 1, "suites": [result]}
 
 
 def test_it_says_what_the_files_say(study: Path, tmp_path: Path) -> None:
     page = report(study, out=tmp_path / "report.html")
     for name in ("control", HOSTILE):
-        result, held_out = read(study / name / "result.json"), read(study / "held_out" / f"{name}.json")
+        result, held_out = read(study / name / "result.json"), loss_in(read(study / "held_out" / f"{name}.json"))
         row = page.row(name)
         assert f"{result['parameters']:,}" in row
-        assert f"{held_out['cross_entropy']:.4f} {held_out['interval'][0]:.4f} to {held_out['interval'][1]:.4f}" in row
+        assert f"{held_out['value']:.4f} {held_out['interval'][0]:.4f} to {held_out['interval'][1]:.4f}" in row
         assert f"{result['tokens']:,}" in row
         assert f"{result['validation_cross_entropy']:.4f}" in row
     assert "student | " in page.row(HOSTILE)
@@ -211,9 +227,9 @@ def test_the_headline_claims_no_more_than_the_intervals(copy: Path, tmp_path: Pa
     def with_student_at(value: float, margin: float) -> str:
         for name, centre in (("control", 3.0), (HOSTILE, value)):
             path = copy / "held_out" / f"{name}.json"
-            path.write_text(
-                json.dumps(read(path) | {"cross_entropy": centre, "interval": [centre - margin, centre + margin]})
-            )
+            record = read(path)
+            loss_in(record).update(value=centre, interval=[centre - margin, centre + margin])
+            path.write_text(json.dumps(record))
         return report(copy, out=tmp_path / "report.html").words()
 
     assert f"{HOSTILE} ends 0.100 nats per token below its control: separated" in with_student_at(2.9, 0.01)
@@ -223,10 +239,9 @@ def test_the_headline_claims_no_more_than_the_intervals(copy: Path, tmp_path: Pa
 
 def test_minimal_pairs_stand_by_phenomenon_and_paradigm(copy: Path, tmp_path: Path) -> None:
     scores = {"ellipsis_n_bar_1": 0.75, "ellipsis_n_bar_2": 0.25, "wh_island": 0.9}
-    shared = pairs_of(copy, "control", scores)
-    model = shared.pop("model")
-    other = pairs_of(copy, "control", {"hypernym": 0.625}, "supplement")
-    (copy / "control.json").write_text(json.dumps({"model": model, "suites": [shared, other]}))
+    record = pairs_of(copy, "control", scores)
+    record["suites"] += pairs_of(copy, "control", {"hypernym": 0.625}, "supplement")["suites"]
+    (copy / "control.json").write_text(json.dumps(record))
     page = report(copy, out=tmp_path / "report.html")
     assert page.row("ellipsis").startswith("ellipsis | 50.0 ± ")
     assert page.row("ellipsis n bar 1") == f"ellipsis n bar 1 | 75.0 ± {100 * math.sqrt(0.75 * 0.25 / 100):.1f}"
@@ -250,7 +265,9 @@ def test_an_evaluated_model_without_a_run_stands_under_its_files_name(copy: Path
     result = read(copy / "held_out" / "control.json")
     shutil.rmtree(copy / "control")
     page = report(copy, out=tmp_path / "report.html")
-    assert page.row("control").startswith(f"control | model | {result['parameters']:,} | {result['cross_entropy']:.4f}")
+    assert page.row("control").startswith(
+        f"control | model | {result['parameters']:,} | {loss_in(result)['value']:.4f}"
+    )
     assert "No control stands beside the 1 student" in page.words()
 
 
@@ -258,14 +275,18 @@ def test_results_that_do_not_compare_stand_in_columns_of_their_own(copy: Path, t
     path = copy / "held_out" / "control.json"
     first = read(path)
     assert len(measures_of(join_models(find_sources([copy])))) == 1
-    other = first | {"length": 8, "cross_entropy": 2.5, "interval": [2.4, 2.6], "per_word": 9.25, "per_byte": 1.125}
+    other = read(path)
+    other["suites"][0]["conditions"]["length"] = 8
+    loss_in(other).update(value=2.5, interval=[2.4, 2.6])
+    for name, value in (("per_word", 9.25), ("per_byte", 1.125)):
+        other["suites"][0]["figures"][name]["value"] = value
     (copy / "held_out" / "short.json").write_text(json.dumps(other))
-    short, long = sorted(measures_of(join_models(find_sources([copy]))), key=lambda measure: measure.length)
-    assert short.condition([short, long]) == "windows of 8"
+    short, long = sorted(measures_of(join_models(find_sources([copy]))), key=lambda measure: measure.conditions)
+    assert short.condition([short, long]) == "length 8"
     assert short.condition([short]) == ""
     row = report(copy, out=tmp_path / "report.html").row("control")
     assert "2.5000 2.4000 to 2.6000 | 9.2500 | 1.1250" in row
-    assert f"{first['cross_entropy']:.4f}" in row
+    assert f"{loss_in(first)['value']:.4f}" in row
 
 
 def test_other_json_is_no_result(copy: Path) -> None:
@@ -328,8 +349,7 @@ def test_runs_that_are_not_finished_are_named_and_left_out(copy: Path, tmp_path:
 
 def test_the_card_is_what_the_cache_holds(study: Path) -> None:
     cache = TeacherCache(study / "cache-big")
-    card = make_card(cache)
-    assert card is not None
+    card = make_card("big", cache)
     assert card.hidden_errors == cache.hidden_errors()
     assert set(card.bytes_by_array) == set(cache.bytes_per_token())
     files = [path for path in (study / "cache-big").rglob("c/*/*/0/0") if path.is_file()]
@@ -338,10 +358,10 @@ def test_the_card_is_what_the_cache_holds(study: Path) -> None:
     assert card.tokens == card.possible_tokens == cache.manifest.num_windows(0) * LENGTH
     signal = cache.read(0, np.arange(card.sampled_tokens // LENGTH))
     for place, temperature in enumerate(cache.manifest.logits.temperatures):
-        tail = signal.log_tail[..., place].double()
+        steps, tail = signal.arrays["values"], signal.arrays["log_tail"][..., place].double()
         mass = log1mexp(tail).exp()
         assert card.kept_mass_histograms[temperature].mean == pytest.approx(float(mass.mean()), abs=1e-6)
-        kept = (signal.values.double() / temperature).softmax(-1) * mass.unsqueeze(-1)
+        kept = (-steps.double() / 16 / temperature).softmax(-1) * mass.unsqueeze(-1)
         entropy = -(kept * kept.log()).sum(-1) - tail.exp() * tail
         assert card.entropy_histograms[temperature].mean == pytest.approx(float(entropy.mean()), abs=1e-5)
         shares, _ = np.histogram(mass.numpy(), bins=40, range=(0, 1))
@@ -357,7 +377,7 @@ def test_a_cache_that_was_only_begun_is_no_failure(copy: Path, tmp_path: Path) -
 
 def test_the_break_even_is_that_of_the_recorded_seconds(study: Path, tmp_path: Path) -> None:
     sources = find_sources([study])
-    costs = break_even(sources.studies[0], sources)
+    costs = break_even(next(iter(sources.studies)), sources)
     assert costs is not None
     captured = TeacherCache(study / "cache-big").captured_tokens()
     read_by_student = read(study / HOSTILE / "result.json")["tokens"]
@@ -376,16 +396,16 @@ def test_a_student_of_another_cache_does_not_count(copy: Path) -> None:
     inputs["teachers"]["<i>big"]["logits"]["k"] = 4
     path.write_text(json.dumps(inputs))
     sources = find_sources([copy])
-    assert break_even(sources.studies[0], sources) is None
+    assert break_even(next(iter(sources.studies)), sources) is None
 
 
 @given(st.lists(st.tuples(st.floats(0.05, 0.95), st.integers(2, 500)), min_size=1, max_size=8))
 def test_the_pooled_error_of_equal_tasks_is_that_of_all_items(tasks: list[tuple[float, int]]) -> None:
-    scores = [TaskScore(accuracy=a, stderr=math.sqrt(a * (1 - a) / (n - 1)), n=n) for a, n in tasks]
+    scores = [Score(value=a, stderr=math.sqrt(a * (1 - a) / (n - 1)), n=n) for a, n in tasks]
     together = pooled(scores)
     variances = [n * a * (1 - a) for a, n in tasks]
     items = sum(n for _, n in tasks)
-    assert together.accuracy == pytest.approx(sum(a for a, _ in tasks) / len(tasks))
+    assert together.value == pytest.approx(sum(a for a, _ in tasks) / len(tasks))
     assert together.stderr == pytest.approx(math.sqrt(sum(variances) / (items - len(tasks)) / items))
 
 
@@ -447,14 +467,38 @@ def test_a_mistake_is_one_sentence(copy: Path, tmp_path: Path, capsys: pytest.Ca
     ("file", "content", "said"),
     [
         ("control/metrics.jsonl", '{"loss": 1}', "line 1 is not a JSON object with a step"),
-        ("control/result.json", '{"parameters": 3}', "result.json cannot be reported on: tokens: field required"),
-        ("control/config.yaml", "a: 1", "config.yaml cannot be reported on: model: field required"),
-        ("held_out/x.json", '{"suite": "held_out"}', "x.json cannot be reported on: model: field required"),
+        ("control/result.json", '{"parameters": 3}', "result.json cannot be read: steps: field required"),
+        ("control/config.yaml", "a: 1", "config.yaml cannot be read: corpus: field required"),
         ("held_out/x.json", '{"suites": [1]}', "x.json holds no results of `palenka eval`"),
-        ("seconds.json", '{"corpus": "long"}', "corpus is not a number"),
+        ("seconds.json", '{"corpus": "long"}', "seconds.json cannot be read: corpus: input should be a valid number"),
     ],
 )
 def test_a_damaged_file_is_named(copy: Path, file: str, content: str, said: str) -> None:
     (copy / file).write_text(content)
     with pytest.raises(UserError, match=re.escape(said)):
         find_sources([copy])
+
+
+def test_without_its_packages_one_sentence_says_what_to_install(
+    study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for package in ("jinja2", "matplotlib"):
+        monkeypatch.setitem(sys.modules, package, None)  # as if it were not installed
+    out = tmp_path / "report.html"
+    assert main(["report", str(study), "--out", str(out)]) == 2
+    sentence = "a report needs jinja2 and matplotlib, not installed here; pip install 'palenka[report]'"
+    assert capsys.readouterr().err == f"error: {sentence}\n"
+    try_report([study], out)  # as studies and grids end
+    assert capsys.readouterr().err.endswith(f"{out} is not written: {sentence}\n")
+    assert not out.exists()
+
+
+@pytest.mark.slow
+def test_only_the_report_imports_the_packages_of_its_extra() -> None:
+    code = """
+import sys
+import transformers
+sys.modules |= dict.fromkeys(("markupsafe", "matplotlib"))  # torch itself needs jinja2
+import palenka.__main__, palenka.demo, palenka.grid.__main__, palenka.report.__main__, palenka.study
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

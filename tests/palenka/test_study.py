@@ -58,7 +58,7 @@ def study_file(tmp_path: Path) -> Path:
             "teachers": {"big": "stages/teacher.yaml"},
             "caches": {"big": "stages/cache.yaml"},
             "students": {"control": "stages/control.yaml", "distilled": "stages/distilled.yaml"},
-            "minimal_pairs": {"minimal_pairs": str(tmp_path / "pairs")},
+            "suites": {"minimal_pairs": str(tmp_path / "pairs")},
         },
         "stages/corpus": {"sources": str(tmp_path / "text"), "output": shared["corpus"], "vocabulary_size": 300},
         "stages/teacher": run | {"output": teacher, "model": SHAPE | {"hidden_size": 32}},
@@ -101,16 +101,17 @@ def test_a_study_goes_from_text_to_a_table_and_does_nothing_twice(
     }
     for name, folder in (("big", "teacher"), ("control", "control"), ("distilled", "distilled")):
         assert rows[name]["parameters"] == AutoModelForCausalLM.from_pretrained(runs / folder).num_parameters()
-        low, high = rows[name]["interval"]
-        assert low < rows[name]["held_out_cross_entropy"] < high < 4
-        assert f"{rows[name]['held_out_cross_entropy']:.4f}" in told
-        (scored,) = read_results(runs / "minimal_pairs" / f"{name}.json")
-        assert rows[name]["minimal_pairs"]["minimal_pairs"]["accuracy"] == scored["accuracy"]
-        assert scored["n"] == 1200
-        assert f"{scored['accuracy']:.4f} ± {scored['stderr']:.4f}" in told
+        loss = rows[name]["suites"]["held_out"]["figures"]["cross_entropy"]
+        low, high = loss["interval"]
+        assert low < loss["value"] < high < 4
+        assert f"{loss['value']:.4f} ({low:.4f} to {high:.4f})" in told
+        scored = read_results(runs / "measures" / f"{name}.json").by_suite["minimal_pairs"].main
+        assert rows[name]["suites"]["minimal_pairs"]["figures"]["accuracy"]["value"] == scored.value
+        assert scored.n == 1200
+        assert f"{scored.value:.4f} ± {scored.stderr:.4f}" in told
         # All of the dev split is fewer windows than a validation takes: the run has measured the same.
         validated = json.loads((runs / folder / "result.json").read_text())["validation_cross_entropy"]
-        assert rows[name]["held_out_cross_entropy"] == pytest.approx(validated, abs=1e-5)
+        assert loss["value"] == pytest.approx(validated, abs=1e-5)
     (cache,) = first["caches"]
     stored = TeacherCache(runs / "cache")
     assert (cache["name"], cache["path"]) == ("big", "cache")
@@ -118,7 +119,7 @@ def test_a_study_goes_from_text_to_a_table_and_does_nothing_twice(
     assert cache["kept_mass"] == stored.kept_mass()[1.0]
     assert 0.3 < cache["kept_mass"] < 1
     stages = ["corpus", "teacher big", "cache big", "student control", "student distilled"]
-    measures = [f"{what} {name}" for what in ("held out", "minimal pairs") for name in rows]
+    measures = [f"measures {name}" for name in rows]
     assert set(first["seconds"]) == {*stages, *measures}
     assert sum(first["seconds"].values()) > 0
 

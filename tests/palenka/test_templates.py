@@ -3,20 +3,22 @@
 import difflib
 from pathlib import Path
 
-from palenka.eval.minimal_pairs import hash_of_pairs, read_pairs
+from palenka.eval.suite import Conditions
+from palenka.eval.suites import SUITES
 from palenka.templates import PAIRS_PER_PARADIGM, make_pairs, write_pairs
 
 
 def test_there_are_ten_paradigms_or_more_of_a_hundred_pairs(tmp_path: Path) -> None:
     write_pairs(tmp_path / "pairs")
-    pairs = read_pairs(tmp_path / "pairs", is_ewok=False)
+    pairs = SUITES["minimal_pairs"].read(tmp_path / "pairs", Conditions())
     tasks = {pair.task for pair in pairs}
     assert len(tasks) >= 10
     for task in tasks:
         sentences = [(pair.good, pair.bad) for pair in pairs if pair.task == task]
         assert len(set(sentences)) == len(sentences) == PAIRS_PER_PARADIGM == 100
     write_pairs(tmp_path / "again")
-    assert hash_of_pairs(tmp_path / "again") == hash_of_pairs(tmp_path / "pairs")
+    made = [SUITES["minimal_pairs"].fingerprint(tmp_path / name, Conditions()) for name in ("pairs", "again")]
+    assert made[0] == made[1]
 
 
 def test_a_pair_differs_in_one_place() -> None:

@@ -11,15 +11,15 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from palenka.data.corpus import Corpus
-from palenka.data.signals.stream import Batch, CodedBatch
-from palenka.data.windows import WindowRule
+from palenka.data.signals.stream import Batch, EncodedBatch
 from palenka.ground.errors import UserError
 from palenka.train_student.model.shapes import ModelShape
-from palenka.train_student.objective.auxiliary import AuxiliarySettings
-from palenka.train_student.objective.objective import Objective, ObjectiveSettings
-from palenka.train_student.teachers import Teachers, TeacherSource, open_teachers
+from palenka.train_student.objective.objective import Objective
+from palenka.train_student.settings import TrainSettings
+from palenka.train_student.teachers import Teachers, open_teachers
 
 CPU = torch.device("cpu")
+SettingsOfRun = Callable[..., TrainSettings]
 LENGTH = 16
 DEPTH = 4
 
@@ -29,16 +29,25 @@ def models(make_teacher: Callable[..., Path]) -> dict[str, Path]:
     return {"a": make_teacher("llama", seed=1), "b": make_teacher("gpt2", seed=2, hidden_size=24)}
 
 
-def opened(terms: ObjectiveSettings, models: Mapping[str, Path], corpus: Corpus) -> tuple[Teachers, Batch]:
-    """Live teachers, one or an ensemble, and what they say of ten windows."""
+def settings_with(
+    settings_of_run: SettingsOfRun, model: ModelShape, models: Mapping[str, Path], **auxiliary: object
+) -> TrainSettings:
+    """Of a student with live teachers, one or an ensemble, and the auxiliary term alone."""
     hidden = {"positions": 5, "values": "float32", "sample_windows": 40}
     one_or_more = {"ensemble": models} if len(models) > 1 else {"model": models["a"]}
-    source = TeacherSource.model_validate({"source": "live", "hidden": hidden, **one_or_more})
-    rule = WindowRule(length=LENGTH)
-    teachers = open_teachers({"t": source}, terms, corpus, rule, 1.0, DEPTH, CPU)
+    return settings_of_run(
+        model=model,
+        teachers={"t": {"source": "live", "hidden": hidden, **one_or_more}},
+        objective={"hard": 0.0, "auxiliary": {"weight": 1.0, **auxiliary}},
+    )
+
+
+def opened(settings: TrainSettings, corpus: Corpus) -> tuple[Teachers, Batch]:
+    """The teachers, and what they say of ten windows."""
+    teachers = open_teachers(settings, corpus, CPU)
     tokens = torch.from_numpy(corpus.tokens[: 10 * LENGTH].astype("int64")).view(10, LENGTH)
     positions = torch.stack([torch.randperm(LENGTH - 1, generator=torch.Generator().manual_seed(n)) for n in range(10)])
-    return teachers, teachers.complete(CodedBatch(tokens, positions[:, :5] + 1, {}))
+    return teachers, teachers.complete(EncodedBatch(tokens, positions[:, :5] + 1, {}))
 
 
 def adaptive(losses: list[Tensor]) -> Tensor:
@@ -49,18 +58,19 @@ def adaptive(losses: list[Tensor]) -> Tensor:
 
 @pytest.mark.parametrize("names", ["a", "ab"])
 def test_the_term_and_its_gradients_are_those_of_the_definition(
-    names: str, models: dict[str, Path], corpus: Corpus, make_shape: Callable[..., ModelShape]
+    names: str,
+    models: dict[str, Path],
+    corpus: Corpus,
+    make_shape: Callable[..., ModelShape],
+    settings_of_run: SettingsOfRun,
 ) -> None:
     spoken_by = {name: models[name] for name in names}
-    terms = ObjectiveSettings(
-        hard=0.0,
-        auxiliary=1.0,
-        heads=AuxiliarySettings(width=6, dropout=0.0, positions=3, class_weight=0.3, feature_weight=0.9),
-    )
-    teachers, batch = opened(terms, spoken_by, corpus)
-    student = make_shape("gpt2", num_hidden_layers=DEPTH).build(corpus.tokenizer(), seed=3)
-    objective = Objective(student, terms, teachers.pairs, seed=5)
-    loss, parts = objective(batch, terms.weights({"t": 1.0}))
+    options = {"width": 6, "dropout": 0.0, "positions": 3, "class_weight": 0.3, "feature_weight": 0.9}
+    settings = settings_with(settings_of_run, make_shape("gpt2", num_hidden_layers=DEPTH), spoken_by, **options)
+    teachers, batch = opened(settings, corpus)
+    student = settings.model.build(corpus.tokenizer(), seed=3)
+    objective = Objective(student, settings.objective, teachers.pairs, seed=5)
+    loss, parts = objective(batch, settings.weights())
     assert parts.keys() == {"auxiliary/t"}
     loss.backward()
     found = {name: weight.grad.clone() for name, weight in objective.named_parameters() if weight.grad is not None}
@@ -80,7 +90,7 @@ def test_the_term_and_its_gradients_are_those_of_the_definition(
         entropy = -(target * target.log()).sum(-1)
         return 4 * (-(target * F.log_softmax(logits / 2, -1)).sum(-1) - entropy).mean()
 
-    auxiliary: Any = objective.auxiliary
+    auxiliary: Any = objective.terms["auxiliary"]
     classes, features = [divergence(own.logits[rows, few], wanted[rows, few])], []
     for layer in range(1, DEPTH + 1):
         states = own.hidden_states[layer][rows, batch.positions]
@@ -91,12 +101,12 @@ def test_the_term_and_its_gradients_are_those_of_the_definition(
         distances = []
         for number, (name, output) in enumerate(spoken.items()):
             key = f"{name if len(names) > 1 else 'teacher'}/2"
-            statistics = next(pair.statistics for pair in teachers.pairs["t"] if pair.key == key)
+            layer_there = next(pair.layer for pair in teachers.pairs["t"] if pair.key == key)
+            variance = layer_there.statics()["variance"].double()
             linear = auxiliary.features[layer - 1].projections["teacher_t"][number].linear
-            unit = statistics.variance.double().mean().sqrt()
-            target = output.hidden_states[2][rows, batch.positions] - statistics.mean.double()
-            errors = (unit * (states @ linear.weight.T + linear.bias) - target).square().sum(-1)
-            distances.append(errors.mean() / statistics.variance.double().sum())
+            target = output.hidden_states[2][rows, batch.positions] - layer_there.mean.double()
+            errors = (variance.mean().sqrt() * (states @ linear.weight.T + linear.bias) - target).square().sum(-1)
+            distances.append(errors.mean() / variance.sum())
         features.append(torch.stack(distances).mean())
     expected = 0.3 * adaptive(classes) + 0.9 * adaptive(features)
     expected.backward()
@@ -108,21 +118,22 @@ def test_the_term_and_its_gradients_are_those_of_the_definition(
 
 
 def test_layers_that_lag_weigh_more_and_heads_drop_out_while_they_train(
-    models: dict[str, Path], corpus: Corpus, make_shape: Callable[..., ModelShape]
+    models: dict[str, Path],
+    corpus: Corpus,
+    make_shape: Callable[..., ModelShape],
+    settings_of_run: SettingsOfRun,
 ) -> None:
-    terms = ObjectiveSettings(hard=0.0, auxiliary=1.0, heads=AuxiliarySettings(dropout=0.5))
-    teachers, batch = opened(terms, {"a": models["a"]}, corpus)
-    objective = Objective(
-        make_shape(num_hidden_layers=DEPTH).build(corpus.tokenizer(), 3), terms, teachers.pairs, seed=5
-    )
+    settings = settings_with(settings_of_run, make_shape(num_hidden_layers=DEPTH), {"a": models["a"]}, dropout=0.5)
+    teachers, batch = opened(settings, corpus)
+    objective = Objective(settings.model.build(corpus.tokenizer(), 3), settings.objective, teachers.pairs, seed=5)
     objective.eval()
-    weights = terms.weights({"t": 1.0})
+    weights = settings.weights()
     still = objective(batch, weights)[0].item()
     assert objective(batch, weights)[0].item() == still
     objective.train()
     assert objective(batch, weights)[0].item() != objective(batch, weights)[0].item()
     objective.eval()
-    auxiliary: Any = objective.auxiliary
+    auxiliary: Any = objective.terms["auxiliary"]
     with torch.no_grad():  # the head of layer 2 is worse than all others
         auxiliary.heads[1][3].weight.mul_(50)
     loss, _ = objective(batch, weights)
@@ -131,12 +142,17 @@ def test_layers_that_lag_weigh_more_and_heads_drop_out_while_they_train(
     assert norms[1] > 20 * max(norms[0], norms[2])
 
 
-def test_a_cache_without_what_the_term_needs_is_refused(cache_directory: Path, corpus: Corpus) -> None:
-    sources = {"t": TeacherSource(cache=cache_directory)}
-    refused = {
-        "holds no hidden states, but objective.auxiliary is 0.5": ObjectiveSettings(auxiliary=0.5),
-        "temperatures 1.0, 2.0, but objective.temperature is 3.0": ObjectiveSettings(auxiliary=0.5, temperature=3.0),
-    }
-    for message, terms in refused.items():
-        with pytest.raises(UserError, match=message):
-            open_teachers(sources, terms, corpus, WindowRule(length=LENGTH), 1.0, 2, CPU)
+@pytest.mark.parametrize(
+    ("temperature", "message"),
+    [
+        (2.0, "holds no hidden states, but objective.auxiliary is 0.5"),
+        (3.0, "temperatures 1.0, 2.0, but objective.temperature is 3.0"),
+    ],
+)
+def test_a_cache_without_what_the_term_needs_is_refused(
+    cache_directory: Path, corpus: Corpus, settings_of_run: SettingsOfRun, temperature: float, message: str
+) -> None:
+    objective = {"auxiliary": 0.5, "temperature": temperature}
+    settings = settings_of_run(teachers={"t": {"cache": cache_directory}}, objective=objective)
+    with pytest.raises(UserError, match=message):
+        open_teachers(settings, corpus, CPU)

@@ -12,17 +12,18 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from palenka.cache_teachers.capture import CaptureSettings, capture
+from palenka.cache_teachers.capture import capture
+from palenka.cache_teachers.settings import CaptureSettings
 from palenka.data.corpus import Corpus
-from palenka.data.signals.hidden import LayerStatistics
+from palenka.data.signals.components import Components
 from palenka.data.signals.stream import ReadingOrder, read_batch
 from palenka.ground.errors import UserError
 from palenka.train_student.model.shapes import ModelShape
-from palenka.train_student.objective.contrastive import InfoNCESettings, info_nce
-from palenka.train_student.objective.hidden import LayerPair, last_pairs
-from palenka.train_student.objective.objective import Objective, ObjectiveSettings
+from palenka.train_student.objective.contrastive import info_nce
+from palenka.train_student.objective.module import LayerPair, last_pairs
+from palenka.train_student.objective.objective import Objective
 from palenka.train_student.settings import TrainSettings
-from palenka.train_student.teachers import TeacherSource, open_teachers
+from palenka.train_student.teachers import open_teachers
 from palenka.train_student.train import train
 
 CPU = torch.device("cpu")
@@ -82,8 +83,8 @@ def test_bf16_is_compared_in_float32() -> None:
 
 
 def test_the_last_layer_of_each_model_is_compared() -> None:
-    statistics = LayerStatistics(torch.zeros(2), torch.ones(2), torch.ones(2), None)
-    pairs = [LayerPair(key, layer, statistics) for key, layer in (("a/9", 4), ("a/12", 3), ("b/2", 1))]
+    layer = Components("float32", torch.zeros(2), torch.ones(2), torch.ones(2))
+    pairs = [LayerPair(key, ours, layer) for key, ours in (("a/9", 4), ("a/12", 3), ("b/2", 1))]
     assert [(pair.key, pair.student_layer) for pair in last_pairs(pairs)] == [("a/12", 3), ("b/2", 1)]
 
 
@@ -91,7 +92,7 @@ def test_the_term_is_its_definition_over_the_states_of_student_and_teachers(
     capture_settings: CaptureSettings,
     corpus: Corpus,
     make_teacher: Callable[..., Path],
-    make_shape: Callable[..., ModelShape],
+    settings_of_run: Callable[..., TrainSettings],
     tmp_path: Path,
 ) -> None:
     """Two teachers of different width, an ensemble among them; one student map."""
@@ -103,12 +104,13 @@ def test_the_term_is_its_definition_over_the_states_of_student_and_teachers(
         teacher = {"teacher": None, "ensemble": ensemble} if ensemble else {"teacher": single}
         more = {"hidden": hidden, "fraction": 0.1, "output": tmp_path / name}
         capture(CaptureSettings.model_validate(capture_settings.as_plain() | teacher | more))
-        sources[name] = TeacherSource(cache=tmp_path / name)
-    terms = ObjectiveSettings(hard=0.0, contrastive=1.0, info_nce=InfoNCESettings(width=8, negatives=7))
-    opened = open_teachers(sources, terms, corpus, capture_settings.windows, 0.1, 2, CPU)
-    student: Any = make_shape().build(corpus.tokenizer(), seed=4)
-    objective = Objective(student, terms, opened.pairs, seed=2)
-    maps: Any = objective.contrastive
+        sources[name] = {"cache": tmp_path / name, "weight": {"wide": 0.5, "one": 2.0}[name]}
+    contrastive = {"weight": 1.0, "width": 8, "negatives": 7}
+    settings = settings_of_run(fraction=0.1, teachers=sources, objective={"hard": 0.0, "contrastive": contrastive})
+    opened = open_teachers(settings, corpus, CPU)
+    student: Any = settings.model.build(corpus.tokenizer(), seed=4)
+    objective = Objective(student, settings.objective, opened.pairs, seed=2)
+    maps: Any = objective.terms["contrastive"]
     names = {name for name in objective.trained_beside() if name.endswith("weight")}
     assert names == {
         "contrastive.student_map.weight",
@@ -119,7 +121,10 @@ def test_the_term_is_its_definition_over_the_states_of_student_and_teachers(
     }
     order = ReadingOrder(capture_settings.windows, len(corpus.tokens), seed=3, epochs=1, fraction=0.1)
     batch = opened.complete(read_batch(corpus, order, opened.caches, 0, 10, opened.num_positions))
-    loss, parts = objective(batch, terms.weights({"wide": 0.5, "one": 2.0}))
+    loss, parts = objective(batch, settings.weights())
+    assert loss.item() == pytest.approx(
+        0.5 * parts["contrastive/wide"].item() + 2.0 * parts["contrastive/one"].item(), rel=1e-6
+    )
     loss.backward()
     assert all(weight.grad is not None and weight.grad.any() for weight in objective.trained_beside().values())
 
@@ -132,9 +137,9 @@ def test_the_term_is_its_definition_over_the_states_of_student_and_teachers(
                 speaker: Any = AutoModelForCausalLM.from_pretrained(model)
                 states = speaker(batch.tokens, output_hidden_states=True).hidden_states[2][rows, batch.positions]
                 assert opened.pairs[name][3 * number + 2].key.endswith("/2")
-                statistics = opened.pairs[name][3 * number + 2].statistics
-                unit = statistics.variance.double().mean().sqrt().float()
-                theirs = maps.teacher_maps[f"teacher_{name}"][number].linear((states - statistics.mean) / unit)
+                layer = opened.pairs[name][3 * number + 2].layer
+                unit = layer.statics()["variance"].double().mean().sqrt().float()
+                theirs = maps.teacher_maps[f"teacher_{name}"][number].linear((states - layer.mean) / unit)
                 losses.append(by_definition(own.flatten(0, 1), theirs.flatten(0, 1), 2.0, pools))
             assert parts[f"contrastive/{name}"].item() == pytest.approx(torch.stack(losses).mean().item(), rel=1e-5)
 

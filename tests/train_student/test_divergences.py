@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,30 +14,35 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.distributions import Categorical, kl_divergence
 
-from palenka.cache_teachers.capture import CaptureSettings, capture
+from palenka.cache_teachers.capture import capture
+from palenka.cache_teachers.settings import CaptureSettings
 from palenka.data.corpus import Corpus
-from palenka.data.signals.signal import TeacherSignal, top_k_signal
+from palenka.data.signals.distribution import Distribution
+from palenka.data.signals.signal import TeacherSignal
+from palenka.data.signals.top_k import log_shares
 from palenka.ground.errors import UserError
-from palenka.train_student.objective.divergences import Divergence
-from palenka.train_student.objective.objective import ObjectiveSettings
-from palenka.train_student.teachers import TeacherSource, open_teachers
+from palenka.train_student.objective.divergences import DIVERGENCES
+from palenka.train_student.objective.next_token import NextTokenTerms
+from palenka.train_student.settings import TrainSettings
+from palenka.train_student.teachers import open_teachers
 
 Losses = Callable[..., tuple[Tensor, dict[str, Tensor]]]
-Measure = Callable[[Divergence, Tensor, Tensor, int, float], Tensor]
+SignalOf = Callable[..., TeacherSignal]
+Measure = Callable[[str, Tensor, Tensor, int, float], Tensor]
 
 VOCABULARY = 24
-KINDS: list[Divergence] = ["forward", "reverse", "js"]
+KINDS = ["forward", "reverse", "js"]
 
 
 def logits_of(seed: int, vocabulary: int = VOCABULARY, scale: float = 3.0) -> Tensor:
     return torch.randn(2, 3, vocabulary, generator=torch.Generator().manual_seed(seed)) * scale
 
 
-def coarsened(probabilities: Tensor, ids: Tensor) -> Tensor:
-    """Probabilities [B, L, V] of the kept ids [B, L, k] and of all others as one."""
+def coarsened(probabilities: Tensor, ids: Tensor | None) -> Tensor:
+    """Probabilities [B, L, V] of the kept ids [B, L, k] and of all others as one; of all if all are kept."""
+    if ids is None:
+        return probabilities
     kept = probabilities.gather(-1, ids)
-    if ids.shape[-1] == probabilities.shape[-1]:
-        return kept
     others = torch.ones_like(probabilities).scatter(-1, ids, 0.0)
     return torch.cat([kept, (others * probabilities).sum(-1, keepdim=True)], dim=-1)
 
@@ -53,12 +59,12 @@ def dense(kind: str, t: Tensor, q: Tensor) -> Tensor:
 
 
 @pytest.fixture(scope="session")
-def measured(losses_of_logits: Losses) -> Measure:
+def measured(losses_of_logits: Losses, signal_of: SignalOf) -> Measure:
     """A divergence, not scaled by T²."""
 
-    def divergence(kind: Divergence, student: Tensor, teacher: Tensor, k: int, temperature: float) -> Tensor:
-        signal = top_k_signal(teacher, k, (1.0, 2.0))
-        return losses_of_logits(student, {"t": signal}, {"t": 1.0}, temperature, kind)[0] / temperature**2
+    def divergence(kind: str, student: Tensor, teacher: Tensor, k: int, temperature: float) -> Tensor:
+        spoken = signal_of(teacher, k).at(temperature)
+        return losses_of_logits(student, {"t": spoken}, {"t": 1.0}, temperature, kind)[0] / temperature**2
 
     return divergence
 
@@ -66,20 +72,20 @@ def measured(losses_of_logits: Losses) -> Measure:
 @pytest.mark.parametrize("kind", ["reverse", "js"])
 @given(seed=st.integers(0, 10_000), k=st.integers(1, VOCABULARY), temperature=st.sampled_from([1.0, 2.0]))
 def test_value_and_gradient_equal_dense_autograd_in_float64(
-    losses_of_logits: Losses, kind: Divergence, seed: int, k: int, temperature: float
+    losses_of_logits: Losses, signal_of: SignalOf, kind: str, seed: int, k: int, temperature: float
 ) -> None:
     teachers = {"a": logits_of(seed), "b": logits_of(seed + 1, scale=0.5)}
     weights = {"a": 0.3, "b": 1.7}
-    signals = {name: top_k_signal(logits, k, (1.0, 2.0)) for name, logits in teachers.items()}
+    spoken = {name: signal_of(logits, k).at(temperature) for name, logits in teachers.items()}
     student = logits_of(seed + 2).requires_grad_()
     tokens = torch.randint(0, VOCABULARY, (2, 3), generator=torch.Generator().manual_seed(seed))
-    total, values = losses_of_logits(student, signals, weights, temperature, kind, tokens=tokens, hard=0.7)
+    total, values = losses_of_logits(student, spoken, weights, temperature, kind, tokens=tokens, hard=0.7)
     total.backward()
     reference = student.detach().double().requires_grad_()
     q = (reference / temperature).softmax(-1)
     expected = {}
     for name, logits in teachers.items():
-        ids = signals[name].ids
+        ids = spoken[name].ids
         t = (logits.double() / temperature).softmax(-1)
         expected[name] = temperature**2 * dense(kind, coarsened(t, ids), coarsened(q, ids))
     expected["hard"] = F.cross_entropy(reference[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
@@ -93,7 +99,7 @@ def test_value_and_gradient_equal_dense_autograd_in_float64(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_with_everything_kept_it_is_the_divergence_over_all_tokens(measured: Measure, kind: Divergence) -> None:
+def test_with_everything_kept_it_is_the_divergence_over_all_tokens(measured: Measure, kind: str) -> None:
     teacher, student = logits_of(0), logits_of(1)
     t, q = (Categorical(logits=logits.double() / 2) for logits in (teacher, student))
     m = Categorical(probs=(t.probs + q.probs) / 2)
@@ -109,7 +115,7 @@ def test_with_everything_kept_it_is_the_divergence_over_all_tokens(measured: Mea
 @pytest.mark.parametrize("kind", KINDS)
 @given(seed=st.integers(0, 10_000), k=st.integers(1, VOCABULARY - 1))
 def test_keeping_more_tokens_never_lowers_it_and_it_stays_within_its_bounds(
-    measured: Measure, kind: Divergence, seed: int, k: int
+    measured: Measure, kind: str, seed: int, k: int
 ) -> None:
     teacher, student = logits_of(seed), logits_of(seed + 1)
     fewer, more = (measured(kind, student, teacher, kept, 2.0).item() for kept in (k, k + 1))
@@ -119,7 +125,7 @@ def test_keeping_more_tokens_never_lowers_it_and_it_stays_within_its_bounds(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_it_is_zero_with_no_gradient_where_student_and_teacher_agree(measured: Measure, kind: Divergence) -> None:
+def test_it_is_zero_with_no_gradient_where_student_and_teacher_agree(measured: Measure, kind: str) -> None:
     teacher = logits_of(4)
     student = teacher.clone().requires_grad_()
     value = measured(kind, student, teacher, 6, 2.0)
@@ -137,7 +143,7 @@ def test_js_is_symmetric_and_reverse_is_forward_with_sides_exchanged(measured: M
 
 
 @pytest.mark.parametrize("kind", ["reverse", "js"])
-def test_gradcheck_in_float64(measured: Measure, kind: Divergence) -> None:
+def test_gradcheck_in_float64(measured: Measure, kind: str) -> None:
     teacher = logits_of(3, 9)
     student = logits_of(7, 9).double().requires_grad_()
     assert torch.autograd.gradcheck(lambda z: measured(kind, z, teacher, 4, 2.0), student)
@@ -146,13 +152,12 @@ def test_gradcheck_in_float64(measured: Measure, kind: Divergence) -> None:
 @pytest.mark.parametrize("kind", ["reverse", "js"])
 @pytest.mark.parametrize("student_scale", [1.0, 1000.0])
 @pytest.mark.parametrize("log_tail", [-math.inf, -60.0, -1e-7])
-def test_extreme_masses_stay_finite(
-    losses_of_logits: Losses, kind: Divergence, student_scale: float, log_tail: float
-) -> None:
+def test_extreme_masses_stay_finite(losses_of_logits: Losses, kind: str, student_scale: float, log_tail: float) -> None:
     ids, values = torch.tensor([3, 5]).expand(1, 4, 2), torch.tensor([-0.5, -1.0]).expand(1, 4, 2)
-    signal = TeacherSignal(ids, values, torch.full((1, 4, 1), log_tail), (1.0,))
+    tail = torch.full((1, 4), log_tail)
+    spoken = Distribution(ids, log_shares(values, tail, 1.0), tail)
     student = (torch.randn(1, 4, 16, generator=torch.Generator().manual_seed(0)) * student_scale).requires_grad_()
-    value, _ = losses_of_logits(student, {"t": signal}, {"t": 1.0}, 1.0, kind)
+    value, _ = losses_of_logits(student, {"t": spoken}, {"t": 1.0}, 1.0, kind)
     value.backward()
     assert value.isfinite()
     assert student.grad is not None
@@ -161,19 +166,42 @@ def test_extreme_masses_stay_finite(
 
 @pytest.mark.parametrize("encoding", [{"kind": "sampled"}, {"kind": "hybrid", "k": 4, "draws": 4}])
 def test_draws_are_refused_for_what_they_estimate_with_a_bias(
-    encoding: dict[str, Any], capture_settings: CaptureSettings, corpus: Corpus, tmp_path: Path
+    encoding: dict[str, Any],
+    capture_settings: CaptureSettings,
+    corpus: Corpus,
+    settings_of_run: Callable[..., TrainSettings],
+    tmp_path: Path,
 ) -> None:
     settings = CaptureSettings.model_validate(
         capture_settings.as_plain() | {"logits": encoding, "fraction": 0.05, "output": tmp_path / "draws"}
     )
     capture(settings)
-    sources = {"t": TeacherSource(cache=settings.output)}
     for kind in KINDS:
-        terms = ObjectiveSettings(logit=1.0, temperature=1.0, divergence=kind)
-        arguments = (sources, terms, corpus, settings.windows, 0.05, 2, torch.device("cpu"))
+        objective = {"logit": 1.0, "temperature": 1.0, "divergence": kind}
+        student = settings_of_run(fraction=0.05, teachers={"t": {"cache": settings.output}}, objective=objective)
         if kind == "forward":
-            open_teachers(*arguments)
+            open_teachers(student, corpus, torch.device("cpu"))
             continue
         message = rf"holds {encoding['kind']} logits, but objective.divergence is {kind}; draws are unbiased for "
         with pytest.raises(UserError, match=message):
-            open_teachers(*arguments)
+            open_teachers(student, corpus, torch.device("cpu"))
+
+
+def test_a_divergence_that_is_not_known_is_refused_by_name(settings_of_run: Callable[..., TrainSettings]) -> None:
+    with pytest.raises(ValueError, match=r"forward.*reverse.*js") as refusal:
+        settings_of_run(objective={"divergence": "sideways"})
+    assert "objective.divergence" in str(refusal.value)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_square_of_the_temperature_scales_those_that_ask_for_it(signal_of: SignalOf, kind: str) -> None:
+    spoken, student = [signal_of(logits_of(0), 5).at(2.0)], logits_of(1).flatten(0, 1)
+    found = []
+    for squared in (True, False):
+        divergence = replace(DIVERGENCES[kind], squares_temperature=squared)
+        sums = torch.zeros(2)
+        gradient = NextTokenTerms(None, 0.0, spoken, [0.3], divergence, 2.0).add(student, slice(0, 6), sums)
+        found.append((sums, gradient))
+    assert found[0][0][1] > 0.1
+    torch.testing.assert_close(found[0][0], 4 * found[1][0])
+    torch.testing.assert_close(found[0][1], 4 * found[1][1])

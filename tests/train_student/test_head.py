@@ -5,19 +5,22 @@ from collections.abc import Callable, Mapping
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
-from palenka.train_student.objective.terms import NextTokenTerms
 from torch import Tensor, nn
 
 from palenka.data.corpus import Corpus
-from palenka.data.signals.signal import TeacherSignal, top_k_signal
+from palenka.data.signals.signal import TeacherSignal
 from palenka.data.signals.stream import Batch
 from palenka.train_student.model import head as head_module
 from palenka.train_student.model.head import head_terms
 from palenka.train_student.model.shapes import ModelShape
-from palenka.train_student.objective.divergences import Divergence
-from palenka.train_student.objective.objective import Objective, ObjectiveSettings
+from palenka.train_student.objective.divergences import DIVERGENCES
+from palenka.train_student.objective.next_token import NextTokenTerms
+from palenka.train_student.objective.objective import Objective
+from palenka.train_student.objective.settings import ObjectiveSettings
 
+SignalOf = Callable[..., TeacherSignal]
 Signals = Mapping[str, TeacherSignal]
+Case = Callable[..., tuple[Tensor, Tensor, Signals]]
 
 WIDTH = 8
 WEIGHTS = {"a": 0.5, "b": 0.25}
@@ -35,14 +38,19 @@ def linear(vocabulary: int, seed: int = 0, *, bias: bool = True) -> nn.Linear:
     return head
 
 
-def case(windows: int, length: int, vocabulary: int, k: int = 5) -> tuple[Tensor, Tensor, dict[str, TeacherSignal]]:
-    """States, tokens and what two teachers say of them."""
-    tokens = torch.randint(0, vocabulary, (windows, length), generator=torch.Generator().manual_seed(9))
-    signals = {
-        name: top_k_signal(normal(seed, windows, length, vocabulary, scale=3), k, (1.0, 2.0))
-        for seed, name in enumerate(WEIGHTS, start=10)
-    }
-    return normal(20, windows, length, WIDTH), tokens, signals
+@pytest.fixture
+def case(signal_of: SignalOf) -> Case:
+    """Makes states, tokens and what two teachers say of them."""
+
+    def make(windows: int, length: int, vocabulary: int, k: int = 5) -> tuple[Tensor, Tensor, Signals]:
+        tokens = torch.randint(0, vocabulary, (windows, length), generator=torch.Generator().manual_seed(9))
+        signals = {
+            name: signal_of(normal(seed, windows, length, vocabulary, scale=3), k)
+            for seed, name in enumerate(WEIGHTS, start=10)
+        }
+        return normal(20, windows, length, WIDTH), tokens, signals
+
+    return make
 
 
 def plain(
@@ -59,9 +67,11 @@ def plain(
     total = hard * F.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
     log_student = (logits / temperature).log_softmax(-1)
     for name, signal in signals.items():
-        kept, tail = (part.double() for part in signal.at(temperature))
-        outside = log_student.scatter(-1, signal.ids, -torch.inf).logsumexp(-1)
-        divergence = (kept.exp() * (kept - log_student.gather(-1, signal.ids))).sum(-1) + tail.exp() * (tail - outside)
+        spoken = signal.at(temperature)
+        assert spoken.ids is not None
+        kept, tail = spoken.log_kept.double(), spoken.log_tail.double()
+        outside = log_student.scatter(-1, spoken.ids, -torch.inf).logsumexp(-1)
+        divergence = (kept.exp() * (kept - log_student.gather(-1, spoken.ids))).sum(-1) + tail.exp() * (tail - outside)
         total = total + WEIGHTS[name] * temperature**2 * divergence.mean()
     return total
 
@@ -71,14 +81,19 @@ def gradients(loss: Tensor, states: Tensor, head: nn.Linear) -> list[Tensor]:
 
 
 def fused(states: Tensor, head: nn.Linear, tokens: Tensor, signals: Signals, hard: float, temperature: float) -> Tensor:
-    return head_terms(states, head, NextTokenTerms(tokens, hard, signals, WEIGHTS, "forward", temperature))[0]
+    return head_terms(states, head, terms_of(tokens, signals, hard, temperature, "forward"))[0]
+
+
+def terms_of(tokens: Tensor, signals: Signals, hard: float, temperature: float, divergence: str) -> NextTokenTerms:
+    spoken = [signal.at(temperature) for signal in signals.values()]
+    return NextTokenTerms(tokens, hard, spoken, [*WEIGHTS.values()], DIVERGENCES[divergence], temperature)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("logits_of_a_chunk", [2**26, 7 * 2**16, 1])
 def test_chunks_give_the_value_and_gradients_of_the_whole(
-    monkeypatch: pytest.MonkeyPatch, *, temperature: float, bias: bool, logits_of_a_chunk: int
+    case: Case, monkeypatch: pytest.MonkeyPatch, *, temperature: float, bias: bool, logits_of_a_chunk: int
 ) -> None:
     monkeypatch.setattr(head_module, "_LOGITS", logits_of_a_chunk)
     states, tokens, signals = case(2, 20, 2**16)  # 32 tokens lie in a processor's cache together
@@ -93,10 +108,10 @@ def test_chunks_give_the_value_and_gradients_of_the_whole(
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
 @pytest.mark.parametrize("divergence", ["forward", "reverse", "js"])
-def test_gradcheck_in_float64(divergence: Divergence, temperature: float) -> None:
+def test_gradcheck_in_float64(case: Case, divergence: str, temperature: float) -> None:
     states, tokens, signals = case(2, 3, 9, k=4)
     head = linear(9).double()
-    terms = NextTokenTerms(tokens, 0.7, signals, WEIGHTS, divergence, temperature)
+    terms = terms_of(tokens, signals, 0.7, temperature, divergence)
 
     def total(states: Tensor, *parameters: Tensor) -> Tensor:
         moved = nn.Linear(WIDTH, 9)
@@ -109,7 +124,9 @@ def test_gradcheck_in_float64(divergence: Divergence, temperature: float) -> Non
 
 
 @pytest.mark.parametrize("logits_of_a_chunk", [2**26, 1])
-def test_bf16_products_are_summed_in_float32(monkeypatch: pytest.MonkeyPatch, logits_of_a_chunk: int) -> None:
+def test_bf16_products_are_summed_in_float32(
+    case: Case, monkeypatch: pytest.MonkeyPatch, logits_of_a_chunk: int
+) -> None:
     monkeypatch.setattr(head_module, "_LOGITS", logits_of_a_chunk)
     states, tokens, signals = case(4, 64, 50)
     head = linear(50)
@@ -124,7 +141,7 @@ def test_bf16_products_are_summed_in_float32(monkeypatch: pytest.MonkeyPatch, lo
         assert (one - other).norm() < 6e-3 * other.norm()
 
 
-def test_a_model_in_bf16_has_gradients_in_bf16() -> None:
+def test_a_model_in_bf16_has_gradients_in_bf16(case: Case) -> None:
     states, tokens, signals = case(2, 8, 50)
     head = linear(50).bfloat16()
     loss = fused(states.bfloat16().requires_grad_(), head, tokens, signals, 1.0, 2.0)
@@ -134,7 +151,7 @@ def test_a_model_in_bf16_has_gradients_in_bf16() -> None:
     assert head.weight.grad.dtype == torch.bfloat16
 
 
-def test_fp16_gradients_survive_until_the_loss_scaler_acts() -> None:
+def test_fp16_gradients_survive_until_the_loss_scaler_acts(case: Case) -> None:
     # 1 / N times a probability of 1 in 2,048 is nothing in fp16.
     states, tokens, signals = case(16, 128, 2048)
     states = states.half().requires_grad_()
@@ -147,7 +164,7 @@ def test_fp16_gradients_survive_until_the_loss_scaler_acts() -> None:
         assert (one - other).norm() < 3e-3 * other.norm()
 
 
-def test_sums_over_tokens_that_fp16_cannot_hold_are_finite() -> None:
+def test_sums_over_tokens_that_fp16_cannot_hold_are_finite(case: Case) -> None:
     states, tokens, signals = case(64, 128, 64)
     states[..., 0] = 100.0
     head = linear(64).half()
@@ -160,7 +177,7 @@ def test_sums_over_tokens_that_fp16_cannot_hold_are_finite() -> None:
     assert gradient[3, 0] < -50
 
 
-def test_the_head_learns_in_float32_after_autocast_has_seen_it() -> None:
+def test_the_head_learns_in_float32_after_autocast_has_seen_it(case: Case) -> None:
     """Casts made for the terms must not be reused, without a gradient, by other users of the same weights."""
     states, tokens, signals = case(2, 4, 50)
     head = linear(50)

@@ -15,7 +15,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from palenka.cache_teachers.capture import CaptureSettings, capture
+from palenka.cache_teachers.capture import capture
+from palenka.cache_teachers.settings import CaptureSettings
 from palenka.ground.settings import Settings
 from palenka.train_student.model.shapes import ModelShape
 from palenka.train_student.settings import TrainSettings
@@ -95,13 +96,11 @@ def metrics(settings: TrainSettings) -> list[dict[str, Any]]:
 
 
 EVERY_OTHER_TERM = {
-    "hard": 0.5,
+    "hard": {"weight": 0.5, "schedule": {"start": 1.0}},
     "logit": 0.5,
     "divergence": "js",
-    "contrastive": 0.5,
-    "auxiliary": 0.5,
-    "heads": {"dropout": 0.0},
-    "schedule": {"contrastive": {"shape": "constant", "steps": 5}, "hard": {"start": 1.0}},
+    "contrastive": {"weight": 0.5, "schedule": {"shape": "constant", "steps": 5}},
+    "auxiliary": {"weight": 0.5, "dropout": 0.0},
 }
 
 
@@ -125,10 +124,10 @@ def test_two_processes_train_as_one(
             theirs.pop(own, None)
         assert theirs == pytest.approx(mine, rel=1e-6 if mine["step"] == 1 else 1e-4)
     found = json.loads((two.output / "result.json").read_text())
-    assert found["validation_cross_entropy"] == pytest.approx(result["validation_cross_entropy"], rel=1e-4)
-    assert {key: found[key] for key in ("steps", "tokens", "best_step", "parameters")} == {
-        key: result[key] for key in ("steps", "tokens", "best_step", "parameters")
-    }
+    assert found["validation_cross_entropy"] == pytest.approx(result.validation_cross_entropy, rel=1e-4)
+    assert {key: found[key] for key in ("steps", "tokens", "best_step", "parameters")} == result.model_dump(
+        include={"steps", "tokens", "best_step", "parameters"}
+    )
     for file in ("model.safetensors", "projections.safetensors"):
         ours, theirs = (load_file(settings.output / file) for settings in (one, two))
         assert ours.keys() == theirs.keys()
@@ -310,7 +309,7 @@ def test_a_second_process_on_an_output_is_refused_and_a_killed_one_leaves_no_loc
         assert f"{settings.output} is being written by process {first.pid} on " in told
         first.kill()
     short = student_settings.model_copy(update={"output": settings.output, "fraction": 1.0, "epochs": 5})
-    assert train(short)["steps"] > 0
+    assert train(short).steps > 0
 
 
 def test_the_programs_work_from_any_directory_with_paths_relative_to_it(tmp_path: Path) -> None:
@@ -362,7 +361,10 @@ def test_the_programs_work_from_any_directory_with_paths_relative_to_it(tmp_path
     assert "is prepared already" in told[1]
     assert (tmp_path / "runs" / "model" / "result.json").is_file()
     assert (tmp_path / "runs" / "cache" / "commits" / "0-0.json").is_file()
-    assert json.loads((tmp_path / "runs" / "held_out.json").read_text())["cross_entropy"] > 0
+    assert (
+        json.loads((tmp_path / "runs" / "held_out.json").read_text())["suites"][0]["figures"]["cross_entropy"]["value"]
+        > 0
+    )
     # A run says how it was made, and that is enough to make it again.
     again = [palenka, "train", "--config", "runs/model/config.yaml", "--output", "runs/again"]
     call(again, tmp_path)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from palenka.data.signals.stream import CodedBatch
+from palenka.data.signals.stream import EncodedBatch
 from palenka.train_student import meter as meter_module
 from palenka.train_student.meter import Meter
 
@@ -31,10 +31,10 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 def test_the_time_until_a_batch_is_there_counts_as_waiting_and_each_line_begins_anew(clock: Clock) -> None:
     empty = torch.zeros(1, 4, dtype=torch.int64)
 
-    def batches() -> Iterator[CodedBatch]:
+    def batches() -> Iterator[EncodedBatch]:
         for seconds in (1.0, 3.0, 0.5):
             clock.now += seconds
-            yield CodedBatch(empty, empty, {})
+            yield EncodedBatch(empty, empty, {})
 
     meter = Meter(Accelerator(cpu=True), since=0.0)
     arriving = meter.awaited(batches())

@@ -9,9 +9,12 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
-from palenka.cache_teachers.capture import CaptureSettings, capture
+from palenka.cache_teachers.capture import capture
+from palenka.cache_teachers.settings import CaptureSettings
+from palenka.data.signals.hidden import ComponentsEncoding
 from palenka.ground.command_line import parse
 from palenka.train_student.model.shapes import ModelShape
+from palenka.train_student.objective.settings import HiddenTerm
 from palenka.train_student.settings import TrainSettings
 from palenka.train_student.train import train
 
@@ -121,8 +124,11 @@ def test_the_caches_hold_what_the_students_read(name: str) -> None:
         assert student.objective.temperature in cache.logits.temperatures
         teachers = [STUDENTS.parent / f"{path.relative_to('runs')}.yaml" for path in cache.models().values()]
         widths = [yaml.safe_load(teacher.read_text())["model"]["hidden_size"] for teacher in teachers]
-        components = sum(map(cache.hidden.num_components, widths))
+        components = sum(cache.hidden.array(width).width for width in widths)
         assert len(cache.hidden.layers) * cache.hidden.within(128).num_positions() * components / 128 <= 512
-        if student.objective.projection == "none":
+        compared = student.objective.terms["hidden"]
+        assert isinstance(compared, HiddenTerm)
+        if compared.projection == "none":
             assert widths == [student.model.hidden_size]
+            assert isinstance(cache.hidden, ComponentsEncoding)
             assert cache.hidden.components is None

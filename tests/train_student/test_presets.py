@@ -9,16 +9,15 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from palenka.cache_teachers.capture import CaptureSettings
+from palenka.cache_teachers.settings import CaptureSettings
 from palenka.data.corpus import Corpus
-from palenka.data.signals.stream import CodedBatch
-from palenka.data.windows import WindowRule
+from palenka.data.signals.stream import EncodedBatch
 from palenka.ground.command_line import USER_MISTAKE, parse
 from palenka.parameters import main as print_parameters
 from palenka.train_student.model.shapes import ModelShape
 from palenka.train_student.objective.objective import Objective
 from palenka.train_student.settings import TrainSettings
-from palenka.train_student.teachers import TeacherSource, open_teachers
+from palenka.train_student.teachers import open_teachers
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -66,7 +65,7 @@ def test_a_file_without_a_model_is_refused(capsys: pytest.CaptureFixture[str]) -
 @pytest.mark.parametrize("hidden", ["0.1", "0.3", "0.5"])
 def test_the_caches_hold_what_the_students_map(hidden: str) -> None:
     student = settings_of(f"students/palenka-58m-l0.1-h{hidden}")
-    assert student.objective.hidden == float(hidden)
+    assert student.objective.terms["hidden"].weight == float(hidden)
     for source in student.teachers.values():
         assert source.cache is not None
         file = CONFIGS / "caches" / f"{source.cache.name}.yaml"
@@ -78,7 +77,7 @@ def test_the_caches_hold_what_the_students_map(hidden: str) -> None:
         teacher = settings_of(f"teachers/{source.cache.name}").model
         positions, components = (
             cache.hidden.within(128).num_positions(),
-            cache.hidden.num_components(teacher.hidden_size),
+            cache.hidden.array(teacher.hidden_size).width,
         )
         bytes_per_token = len(cache.hidden.layers) * positions * components / 128
         assert bytes_per_token <= 512
@@ -114,11 +113,10 @@ def test_as_published_is_the_loss_of_the_published_code(
     gradients = {key: weight.grad.clone() for key, weight in student.named_parameters() if weight.grad is not None}
     student.zero_grad()
 
-    sources = {"both": TeacherSource(source="live", ensemble=teachers)}
-    rule = WindowRule(length=settings.windows.length)
-    opened = open_teachers(sources, settings.objective, corpus, rule, 1.0, 2, torch.device("cpu"))
+    ours = {"corpus": corpus.directory, "model": shape, "teachers": {"both": {"source": "live", "ensemble": teachers}}}
+    opened = open_teachers(TrainSettings.model_validate(dict(settings) | ours), corpus, torch.device("cpu"))
     objective = Objective(student, settings.objective, opened.pairs, seed=0)
-    batch = opened.complete(CodedBatch(tokens, torch.zeros(3, 0, dtype=torch.int64), {}))
+    batch = opened.complete(EncodedBatch(tokens, torch.zeros(3, 0, dtype=torch.int64), {}))
     loss, _ = objective(batch, settings.weights())
     loss.backward()
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)

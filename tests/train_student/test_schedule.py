@@ -12,12 +12,13 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from palenka.cache_teachers.capture import CaptureSettings, capture
+from palenka.cache_teachers.capture import capture
+from palenka.cache_teachers.settings import CaptureSettings
 from palenka.ground.command_line import parse
 from palenka.ground.errors import UserError
 from palenka.train_student.model.shapes import ModelShape
-from palenka.train_student.objective.objective import ObjectiveSettings
 from palenka.train_student.objective.schedule import WeightSchedule
+from palenka.train_student.objective.settings import ObjectiveSettings
 from palenka.train_student.settings import TrainSettings
 from palenka.train_student.train import train
 
@@ -56,33 +57,38 @@ def test_a_schedule_comes_from_a_file_and_from_overrides(tmp_path: Path, make_sh
         "output": "o",
         "model": make_shape().as_plain(),
         "teachers": {"t": {"cache": "x"}},
-        "objective": {"logit": 0.5, "schedule": {"logit": {"start": 0.1, "shape": "cosine"}}},
+        "objective": {"logit": {"weight": 0.5, "schedule": {"start": 0.1, "shape": "cosine"}}},
     }
     (tmp_path / "file.yaml").write_text(yaml.safe_dump(fields))
     given = ["--config", str(tmp_path / "file.yaml")]
-    read = parse(TrainSettings, given, "palenka train").objective
-    assert read.schedule == {"logit": WeightSchedule(start=0.1, shape="cosine")}
-    more = ["--objective.schedule.logit.steps", "7", "--objective.schedule.hard.start", "2.0"]
+    read = parse(TrainSettings, given, "palenka train").objective.terms
+    assert read["logit"].schedule == WeightSchedule(start=0.1, shape="cosine")
+    assert read["hard"].schedule is None
+    more = ["--objective.logit.schedule.steps", "7", "--objective.hard.schedule.start", "2.0"]
     changed = parse(TrainSettings, [*given, *more], "palenka train")
-    assert changed.objective.schedule["logit"] == WeightSchedule(start=0.1, shape="cosine", steps=7)
-    assert changed.objective.schedule["hard"] == WeightSchedule(start=2.0)
+    assert changed.objective.terms["logit"].weight == 0.5
+    assert changed.objective.terms["logit"].schedule == WeightSchedule(start=0.1, shape="cosine", steps=7)
+    assert changed.objective.terms["hard"].weight == 1.0
+    assert changed.objective.terms["hard"].schedule == WeightSchedule(start=2.0)
     changed.write_yaml(tmp_path / "resolved.yaml")
     assert parse(TrainSettings, ["--config", str(tmp_path / "resolved.yaml")], "palenka train") == changed
     for wrong, message in (
-        (["--objective.schedule.loggit.start", "0.1"], "schedule names loggit, but the terms are hard, logit"),
-        (["--objective.schedule.logit.shape", "square"], "shape is square, but it should be 'constant', 'linear'"),
-        (["--objective.schedule.logit", "{steps: 5, fraction: 0.5}"], "steps is 5 and fraction 0.5, but there is one"),
+        (["--objective.loggit.schedule.start", "0.1"], "objective.loggit"),
+        (["--objective.logit.schedule.shape", "square"], "shape is square, but it should be 'constant', 'linear'"),
+        (["--objective.logit.schedule", "{steps: 5, fraction: 0.5}"], "steps is 5 and fraction 0.5, but there is one"),
     ):
         with pytest.raises(UserError, match=message):
             parse(TrainSettings, [*given, *wrong], "palenka train")
 
 
-def test_a_term_counts_if_it_has_a_weight_at_any_step() -> None:
-    fading = ObjectiveSettings(logit=0.0, schedule={"logit": WeightSchedule(start=0.6)})
-    assert fading.weights({"t": 0.5}, 1, 4) == pytest.approx({"hard": 1.0, "logit/t": 0.3})
-    assert fading.weights({"t": 0.5, "unheard": 0.0}) == {"hard": 1.0, "logit/t": 0.0}
-    never = ObjectiveSettings(logit=0.0, schedule={"logit": WeightSchedule()})
-    assert never.weights({"t": 0.5}) == {"hard": 1.0}
+def test_a_term_is_active_if_it_has_a_weight_at_any_step() -> None:
+    def weights(logit: dict[str, object], *at: int, **teachers: float) -> dict[str, float]:
+        return ObjectiveSettings.model_validate({"logit": logit}).weights(teachers, *at)
+
+    fading = {"weight": 0.0, "schedule": {"start": 0.6}}
+    assert weights(fading, 1, 4, t=0.5) == pytest.approx({"hard": 1.0, "logit/t": 0.3})
+    assert weights(fading, t=0.5, unheard=0.0) == {"hard": 1.0, "logit/t": 0.0}
+    assert weights({"weight": 0.0, "schedule": {}}, t=0.5) == {"hard": 1.0}
 
 
 def test_the_weights_in_force_are_those_of_the_step_and_stand_in_the_log(
@@ -99,15 +105,14 @@ def test_the_weights_in_force_are_those_of_the_step_and_stand_in_the_log(
             "global_batch": 16,
             "teachers": {"t": {"cache": capture_settings.output, "weight": 0.5}},
             "objective": {
-                "hard": 0.0,
-                "logit": 0.8,
-                "schedule": {"hard": {"start": 1.0, "fraction": 0.5}, "logit": {"shape": "cosine", "steps": 10}},
+                "hard": {"weight": 0.0, "schedule": {"start": 1.0, "fraction": 0.5}},
+                "logit": {"weight": 0.8, "schedule": {"shape": "cosine", "steps": 10}},
             },
             "log_every": 1,
             "gradient_ratios_every": 5,
         }
     )
-    steps = train(settings)["steps"]
+    steps = train(settings).steps
     log = [json.loads(line) for line in (settings.output / "metrics.jsonl").read_text().splitlines()]
     logged = [line for line in log if "loss" in line]
     assert len(logged) == steps > 10

@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from palenka.cache_teachers.capture import CaptureSettings, capture
-from palenka.cache_teachers.teacher import SINGLE
+from palenka.cache_teachers.capture import capture
+from palenka.cache_teachers.settings import SINGLE, CaptureSettings
 from palenka.data.corpus import Corpus
 from palenka.data.signals.stream import ReadingOrder
 from palenka.data.text.prepare import CorpusSettings, prepare
@@ -110,13 +110,13 @@ def test_a_run_learns_and_what_it_keeps_loads_as_any_model_and_measures_the_same
 ) -> None:
     settings = make_settings(fraction=1.0)
     result = train(settings)
-    best = result["validation_cross_entropy"]
+    best = result.validation_cross_entropy
     assert best < 0.5 * math.log(corpus.vocabulary_size)
     model = AutoModelForCausalLM.from_pretrained(settings.output)
-    assert result == json.loads((settings.output / "result.json").read_text())
-    assert result["parameters"] == model.num_parameters()
-    assert result["tokens"] == result["steps"] * 16 * LENGTH
-    assert result["steps"] == len(corpus.tokens) // LENGTH // 16
+    assert result.as_plain() == json.loads((settings.output / "result.json").read_text())
+    assert result.parameters == model.num_parameters()
+    assert result.tokens == result.steps * 16 * LENGTH
+    assert result.steps == len(corpus.tokens) // LENGTH // 16
     assert held_out(model, Corpus.open(settings.corpus, "dev")) == pytest.approx(best, abs=1e-5)
     tokenizer: Any = AutoTokenizer.from_pretrained(settings.output)
     text = "the teacher sees the lantern ."
@@ -135,8 +135,8 @@ def test_the_best_model_is_kept_not_the_last(make_settings: MakeSettings, tmp_pa
     settings = make_settings(corpus=tmp_path / "corpus", fraction=1.0, epochs=8, validation={"every": 5})
     result = train(settings)
     measured = {line["step"]: line["validation_cross_entropy"] for line in lines(settings, "validation_cross_entropy")}
-    assert result["validation_cross_entropy"] == min(measured.values()) == measured[result["best_step"]]
-    assert measured[result["steps"]] > min(measured.values()) + 0.1
+    assert result.validation_cross_entropy == min(measured.values()) == measured[result.best_step]
+    assert measured[result.steps] > min(measured.values()) + 0.1
     model = AutoModelForCausalLM.from_pretrained(settings.output)
     assert held_out(model, Corpus.open(settings.corpus, "dev")) == pytest.approx(min(measured.values()), abs=1e-5)
 
@@ -237,7 +237,7 @@ def test_the_same_seed_gives_the_same_bits_dropout_included(
     results = []
     for settings in runs:
         torch.rand(3)  # what was drawn before does not matter
-        results.append(train(settings)["validation_cross_entropy"])
+        results.append(train(settings).validation_cross_entropy)
     files = [(settings.output / "model.safetensors").read_bytes() for settings in runs]
     assert files[0] == files[1] != files[2]
     assert results[0] == results[1] != results[2]
@@ -357,12 +357,12 @@ def test_a_directory_with_something_else_is_left_alone(make_settings: MakeSettin
 
 def test_bf16_computes_coarsely_and_keeps_float32_weights(make_settings: MakeSettings) -> None:
     fine, coarse = make_settings("fine"), make_settings("coarse", precision="bf16")
-    losses = [train(settings)["validation_cross_entropy"] for settings in (fine, coarse)]
+    losses = [train(settings).validation_cross_entropy for settings in (fine, coarse)]
     assert {tensor.dtype for tensor in weights(coarse).values()} == {torch.float32}
     assert losses[0] != losses[1]
     assert losses[1] == pytest.approx(losses[0], rel=0.02)
     again = make_settings("fine again")  # precision does not leak into the next run of the process
-    assert train(again)["validation_cross_entropy"] == losses[0]
+    assert train(again).validation_cross_entropy == losses[0]
 
 
 def test_tensorboard_gets_what_the_metrics_hold(make_settings: MakeSettings) -> None:
@@ -538,7 +538,7 @@ def test_views_that_no_epoch_reads_are_not_missed(
 
 
 def test_teacher_terms_without_teachers_and_no_terms_at_all_are_refused(make_settings: MakeSettings) -> None:
-    with pytest.raises(ValueError, match="objective.logit is 0.5, but there are no teachers; name one under teachers"):
+    with pytest.raises(ValueError, match="objective.logit is 0.5, but there are no teachers; name one in teachers"):
         make_settings(objective={"logit": 0.5})
     with pytest.raises(ValueError, match="no term has a weight; set objective.hard above 0"):
         make_settings(objective={"hard": 0})

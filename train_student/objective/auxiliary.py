@@ -40,17 +40,15 @@ class DeepSupervision(TeacherTerm):
         self.settings = term
         self.temperature = context.objective.temperature
         self.divergence = context.objective.divergence_function()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(context.seed)
-            self.heads = nn.ModuleList(
-                nn.Sequential(
-                    nn.Linear(width, term.width),
-                    nn.GELU(),
-                    nn.Dropout(term.dropout),
-                    nn.Linear(term.width, context.student.vocab_size),
-                )
-                for _ in range(1, depth)
+        self.heads = nn.ModuleList(
+            nn.Sequential(
+                nn.Linear(width, term.width),
+                nn.GELU(),
+                nn.Dropout(term.dropout),
+                nn.Linear(term.width, context.student.vocab_size),
             )
+            for _ in range(1, depth)
+        )
         last = {teacher: last_pairs(mapped) for teacher, mapped in context.pairs.items()}
         self.features = nn.ModuleList(
             Projections(

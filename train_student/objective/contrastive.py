@@ -42,15 +42,13 @@ class Contrast(TeacherTerm):
         (term,) = terms.values()
         assert isinstance(term, ContrastiveTerm)
         self.temperature, self.negatives = term.temperature, term.negatives
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(context.seed)
-            self.student_map = nn.Linear(context.student.hidden_size, term.width)
-            self.teacher_maps = nn.ModuleDict(
-                {
-                    module_name(teacher): nn.ModuleList(_TeacherMap(pair, term.width) for pair in last_pairs(mapped))
-                    for teacher, mapped in context.pairs.items()
-                }
-            )
+        self.student_map = nn.Linear(context.student.hidden_size, term.width)
+        self.teacher_maps = nn.ModuleDict(
+            {
+                module_name(teacher): nn.ModuleList(_TeacherMap(pair, term.width) for pair in last_pairs(mapped))
+                for teacher, mapped in context.pairs.items()
+            }
+        )
 
     def with_teacher(self, teacher: str, student: StudentOutputs, signal: TeacherSignal, positions: Tensor) -> Tensor:
         """The mean over the models of a teacher."""

@@ -100,7 +100,7 @@ class TermContext:
         objective: all settings of the objective.
         student: configuration of the student.
         pairs: the mapped layers of every teacher that has a term with hidden states, by the teacher's name.
-        seed: of the first weights of what is trained beside the student.
+        seed: of first weights; torch's generator has it too while a module is built.
     """
 
     objective: ObjectiveSettings

@@ -46,8 +46,12 @@ class Objective(nn.Module):
         together: dict[type[TermModule], dict[str, Term]] = {}
         for name, term in settings.active.items():
             together.setdefault(term.module(), {})[name] = term
-        self._kinds = [frozenset(terms) for terms in together.values()]
-        self.terms = nn.ModuleList(module(terms, context) for module, terms in together.items())
+        self.terms = nn.ModuleDict()
+        for module, terms in together.items():
+            # What a term trains begins the same whatever stands beside it.
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                self.terms["+".join(terms)] = module(terms, context)
 
     def forward(self, batch: Batch, weights: Mapping[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a batch, and every term before its weight, by name.
@@ -63,8 +67,8 @@ class Objective(nn.Module):
         student = StudentOutputs(output.last_hidden_state, output.hidden_states or (), self.head)
         losses: list[Tensor] = []
         values: dict[str, Tensor] = {}
-        for kinds, module in zip(self._kinds, self.terms, strict=True):
-            mine = {name: weight for name, weight in weights.items() if _kind(name) in kinds}
+        for together, module in self.terms.items():
+            mine = {name: weight for name, weight in weights.items() if _kind(name) in together.split("+")}
             if mine:
                 loss, found = module(student, batch, mine)
                 losses.append(loss)
@@ -79,8 +83,8 @@ class Objective(nn.Module):
         return head
 
     def trained_beside(self) -> dict[str, Tensor]:
-        """What is trained beside the student, projections and heads, by name."""
-        return {name: weight for name, weight in self.named_parameters() if not name.startswith("student.")}
+        """What is trained beside the student, projections and heads, by name, which begins with that of the term."""
+        return dict(self.terms.named_parameters())
 
 
 def _kind(name: str) -> str:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import Field
 
-from palenka.ground.open_settings import OpenSettings
+from palenka.ground.registry import NameIn, OpenSettings
 from palenka.train_student.objective.divergences import DIVERGENCES, Divergence
 from palenka.train_student.objective.term import TERMS, Need, Term
 
@@ -124,12 +124,6 @@ class AuxiliaryTerm(Term):
         return DeepSupervision
 
 
-def _known_divergence(name: str) -> str:
-    if name not in DIVERGENCES:
-        raise ValueError(f"it is {name}, but the divergences are {', '.join(DIVERGENCES)}; choose one")
-    return name
-
-
 class ObjectiveSettings(OpenSettings):
     """Terms of the objective, each a mean over tokens, and what several of them share."""
 
@@ -137,7 +131,7 @@ class ObjectiveSettings(OpenSettings):
 
     temperature: float = Field(default=2.0, gt=0)
     """Temperature of the distributions that are compared; the caches must hold it."""
-    divergence: Annotated[str, AfterValidator(_known_divergence)] = "forward"
+    divergence: Annotated[str, NameIn(DIVERGENCES)] = "forward"
     """Of logit term and heads: forward is KL(teacher ‖ student), reverse KL(student ‖ teacher), js Jensen-Shannon."""
 
     @property
@@ -149,6 +143,10 @@ class ObjectiveSettings(OpenSettings):
     def active(self) -> dict[str, Term]:
         """The terms that have a weight at any step of the run."""
         return {name: term for name, term in self.terms.items() if term.is_active}
+
+    def written(self) -> Mapping[str, Term]:
+        """Terms that are as if they did not exist are left out: a run is the same where more of them are registered."""
+        return {name: term for name, term in self.terms.items() if term.is_active or term != type(term)()}
 
     def divergence_function(self) -> Divergence:
         """The divergence of that name."""

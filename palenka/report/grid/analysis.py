@@ -1,18 +1,15 @@
 """What a grid shows: its varied options, the cells of its heat map, its noise, its finalists beside their controls."""
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from palenka.eval.compare import compare, compare_held_out
-from palenka.eval.results import has_window_losses
 from palenka.eval.statistics import expected_maximum, residual_deviation
-from palenka.report.grid.files import Grid, GridRow, GridRun, GridStage
-
-HELD_OUT = "held_out"
+from palenka.grid.record import HELD_OUT, GridFiles, GridRow, GridRun, GridStage, run_name
+from palenka.report.results import Comparison, compare_measures
 
 
 @dataclass(frozen=True)
@@ -76,14 +73,12 @@ class PairedRun:
     Attributes:
         run: the finalist's.
         control: the control's; None where it is not finished.
-        windows: of `eval.compare.compare_held_out`; None where the losses of windows were not kept.
-        suites: of `eval.compare.compare`, by suite; empty without minimal pairs.
+        comparison: of the two, as far as both were measured.
     """
 
     run: GridRun
     control: GridRun | None
-    windows: Mapping[str, Any] | None
-    suites: Mapping[str, Mapping[str, Any]]
+    comparison: Comparison
 
 
 def varied_options(stage: GridStage) -> list[Option]:
@@ -107,35 +102,34 @@ def controls_of(stage: GridStage) -> list[GridRow]:
 
 def noise_of(stage: GridStage) -> Noise | None:
     """The noise of a grid's held-out cross-entropies; None before two variants have every seed."""
-    whole = [row for row in stage.ranking if not row.is_control and not row.lacking]
-    if len(whole) < 2:
+    if len(stage.whole) < 2:
         return None
     runs, seeds = stage.by_variant, stage.seeds
-    values = np.array([[runs[row.variant, seed].held_out.cross_entropy for seed in seeds] for row in whole])
-    return Noise(len(whole), len(seeds), float(np.ptp(values.mean(axis=1))), residual_deviation(values))
+    values = np.array([[runs[row.variant, seed].held_out.value for seed in seeds] for row in stage.whole])
+    return Noise(len(stage.whole), len(seeds), float(np.ptp(values.mean(axis=1))), residual_deviation(values))
 
 
 def best_row(stage: GridStage, measure: str) -> GridRow | None:
     """The best variant by a measure of those that have every seed, controls aside."""
-    whole = [row for row in stage.ranking if not row.is_control and not row.lacking and measure in row.measures]
-    sign = 1 if measure == HELD_OUT else -1
-    return min(whole, key=lambda row: sign * row.measures[measure].mean, default=None)
+    whole = [row for row in stage.whole if measure in row.measures]
+    return min(whole, key=lambda row: row.measures[measure].badness, default=None)
 
 
-def paired_runs(grid: Grid, finalists: GridStage) -> list[PairedRun]:
+def paired_runs(directory: Path, finalists: GridStage) -> list[PairedRun]:
     """Every finalist's run beside its control's, by rank and seed.
 
     Raises:
         UserError: if two files that should be of the same windows, or the same pairs, are not.
     """
     runs = finalists.by_variant
-    return [
-        _paired(grid, row, runs, seed)
-        for row in finalists.ranking
-        if not row.is_control
-        for seed in finalists.seeds
-        if (row.variant, seed) in runs
-    ]
+    pairs = []
+    for row in finalists.ranking:
+        for seed in finalists.seeds if not row.is_control else ():
+            run, control = runs.get((row.variant, seed)), runs.get((row.control, seed))
+            if run:
+                comparison = _compared(directory, row, seed) if control else Comparison(None, {})
+                pairs.append(PairedRun(run, control, comparison))
+    return pairs
 
 
 def unfinished_runs(finalists: GridStage) -> tuple[str, ...]:
@@ -151,21 +145,9 @@ def unfinished_runs(finalists: GridStage) -> tuple[str, ...]:
     return tuple(f"{variant}-seed{seed}" for variant, seed in lacking)
 
 
-def _paired(grid: Grid, row: GridRow, runs: Mapping[tuple[str, int], GridRun], seed: int) -> PairedRun:
-    run, control = runs[row.variant, seed], runs.get((row.control, seed))
-    if control is None:
-        return PairedRun(run, None, None, {})
-    both = (row.variant, row.control)
-    held_out = [grid.held_out_file(variant, seed) for variant in both]
-    scores = [grid.pairs_file(variant, seed) for variant in both]
-    has_losses = all(map(has_window_losses, held_out))
-    has_scores = all(path.is_file() for path in scores)
-    return PairedRun(
-        run=run,
-        control=control,
-        windows=compare_held_out(*held_out) if has_losses else None,
-        suites=compare(*scores)["suites"] if has_scores else {},
-    )
+def _compared(directory: Path, row: GridRow, seed: int) -> Comparison:
+    both = [run_name("finalists", name, seed) for name in (row.variant, row.control)]
+    return compare_measures(*(GridFiles(directory).measures(run) for run in both))
 
 
 def _is_number(value: object) -> bool:

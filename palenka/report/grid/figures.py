@@ -3,13 +3,14 @@
 import statistics
 from collections.abc import Sequence
 
+from palenka.grid.record import HELD_OUT, GridRow, GridStage, run_name
 from palenka.report.charts import Dot, dot_chart
+from palenka.report.figures import Captioned
 from palenka.report.finding import count
-from palenka.report.grid.analysis import HELD_OUT, Noise, Option, PairedRun, controls_of
-from palenka.report.grid.files import GridRow, GridStage
+from palenka.report.grid.analysis import Noise, Option, PairedRun, controls_of
 from palenka.report.grid.heat_map import MOST_WRITTEN, Cell, heat_map
 from palenka.report.grid.seed_chart import SeedDot, seed_chart, seed_styles
-from palenka.report.sections import Captioned
+from palenka.report.results import Estimate
 
 
 def grid_figures(stage: GridStage, options: Sequence[Option], noise: Noise | None) -> list[Captioned]:
@@ -30,7 +31,7 @@ def finalist_figures(stage: GridStage, pairs: Sequence[PairedRun]) -> list[Capti
     levels = []
     for row in stage.ranking:
         dots = [
-            Dot(styles[seed][0], run.held_out.cross_entropy, *run.held_out.interval, row.is_control)
+            Dot(styles[seed][0], Estimate.of(run.held_out, run.held_out.unit), row.is_control)
             for seed in stage.seeds
             if (run := runs.get((row.variant, seed)))
         ]
@@ -46,8 +47,8 @@ def finalist_figures(stage: GridStage, pairs: Sequence[PairedRun]) -> list[Capti
     ]
     differences: dict[str, list[Dot]] = {}
     for pair in pairs:
-        if pair.windows is not None:
-            dot = Dot(styles[pair.run.seed][0], pair.windows["difference"], *pair.windows["interval"])
+        if windows := pair.comparison.windows:
+            dot = Dot(styles[pair.run.seed][0], Estimate(windows["difference"], *windows["interval"]))
             differences.setdefault(pair.run.variant, []).append(dot)
     if differences:
         caption = (
@@ -91,17 +92,14 @@ def _cell(stage: GridStage, row: GridRow) -> Cell:
     if not row.lacking:
         return Cell(row.measures[HELD_OUT].mean, row.measures[HELD_OUT].difference)
     if row.seeds:
-        return Cell(None, None, f"{len(row.seeds)} of {len(row.seeds) + len(row.lacking)}")
-    failed = any(f"points/{row.variant}-seed{seed}" in stage.failures for seed in row.lacking)
+        return Cell(None, None, f"{len(row.seeds)} of {row.planned}")
+    failed = any(run_name("points", row.variant, seed) in stage.failures for seed in row.lacking)
     return Cell(None, None, "failed" if failed else "not run")
 
 
 def _seed_chart(stage: GridStage, option: Option) -> Captioned:
-    rows = stage.rows
-    dots = []
-    for run in stage.runs.values():
-        row = rows[run.variant]
-        dots.append((row, SeedDot(option.place(row), run.seed, run.held_out.cross_entropy)))
+    rows = [(stage.rows[run.variant], run) for run in stage.runs.values()]
+    dots = [(row, SeedDot(option.place(row), run.seed, run.held_out.value)) for row, run in rows]
     chart = seed_chart(
         option.labels,
         [dot for row, dot in dots if not row.is_control],
@@ -123,7 +121,7 @@ def _mean_at(stage: GridStage, option: Option, place: int) -> float | None:
     if any(row.lacking for row in here):
         return None
     names = {row.variant for row in here}
-    return statistics.fmean(run.held_out.cross_entropy for run in stage.runs.values() if run.variant in names)
+    return statistics.fmean(run.held_out.value for run in stage.runs.values() if run.variant in names)
 
 
 def _of_controls(controls: Sequence[GridRow]) -> str:

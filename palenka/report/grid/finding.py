@@ -1,36 +1,35 @@
 """A grid's finding: the best variant against its control, what noise leaves of that, and how figures are written."""
 
+from palenka.grid.record import GridMeasure, GridRecord, GridStage
 from palenka.report.finding import Finding, count
-from palenka.report.grid.analysis import HELD_OUT, Noise, best_row
-from palenka.report.grid.files import Grid, GridRow, GridStage
-from palenka.report.models import Measure
+from palenka.report.grid.analysis import Noise, best_row
 
 
-def grid_finding(grid: Grid, name: str) -> Finding:
+def grid_finding(grid: GridRecord, name: str) -> Finding:
     """What a grid shows: its finalists if there are any, or else its points, by what it ranks by."""
-    measure = grid.record.rank_by
-    for stage in (grid.record.finalists, grid.record.points):
+    measure = grid.rank_by
+    for stage in (grid.finalists, grid.points):
         row = best_row(stage, measure) if stage else None
-        if stage and row and (difference := row.measures[measure].difference) is not None:
+        found = row.measures[measure] if row else None
+        if stage and row and found and (difference := found.difference) is not None:
             paired = set(row.seeds) & set(stage.rows[row.control].seeds)
-            chosen = sum(not each.is_control and not each.lacking for each in grid.record.points.ranking)
-            verdict = _verdict(row.measures[measure].interval, (difference < 0) == (measure == HELD_OUT), chosen)
+            chosen = len(grid.points.whole)
+            verdict = _verdict(found.interval, (difference > 0) == found.higher_is_better, chosen)
+            side = "below" if difference < 0 else "above"
             return Finding(
-                f"{row.variant} ends {_amount(measure, abs(difference))} {'below' if difference < 0 else 'above'} its "
-                f"control, the mean over {count(len(paired), 'seed')}: {verdict}",
-                (_levels(measure, row, stage), _choice(grid, stage, chosen)),
+                f"{row.variant} ends {_amount(abs(difference), found.unit)} {side} its control, "
+                f"the mean over {count(len(paired), 'seed')}: {verdict}",
+                (_levels(found, stage.rows[row.control].measures[measure]), _choice(grid, stage, chosen)),
             )
     return Finding(f"No variant of {name} has all its seeds and a control yet", ())
 
 
-def _levels(measure: str, row: GridRow, stage: GridStage) -> str:
-    ours, theirs = row.measures[measure], stage.rows[row.control].measures[measure]
-    levels = f"{_level(measure, ours.mean)}, its control {_level(measure, theirs.mean)}"
-    title = Measure(measure).title
-    sentence = f"{title[0].upper()}{title[1:]}: {levels}"
+def _levels(ours: GridMeasure, theirs: GridMeasure) -> str:
+    levels = f"{_level(ours.mean, ours.unit)}, its control {_level(theirs.mean, theirs.unit)}"
+    sentence = f"{ours.title[0].upper()}{ours.title[1:]}: {levels}"
     if ours.interval is None:
         return f"{sentence}."
-    low, high = (signed(measure, end) for end in ours.interval)
+    low, high = (signed(end, ours.unit) for end in ours.interval)
     return f"{sentence}; the 95 % interval of the difference, over seeds that are paired, is {low} to {high}."
 
 
@@ -43,8 +42,8 @@ def _verdict(interval: tuple[float, float] | None, is_better: bool, chosen: int)
     return f"separated before allowing for the choice among {chosen}" if is_better and chosen > 1 else "separated"
 
 
-def _choice(grid: Grid, stage: GridStage, chosen: int) -> str:
-    if stage is grid.record.points:
+def _choice(grid: GridRecord, stage: GridStage, chosen: int) -> str:
+    if stage is grid.points:
         return f"It was picked as the best of {chosen} variants after measuring, which favours it."
     finalists = sum(not row.is_control for row in stage.ranking)
     again = "trained again with other settings but the same seeds: part of the luck of that choice stays"
@@ -70,19 +69,19 @@ def limits_of(noise: Noise | None) -> str:
     )
 
 
-def unsigned(measure: str, value: float) -> str:
-    """A value as the tables have it: nats with four digits, accuracies in %."""
-    return f"{value:.4f}" if measure == HELD_OUT else f"{100 * value:.1f}"
+def unsigned(value: float, unit: str) -> str:
+    """A value as the tables have it: a share in %, others with four digits."""
+    return f"{value:.4f}" if unit else f"{100 * value:.1f}"
 
 
-def signed(measure: str, value: float) -> str:
+def signed(value: float, unit: str) -> str:
     """The same with its sign, for differences."""
-    return (f"{value:+.4f}" if measure == HELD_OUT else f"{100 * value:+.1f}").replace("-", "−")
+    return (f"{value:+.4f}" if unit else f"{100 * value:+.1f}").replace("-", "−")
 
 
-def _level(measure: str, value: float) -> str:
-    return f"{unsigned(measure, value)} nats per token" if measure == HELD_OUT else f"{unsigned(measure, value)} %"
+def _level(value: float, unit: str) -> str:
+    return f"{unsigned(value, unit)} {unit or '%'}"
 
 
-def _amount(measure: str, value: float) -> str:
-    return f"{value:.4f} nats per token" if measure == HELD_OUT else f"{100 * value:.1f} points"
+def _amount(value: float, unit: str) -> str:
+    return f"{unsigned(value, unit)} {unit or 'points'}"

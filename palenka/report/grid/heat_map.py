@@ -2,18 +2,16 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import matplotlib as mpl
 import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
-from matplotlib.colors import Colormap
+from matplotlib.colors import Colormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, MaxNLocator
 
-from palenka.report.charts import INK, LOOK, MUTED, ROUND, WIDTH, plain, short
+from palenka.report.charts import INK, LOOK, WIDTH, round_ticks, short
 from palenka.report.grid.seed_chart import OPTION_LETTERS, VALUE_LETTERS
 from palenka.report.svg import to_svg
 
@@ -22,6 +20,10 @@ MOST_WRITTEN, _MOST_EXACT = 8, 6
 _FAR = 1.5
 """A control that lies further from the cells, in spans of theirs, than this stands at the edge of the legend."""
 _STEPS = 48
+_NO_COLOUR = (1.0, 1.0, 1.0, 1.0)
+
+Colour = tuple[float, float, float, float]
+"""Red, green, blue and opacity."""
 
 
 @dataclass(frozen=True)
@@ -58,13 +60,15 @@ def heat_map(
     known = [cell.value for cell in cells.values() if cell.value is not None]
     low, high = (min(known), max(known)) if known else (0.0, 0.0)
     with mpl.rc_context(LOOK):
-        figure = Figure(figsize=(WIDTH, 0.9 + 0.46 * len(rows[1]) + (0.75 if known else 0.0)), layout="constrained")
+        figure = Figure(figsize=(WIDTH, 0.9 + 0.46 * len(rows[1]) + (0.75 if known else 0.0)))
         grid = figure.add_gridspec(2 if known else 1, height_ratios=[0.46 * len(rows[1]), 0.09] if known else None)
         axes = figure.add_subplot(grid[0])
         _frame(axes, rows, columns)
         colours = mpl.colormaps["cividis"]
+        shares = Normalize(low, high)
         for place, cell in cells.items():
-            _draw_cell(axes, place, cell, _share(cell.value, low, high), colours, len(columns[1]))
+            face = _NO_COLOUR if cell.value is None else colours(float(shares(cell.value)))
+            _draw_cell(axes, place, cell, face, len(columns[1]))
         if known:
             row, column = min(cells, key=lambda place: np.inf if (value := cells[place].value) is None else value)
             for edge, width in (("black", 4.5), ("white", 1.8)):  # one of them shows on any colour
@@ -79,17 +83,13 @@ def draw_legend(axes: Axes, low: float, high: float, levels: Sequence[float], co
     span = high - low or max(abs(low) * 1e-3, 1e-6)
     near = [level for level in levels if low - _FAR * span <= level <= high + _FAR * span]
     edges = np.linspace(low, high if high > low else low + span, _STEPS + 1)
-    for left, right in pairwise(edges.tolist()):
-        share = _share((left + right) / 2, edges[0], edges[-1])
-        # Each goes on to the end, beneath the next: no seams.
-        axes.add_patch(Rectangle((left, 0), edges[-1] - left, 1, facecolor=colours(share)))
+    axes.pcolormesh(edges, [0, 1], [(edges[1:] + edges[:-1]) / 2], cmap=colours, edgecolors="face", linewidth=0.5)
     axes.set_xlim(min([edges[0], *near]) - 0.01 * span, max([edges[-1], *near]) + 0.01 * span)
     axes.set_ylim(0, 1)
     axes.yaxis.set_visible(False)
     axes.spines[:].set_visible(False)
     axes.grid(visible=False)
-    axes.xaxis.set_major_locator(MaxNLocator(4, steps=ROUND))
-    axes.xaxis.set_major_formatter(FuncFormatter(plain))
+    round_ticks(axes.xaxis, 4)
     axes.set_xlabel("held-out cross-entropy, nats per token")
     _mark_controls(axes, near, [level for level in levels if level not in near])
 
@@ -114,7 +114,7 @@ def _mark_controls(axes: Axes, near: Sequence[float], far: Sequence[float]) -> N
         write(0.0, f"← {name} {max(below):.4f}")
 
 
-def readable_on(colour: tuple[float, float, float, float]) -> str:
+def readable_on(colour: Colour) -> str:
     """Black or white, whichever stands out more on a colour: at least 4.5 to 1 by the WCAG's definition."""
     linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in colour[:3]]
     luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
@@ -124,31 +124,23 @@ def readable_on(colour: tuple[float, float, float, float]) -> str:
 def _frame(axes: Axes, rows: tuple[str, Sequence[str]], columns: tuple[str, Sequence[str]]) -> None:
     axes.set_xlim(-0.5, len(columns[1]) - 0.5)
     axes.set_ylim(len(rows[1]) - 0.5, -0.5)
-    for axis, labels in ((axes.xaxis, columns[1]), (axes.yaxis, rows[1])):
-        axis.set_major_locator(FixedLocator(range(len(labels))))
-        axis.set_major_formatter(FixedFormatter([short(label, VALUE_LETTERS) for label in labels]))
+    axes.set_xticks(range(len(columns[1])), [short(label, VALUE_LETTERS) for label in columns[1]])
+    axes.set_yticks(range(len(rows[1])), [short(label, VALUE_LETTERS) for label in rows[1]])
     axes.tick_params(labelcolor=INK)
     axes.grid(visible=False)
     axes.spines[:].set_visible(False)
     axes.set_xlabel(short(columns[0], OPTION_LETTERS))
     # Above the axis and level, it is read without turning the head and takes no width.
-    axes.set_title(short(rows[0], OPTION_LETTERS), loc="left", fontsize=10, color=MUTED)
+    axes.set_title(short(rows[0], OPTION_LETTERS))
 
 
-def _share(value: float | None, low: float, high: float) -> float:
-    return 0.0 if value is None or high <= low else (value - low) / (high - low)
-
-
-def _draw_cell(
-    axes: Axes, place: tuple[int, int], cell: Cell, share: float, colours: Colormap, num_columns: int
-) -> None:
+def _draw_cell(axes: Axes, place: tuple[int, int], cell: Cell, face: Colour, num_columns: int) -> None:
     row, column = place
-    face = "white" if cell.value is None else colours(share)
     hatch = {"hatch": "////", "edgecolor": "#c4cad0", "linewidth": 0} if cell.value is None else {"edgecolor": "none"}
     axes.add_patch(Rectangle((column - 0.48, row - 0.48), 0.96, 0.96, facecolor=face, **hatch))
     if num_columns > MOST_WRITTEN:
         return
-    ink = INK if cell.value is None else readable_on(colours(share))
+    ink = INK if cell.value is None else readable_on(face)
     digits = 4 if num_columns <= _MOST_EXACT else 3
     lines = [cell.note] if cell.value is None else [f"{cell.value:.{digits}f}"]
     if cell.value is not None and cell.difference is not None:

@@ -1,72 +1,43 @@
-"""The part of the page about a grid: its sentences, its tables, its figures."""
+"""The part of the page about a grid: its sentences, its stages and their figures."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+from palenka.grid.record import GridMeasure, GridRecord, GridStage
+from palenka.report.figures import Captioned
 from palenka.report.finding import Finding, count
-from palenka.report.grid.analysis import HELD_OUT, PairedRun, noise_of, paired_runs, unfinished_runs, varied_options
+from palenka.report.grid.analysis import PairedRun, noise_of, paired_runs, unfinished_runs, varied_options
 from palenka.report.grid.figures import finalist_figures, grid_figures
-from palenka.report.grid.files import Grid, GridMeasure, GridRow, GridStage
-from palenka.report.grid.finding import grid_finding, limits_of, signed, unsigned
-from palenka.report.models import Measure, distinct_names
-from palenka.report.sections import Captioned, Tile
+from palenka.report.grid.finding import grid_finding, limits_of
+from palenka.report.models import distinct_names
+from palenka.report.sections import Tile
 from palenka.report.sources import Sources
 
-TestCell = tuple[str, str]
-"""A figure, and in small print its interval."""
-
 
 @dataclass(frozen=True)
-class RankingRow:
-    """A variant: for each measure its mean, and its difference from the control, each with what is in small print."""
-
-    place: str
-    name: str
-    is_control: bool
-    seeds: str
-    cells: tuple[TestCell, ...]
-
-
-@dataclass(frozen=True)
-class RankingTable:
-    """Variants in their order, by each measure."""
-
-    measures: tuple[TestCell, ...]
-    rows: tuple[RankingRow, ...]
-
-
-@dataclass(frozen=True)
-class TestRow:
-    """A finalist's run beside its control's."""
-
-    name: str
-    seed: int
-    cells: tuple[TestCell, ...]
-
-
-@dataclass(frozen=True)
-class FinalistSection:
-    """The best variants, trained again.
+class StageSection:
+    """The points of a grid, or its finalists.
 
     Attributes:
-        ranking: of them and their controls.
-        figures: of their runs.
-        suites: titles of those that they are tested on.
-        tests: of each run against its control's.
-        has_windows: whether any of them is paired over windows.
-        lacks_windows: whether any of them is not, although both of its runs are finished.
-        unfinished: the runs without which a test is missing.
+        stage: its ranking and its runs.
+        measures: that it is ranked by, and the others; what there is of them in one of the rows.
+        figures: of its runs.
         missing: what failed, and what never began.
+        pairs: the finalists' runs beside their controls'.
+        unfinished: the finalists' runs without which a pair is missing.
     """
 
-    ranking: RankingTable
-    figures: tuple[Captioned, ...]
-    suites: tuple[str, ...]
-    tests: tuple[TestRow, ...]
-    has_windows: bool
-    lacks_windows: bool
+    stage: GridStage
+    measures: dict[str, GridMeasure]
+    figures: list[Captioned]
+    missing: list[str]
+    pairs: list[PairedRun]
     unfinished: tuple[str, ...]
-    missing: tuple[str, ...]
+
+    @property
+    def suites(self) -> dict[str, str]:
+        """The titles of the suites that finalists are compared on, by name."""
+        return {name: found["title"] for pair in self.pairs for name, found in pair.comparison.suites.items()}
 
 
 @dataclass(frozen=True)
@@ -75,11 +46,9 @@ class GridSection:
 
     name: str
     finding: Finding
-    figures: tuple[Captioned, ...]
-    ranking: RankingTable
     limits: str
-    missing: tuple[str, ...]
-    finalists: FinalistSection | None
+    points: StageSection
+    finalists: StageSection | None
 
 
 def grid_sections(sources: Sources) -> list[GridSection]:
@@ -88,15 +57,15 @@ def grid_sections(sources: Sources) -> list[GridSection]:
     Raises:
         UserError: if the measures of finalists and controls are not of the same windows or pairs.
     """
-    names = distinct_names(grid.directory for grid in sources.grids)
-    return [_section(grid, names[grid.directory]) for grid in sources.grids]
+    names = distinct_names(sources.grids)
+    return [_section(directory, grid, names[directory]) for directory, grid in sources.grids.items()]
 
 
 def grid_tiles(sources: Sources) -> list[Tile]:
     """The numbers at the top: how much of each grid there is."""
     tiles = []
-    for grid in sources.grids:
-        points = grid.record.points
+    for grid in sources.grids.values():
+        points = grid.points
         controls = sum(row.is_control for row in points.ranking)
         variants = count(len(points.ranking) - controls, "variant")
         note = f"of {points.planned}: {variants} and {count(controls, 'control')}, {count(len(points.seeds), 'seed')}"
@@ -104,87 +73,36 @@ def grid_tiles(sources: Sources) -> list[Tile]:
     return tiles
 
 
-def _section(grid: Grid, name: str) -> GridSection:
-    points, finalists = grid.record.points, grid.record.finalists
-    noise = noise_of(points)
+def _section(directory: Path, grid: GridRecord, name: str) -> GridSection:
+    noise = noise_of(grid.points)
+    figures = grid_figures(grid.points, varied_options(grid.points), noise)
+    finalists = None
+    if grid.finalists:
+        pairs = paired_runs(directory, grid.finalists)
+        drawn, unfinished = finalist_figures(grid.finalists, pairs), unfinished_runs(grid.finalists)
+        finalists = _stage(grid, grid.finalists, drawn, pairs, unfinished)
     return GridSection(
         name=name,
         finding=grid_finding(grid, name),
-        figures=tuple(grid_figures(points, varied_options(points), noise)),
-        ranking=_ranking(points, grid.record.rank_by),
         limits=limits_of(noise),
-        missing=_missing(points),
-        finalists=_finalists(grid, finalists) if finalists else None,
+        points=_stage(grid, grid.points, figures),
+        finalists=finalists,
     )
 
 
-def _ranking(stage: GridStage, rank_by: str) -> RankingTable:
-    found = dict.fromkeys(name for row in stage.ranking for name in row.measures)
-    measures = sorted(found, key=lambda name: name != rank_by)
-    units = [(Measure(name).title, "nats per token" if name == HELD_OUT else "%") for name in measures]
-    return RankingTable(tuple(units), tuple(_ranking_row(row, measures) for row in stage.ranking))
+def _stage(
+    grid: GridRecord,
+    stage: GridStage,
+    figures: list[Captioned],
+    pairs: list[PairedRun] | None = None,
+    unfinished: tuple[str, ...] = (),
+) -> StageSection:
+    measures = {name: measure for row in stage.ranking for name, measure in row.measures.items()}
+    ordered = {name: measures[name] for name in sorted(measures, key=lambda name: name != grid.rank_by)}
+    return StageSection(stage, ordered, figures, _missing(stage), pairs or [], unfinished)
 
 
-def _ranking_row(row: GridRow, measures: Sequence[str]) -> RankingRow:
-    cells = [cell for name in measures for cell in _measure_cells(name, row.measures.get(name))]
-    return RankingRow(
-        place="–" if row.rank is None else str(row.rank),
-        name=row.variant,
-        is_control=row.is_control,
-        seeds=f"{len(row.seeds)} of {len(row.seeds) + len(row.lacking)}",
-        cells=tuple(cells),
-    )
-
-
-def _measure_cells(name: str, measure: GridMeasure | None) -> tuple[TestCell, TestCell]:
-    if measure is None:
-        return ("–", ""), ("–", "")
-    deviation = "" if measure.deviation is None else f"± {unsigned(name, measure.deviation)}"
-    return (unsigned(name, measure.mean), deviation), _difference(name, measure.difference, measure.interval)
-
-
-def _difference(name: str, difference: float | None, interval: Sequence[float] | None) -> TestCell:
-    if difference is None:
-        return "–", ""
-    ends = "" if interval is None else " to ".join(signed(name, end) for end in interval)
-    return signed(name, difference), ends
-
-
-def _finalists(grid: Grid, stage: GridStage) -> FinalistSection:
-    pairs = paired_runs(grid, stage)
-    suites = list(dict.fromkeys(suite for pair in pairs for suite in pair.suites))
-    return FinalistSection(
-        ranking=_ranking(stage, grid.record.rank_by),
-        figures=tuple(finalist_figures(stage, pairs)),
-        suites=tuple(Measure(suite).title for suite in suites),
-        tests=tuple(_test_row(pair, suites) for pair in pairs),
-        has_windows=any(pair.windows is not None for pair in pairs),
-        lacks_windows=any(pair.control is not None and pair.windows is None for pair in pairs),
-        unfinished=unfinished_runs(stage),
-        missing=_missing(stage),
-    )
-
-
-def _test_row(pair: PairedRun, suites: Sequence[str]) -> TestRow:
-    held_out = pair.run.held_out
-    control = "–" if pair.control is None else unsigned(HELD_OUT, pair.control.held_out.cross_entropy)
-    cells = [
-        (unsigned(HELD_OUT, held_out.cross_entropy), " to ".join(unsigned(HELD_OUT, end) for end in held_out.interval)),
-        (control, ""),
-        ("–", "")
-        if pair.windows is None
-        else _difference(HELD_OUT, pair.windows["difference"], pair.windows["interval"]),
-    ]
-    for suite in suites:
-        test = pair.suites.get(suite)
-        if test is None:
-            cells += [("–", ""), ("–", "")]
-        else:
-            cells += [_difference(suite, test["difference"], test["interval"]), (f"{test['p_value']:.2g}", "")]
-    return TestRow(pair.run.variant, pair.run.seed, tuple(cells))
-
-
-def _missing(stage: GridStage) -> tuple[str, ...]:
+def _missing(stage: GridStage) -> list[str]:
     """What failed, and what never began."""
     by_reason: dict[str, list[str]] = {}
     for name, reason in stage.failures.items():
@@ -192,4 +110,4 @@ def _missing(stage: GridStage) -> tuple[str, ...]:
     told = [f"{', '.join(names)} failed: {reason}" for reason, names in by_reason.items()]
     if stage.untried:
         told.append(f"{len(stage.untried)} of {stage.planned} never began: {', '.join(stage.untried)}")
-    return tuple(told)
+    return told

@@ -9,9 +9,8 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, MaxNLocator
 
-from palenka.report.charts import INK, LOOK, MUTED, ROUND, WIDTH, plain, short
+from palenka.report.charts import INK, LOOK, MUTED, WIDTH, round_ticks, short
 from palenka.report.svg import to_svg
 
 SEED_STYLES = (
@@ -62,7 +61,7 @@ def seed_chart(
     limits = panel_limits([dot.loss for dot in dots], [control.loss for control in controls])
     joined = [(place, mean) for place, mean in enumerate(means) if mean is not None]
     with mpl.rc_context(LOOK):
-        figure = Figure(figsize=(WIDTH, 3.1), layout="constrained")
+        figure = Figure(figsize=(WIDTH, 3.1))
         ratios = [3.0 if low <= min((dot.loss for dot in dots), default=low) <= high else 1.0 for low, high in limits]
         panels = figure.subplots(len(limits), 1, sharex=True, squeeze=False, height_ratios=ratios)[:, 0]
         for axes, (low, high), ratio in zip(panels, limits, ratios, strict=True):
@@ -70,16 +69,14 @@ def seed_chart(
             axes.set_ylim(low, high)
             draw_seeds(axes, dots, controls, seeds)
             axes.plot([place for place, _ in joined], [mean for _, mean in joined], color=INK, linewidth=1.2)
-            axes.yaxis.set_major_locator(MaxNLocator(6 if ratio > 1 else 2, steps=ROUND))
-            axes.yaxis.set_major_formatter(FuncFormatter(plain))
+            round_ticks(axes.yaxis, 6 if ratio > 1 else 2)
             axes.grid(visible=False, axis="x")
         for above, below in pairwise(panels):
             above.spines.bottom.set_visible(False)
             above.plot([0], [0], transform=above.transAxes, **_BREAK)
             below.plot([0], [1], transform=below.transAxes, **_BREAK)
-        panels[0].set_title("held-out cross-entropy, nats per token", loc="left", fontsize=10, color=MUTED)
-        panels[-1].xaxis.set_major_locator(FixedLocator(range(len(labels))))
-        panels[-1].xaxis.set_major_formatter(FixedFormatter([short(label, VALUE_LETTERS) for label in labels]))
+        panels[0].set_title("held-out cross-entropy, nats per token")
+        panels[-1].set_xticks(range(len(labels)), [short(label, VALUE_LETTERS) for label in labels])
         panels[-1].set_xlabel(short(x_label, OPTION_LETTERS))
         handles = _handles(seeds, bool(controls), len(joined) > 1)
         figure.legend(handles=handles, loc="outside lower left", ncols=3, frameon=False, handletextpad=0.4)

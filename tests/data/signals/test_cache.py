@@ -10,11 +10,11 @@ import torch
 import zarr
 from transformers import AutoModelForCausalLM
 
-from palenka.cache_teachers.capture import CaptureSettings, capture
-from palenka.cache_teachers.teacher import SINGLE
+from palenka.cache_teachers.capture import capture
+from palenka.cache_teachers.settings import SINGLE, CaptureSettings
 from palenka.data.corpus import Corpus
-from palenka.data.signals.cache import TeacherCache, create_cache, is_begun, read_manifest
-from palenka.data.signals.encoding import LogitEncoding
+from palenka.data.signals.cache import Measured, TeacherCache, create_cache, is_begun, read_manifest
+from palenka.data.signals.encodings import TopKEncoding
 from palenka.data.signals.manifest import CacheManifest, TeacherIdentity, windows_per_shard
 from palenka.data.windows import WindowRule, gather
 from palenka.ground.errors import UserError
@@ -35,7 +35,7 @@ def manifest_of(**changes: object) -> CacheManifest:
         "vocabulary_size": 320,
         "windows": WindowRule(length=16, views=2),
         "teachers": {"teacher": identity("beef")},
-        "logits": LogitEncoding(k=8),
+        "logits": TopKEncoding(k=8),
         "windows_per_shard": 128,
     }
     return CacheManifest.model_validate(fields | changes)
@@ -60,13 +60,19 @@ def test_every_shard_covers_its_slots_once() -> None:
 
 @pytest.mark.parametrize("k", [1, 32, 128, 4096, 16_000])
 def test_shards_stay_small_whatever_is_kept(k: int) -> None:
-    windows = windows_per_shard(128 * LogitEncoding(k=k, values="float32").bytes_per_token(16_000))
+    manifest = manifest_of(
+        windows=WindowRule(length=128), vocabulary_size=16_000, logits=TopKEncoding(k=k, values="float32")
+    )
+    size = sum(array.bytes_per_window for array in manifest.arrays().values())
+    # Ids of two bytes unless all are kept, values, and the tail at two temperatures.
+    assert size == 128 * (k * 4 + 2 * 4 + (k * 2 if k < 16_000 else 0))
+    windows = windows_per_shard(size)
     assert 1 <= windows <= 1024
-    assert windows == 1 or windows * 128 * k * 8 <= 64 * 2**20
+    assert windows == 1 or windows * size <= 64 * 2**20
 
 
 def test_manifest_survives_the_store(tmp_path: Path) -> None:
-    create_cache(tmp_path / "cache", manifest_of(), {})
+    create_cache(tmp_path / "cache", manifest_of(), Measured())
     assert read_manifest(tmp_path / "cache") == manifest_of()
 
 
@@ -76,7 +82,7 @@ def test_manifest_survives_the_store(tmp_path: Path) -> None:
         ({"corpus": "decaf"}, "corpus", ("c0ffee", "decaf")),
         ({"tokenizer": "0ther"}, "tokenizer", ("70ced", "0ther")),
         ({"windows": WindowRule(length=32, views=2)}, "windows.length", ("16", "32")),
-        ({"logits": LogitEncoding(k=9)}, "logits.k", ("8", "9")),
+        ({"logits": TopKEncoding(k=9)}, "logits.k", ("8", "9")),
         (
             {"teachers": {"teacher": identity("f00d")}},
             "teachers.teacher.weights",
@@ -87,7 +93,7 @@ def test_manifest_survives_the_store(tmp_path: Path) -> None:
 def test_another_cache_is_not_overwritten(
     tmp_path: Path, changes: dict[str, object], field: str, both: tuple[str, str]
 ) -> None:
-    create_cache(tmp_path / "cache", manifest_of(), {})
+    create_cache(tmp_path / "cache", manifest_of(), Measured())
     assert is_begun(tmp_path / "cache", manifest_of())
     with pytest.raises(UserError, match=field) as refusal:
         is_begun(tmp_path / "cache", manifest_of(**changes))
@@ -103,7 +109,7 @@ def test_a_directory_with_something_else_is_not_overwritten(tmp_path: Path) -> N
 
 def test_any_slots_read_the_signal_of_their_windows(capture_settings: CaptureSettings, corpus: Corpus) -> None:
     settings = capture_settings.model_copy(
-        update={"windows": WindowRule(length=16, views=2), "logits": LogitEncoding(k=8, values="float32")}
+        update={"windows": WindowRule(length=16, views=2), "logits": TopKEncoding(k=8, values="float32")}
     )
     capture(settings)
     cache = TeacherCache(settings.output)
@@ -112,11 +118,12 @@ def test_any_slots_read_the_signal_of_their_windows(capture_settings: CaptureSet
     for view in range(2):
         slots = np.random.RandomState(view).permutation(rule.count(len(corpus.tokens), view))[:90].astype(np.int64)
         tokens = gather(corpus.tokens, rule, view, rule.slots(len(corpus.tokens), view)[slots])
-        signal = cache.read(view, slots)
         with torch.inference_mode():
             log_probabilities = live(input_ids=torch.from_numpy(tokens)).logits.log_softmax(-1)
-        torch.testing.assert_close(signal.values, log_probabilities.gather(-1, signal.ids), rtol=0, atol=1e-5)
-        assert (signal.values.amin(-1) >= log_probabilities.scatter(-1, signal.ids, -1e9).amax(-1) - 1e-5).all()
+        kept = cache.read(view, slots).at(1.0)
+        assert kept.ids is not None
+        torch.testing.assert_close(kept.log_kept, log_probabilities.gather(-1, kept.ids), rtol=0, atol=1e-5)
+        assert (kept.log_kept.amin(-1) >= log_probabilities.scatter(-1, kept.ids, -1e9).amax(-1) - 1e-5).all()
 
 
 def test_a_part_of_a_cache_in_small_shards_reads_without_the_shards_after_it(
@@ -143,7 +150,9 @@ def test_any_zarr_reader_reads_the_arrays(cache_directory: Path) -> None:
     slots = np.arange(10, dtype=np.int64)
     ids = group["logits/ids"]
     assert isinstance(ids, zarr.Array)
-    assert np.array_equal(np.asarray(ids[0, :10]).cumsum(-1), cache.read(0, slots).ids.numpy())
+    kept = cache.read(0, slots).at(1.0).ids
+    assert kept is not None
+    assert np.array_equal(np.asarray(ids[0, :10]).cumsum(-1), kept.numpy())
     assert group.attrs["corpus"] == cache.manifest.corpus
 
 
@@ -214,5 +223,34 @@ def test_kept_mass_and_size_are_those_of_the_store(cache_directory: Path) -> Non
     )
     signal = cache.read(0, np.arange(cache.manifest.num_windows(0), dtype=np.int64))
     for temperature, mass in cache.kept_mass().items():
-        kept, _ = signal.at(temperature)
+        kept = signal.at(temperature).log_kept
         assert mass == pytest.approx(kept.double().exp().sum(-1).mean().item(), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("hidden", "logits"), [((), True), (("teacher/1",), True), (("teacher/2", "teacher/0"), False)]
+)
+def test_what_is_read_is_fixed_when_a_cache_is_opened(
+    capture_settings: CaptureSettings, hidden: tuple[str, ...], logits: bool
+) -> None:
+    more = {"hidden": {"positions": 4, "sample_windows": 40}, "fraction": 0.5}
+    capture(CaptureSettings.model_validate(capture_settings.as_plain() | more))
+    cache = TeacherCache(capture_settings.output, hidden, logits=logits)
+    names = {f"hidden/{key}/codes" for key in hidden} | (
+        {"logits/ids", "logits/values", "logits/log_tail"} if logits else set()
+    )
+    assert cache.measured.layers.keys() == set(hidden)
+    group = zarr.open_group(capture_settings.output, mode="r")
+    # Chunks that were read before, chunks that were not, and what another reader of the same files does meanwhile.
+    for start, stop in ((0, 50), (10, 200), (0, 256), (100, 130)):
+        slots = np.random.RandomState(start).permutation(np.arange(start, stop))
+        TeacherCache(capture_settings.output, cache.manifest.hidden_keys()).read(0, slots)
+        codes = cache.codes(0, slots)
+        assert codes.keys() == names
+        for name, values in codes.items():
+            stored = group[name]
+            assert isinstance(stored, zarr.Array)
+            assert np.array_equal(values, np.asarray(stored[0, :stop])[slots])
+        signal = cache.read(0, slots)
+        assert signal.hidden.keys() == set(hidden)
+        assert {f"logits/{name}" for name in signal.arrays} == {name for name in names if name.startswith("logits")}

@@ -10,17 +10,28 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
-from palenka.cache_teachers.capture import CaptureSettings, capture
+from palenka.cache_teachers.capture import capture
+from palenka.cache_teachers.settings import CaptureSettings
 from palenka.data.corpus import Corpus
 from palenka.data.signals.cache import TeacherCache
-from palenka.data.signals.encoding import LogitEncoding, draw
+from palenka.data.signals.distribution import Distribution
+from palenka.data.signals.draws import draw
+from palenka.data.signals.encoding import LogitEncoding, TeacherOutputs
+from palenka.data.signals.encodings import AnyLogitEncoding, TopKEncoding
 from palenka.data.windows import WindowRule
 from palenka.train_student.model.shapes import ModelShape
 
 VOCABULARY = 300
+OutputsOf = Callable[..., TeacherOutputs]
+ENCODING: TypeAdapter[LogitEncoding] = TypeAdapter(AnyLogitEncoding)
+
+
+def encoding_of(**fields: Any) -> LogitEncoding:
+    """As a settings file gives it."""
+    return ENCODING.validate_python(fields)
 
 
 def logits_of(seed: int, *shape: int) -> Tensor:
@@ -31,6 +42,10 @@ def numbers(seed: int, *shape: int) -> Tensor:
     return torch.rand(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
+def settings_of(kind: str, k: int, draws: int) -> dict[str, Any]:
+    return {"topk": {"k": k}, "sampled": {"draws": draws}, "hybrid": {"k": min(k, 200), "draws": draws}}[kind]
+
+
 @given(
     st.sampled_from(["topk", "sampled", "hybrid"]),
     st.sampled_from(["float32", "float16", "uint8"]),
@@ -39,72 +54,84 @@ def numbers(seed: int, *shape: int) -> Tensor:
     st.floats(0.5, 4),
 )
 def test_every_encoding_survives_json_and_decodes_to_a_distribution(
-    kind: Any, values: Any, k: int, draws: int, temperature: float
+    outputs_of: OutputsOf, kind: str, values: str, k: int, draws: int, temperature: float
 ) -> None:
-    given_numbers = {"topk": {"k": k}, "sampled": {"draws": draws}, "hybrid": {"k": min(k, 200), "draws": draws}}[kind]
-    encoding = LogitEncoding(kind=kind, values=values, temperatures=(temperature,), **given_numbers)
-    assert LogitEncoding.model_validate_json(encoding.model_dump_json()) == encoding
-    codes = encoding.encode(logits_of(k, 2, 3), numbers(draws, 2, 3, encoding.draws))
+    encoding = encoding_of(kind=kind, values=values, temperatures=(temperature,), **settings_of(kind, k, draws))
+    assert ENCODING.validate_json(encoding.model_dump_json()) == encoding
+    arrays = encoding.encode(outputs_of(logits_of(k, 2, 3), numbers(draws, 2, 3, draws)), {})
     expected = encoding.arrays(VOCABULARY)
-    assert {name: part.shape[-1] for name, part in codes.items()} == {
-        name: width for name, (width, _) in expected.items()
+    assert {name: part.shape[-1] for name, part in arrays.items()} == {
+        name: stored.width for name, stored in expected.items()
     }
-    stored = {name: torch.from_numpy(part.numpy().astype(expected[name][1])) for name, part in codes.items()}
-    signal = encoding.decode(stored, {})
-    kept, tail = signal.at(temperature)
-    total = kept.exp().sum(-1) + tail.exp()
+    stored = {name: torch.from_numpy(part.numpy().astype(expected[name].dtype)) for name, part in arrays.items()}
+    found = encoding.decode(stored, {}, temperature)
+    total = found.log_kept.exp().sum(-1) + found.log_tail.exp()
     torch.testing.assert_close(total, torch.ones_like(total), rtol=0, atol=1e-5)
-    assert bool((kept.exp() <= 1).all())
+    assert bool((found.log_kept.exp() <= 1).all())
 
 
-def test_uint8_values_are_within_half_a_step_and_their_mass_is_exact() -> None:
+@pytest.mark.parametrize(("kind", "kept"), [("topk", 9), ("sampled", VOCABULARY), ("hybrid", 9)])
+def test_the_mass_outside_the_kept_tokens_needs_the_arrays_of_the_tail_alone(
+    outputs_of: OutputsOf, kind: str, kept: int
+) -> None:
+    encoding, logits = encoding_of(kind=kind, **settings_of(kind, 9, 5)), logits_of(3, 2, 3)
+    arrays = encoding.encode(outputs_of(logits, numbers(4, 2, 3, 5)), {})
+    assert encoding.tail_arrays is not None
+    found = encoding.log_tails({name: arrays[name] for name in encoding.tail_arrays}, {})
+    assert found.shape == (2, 3, len(encoding.temperatures))
+    for number, temperature in enumerate(encoding.temperatures):
+        exact = (logits.double() / temperature).softmax(-1).sort(descending=True).values[..., kept:].sum(-1)
+        torch.testing.assert_close(found[..., number].exp().double(), exact, rtol=1e-5, atol=0)
+
+
+def test_uint8_values_are_within_half_a_step_and_their_mass_is_exact(outputs_of: OutputsOf) -> None:
     logits = logits_of(1, 4, 50)
-    encoding = LogitEncoding(k=16, temperatures=(1.0, 2.0))
-    signal = encoding.decode(encoding.encode(logits), {})
+    encoding = TopKEncoding(k=16, temperatures=(1.0, 2.0))
+    arrays = encoding.encode(outputs_of(logits), {})
     for temperature in (1.0, 2.0):
         exact = (logits.double() / temperature).log_softmax(-1)
-        kept, tail = signal.at(temperature)
-        mass = exact.gather(-1, signal.ids).exp().sum(-1)
-        torch.testing.assert_close(kept.double().exp().sum(-1), mass, rtol=1e-5, atol=0)
-        torch.testing.assert_close(tail.double().exp(), 1 - mass, rtol=1e-5, atol=1e-9)
-        within = kept.double() - exact.gather(-1, signal.ids)
+        found = encoding.decode(arrays, {}, temperature)
+        assert found.ids is not None
+        mass = exact.gather(-1, found.ids).exp().sum(-1)
+        torch.testing.assert_close(found.log_kept.double().exp().sum(-1), mass, rtol=1e-5, atol=0)
+        torch.testing.assert_close(found.log_tail.double().exp(), 1 - mass, rtol=1e-5, atol=1e-9)
+        within = found.log_kept.double() - exact.gather(-1, found.ids)
         assert within.abs().max() < 1 / 16 / temperature  # half a step each, and the common shift of as much
-        divergence = (exact.gather(-1, signal.ids).exp() * -within).sum(-1)
+        divergence = (exact.gather(-1, found.ids).exp() * -within).sum(-1)
         assert 0 < divergence.mean() < 2e-4
 
 
-def test_probabilities_beyond_the_last_step_are_clipped_not_wrapped() -> None:
+def test_probabilities_beyond_the_last_step_are_clipped_not_wrapped(outputs_of: OutputsOf) -> None:
     logits = torch.tensor([[[0.0, -3.0, -15.0, -20.0, -90.0]]])
-    encoding = LogitEncoding(k=5, temperatures=(1.0,))
-    kept, _ = encoding.decode(encoding.encode(logits), {}).at(1.0)
+    encoding = TopKEncoding(k=5, temperatures=(1.0,))
+    found = encoding.decode(encoding.encode(outputs_of(logits), {}), {}, 1.0)
     expected = torch.tensor([0.0, -3.0, -15.0, -15.9375, -15.9375]).log_softmax(-1)
-    torch.testing.assert_close(kept[0, 0], expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(found.log_kept[0, 0], expected, rtol=0, atol=1e-5)
 
 
-def estimate(encoding: LogitEncoding, logits: Tensor, seed: int) -> Tensor:
-    """The decoded distribution over the whole vocabulary, float64."""
-    codes = encoding.encode(logits, numbers(seed, *logits.shape[:-1], encoding.draws))
-    signal = encoding.decode(codes, {})
-    kept, _ = signal.at(encoding.temperatures[0])
-    dense = torch.zeros(logits.shape, dtype=torch.float64)
-    return dense.scatter_add(-1, signal.ids, kept.double().exp())
+def dense(found: Distribution) -> Tensor:
+    """A decoded estimate over the whole vocabulary, float64."""
+    assert found.ids is not None
+    empty = torch.zeros(*found.log_tail.shape, VOCABULARY, dtype=torch.float64)
+    return empty.scatter_add(-1, found.ids, found.log_kept.double().exp())
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
 @pytest.mark.parametrize(
     "fields", [{"kind": "sampled", "draws": 40}, {"kind": "hybrid", "k": 8, "draws": 20, "values": "float32"}]
 )
-def test_draws_are_unbiased(fields: dict[str, Any], temperature: float) -> None:
-    encoding = LogitEncoding(temperatures=(temperature,), **fields)
+def test_draws_are_unbiased(outputs_of: OutputsOf, fields: dict[str, Any], temperature: float) -> None:
+    encoding = encoding_of(temperatures=(temperature,), **fields)
     logits = logits_of(2, 1, 1).expand(50, 100, -1)
     exact = (logits[0, 0].double() / temperature).softmax(-1)
-    found = estimate(encoding, logits, seed=3).flatten(0, 1)
+    arrays = encoding.encode(outputs_of(logits, numbers(3, 50, 100, fields["draws"])), {})
+    found = dense(encoding.decode(arrays, {}, temperature)).flatten(0, 1)
     mean, error = found.mean(0), found.std(0) / math.sqrt(5000)
     deviations = (mean - exact).abs() / error.clamp_min(1e-7)
-    drawn = exact * 5000 * encoding.draws > 50
+    drawn = exact * 5000 * fields["draws"] > 50
     assert drawn.sum() > 30
     assert deviations[drawn].max() < 5
-    if encoding.k:  # the most probable tokens are not drawn: exact every time
+    if "k" in fields:  # the most probable tokens are not drawn: exact every time
         top = exact.topk(8).indices
         torch.testing.assert_close(found[:, top], exact[top].expand(5000, -1), rtol=1e-4, atol=0)
 
@@ -124,17 +151,17 @@ def test_counts_are_those_of_a_plain_loop_over_the_cumulative_distribution() -> 
 
 @pytest.mark.parametrize("fields", [{"kind": "sampled", "draws": 12}, {"kind": "hybrid", "k": 6, "draws": 5}])
 def test_the_loss_of_draws_is_cross_entropy_against_them(
-    losses_of_logits: Callable[..., tuple[Tensor, dict[str, Tensor]]], fields: dict[str, Any]
+    losses_of_logits: Callable[..., tuple[Tensor, dict[str, Tensor]]], outputs_of: OutputsOf, fields: dict[str, Any]
 ) -> None:
-    encoding = LogitEncoding(temperatures=(2.0,), values="float32", **fields)
+    encoding = encoding_of(temperatures=(2.0,), values="float32", **fields)
     teacher, student = logits_of(6, 2, 7), logits_of(7, 2, 7).requires_grad_()
-    target = estimate(encoding, teacher, seed=8)
-    signal = encoding.decode(encoding.encode(teacher, numbers(8, 2, 7, encoding.draws)), {})
-    total, _ = losses_of_logits(student, {"t": signal}, {"t": 1.0}, 2.0)
+    found = encoding.decode(encoding.encode(outputs_of(teacher, numbers(8, 2, 7, fields["draws"])), {}), {}, 2.0)
+    target = dense(found)
+    total, _ = losses_of_logits(student, {"t": found}, {"t": 1.0}, 2.0)
     (gradient,) = torch.autograd.grad(total, student)
-    dense = student.detach().double().requires_grad_()
-    loss = -4 * (target * (dense / 2).log_softmax(-1)).sum(-1).mean()
-    (expected,) = torch.autograd.grad(loss, dense)
+    exact = student.detach().double().requires_grad_()
+    loss = -4 * (target * (exact / 2).log_softmax(-1)).sum(-1).mean()
+    (expected,) = torch.autograd.grad(loss, exact)
     torch.testing.assert_close(gradient.double(), expected, rtol=1e-4, atol=1e-8)
     entropy = -4 * (torch.where(target > 0, target * target.log(), 0.0)).sum(-1).mean()
     assert total.item() == pytest.approx((loss - entropy).item(), rel=1e-4)
@@ -161,9 +188,9 @@ def test_a_resumed_capture_draws_the_same(capture_settings: CaptureSettings, log
     capture(settings)
     assert {path: path.read_bytes() for path in settings.output.rglob("*") if path.is_file()} == whole
     cache = TeacherCache(settings.output)
-    kept, tail = cache.read(0, np.arange(20, dtype=np.int64)).at(1.0)
-    assert kept.exp().sum(-1).sub(1).abs().max() < 1e-5
-    assert bool((tail == -math.inf).all())
+    found = cache.read(0, np.arange(20, dtype=np.int64)).at(1.0)
+    assert found.log_kept.exp().sum(-1).sub(1).abs().max() < 1e-5
+    assert bool((found.log_tail == -math.inf).all())
 
 
 def test_a_student_learns_from_draws(
@@ -189,19 +216,28 @@ def test_a_student_learns_from_draws(
             }
         )
     )
-    assert math.isfinite(result["validation_cross_entropy"])
+    assert math.isfinite(result.validation_cross_entropy)
 
 
 @pytest.mark.parametrize(
-    ("fields", "message"),
+    ("fields", "place", "message"),
     [
-        ({"kind": "topk", "draws": 3}, "draws is 3, but kind topk needs none"),
-        ({"kind": "sampled", "k": 3}, "k is 3, but kind sampled needs none"),
-        ({"kind": "hybrid", "k": 0}, "k is 0, but kind hybrid needs at least 1; set it to 16"),
-        ({"kind": "sampled", "temperatures": [1.0, 2.0]}, "draws of kind sampled serve only the one they were made at"),
-        ({"temperatures": [0.0]}, "temperatures are .0.0., but they should be numbers above 0"),
+        ({"draws": 3}, ("draws",), "Input should be 0"),
+        ({"kind": "sampled", "k": 3}, ("k",), "Input should be 0"),
+        ({"kind": "hybrid", "k": 0}, ("k",), "Input should be greater than or equal to 1"),
+        ({"kind": ["topk"]}, ("kind",), "Input should be 'topk', 'sampled'.* 'hybrid'"),
+        ({"kind": "topkk"}, ("kind",), "Input should be 'topk', 'sampled'.* 'hybrid'"),
+        (
+            {"kind": "sampled", "temperatures": [1.0, 2.0]},
+            (),
+            "draws of kind sampled serve only the one they were made at",
+        ),
+        ({"temperatures": [0.0]}, (), "temperatures are .0.0., but they should be numbers above 0"),
     ],
 )
-def test_numbers_that_do_not_fit_the_kind_are_refused(fields: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValidationError, match=message):
-        LogitEncoding(**fields)
+def test_numbers_that_do_not_fit_the_kind_are_refused(
+    fields: dict[str, Any], place: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(ValidationError, match=message) as refusal:
+        encoding_of(**fields)
+    assert [mistake["loc"] for mistake in refusal.value.errors()] == [place]

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from palenka.cache_teachers.capture import CaptureSettings, capture
+from palenka.cache_teachers.capture import capture
+from palenka.cache_teachers.settings import CaptureSettings
 from palenka.data.corpus import Corpus
 from palenka.data.signals.cache import TeacherCache
 from palenka.data.signals.stream import ReadingOrder, read_batch, stream
@@ -42,7 +43,7 @@ def test_it_yields_what_reading_yields_over_epochs_and_views(
         assert torch.equal(batch.tokens, expected.tokens)
         signals = batch.decode(two_caches).signals
         for name, k in (("fine", 8), ("coarse", 2)):
-            assert signals[name].ids.shape == (stop - start, 16, k)
+            assert signals[name].at(1.0).log_kept.shape == (stop - start, 16, k)
             assert batch.codes[name].keys() == expected.codes[name].keys()
             assert all(torch.equal(codes, expected.codes[name][key]) for key, codes in batch.codes[name].items())
 
@@ -53,7 +54,9 @@ def test_the_kept_tokens_of_a_coarser_cache_are_among_those_of_a_finer_one(
     # If the two caches were read at different windows, this could not hold.
     batch = read_batch(corpus, order_of(corpus, two_caches["fine"]), two_caches, 200, 300)
     signals = batch.decode(two_caches).signals
-    fine, coarse = signals["fine"].ids, signals["coarse"].ids
+    fine, coarse = signals["fine"].at(1.0).ids, signals["coarse"].at(1.0).ids
+    assert fine is not None
+    assert coarse is not None
     assert (coarse.unsqueeze(-1) == fine.unsqueeze(-2)).any(-1).all()
 
 

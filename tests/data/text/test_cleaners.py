@@ -26,7 +26,7 @@ def documents_of(source: str, text: str, limit: int = PART_CHARACTERS) -> list[s
 
 
 @pytest.mark.parametrize("source", [*CLEANERS, "unknown"])
-def test_every_cleaner_mends_spaces(source: str) -> None:
+def test_every_cleaner_fixes_spaces(source: str) -> None:
     assert documents_of(source, " A \t cat\u00a0\u00a0sat ,  then\r\n ran .  \n") == ["A cat sat, then\nran."]
 
 

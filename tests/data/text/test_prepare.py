@@ -19,7 +19,7 @@ from palenka.data.text.prepare import CorpusSettings, prepare
 from palenka.ground.errors import UserError
 from palenka.ground.lock import sole_writer
 
-REAL_TEXT = Path(__file__).parents[3] / "shared" / "data" / "babylm"
+REAL_TEXT = Path(__file__).parents[4] / "shared" / "data" / "babylm"
 TRAIN = "The cat sat on the mat .\n\nA dog,  a cat; the mat!\nThe end.\n"
 DEV = "\nThe zebra quizzes the cat.\n"
 

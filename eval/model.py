@@ -1,0 +1,121 @@
+"""The model that is measured, and the tokenizer beside it: loaded once, when a suite first asks for it."""
+
+import hashlib
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from palenka.data.model_files import identity_of, load_model
+from palenka.eval.suite import PairPrecision
+from palenka.ground.errors import UserError
+from palenka.ground.files import read_record, sha256_of_file
+from palenka.ground.processes import open_processes
+
+_FILES = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.model")
+"""Everything that transformers may make a tokenizer from."""
+_LEAST_KNOWN_SHARE = 0.5
+"""Models round their vocabulary up by some percent; a tokenizer with far fewer tokens is another one."""
+
+
+_POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx")
+"""Names that configurations have for the number of positions; none where a model has no bound."""
+
+
+class EvaluatedModel:
+    """A causal language model in Hugging Face format, with its tokenizer.
+
+    Args:
+        directory: of the model.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.name = directory.resolve().name
+        self._loaded: dict[PairPrecision, PreTrainedModel] = {}
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """What makes it the same model: its tensors, its configuration, its tokenizer (None without one).
+
+        Raises:
+            UserError: if the directory is not a model with safetensors weights.
+        """
+        model = identity_of(self.directory, "float32")
+        return {"weights": model.weights, "config": model.config, "tokenizer": _hash_of_tokenizer(self.directory)}
+
+    def load(self, precision: PairPrecision = "float32") -> PreTrainedModel:
+        """The model on its device, ready to be run, its weights in a type.
+
+        Raises:
+            UserError: if the weights are not those of the configuration.
+        """
+        if precision not in self._loaded:
+            self._loaded[precision] = load_model(self.directory, open_processes().device, precision)
+        return self._loaded[precision]
+
+    @property
+    def parameters(self) -> int:
+        """How many it has, tied weights once."""
+        return int(self.load().num_parameters())
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Tokens that it knows."""
+        return int(self.load().config.get_text_config().vocab_size)
+
+    @property
+    def positions(self) -> int | None:
+        """How many it has; None for any number."""
+        config = self.load().config.get_text_config()
+        return next((int(found) for name in _POSITIONS if (found := getattr(config, name, None))), None)
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer in its directory.
+
+        Raises:
+            UserError: if there is none, it cannot be read, does not match the model's vocabulary, or is not the one
+                that one of our runs was trained with.
+        """
+        if self.identity["tokenizer"] is None:
+            raise UserError(f"model {self.directory} has no tokenizer beside it; save its tokenizer there")
+        try:
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+                self.directory, local_files_only=True, trust_remote_code=False
+            )
+        except Exception as error:  # the library's Rust side raises bare exceptions
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"the tokenizer in {self.directory} cannot be read ({type(error).__name__}: {reason}); save it again"
+            ) from error
+        _require_recorded(self.directory)
+        if not _LEAST_KNOWN_SHARE * self.vocabulary_size <= len(tokenizer) <= self.vocabulary_size:
+            raise UserError(
+                f"the tokenizer in {self.directory} has {len(tokenizer)} tokens, but the model has a vocabulary of "
+                f"{self.vocabulary_size}; put the tokenizer that the model was trained with into its directory"
+            )
+        return tokenizer
+
+
+def _hash_of_tokenizer(directory: Path) -> str | None:
+    """SHA-256 over the names and bytes of a model directory's tokenizer files."""
+    files = sorted({file for pattern in _FILES for file in directory.glob(pattern) if file.is_file()})
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{file.name} {sha256_of_file(file)}\n".encode())
+    return digest.hexdigest() if files else None
+
+
+def _require_recorded(directory: Path) -> None:
+    """Hold a run's tokenizer against the one of its corpus, which the run recorded; other models have no record."""
+    record, tokenizer = directory / "inputs.json", directory / "tokenizer.json"
+    if not record.is_file() or not tokenizer.is_file():
+        return
+    expected, found = read_record(record).get("tokenizer"), sha256_of_file(tokenizer)
+    if expected not in (None, found):
+        raise UserError(
+            f"{tokenizer} is {found}, but the model was trained with tokenizer {expected}; put the tokenizer that the "
+            "model was trained with into its directory"
+        )

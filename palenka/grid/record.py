@@ -1,0 +1,223 @@
+"""A grid's files: its ranking in grid.json, as it is written and read, and where the measures of its runs lie."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import model_validator
+
+from palenka.eval.results import SuiteResult
+from palenka.eval.statistics import mean_interval
+from palenka.eval.suite import Figure
+from palenka.ground.errors import UserError
+from palenka.ground.files import read_record, write_record
+from palenka.ground.settings import Settings, read_as
+
+Stage = Literal["points", "finalists"]
+HELD_OUT = "held_out"
+"""The suite that every point is measured on; the text is its corpus's."""
+
+_AGAIN = "write it again with `palenka grid rank --config FILE.yaml`, or leave its folder out"
+
+
+class RunFigure(Figure):
+    """The main figure of a run on a suite."""
+
+    title: str
+    """What tables call it."""
+
+    @staticmethod
+    def of(result: SuiteResult) -> "RunFigure":
+        """A result's, without its tasks."""
+        return RunFigure(title=result.title, **dict(result.main.without_tasks()))
+
+
+class GridRun(Settings):
+    """A finished run of a grid, and what was measured of it, by suite."""
+
+    variant: str
+    seed: int
+    measures: dict[str, RunFigure]
+
+    @property
+    def held_out(self) -> RunFigure:
+        """Its cross-entropy in nats per token, with its bootstrap interval over windows."""
+        return self.measures[HELD_OUT]
+
+
+class GridMeasure(Settings):
+    """A measure of a variant over its seeds; differences are from its control, seed by seed.
+
+    Deviations, and the 95 % interval of the difference, are over seeds; None for a single one.
+    """
+
+    title: str
+    unit: str
+    higher_is_better: bool
+    mean: float
+    deviation: float | None = None
+    difference: float | None = None
+    difference_deviation: float | None = None
+    interval: tuple[float, float] | None = None
+
+    @staticmethod
+    def over(figures: Sequence[RunFigure], differences: Sequence[float]) -> "GridMeasure":
+        """Of a figure for each seed, and a difference for each seed that the control has too."""
+        values = [figure.value for figure in figures]
+        return GridMeasure(
+            title=figures[0].title,
+            unit=figures[0].unit,
+            higher_is_better=figures[0].higher_is_better,
+            mean=statistics.fmean(values),
+            deviation=_deviation(values),
+            difference=statistics.fmean(differences) if differences else None,
+            difference_deviation=_deviation(differences),
+            interval=mean_interval(differences),
+        )
+
+    @property
+    def badness(self) -> float:
+        """The lower, the better."""
+        return -self.mean if self.higher_is_better else self.mean
+
+
+class GridRow(Settings):
+    """A variant in its place in the ranking; without a rank where it lacks seeds."""
+
+    rank: int | None
+    variant: str
+    role: Literal["control", "point"]
+    control: str
+    values: dict[str, Any]
+    seeds: tuple[int, ...]
+    lacking: tuple[int, ...]
+    measures: dict[str, GridMeasure]
+
+    @property
+    def is_control(self) -> bool:
+        """Whether it is trained on the text alone."""
+        return self.role == "control"
+
+    @property
+    def planned(self) -> int:
+        """How many seeds it is to be trained with."""
+        return len(self.seeds) + len(self.lacking)
+
+
+class GridStage(Settings):
+    """What came of the points of a grid, or of its finalists.
+
+    Attributes:
+        ranking: of the variants, the best first.
+        runs: those that are finished, by name.
+        failures: why others did not end well, by name.
+        untried: the names of those that never began.
+    """
+
+    ranking: tuple[GridRow, ...]
+    runs: dict[str, GridRun]
+    failures: dict[str, str]
+    untried: tuple[str, ...]
+
+    @model_validator(mode="after")
+    def _runs_are_of_variants(self) -> Self:
+        for name in [*(run.variant for run in self.runs.values()), *(row.control for row in self.ranking)]:
+            if name not in self.rows:
+                raise ValueError(f"{name} is not in the ranking")
+        return self
+
+    @property
+    def rows(self) -> dict[str, GridRow]:
+        """Its variants by name."""
+        return {row.variant: row for row in self.ranking}
+
+    @property
+    def whole(self) -> list[GridRow]:
+        """The variants that have every seed, controls aside."""
+        return [row for row in self.ranking if not row.is_control and not row.lacking]
+
+    @property
+    def by_variant(self) -> dict[tuple[str, int], GridRun]:
+        """Its runs by variant and seed."""
+        return {(run.variant, run.seed): run for run in self.runs.values()}
+
+    @property
+    def seeds(self) -> list[int]:
+        """Every seed that it was to be trained with."""
+        return sorted({seed for row in self.ranking for seed in (*row.seeds, *row.lacking)})
+
+    @property
+    def planned(self) -> int:
+        """How many runs there are to be."""
+        return sum(row.planned for row in self.ranking)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every run is finished."""
+        return len(self.runs) == self.planned
+
+
+class GridRecord(Settings):
+    """What grid.json has: the suite that variants are ranked by, and the stages."""
+
+    rank_by: str
+    points: GridStage
+    finalists: GridStage | None
+
+
+@dataclass(frozen=True)
+class GridFiles:
+    """The output of a grid. A run is named by its stage, variant and seed, as `run_name` does."""
+
+    directory: Path
+
+    @property
+    def ranking(self) -> Path:
+        """Where the record is."""
+        return self.directory / "grid.json"
+
+    @property
+    def of_points(self) -> set[Path]:
+        """The folders with the points and their measures."""
+        return {self.directory / folder / "points" for folder in ("", "measures")}
+
+    def measures(self, run: str) -> Path:
+        """Where what was measured of a run is."""
+        return self.directory / "measures" / f"{run}.json"
+
+    def exist(self) -> bool:
+        """Whether the folder is the output of a grid, ranked or not."""
+        begun = (self.directory / "points").glob("*-seed*")
+        return self.ranking.is_file() or any(path.is_dir() or path.name.endswith(".failure.json") for path in begun)
+
+    def write(self, record: GridRecord) -> None:
+        """Write the ranking."""
+        write_record(self.ranking, record.as_plain())
+
+    def read(self) -> GridRecord:
+        """The ranking.
+
+        Raises:
+            UserError: if it is missing or damaged.
+        """
+        try:
+            content: Mapping[str, Any] = read_record(self.ranking)
+        except FileNotFoundError:
+            raise UserError(
+                f"{self.directory} holds points of a grid, but no {self.ranking.name} with their ranking; write it "
+                "with `palenka grid rank --config FILE.yaml`, or leave the folder out"
+            ) from None
+        except UserError:
+            raise UserError(f"{self.ranking} is damaged: it is not a JSON object; {_AGAIN}") from None
+        return read_as(GridRecord, content, self.ranking)
+
+
+def run_name(stage: Stage, variant: str, seed: int) -> str:
+    """The path of a run in its grid's output, such as points/logit0.1-hidden0.3-seed0."""
+    return f"{stage}/{variant}-seed{seed}"
+
+
+def _deviation(values: Sequence[float]) -> float | None:
+    return statistics.stdev(values) if len(values) > 1 else None

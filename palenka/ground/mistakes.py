@@ -1,0 +1,83 @@
+"""Mistakes in settings as sentences: the option, its value and the rule, or the option that was probably meant."""
+
+import difflib
+import re
+from collections.abc import Sequence
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from palenka.ground.options import NAME, fields_of, groups_of, locate, options_of
+from palenka.ground.settings import Settings
+
+_ALIKE = 0.6
+"""The least likeness of two names of which one may stand for the other."""
+_IN_PLACE = 0.1
+"""What being in the place of the mistaken name is worth beside that."""
+
+
+def first_mistake(error: ValidationError, schema: type[Settings]) -> str:
+    """What to fix first: a name or a value that is wrong, or else everything that is missing."""
+    found = error.errors()
+    if wrong := [entry for entry in found if entry["type"] != "missing"]:
+        return sentence_of(wrong, schema)
+    missing = [name for entry in found for name in _required_by(schema, ".".join(map(str, entry["loc"])))]
+    return f"these options are missing: {', '.join(missing)}; give them in a file or as --{missing[0]} VALUE"
+
+
+def sentence_of(found: Sequence[ErrorDetails], schema: type[Settings]) -> str:
+    """The first of some mistakes, in the form that all errors of this project have."""
+    first = next((entry for entry in found if entry["type"] == "extra_forbidden"), found[0])
+    option = _option(first)
+    if first["type"] == "extra_forbidden":
+        hint = _nearest(schema, option)
+        return f"{option} is not an option" + (f"; did you mean '{hint}'?" if hint else "")
+    if first["type"] == "value_error":
+        said = first["msg"].removeprefix("Value error, ")
+        return f"{option}: {said}" if option else said
+    # Of a choice between types each says what it wants.
+    rules = dict.fromkeys(_rule(entry) for entry in found if _option(entry) == option)
+    return f"{option} is {first['input']}, but it should be {' or '.join(rules)}"
+
+
+def _option(found: ErrorDetails) -> str:
+    """The dotted option that a mistake is in; places in lists and names of types, which pydantic adds, are left out."""
+    parts = [part for part in found["loc"] if isinstance(part, str)]
+    return ".".join(part for part in parts if not re.search(r"[\[(]|^(str|int|float|bool|path|none)$", part))
+
+
+def _rule(found: ErrorDetails) -> str:
+    """What a value should be, in a few words."""
+    if found["type"] in ("model_type", "dict_type", "model_attributes_type"):
+        return "a mapping {...}"
+    if found["type"] in ("tuple_type", "list_type"):
+        return "a list [...]"
+    return found["msg"].removeprefix("Input should be ").split(", unable to")[0]
+
+
+def _required_by(schema: type[Settings], option: str) -> list[str]:
+    """A missing option; of a missing group those of its options that have no default."""
+    for _, group in groups_of(locate(schema, option)[1]):
+        return [f"{option}.{name}" for name, field in fields_of(group).items() if field.is_required()]
+    return [option]
+
+
+def _nearest(schema: type[Settings], mistaken: str) -> str | None:
+    """The option that a mistaken name most probably stands for: nearly its name, or its initials, best in its place."""
+    *place, last = mistaken.split(".")
+
+    def likeness(name: str) -> float:
+        end = name.rpartition(".")[2]
+        initials = "".join(word[:1] for word in end.split("_"))
+        return 1.0 if last == initials else difflib.SequenceMatcher(None, last, end).ratio()
+
+    names = dict.fromkeys(_placed(option.name.removesuffix(f".{NAME}"), place) for option in options_of(schema))
+    alike = [name for name in names if likeness(name) >= _ALIKE]
+    return max(alike, key=lambda name: likeness(name) + _IN_PLACE * (name.split(".")[:-1] == place), default=None)
+
+
+def _placed(name: str, place: list[str]) -> str:
+    """An option with the names that the user chose in the place of NAME, where the option is in that place."""
+    parts = name.split(".")
+    filled = [given if part == NAME else part for part, given in zip(parts, place, strict=False)]
+    return ".".join([*filled, *parts[len(filled) :]]) if filled == place else name

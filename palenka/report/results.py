@@ -1,0 +1,125 @@
+"""Evaluation results as the report shows them: what makes two comparable, how large they are, how models compare."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from palenka.eval.compare import compare
+from palenka.eval.results import Results, SuiteResult, has_items, read_results
+from palenka.eval.statistics import suite_standard_error
+from palenka.eval.suite import Score
+from palenka.grid.record import HELD_OUT
+from palenka.ground.errors import UserError
+
+_NORMAL_95 = 1.96
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A measured value with its 95 % interval, in its unit; a share in %."""
+
+    value: float
+    low: float
+    high: float
+
+    @staticmethod
+    def of(score: Score, unit: str = "") -> "Estimate":
+        """A score with its interval, or else ± 1.96 standard errors."""
+        factor, margin = 1 if unit else 100, _NORMAL_95 * (score.stderr or 0.0)
+        low, high = score.interval or (score.value - margin, score.value + margin)
+        return Estimate(factor * score.value, factor * low, factor * high)
+
+    def separated_from(self, other: "Estimate") -> bool:
+        """Whether the two intervals have no point in common."""
+        return self.high < other.low or other.high < self.low
+
+
+@dataclass(frozen=True, order=True)
+class Measure:
+    """What makes two results comparable.
+
+    Attributes:
+        suite: its name.
+        title: as a heading.
+        data: fingerprint of the text or of the pairs.
+        conditions: that it was measured under, by name.
+        unit: of its main figure; empty for a share.
+        is_loss: whether lower is better.
+    """
+
+    suite: str
+    title: str
+    data: str
+    conditions: tuple[tuple[str, str | int], ...]
+    unit: str
+    is_loss: bool
+
+    @staticmethod
+    def of(result: SuiteResult) -> "Measure":
+        """What a result measured."""
+        conditions = tuple(result.conditions.items())
+        main = result.main
+        return Measure(result.suite, result.title, result.data, conditions, main.unit, not main.higher_is_better)
+
+    @property
+    def protocol(self) -> str:
+        """How its items are read and scored; empty where there is but one way."""
+        return str(dict(self.conditions).get("protocol", ""))
+
+    def condition(self, among: Iterable["Measure"]) -> str:
+        """The protocol, and whatever else tells this measure from others of the same suite."""
+        others = [other for other in among if other.suite == self.suite]
+        parts = [self.protocol] if self.protocol else []
+        if any(other.data != self.data for other in others):
+            parts.append(f"data {self.data[:8]}")
+        for name, value in self.conditions:
+            if name != "protocol" and any(dict(other.conditions).get(name) != value for other in others):
+                parts.append(f"{name} {value}")
+        return ", ".join(parts)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two models on the same data.
+
+    Attributes:
+        windows: of held-out text; None where the items were not kept.
+        suites: of the others, by suite.
+    """
+
+    windows: Mapping[str, Any] | None
+    suites: Mapping[str, Mapping[str, Any]]
+
+
+def read_suites(path: Path) -> Results | None:
+    """The evaluation results in a JSON file; None if it is about something else.
+
+    Raises:
+        UserError: if it cannot be read.
+    """
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error}); fix it, or leave its folder out") from None
+    # A comparison of two models has suites by name.
+    return read_results(path) if isinstance(record, dict) and isinstance(record.get("suites"), list) else None
+
+
+def compare_measures(first: Path, second: Path) -> Comparison:
+    """How the first of two models compares with the second, by the files of their figures.
+
+    Raises:
+        UserError: if the two should be of the same items and are not.
+    """
+    suites = compare(first, second)["suites"] if has_items(first) and has_items(second) else {}
+    return Comparison(windows=suites.pop(HELD_OUT, None), suites=suites)
+
+
+def pooled(scores: Sequence[Score]) -> Score:
+    """The unweighted mean accuracy of some tasks, with the standard error that the suites' protocol gives it."""
+    counts = [score.n or 0 for score in scores]
+    value = sum(score.value for score in scores) / len(scores)
+    stderr = suite_standard_error([score.stderr or 0.0 for score in scores], counts)
+    return Score(value=value, stderr=stderr, n=sum(counts))

@@ -1,0 +1,112 @@
+"""A study's records: results.json with what its stages came to, seconds.json with the time that each of them took."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import Field, RootModel
+
+from palenka.data.signals.cache import TeacherCache
+from palenka.eval.results import Results, SuiteResult
+from palenka.ground.files import read_record, write_record
+from palenka.ground.settings import Settings, read_as
+
+
+class ModelRow(Settings):
+    """A teacher, control or student of a study, and what was measured of it."""
+
+    name: str
+    role: str
+    parameters: int
+    suites: dict[str, SuiteResult]
+    """By name; scores of tasks are in the model's own file."""
+
+    @staticmethod
+    def of(name: str, role: str, measured: Results) -> "ModelRow":
+        """What was measured, without the tasks."""
+        suites = {}
+        for result in measured.suites:
+            figures = {name: figure.without_tasks() for name, figure in result.figures.items()}
+            suites[result.suite] = result.model_copy(update={"figures": figures})
+        return ModelRow(name=name, role=role, parameters=measured.parameters, suites=suites)
+
+
+class CacheRow(Settings):
+    """A teacher cache of a study."""
+
+    name: str
+    path: str
+    """Relative to the study's output."""
+    bytes_per_token: float
+    kept_mass: float
+    """At temperature 1, or else at the first of its temperatures."""
+    kept_mass_by_temperature: dict[str, float]
+
+    @staticmethod
+    def of(name: str, cache: TeacherCache, output: Path) -> "CacheRow":
+        """What a cache says of itself."""
+        by_temperature = cache.kept_mass()
+        return CacheRow(
+            name=name,
+            path=os.path.relpath(cache.directory, output),
+            bytes_per_token=round(sum(cache.bytes_per_token().values()), 2),
+            kept_mass=by_temperature.get(1.0, next(iter(by_temperature.values()))),
+            kept_mass_by_temperature={str(temperature): mass for temperature, mass in by_temperature.items()},
+        )
+
+
+class StudyResults(Settings):
+    """What came of a study."""
+
+    models: tuple[ModelRow, ...] = ()
+    caches: tuple[CacheRow, ...] = ()
+    seconds: dict[str, float] = Field(default={})
+    """Of each stage, in the call that finished it."""
+
+
+class StudySeconds(RootModel[dict[str, float]]):
+    """What seconds.json has."""
+
+
+@dataclass(frozen=True)
+class StudyFiles:
+    """The records in a study's output."""
+
+    directory: Path
+
+    @property
+    def results(self) -> Path:
+        """Where the results are, once all stages are finished."""
+        return self.directory / "results.json"
+
+    @property
+    def seconds(self) -> Path:
+        """Where the seconds are, from the first finished stage on."""
+        return self.directory / "seconds.json"
+
+    def write(self, results: StudyResults) -> None:
+        """Write the results."""
+        write_record(self.results, results.as_plain())
+
+    def write_seconds(self, seconds: Mapping[str, float]) -> None:
+        """Write the seconds of the stages that are finished."""
+        write_record(self.seconds, seconds)
+
+    def read_seconds(self) -> dict[str, float]:
+        """The seconds of the stages that are finished.
+
+        Raises:
+            UserError: if they are damaged.
+        """
+        content = read_record(self.seconds) if self.seconds.is_file() else {}
+        return read_as(StudySeconds, content, self.seconds).root
+
+    def read(self) -> StudyResults:
+        """What there is of the results; before the study's end the seconds alone.
+
+        Raises:
+            UserError: if a file is damaged.
+        """
+        content = read_record(self.results) if self.results.is_file() else {}
+        return read_as(StudyResults, {**content, "seconds": self.read_seconds()}, self.results)

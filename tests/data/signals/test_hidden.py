@@ -1,0 +1,251 @@
+"""Hidden states: codes against float64 linear algebra, and what a cache holds of a teacher's."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from palenka.cache_teachers.capture import capture
+from palenka.cache_teachers.settings import CaptureSettings
+from palenka.data.corpus import Corpus
+from palenka.data.signals.cache import TeacherCache
+from palenka.data.signals.components import Components, ComponentsFit
+from palenka.data.signals.hidden import ComponentsEncoding, Layer
+from palenka.data.signals.signal import at_positions
+from palenka.data.signals.stream import ReadingOrder, read_batch
+from palenka.data.windows import WindowRule
+from palenka.ground.errors import UserError
+
+LENGTH = 16
+
+
+def changed(settings: CaptureSettings, **changes: object) -> CaptureSettings:
+    return CaptureSettings.model_validate(settings.as_plain() | changes)
+
+
+def states_of(directory: Path, tokens: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Logits and all hidden states in float64, from transformers alone."""
+    model: Any = AutoModelForCausalLM.from_pretrained(directory).double()
+    with torch.no_grad():
+        output = model(input_ids=tokens, output_hidden_states=True)
+    return output.logits, output.hidden_states
+
+
+@given(st.integers(2, 40), st.integers(0, 5), st.integers(0, 2**31), st.data())
+def test_positions_differ_are_nested_and_follow_from_the_address_alone(
+    length: int, view: int, seed: int, data: st.DataObject
+) -> None:
+    rule = WindowRule(length=length, permutation_seed=seed)
+    indices = np.array(data.draw(st.lists(st.integers(0, 10**9), min_size=1, max_size=5)), np.int64)
+    count = data.draw(st.integers(0, length - 1))
+    some = rule.positions(view, indices, count)
+    assert some.shape == (len(indices), count)
+    every = rule.positions(view, indices, length - 1)
+    assert np.array_equal(every[:, :count], some)
+    assert all(sorted(row) == list(range(1, length)) for row in every)
+    for index, row in zip(indices, some, strict=True):
+        assert np.array_equal(rule.positions(view, np.array([index]), count)[0], row)
+
+
+def test_positions_are_spread_evenly() -> None:
+    rule = WindowRule(length=128)
+    positions = rule.positions(0, np.arange(20_000), 4)
+    counts = np.bincount(positions.flatten(), minlength=128)
+    assert counts[0] == 0
+    expected = 80_000 / 127
+    assert ((counts[1:] - expected) ** 2 / expected).sum() < 127 + 6 * math.sqrt(2 * 127)
+    assert not np.array_equal(positions, rule.positions(1, np.arange(20_000), 4))
+
+
+@pytest.mark.parametrize(
+    ("depth", "num_layers", "layers"),
+    [(24, 9, (0, 3, 6, 9, 12, 15, 18, 21, 24)), (2, 9, (0, 1, 2)), (4, 2, (0, 4)), (7, 3, (0, 4, 7))],
+)
+def test_uniform_layers(depth: int, num_layers: int, layers: tuple[int, ...]) -> None:
+    assert ComponentsEncoding(num_layers=num_layers).layers_of(depth) == layers
+
+
+def test_seven_eighths_of_the_positions_and_no_more_components_than_there_are() -> None:
+    assert ComponentsEncoding().within(128).num_positions() == 112
+    assert ComponentsEncoding().within(2).num_positions() == 1
+    assert ComponentsEncoding(positions=3).within(16).num_positions() == 3
+    assert [ComponentsEncoding().array(width).width for width in (16, 64, 1536)] == [16, 64, 64]
+    assert ComponentsEncoding(components=None).array(1536).width == 1536
+
+
+def sample(seed: int, count: int = 4000, width: int = 12) -> Tensor:
+    """Correlated states far from 0, with deviations from 0.01 to 100."""
+    generator = torch.Generator().manual_seed(seed)
+    deviations = torch.logspace(-2, 2, width)[:, None]
+    mixing: Tensor = torch.linalg.qr(torch.randn(width, width, generator=generator)).Q * deviations
+    return torch.randn(count, width, generator=generator) @ mixing + 50 * torch.randn(width, generator=generator)
+
+
+def fitted(states: Tensor, **settings: Any) -> Components:
+    fit = ComponentsFit(ComponentsEncoding(**settings))
+    for part in states.split(700):
+        fit.add(part.unsqueeze(0))
+    return fit.finish()
+
+
+def test_variances_and_basis_are_those_of_a_dense_decomposition() -> None:
+    states = sample(0)
+    centred = states.double() - states.double().mean(0)
+    plain = fitted(states, components=None)
+    torch.testing.assert_close(plain.mean, states.double().mean(0).float())
+    torch.testing.assert_close(plain.variance, centred.square().mean(0).float(), rtol=1e-5, atol=1e-6)
+    reduced = fitted(states, components=4)
+    assert reduced.basis is not None
+    _, singular, rows = torch.linalg.svd(centred, full_matrices=False)
+    torch.testing.assert_close(reduced.variance, (singular[:4] ** 2 / len(states)).float(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close((reduced.basis.double() @ rows[:4].T).abs(), torch.eye(4).double(), rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("components", [None, 12, 5, 1])
+def test_codes_lose_next_to_nothing_but_what_lies_outside_the_basis(components: int | None) -> None:
+    states = sample(1)
+    layer = fitted(states, components=components)
+    codes = layer.encode(states)
+    assert codes.dtype == torch.int8
+    residual, total = layer.squared_error(states, codes)
+    centred = states.double() - states.double().mean(0)
+    assert total == pytest.approx(centred.square().sum().item(), rel=1e-4)
+    spectrum = torch.linalg.svdvals(centred).square()
+    outside = float(spectrum[components or 12 :].sum() / spectrum.sum())
+    assert residual / total == pytest.approx(outside, abs=1e-3)
+    # Every component by itself, small ones too: that is what a scale per component is for.
+    basis = torch.eye(12) if layer.basis is None else layer.basis
+    exact = (states - layer.mean) @ basis.T
+    # Decoded components are in units of the layer's RMS deviation, written out.
+    decoded = layer.decode(codes) * layer.variance.double().mean().sqrt()
+    assert ((exact - decoded).square().mean(0) / exact.square().mean(0)).max() < 1e-3
+
+
+def test_a_component_that_never_varies_is_zero() -> None:
+    states = torch.cat([torch.full((100, 1), 7.0), torch.randn(100, 1)], dim=1)
+    layer = fitted(states, components=None)
+    assert layer.encode(states)[:, 0].abs().max() == 0
+    assert layer.decode(layer.encode(states))[:, 0].abs().max() == 0
+
+
+@pytest.mark.parametrize("settings", [{}, {"components": 5}, {"components": None, "values": "float32"}])
+def test_a_layer_is_what_its_statics_say(settings: dict[str, Any]) -> None:
+    states = sample(2)
+    layer = fitted(states, **settings)
+    again = ComponentsEncoding(**settings).layer(layer.statics())
+    assert again.num_components == layer.num_components
+    assert torch.equal(again.rms_deviation, layer.rms_deviation)
+    assert torch.equal(again.decode(again.encode(states)), layer.decode(layer.encode(states)))
+
+
+def in_own_units(layer: Layer, components: Tensor) -> Tensor:
+    """Decoded components as states [B, P, W] of the teacher, float64; the unit as its definition has it."""
+    unit = layer.statics()["variance"].double().mean().sqrt()
+    return layer.mean.double() + components.double() * unit
+
+
+def test_a_cache_holds_the_states_of_the_teacher_at_the_positions(
+    hidden_capture: CaptureSettings, corpus: Corpus, teacher: Path
+) -> None:
+    settings = changed(hidden_capture, windows={"length": LENGTH, "views": 2}, fraction=0.3)
+    capture(settings)
+    cache = TeacherCache(settings.output, ["teacher/0", "teacher/2"])
+    order = ReadingOrder(settings.windows, len(corpus.tokens), seed=1, epochs=2, fraction=0.3)
+    middle = len(order) // 2
+    encoded = read_batch(corpus, order, {"t": cache}, middle - 20, middle + 20, num_positions=5)  # in both views
+    batch = encoded.decode({"t": cache})
+    _, states = states_of(teacher, batch.tokens)
+    assert batch.signals["t"].hidden.keys() == {"teacher/0", "teacher/2"}
+    for key, components in batch.signals["t"].hidden.items():
+        expected = at_positions(states[int(key.split("/")[1])], batch.positions)
+        decoded = in_own_units(cache.measured.layers[key], components)
+        error = (decoded - expected).square().sum() / (expected - cache.measured.layers[key].mean).square().sum()
+        assert error < 2e-3
+    errors = cache.hidden_errors()
+    assert errors.keys() == {"teacher/0", "teacher/1", "teacher/2"}
+    assert all(0 < error < 2e-3 for error in errors.values())
+    assert set(cache.bytes_per_token()) >= {f"hidden/teacher/{layer}/codes" for layer in range(3)}
+
+
+def test_measures_leave_position_0_out(hidden_capture: CaptureSettings, corpus: Corpus, teacher: Path) -> None:
+    capture(hidden_capture)
+    rule = hidden_capture.windows
+    tokens = np.stack([corpus.tokens[slice(*rule.span(0, i))] for i in rule.slots(len(corpus.tokens), 0)[:40]])
+    _, states = states_of(teacher, torch.from_numpy(tokens.astype(np.int64)))
+    layer = TeacherCache(hidden_capture.output, ["teacher/1"]).measured.layers["teacher/1"]
+    torch.testing.assert_close(layer.mean.double(), states[1][:, 1:].flatten(0, 1).mean(0), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("hidden", "message"),
+    [
+        ({"positions": 16}, "hidden.positions is 16, but windows of 16 tokens have only 15 beside position 0"),
+        ({"layers": [0, 3]}, "hidden.layers has 3, but the teacher has the hidden states 0 to 2"),
+    ],
+)
+def test_hidden_states_that_do_not_exist_are_refused(
+    capture_settings: CaptureSettings, hidden: dict[str, object], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        capture(changed(capture_settings, hidden=hidden))
+    assert not capture_settings.output.exists()
+
+
+def test_a_resumed_capture_has_the_bytes_of_an_undisturbed_one(hidden_capture: CaptureSettings) -> None:
+    settings = changed(hidden_capture, hidden={"positions": 3, "components": 4})
+    capture(settings)
+
+    def contents() -> dict[str, bytes]:
+        return {str(path): path.read_bytes() for path in settings.output.rglob("*") if path.is_file()}
+
+    whole = contents()
+    next(settings.output.glob("hidden/teacher/1/codes/c/0/1/0/0")).write_bytes(b"\0" * 10)
+    capture(settings)
+    assert contents() == whole
+
+
+def test_damaged_coordinates_are_refused(hidden_capture: CaptureSettings) -> None:
+    capture(hidden_capture)
+    path = hidden_capture.output / "hidden" / "teacher" / "1" / "mean" / "c" / "0"
+    path.write_bytes(bytes(reversed(path.read_bytes())))
+    with pytest.raises(UserError, match=r"is damaged: hidden/teacher/1/mean/c/0 differs from its checksum"):
+        TeacherCache(hidden_capture.output)
+
+
+def test_an_ensemble_is_the_geometric_mean_of_its_models_each_with_its_own_states(
+    hidden_capture: CaptureSettings, corpus: Corpus, make_teacher: Callable[..., Path]
+) -> None:
+    ensemble = {"a": make_teacher("llama", seed=1), "b": make_teacher("gpt2", seed=2, hidden_size=24)}
+    vocabulary = corpus.vocabulary_size
+    settings = changed(
+        hidden_capture, teacher=None, ensemble=ensemble, logits={"k": vocabulary, "values": "float32"}, fraction=0.1
+    )
+    capture(settings)
+    cache = TeacherCache(settings.output, ["a/2", "b/1"])
+    rule = settings.windows
+    slots: NDArray[np.int64] = np.arange(30)
+    signal = cache.read(0, slots)
+    indices = rule.slots(len(corpus.tokens), 0)[slots]
+    tokens = torch.from_numpy(np.stack([corpus.tokens[slice(*rule.span(0, i))] for i in indices]).astype(np.int64))
+    spoken = {name: states_of(directory, tokens) for name, directory in ensemble.items()}
+    probabilities = [logits.softmax(-1) for logits, _ in spoken.values()]
+    mean = (probabilities[0] * probabilities[1]).sqrt()
+    torch.testing.assert_close(
+        signal.at(1.0).log_kept.exp().double(), mean / mean.sum(-1, keepdim=True), rtol=0, atol=1e-5
+    )
+    positions = torch.from_numpy(rule.positions(0, indices, 5))
+    for key, (name, number) in {"a/2": ("a", 2), "b/1": ("b", 1)}.items():
+        expected = at_positions(spoken[name][1][number], positions)
+        layer = cache.measured.layers[key]
+        decoded = in_own_units(layer, signal.hidden[key])
+        largest = float(layer.statics()["variance"].max().sqrt())
+        torch.testing.assert_close(decoded, expected, rtol=0.1, atol=0.1 * largest)

@@ -1,0 +1,208 @@
+"""Plug-ins, each one file: captured and trained from end to end, their values against independent float64 ones."""
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from palenka.cache_teachers.capture import capture
+from palenka.cache_teachers.inspect import inspect
+from palenka.cache_teachers.plan import plan
+from palenka.cache_teachers.settings import CaptureSettings, InspectSettings, PlanSettings, VerifySettings
+from palenka.cache_teachers.verify import verify
+from palenka.data.corpus import Corpus
+from palenka.data.signals.cache import TeacherCache
+from palenka.data.signals.encoding import ENCODINGS
+from palenka.data.signals.stream import ReadingOrder
+from palenka.data.windows import gather
+from palenka.ground.registry import Registry, import_plugins
+from palenka.train_student.objective.divergences import DIVERGENCES
+from palenka.train_student.objective.module import LayerPair
+from palenka.train_student.objective.objective import Objective
+from palenka.train_student.objective.term import TERMS
+from palenka.train_student.settings import TrainSettings
+from palenka.train_student.train import train
+
+PLUGINS = Path(__file__).parent
+BATCH = 16
+REGISTRIES: tuple[Registry[Any], ...] = (ENCODINGS, DIVERGENCES, TERMS)
+SettingsOfRun = Callable[..., TrainSettings]
+
+
+@pytest.fixture(autouse=True)
+def plugins(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """All of them, for one test."""
+    names = [path.stem for path in PLUGINS.glob("*.py") if not path.stem.startswith("test_")]
+    for registry in REGISTRIES:
+        monkeypatch.setattr(registry, "_entries", dict(registry))
+    monkeypatch.syspath_prepend(PLUGINS)
+    import_plugins(names)
+    yield
+    for name in names:
+        del sys.modules[name]
+
+
+def test_each_is_one_file_of_forty_lines_at_most() -> None:
+    for path in PLUGINS.glob("*.py"):
+        assert path.stem.startswith("test_") or len(path.read_text().splitlines()) <= 40, path
+
+
+def changed(settings: CaptureSettings, **changes: object) -> CaptureSettings:
+    return CaptureSettings.model_validate(settings.as_plain() | changes)
+
+
+def outputs_of(directory: Path, tokens: Tensor) -> Any:
+    """Logits and hidden states of a model in float64, from transformers alone."""
+    model: Any = AutoModelForCausalLM.from_pretrained(directory).double().eval()
+    with torch.no_grad():
+        return model(input_ids=tokens, output_hidden_states=True)
+
+
+def first_step(settings: TrainSettings, corpus: Corpus) -> tuple[dict[str, float], Tensor, Tensor, Any]:
+    """Train; what the log says of step 1, its tokens and positions, and the new student's outputs, float64."""
+    train(settings)
+    lines = [json.loads(line) for line in (settings.output / "metrics.jsonl").read_text().splitlines()]
+    trained = [line for line in lines if "loss" in line]
+    assert len(trained) > 5
+    assert trained[-1]["loss"] < trained[0]["loss"]
+    order = ReadingOrder(
+        settings.windows, len(corpus.tokens), settings.seed, settings.epochs, settings.fraction, batch=BATCH
+    )
+    ((view, _, indices),) = order.pieces(0, BATCH)
+    tokens = torch.from_numpy(gather(corpus.tokens, settings.windows, view, indices))
+    positions = torch.from_numpy(settings.windows.positions(view, indices, 5))
+    student: Any = settings.model.build(corpus.tokenizer(), settings.seed).double().eval()
+    with torch.no_grad():
+        return trained[0], tokens, positions, student(input_ids=tokens, output_hidden_states=True)
+
+
+@pytest.fixture
+def run_settings(settings_of_run: SettingsOfRun, capture_settings: CaptureSettings, tmp_path: Path) -> SettingsOfRun:
+    """Makes settings of a short run with a cached teacher t, every step of which is logged."""
+
+    def make(objective: Mapping[str, object]) -> TrainSettings:
+        return settings_of_run(
+            output=tmp_path / "run",
+            fraction=0.2,
+            global_batch=BATCH,
+            optimizer={"learning_rate": 1e-2, "warmup_steps": 2},
+            log_every=1,
+            teachers={"t": {"cache": capture_settings.output}},
+            objective=objective,
+        )
+
+    return make
+
+
+def test_an_encoding(
+    capture_settings: CaptureSettings, corpus: Corpus, teacher: Path, run_settings: SettingsOfRun
+) -> None:
+    settings = changed(capture_settings, logits={"kind": "whole"})
+    capture(settings)
+    cache = TeacherCache(settings.output)
+    assert cache.manifest.logits.as_plain() == {"kind": "whole", "temperatures": [1.0, 2.0]}
+    rule, slots = settings.windows, np.arange(300)
+    order = rule.slots(len(corpus.tokens), 0)
+    exact = outputs_of(teacher, torch.from_numpy(gather(corpus.tokens, rule, 0, order[slots]))).logits
+    # What is measured once, on the first windows on disk, and the arrays.
+    mean = exact[:256].log_softmax(-1).flatten(0, 1).mean(0)
+    torch.testing.assert_close(cache.measured.statics["mean"].double(), mean, rtol=1e-5, atol=1e-5)
+    for temperature in (1.0, 2.0):
+        found = cache.read(0, slots).at(temperature).log_kept.double()
+        torch.testing.assert_close(found, (exact / temperature).log_softmax(-1), rtol=2e-3, atol=2e-3)
+    # Everything that asks an encoding what it is.
+    assert cache.kept_mass() == {1.0: 1.0, 2.0: 1.0}
+    checked = verify(VerifySettings.model_validate(settings.as_plain()))
+    assert set(checked["differing_codes"].values()) == {0.0}
+    assert all(abs(divergence) < 1e-5 for divergence in checked["codec_kl"].values())
+    entropy = -(exact.softmax(-1) * exact.log_softmax(-1)).sum(-1).mean().item()
+    shown = inspect(InspectSettings(cache=settings.output, sample=300))
+    assert shown["entropy"]["1.0"] == pytest.approx(entropy, rel=5e-2)
+    foretold = plan(PlanSettings.model_validate(settings.as_plain()))
+    assert foretold["bytes_per_token"]["logits/beside_mean"] < 2 * corpus.vocabulary_size
+    assert cache.manifest.logits.summary() == "the whole distribution"
+
+    logged, tokens, _, student = first_step(run_settings({"hard": 0.5, "logit": 0.5}), corpus)
+    theirs, ours = ((logits / 2).log_softmax(-1) for logits in (outputs_of(teacher, tokens).logits, student.logits))
+    expected = 4 * (theirs.exp() * (theirs - ours)).sum(-1).mean().item()
+    assert logged["logit/t"] == pytest.approx(expected, rel=1e-3)
+
+
+def test_a_divergence(
+    capture_settings: CaptureSettings, corpus: Corpus, teacher: Path, run_settings: SettingsOfRun
+) -> None:
+    capture(changed(capture_settings, logits={"k": 8, "values": "float32"}))
+    settings = run_settings({"hard": 0.5, "logit": 0.5, "divergence": "skewed"})
+    logged, tokens, _, student = first_step(settings, corpus)
+    said = outputs_of(teacher, tokens).logits
+    ids = said.topk(8).indices
+
+    def outcomes(logits: Tensor) -> Tensor:
+        """The eight most probable of the teacher's, and all others as one."""
+        probabilities = (logits / 2).softmax(-1)
+        return torch.cat([probabilities.gather(-1, ids), probabilities.scatter(-1, ids, 0).sum(-1, keepdim=True)], -1)
+
+    t, q = outcomes(said), outcomes(student.logits)
+    expected = 4 * (t * (t / (0.1 * t + 0.9 * q)).log()).sum(-1).mean().item()
+    assert logged["logit/t"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_term(hidden_capture: CaptureSettings, corpus: Corpus, teacher: Path, run_settings: SettingsOfRun) -> None:
+    hidden = {"positions": 5, "components": None, "sample_windows": 40, "values": "float32"}
+    capture(changed(hidden_capture, hidden=hidden))
+    settings = run_settings({"hard": 0.5, "last_cosine": {"weight": 2.0, "schedule": {"start": 1.0}}})
+    logged, tokens, positions, student = first_step(settings, corpus)
+    # The map that a run of this seed begins with.
+    key, layer = "teacher/2", TeacherCache(hidden_capture.output, ["teacher/2"]).measured.layers["teacher/2"]
+    begun = Objective(
+        settings.model.build(corpus.tokenizer(), 0), settings.objective, {"t": [LayerPair(key, 2, layer)]}, 0
+    )
+    linear = begun.trained_beside()
+    weight, bias = (linear[f"last_cosine.maps.teacher_t.{name}"].double() for name in ("weight", "bias"))
+    rows = torch.arange(BATCH)[:, None]
+    first = corpus_windows(corpus, hidden_capture)
+    mean = outputs_of(teacher, first).hidden_states[2][:, 1:].flatten(0, 1).mean(0)
+    theirs = outputs_of(teacher, tokens).hidden_states[2][rows, positions] - mean
+    ours = F.linear(student.hidden_states[2][rows, positions], weight, bias)
+    cosines = (ours * theirs).sum(-1) / (ours.norm(dim=-1) * theirs.norm(dim=-1))
+    assert logged["last_cosine/t"] == pytest.approx(1 - cosines.mean().item(), rel=1e-4)
+    assert logged["weight/last_cosine"] == 1.0
+    assert logged["loss"] == pytest.approx(0.5 * logged["hard"] + logged["last_cosine/t"], rel=1e-5)
+    kept = load_file(settings.output / "projections.safetensors")
+    assert kept.keys() == linear.keys()
+    assert not torch.equal(kept["last_cosine.maps.teacher_t.weight"], linear["last_cosine.maps.teacher_t.weight"])
+
+
+def corpus_windows(corpus: Corpus, settings: CaptureSettings) -> Tensor:
+    """The forty first windows on disk, on which layers are measured."""
+    slots = settings.windows.slots(len(corpus.tokens), 0)[:40]
+    return torch.from_numpy(gather(corpus.tokens, settings.windows, 0, slots))
+
+
+def test_a_run_is_the_same_where_terms_that_it_does_not_use_are_registered(
+    settings_of_run: SettingsOfRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_plugin = settings_of_run()
+    assert "last_cosine" in with_plugin.objective.terms
+    monkeypatch.setattr(TERMS, "_entries", {name: term for name, term in TERMS.items() if name != "last_cosine"})
+    assert settings_of_run().as_plain() == with_plugin.as_plain()
+
+
+def test_what_a_plugin_registers_is_named_in_errors(
+    settings_of_run: SettingsOfRun, capture_settings: CaptureSettings
+) -> None:
+    with pytest.raises(ValueError, match=r"forward.*reverse.*js.*skewed"):
+        settings_of_run(objective={"divergence": "sideways"})
+    with pytest.raises(ValueError, match=r"Input should be 'topk', .*'hybrid'.* 'whole'"):
+        changed(capture_settings, logits={"kind": "half"})
+    with pytest.raises(ValueError, match=r"objective\.last_cosine\.weight"):
+        settings_of_run(objective={"last_cosine": -1})
