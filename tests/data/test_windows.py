@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from palenka.data.signals.stream import ReadingOrder
-from palenka.data.windows import BLOCK_WINDOWS, WindowRule, epoch_order, gather
+from palenka.data.windows import BLOCK_WINDOWS, CHUNK_WINDOWS, WindowRule, epoch_order, gather
 
 
 @given(
@@ -59,8 +59,12 @@ def test_slots_are_those_of_every_other_machine() -> None:
 def test_an_epoch_reads_each_window_once_block_by_block(num_windows: int, seed: int, epoch: int) -> None:
     order = epoch_order(num_windows, seed, epoch)
     assert sorted(order.tolist()) == list(range(num_windows))
-    blocks = order // BLOCK_WINDOWS
-    assert (np.diff(blocks) != 0).sum() == max(0, -(-num_windows // BLOCK_WINDOWS) - 1)
+    chunks, num_chunks = order // CHUNK_WINDOWS, -(-num_windows // CHUNK_WINDOWS)
+    # Whoever keeps four chunks reads each of them once: a block's chunks are mixed among themselves alone.
+    spans = [np.flatnonzero(chunks == chunk)[[0, -1]] for chunk in range(num_chunks)]
+    assert all(last - first < BLOCK_WINDOWS for first, last in spans)
+    together = {tuple(sorted(set(chunks[first : first + BLOCK_WINDOWS]))) for first, _ in spans}
+    assert all(len(block) <= BLOCK_WINDOWS // CHUNK_WINDOWS + 1 for block in together)
     if num_windows > 20:
         assert not np.array_equal(order, epoch_order(num_windows, seed, epoch + 1))
         assert not np.array_equal(order, epoch_order(num_windows, seed + 1, epoch))
