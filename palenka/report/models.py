@@ -95,13 +95,10 @@ def recipe(run: FinishedRun) -> str:
     """A run's objective, and its teachers with their weights; empty for one that was trained without teachers."""
     if not run.settings.teachers:
         return ""
-    values = run.settings.objective.as_plain().items()
-    numbers = {name: value for name, value in values if isinstance(value, int | float) and not isinstance(value, bool)}
-    temperature = numbers.pop("temperature", None)
-    terms = " + ".join(f"{value:g}{_NO_BREAK}{name}" for name, value in numbers.items() if value)
+    objective = run.settings.objective
+    terms = " + ".join(f"{term.weight:g}{_NO_BREAK}{name}" for name, term in objective.active.items())
     teachers = ", ".join(f"{teacher.weight}{_NO_BREAK}{name}" for name, teacher in run.settings.teachers.items())
-    at = "" if temperature is None else f", T{_NO_BREAK}={_NO_BREAK}{temperature:g}"
-    return f"{terms}{at}; {teachers}"
+    return f"{terms}, T{_NO_BREAK}={_NO_BREAK}{objective.temperature:g}; {teachers}"
 
 
 def _apart(models: Sequence[Model]) -> tuple[Model, ...]:
