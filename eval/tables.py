@@ -87,8 +87,8 @@ def print_results(results: Results, console: Console) -> None:
     """Print a table for each suite: its tasks and its figures, and what else it says."""
     for result in results.suites:
         under = "".join(f", {name} {value}" for name, value in result.conditions.items())
-        columns = (result.suite, *(Column(name, justify="right") for name in ("value", "n")))
-        table = Table(*columns, title=f"{result.heading}{under}: {results.name}")
+        columns = [Column(name, justify="right") for name in ("value", "n")]
+        table = Table(result.suite, *columns, title=f"{result.heading}{under}: {results.name}")
         for task, score in result.main.tasks.items():
             table.add_row(task, str(score), f"{score.n:,}")
         table.add_section()
