@@ -21,7 +21,7 @@ COMMANDS = {
     "cache inspect": "palenka.cache_teachers.settings:InspectSettings",
     "train": "palenka.train_student.settings:TrainSettings",
     "parameters": "palenka.parameters:ParametersSettings",
-    "export": "palenka.export:TableSettings",
+    "export": "palenka.export:ExportSettings",
     "eval": "palenka.eval.__main__:EvalSettings",
     "eval compare": "palenka.eval.__main__:CompareSettings",
     "eval export": "palenka.eval.__main__:TableSettings",

@@ -172,7 +172,7 @@ def test_the_log_holds_rates_by_the_closed_form_and_a_speed(make_settings: MakeS
         assert line["tokens_per_second"] > 0
         assert 0 <= line["data_wait"] < 1
         assert line["gradient_norm"] > 0
-        # The rate that the step was made with: the peak at the end of 3 steps, then half a cosine that is 0 after the last.
+        # The rate that the step was made with: the peak after 3 steps, then half a cosine that is 0 after the last.
         progress = (line["step"] - 3) / 18
         assert line["learning_rate"] == pytest.approx(1e-2 * (1 + math.cos(math.pi * progress)) / 2, abs=1e-9)
 
