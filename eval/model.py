@@ -1,6 +1,5 @@
 """The model that is measured, and the tokenizer beside it: loaded once, when a suite first asks for it."""
 
-import hashlib
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from palenka.data.model_files import identity_of, load_model
-from palenka.eval.suite import PairPrecision
+from palenka.eval.suite import PairPrecision, hash_of_files
 from palenka.ground.errors import UserError
 from palenka.ground.files import read_record, sha256_of_file
 from palenka.ground.processes import open_processes
@@ -102,10 +101,7 @@ class EvaluatedModel:
 def _hash_of_tokenizer(directory: Path) -> str | None:
     """SHA-256 over the names and bytes of a model directory's tokenizer files."""
     files = sorted({file for pattern in _FILES for file in directory.glob(pattern) if file.is_file()})
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(f"{file.name} {sha256_of_file(file)}\n".encode())
-    return digest.hexdigest() if files else None
+    return hash_of_files(files) if files else None
 
 
 def _require_recorded(directory: Path) -> None:

@@ -6,7 +6,7 @@ items right or wrong, and registers itself in `eval.suites.SUITES`. Everything e
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar
 
@@ -120,10 +120,7 @@ class Suite(ABC, Generic[Data]):
 
     def fingerprint(self, folder: Path, conditions: Conditions) -> str:
         """What is equal for the same data alone: the SHA-256 over the names and bytes of the files."""
-        digest = hashlib.sha256()
-        for file in self.files(folder):
-            digest.update(f"{file.name} {sha256_of_file(file)}\n".encode())
-        return digest.hexdigest()
+        return hash_of_files(self.files(folder))
 
     def relevant(self, conditions: Conditions) -> dict[str, str | int]:
         """Those of the conditions that decide the result, by name."""
@@ -157,6 +154,12 @@ class Suite(ABC, Generic[Data]):
             A row ``{"n", "first", "second", "difference", "interval"}`` of the main figure, with ``"p_value"`` and
             ``"tasks": {task: <row>}`` where the suite has them.
         """
+
+
+def hash_of_files(files: Iterable[Path]) -> str:
+    """SHA-256 over the names and bytes of some files."""
+    lines = (f"{file.name} {sha256_of_file(file)}\n" for file in files)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def column(items: "pa.Table", name: str) -> NDArray[Any]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from palenka.eval.results import Results, SuiteResult, read_results, writing
 from palenka.eval.suite import Score
@@ -87,9 +87,8 @@ def print_results(results: Results, console: Console) -> None:
     """Print a table for each suite: its tasks and its figures, and what else it says."""
     for result in results.suites:
         under = "".join(f", {name} {value}" for name, value in result.conditions.items())
-        table = Table(result.suite, title=f"{result.heading}{under}: {results.name}")
-        for heading in ("value", "n"):
-            table.add_column(heading, justify="right")
+        columns = [Column(name, justify="right") for name in ("value", "n")]
+        table = Table(result.suite, *columns, title=f"{result.heading}{under}: {results.name}")
         for task, score in result.main.tasks.items():
             table.add_row(task, str(score), f"{score.n:,}")
         table.add_section()

@@ -279,7 +279,11 @@ def test_a_file_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[
         ("train_student", ["--model.architecture", "bert"], "model.architecture is bert"),
         ("eval", [], "these options are missing: model, data, out; give them in a file or as --model VALUE"),
         ("eval", ["/m", "--data", "/nowhere", "--out", "/o", "--suite", "ewok"], "suite is ewok, but it should be"),
-        ("eval", ["/m", "--data", "/nowhere", "--out", "/o"], "/nowhere is no corpus"),
+        (
+            "eval",
+            ["/m", "--data", "/nowhere", "--out", "/o"],
+            "data /nowhere is not a folder; give the one that holds what held_out needs",
+        ),
     ],
 )
 def test_mistakes_by_program(program: str, arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -24,7 +24,7 @@ COMMANDS = {
     "export": "palenka.export:ExportSettings",
     "eval": "palenka.eval.__main__:EvalSettings",
     "eval compare": "palenka.eval.__main__:CompareSettings",
-    "eval export": "palenka.eval.__main__:ExportSettings",
+    "eval export": "palenka.eval.__main__:TableSettings",
     "report": "palenka.report.__main__:ReportSettings",
     "study": "palenka.study:StudySettings",
     "grid": "palenka.grid.settings:GridSettings",

@@ -232,7 +232,7 @@ def test_a_student_that_is_its_own_control_is_refused(grid_file: GridFile, tmp_p
 
 def test_a_grid_without_a_file_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["grid", "--output", "x", "--student", "y"]) == 2
-    assert "palenka grid finds other files beside its own; give it as --config FILE.yaml" in capsys.readouterr().err
+    assert "palenka grid finds other files beside its own; give it as palenka grid FILE.yaml" in capsys.readouterr().err
 
 
 def test_a_grid_is_trained_ranked_and_ended_by_finalists_and_does_nothing_twice(

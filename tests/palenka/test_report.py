@@ -37,7 +37,7 @@ from palenka.train_student.settings import TrainSettings
 from palenka.train_student.train import train
 
 LENGTH = 16
-HOSTILE = "<script>alert(1)<&\"'$x$_🦊"
+HOSTILE = "<script>alert(1)<&\"'x_🦊$"
 
 
 class Page(HTMLParser):

@@ -28,12 +28,19 @@ def test_shapes_are_their_closed_forms() -> None:
         schedule = WeightSchedule.model_validate({"start": 0.2, "steps": 4} | changes)
         return [schedule.weight(1.0, step, 10) for step in range(1, 7)]
 
-    assert way() == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0, 1.0])
+    assert way(steps=5) == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0, 1.0])
     assert way(shape="constant") == [0.2, 0.2, 0.2, 0.2, 1.0, 1.0]
     expected = [0.6 - 0.4 * math.cos(math.pi * step / 4) for step in range(5)]
-    assert way(shape="cosine") == pytest.approx([*expected, 1.0])
-    assert way(steps=None, fraction=0.4) == pytest.approx(way())
-    assert way(steps=None)[-1] == pytest.approx(0.2 + 0.8 * 5 / 10)
+    assert way(steps=5, shape="cosine") == pytest.approx([*expected, 1.0])
+    assert way(steps=None, fraction=0.5) == pytest.approx(way(steps=5))
+    assert way(steps=None)[-1] == pytest.approx(0.2 + 0.8 * 5 / 9)
+
+
+@pytest.mark.parametrize("shape", ["linear", "cosine"])
+def test_over_the_whole_run_the_last_step_has_the_ends_weight(shape: str) -> None:
+    schedule = WeightSchedule.model_validate({"start": 0.2, "shape": shape})
+    assert schedule.weight(1.0, 10, 10) == 1.0
+    assert schedule.weight(1.0, 9, 10) < 1.0
 
 
 @given(
@@ -45,7 +52,8 @@ def test_a_weight_stays_between_start_and_end_and_never_turns_back(
     schedule = WeightSchedule.model_validate({"start": start, "shape": shape, "fraction": fraction})
     num_steps = data.draw(st.integers(1, 60))
     way = [schedule.weight(end, step, num_steps) for step in range(1, num_steps + 2)]
-    assert way[0] == pytest.approx(start)
+    # A way of a single step is over at once.
+    assert way[0] == pytest.approx(start if fraction * num_steps > 1 else (way[0] if shape == "constant" else end))
     assert way[-1] == pytest.approx(end)
     upward = [b - a if end >= start else a - b for a, b in itertools.pairwise(way)]
     assert all(move >= -1e-12 for move in upward)
@@ -118,8 +126,8 @@ def test_the_weights_in_force_are_those_of_the_step_and_stand_in_the_log(
     assert len(logged) == steps > 10
     for line in logged:
         done = line["step"] - 1
-        hard = max(0.0, 1 - done / (steps / 2))
-        logit = 0.8 * (1 - math.cos(math.pi * min(1, done / 10))) / 2
+        hard = max(0.0, 1 - done / (steps / 2 - 1))
+        logit = 0.8 * (1 - math.cos(math.pi * min(1, done / 9))) / 2
         assert (line["weight/hard"], line["weight/logit"]) == pytest.approx((hard, logit))
         assert line["loss"] == pytest.approx(hard * line["hard"] + 0.5 * logit * line["logit/t"], rel=1e-5)
     norms = [line["gradient_norm/logit/t"] for line in log if "gradient_norm/logit/t" in line]
