@@ -20,12 +20,11 @@ from torch import Tensor
 from palenka.cache_teachers.settings import CaptureSettings
 from palenka.cache_teachers.teacher import Teacher, prefixed
 from palenka.data.corpus import Corpus
-from palenka.data.signals.cache import CacheWriter, create_cache, is_begun
+from palenka.data.signals.cache import CacheWriter, create_cache, damage_of_shard, is_begun
 from palenka.data.signals.encoding import TeacherOutputs
 from palenka.data.signals.manifest import CacheManifest, Shard, compressed_bytes, windows_per_shard
 from palenka.data.windows import gather
 from palenka.ground.errors import UserError
-from palenka.ground.files import damage_of
 from palenka.ground.lock import sole_writer
 from palenka.ground.processes import open_processes
 from palenka.ground.progress import info, progress_bar
@@ -134,14 +133,14 @@ def _missing(settings: CaptureSettings, manifest: CacheManifest, verbose: bool) 
     shards = list(manifest.shards(settings.fraction))[settings.part :: settings.parts]
     is_missing = torch.zeros(len(shards), dtype=torch.int32, device=state.device)
     for place in range(state.process_index, len(shards), state.num_processes):
-        is_missing[place] = damage_of(settings.output, shards[place].record) is not None
+        is_missing[place] = damage_of_shard(settings.output, shards[place]) is not None
     missing = [shards[place] for place in reduce(is_missing, "sum").nonzero().flatten().tolist()]
     if verbose:
         part = f", part {settings.part} of {settings.parts}" if settings.parts > 1 else ""
         info(f"{settings.output}{part}: {len(missing)} of {len(shards)} shards to capture")
         gaps = missing if len(missing) < len(shards) else []
         for shard in gaps[:_GAPS_NAMED]:
-            info(f"  {damage_of(settings.output, shard.record)}")
+            info(f"  {damage_of_shard(settings.output, shard)}")
         if len(gaps) > _GAPS_NAMED:
             info(f"  and {len(gaps) - _GAPS_NAMED} more")
     return missing

@@ -5,9 +5,8 @@ from typing import Any
 import numpy as np
 
 from palenka.cache_teachers.settings import InspectSettings
-from palenka.data.signals.cache import TeacherCache
+from palenka.data.signals.cache import TeacherCache, damage_of_shard
 from palenka.ground.errors import UserError
-from palenka.ground.files import damage_of
 
 
 def inspect(settings: InspectSettings) -> dict[str, Any]:
@@ -25,7 +24,7 @@ def inspect(settings: InspectSettings) -> dict[str, Any]:
     cache = TeacherCache(settings.cache)
     manifest = cache.manifest
     committed = cache.committed()
-    damages = [damage for shard in committed if (damage := damage_of(cache.directory, shard.record))]
+    damages = [damage for shard in committed if (damage := damage_of_shard(cache.directory, shard))]
     if damages:
         raise UserError(
             f"teacher cache {settings.cache} is damaged: {'; '.join(damages)}; `palenka cache run` captures it anew"

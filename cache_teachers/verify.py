@@ -19,12 +19,11 @@ from palenka.cache_teachers.capture import encode_windows, manifest_of
 from palenka.cache_teachers.settings import VerifySettings
 from palenka.cache_teachers.teacher import Teacher
 from palenka.data.corpus import Corpus
-from palenka.data.signals.cache import TeacherCache, read_manifest
+from palenka.data.signals.cache import TeacherCache, damage_of_shard, read_manifest
 from palenka.data.signals.distribution import Distribution
 from palenka.data.signals.manifest import codes_of
 from palenka.data.windows import gather
 from palenka.ground.errors import UserError, refuse_difference
-from palenka.ground.files import damage_of
 from palenka.ground.processes import open_processes
 
 
@@ -70,7 +69,7 @@ def refuse_damaged(cache: Path, damaged: Mapping[str, str]) -> NoReturn:
 
 def _damaged(cache: TeacherCache) -> dict[str, str]:
     """What is wrong with each shard that was captured, by its commit record."""
-    damages = {shard.record: damage_of(cache.directory, shard.record) for shard in cache.committed()}
+    damages = {shard.record: damage_of_shard(cache.directory, shard) for shard in cache.committed()}
     return {record: damage for record, damage in damages.items() if damage}
 
 

@@ -15,7 +15,7 @@ from transformers.utils import logging as transformers_logging
 from palenka.data.corpus import Corpus
 from palenka.data.signals.manifest import TeacherIdentity
 from palenka.ground.errors import UserError
-from palenka.ground.files import sha256_of_file
+from palenka.ground.files import read_record, sha256_of_file
 from palenka.ground.precision import dtype_of
 from palenka.ground.settings import Precision
 
@@ -117,13 +117,8 @@ def _read_config(directory: Path) -> dict[str, Any]:
 
 def _weights_hash(directory: Path) -> str:
     """SHA-256 over names, types, shapes and bytes of all tensors, however they are spread over files."""
-    files = sorted(directory.glob("model*.safetensors"))
-    if not files:
-        raise UserError(
-            f"{directory} has no model*.safetensors weights; save it with save_pretrained (pickles are not loaded)"
-        )
     file_of: dict[str, Path] = {}
-    for path in files:
+    for path in _weight_files(directory):
         with safe_open(path, framework="pt") as file:
             file_of |= dict.fromkeys(file.keys(), path)
     digest = hashlib.sha256()
@@ -133,6 +128,24 @@ def _weights_hash(directory: Path) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
     return digest.hexdigest()
+
+
+def _weight_files(directory: Path) -> list[Path]:
+    """The files that transformers loads: one with all weights, or else those that its index names.
+
+    Raises:
+        UserError: if there are none, or adapters that would be loaded on top of them.
+    """
+    if (adapter := directory / "adapter_config.json").is_file():
+        raise UserError(f"{adapter} would change the model when it is loaded; merge the adapter into it and save it")
+    single, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
+    if single.is_file():
+        return [single]
+    if index.is_file():
+        return sorted({directory / name for name in read_record(index)["weight_map"].values()})
+    raise UserError(
+        f"{directory} has no model*.safetensors weights; save it with save_pretrained (pickles are not loaded)"
+    )
 
 
 @contextmanager

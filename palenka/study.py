@@ -17,14 +17,14 @@ from rich.table import Table
 
 from palenka.cache_teachers.capture import capture
 from palenka.cache_teachers.settings import CaptureSettings
-from palenka.data.signals.cache import TeacherCache, read_manifest
+from palenka.data.signals.cache import TeacherCache, damage_of_shard, read_manifest
 from palenka.data.text.prepare import CorpusSettings, prepare
 from palenka.eval.measure import Measurement, measure
 from palenka.eval.protocols import Protocol
 from palenka.eval.suite import Conditions
 from palenka.eval.suites import SUITES, SuiteName
 from palenka.ground.command_line import SettingsType, parse, parse_file, run
-from palenka.ground.files import damage_of, remove_leftovers_of
+from palenka.ground.files import remove_leftovers_of
 from palenka.ground.lock import sole_writer
 from palenka.ground.settings import Command
 from palenka.report.write import try_report
@@ -175,7 +175,7 @@ def _is_captured(settings: CaptureSettings) -> bool:
     if not settings.output.exists():
         return False
     shards = read_manifest(settings.output).shards(settings.fraction)
-    return not any(damage_of(settings.output, shard.record, contents=False) for shard in shards)
+    return not any(damage_of_shard(settings.output, shard, contents=False) for shard in shards)
 
 
 def _print_tables(results: StudyResults) -> None:

@@ -201,7 +201,7 @@ def capture_settings(teacher: Path, corpus_directory: Path, tmp_path: Path) -> C
             "corpus": corpus_directory,
             "output": tmp_path / "cache",
             "windows": {"length": LENGTH},
-            "logits": {"k": 8},
+            "logits": {"kind": "topk", "k": 8},
         }
     )
 

@@ -36,7 +36,7 @@ from palenka.data.signals.manifest import (
 from palenka.data.signals.signal import TeacherSignal
 from palenka.data.windows import BLOCK_WINDOWS, CHUNK_WINDOWS
 from palenka.ground.errors import UserError, refuse_difference
-from palenka.ground.files import commit, damage_of, names_in, read_record, remove, whole_directory
+from palenka.ground.files import commit, damage_of, names_in, read_record, remove, state_of, whole_directory
 
 Arrays = Mapping[str, NDArray[np.generic]]
 
@@ -73,7 +73,21 @@ class CacheWriter:
             array[shard.view, shard.start : shard.stop] = arrays[name]
         files = [shard.file_of(name) for name in self._arrays]
         remove(self.directory / shard.record)
-        commit(self.directory, shard.record, files, hidden_error=dict(hidden_error))
+        facts = _facts_of(self.directory, shard)
+        commit(self.directory, shard.record, files, hidden_error=dict(hidden_error), **facts)
+
+
+def damage_of_shard(directory: Path, shard: Shard, contents: bool = True) -> str | None:
+    """What is wrong with a shard of a cache, in a few words; None if nothing is.
+
+    Its record must be of this shard and of this cache: a copy from elsewhere is damage.
+    """
+    return damage_of(directory, shard.record, contents, **_facts_of(directory, shard))
+
+
+def _facts_of(directory: Path, shard: Shard) -> dict[str, object]:
+    """What ties a commit record to its shard and to its cache."""
+    return {"shard": [shard.view, shard.number], "store": read_record(directory / _STORE_RECORD)["checksum"]}
 
 
 def is_begun(directory: Path, manifest: CacheManifest) -> bool:
@@ -189,7 +203,7 @@ class TeacherCache:
         self._arrays = {name: _array(group, name) for name in [*names, *map(codes_of, hidden)]}
         self.measured = _read_measured(group, self.manifest, hidden)
         self._chunk_windows = _chunk_windows(self.manifest)
-        self._checked: set[Shard] = set()
+        self._checked: dict[Shard, tuple[object, ...]] = {}
         self._chunks: OrderedDict[tuple[int, int], dict[str, NDArray[np.generic]]] = OrderedDict()
         self._measured_on: dict[torch.device, Measured] = {}
 
@@ -199,7 +213,7 @@ class TeacherCache:
         Raises:
             UserError: naming how many shards are missing and what is wrong with the first.
         """
-        damages = [damage for shard in shards if (damage := damage_of(self.directory, shard.record, contents=False))]
+        damages = [damage for shard in shards if (damage := damage_of_shard(self.directory, shard, contents=False))]
         if damages:
             raise UserError(
                 f"teacher cache {self.directory} lacks {len(damages)} of the shards needed: {damages[0]}; "
@@ -296,21 +310,38 @@ class TeacherCache:
         for run in np.split(missing, np.flatnonzero(np.diff(missing) > 1) + 1) if len(missing) else ():
             start = int(run[0]) * self._chunk_windows
             stop = min((int(run[-1]) + 1) * self._chunk_windows, self.manifest.num_windows(view))
-            for shard in self.manifest.shards_over(view, start, stop):
+            shards = list(self.manifest.shards_over(view, start, stop))
+            for shard in shards:
                 self._check(shard)
             read = {name: np.asarray(array[view, start:stop]) for name, array in self._arrays.items()}
+            for shard in shards:
+                # Zarr reads a file that is gone as zeros.
+                self._require_unchanged(shard)
             for number, chunk in enumerate(run):
                 rows = slice(number * self._chunk_windows, (number + 1) * self._chunk_windows)
                 self._chunks[view, int(chunk)] = {name: values[rows] for name, values in read.items()}
 
     def _check(self, shard: Shard) -> None:
-        if shard in self._checked:
+        """Compare a shard's checksums when it is first read, and again if its files are others than before."""
+        state = self._state_of(shard)
+        if self._checked.get(shard) == state:
             return
-        if damage := damage_of(self.directory, shard.record):
+        if damage := damage_of_shard(self.directory, shard):
             raise UserError(
                 f"teacher cache {self.directory} is damaged: {damage}; `palenka cache run` captures it anew"
             )
-        self._checked.add(shard)
+        self._checked[shard] = state
+
+    def _require_unchanged(self, shard: Shard) -> None:
+        if self._checked[shard] != self._state_of(shard):
+            raise UserError(
+                f"teacher cache {self.directory} changed while shard {shard.number} of view {shard.view} was read; "
+                "leave it alone, and run the same command again"
+            )
+
+    def _state_of(self, shard: Shard) -> tuple[object, ...]:
+        """What tells a shard's files from others of the same name."""
+        return tuple(state_of(self.directory / shard.file_of(name)) for name in self._arrays)
 
 
 def _chunk_windows(manifest: CacheManifest) -> int:

@@ -270,6 +270,8 @@ class HybridEncoding(_DrawnEncoding):
     """Tokens kept: the most probable ones."""
     draws: int = Field(default=16, ge=1, le=255)
     """Draws kept from the others."""
+    values: Literal["float32", "uint8"] = "uint8"
+    """Type of the stored log-probabilities, as topk has them."""
 
     def require_room(self, vocabulary_size: int, corpus: str) -> None:
         """As `LogitEncoding` has it; there must be others."""
@@ -314,7 +316,7 @@ class HybridEncoding(_DrawnEncoding):
         return f"the {self.k} most probable tokens and {self.draws} draws"
 
     def _kept(self) -> TopKEncoding:
-        return TopKEncoding(k=self.k, temperatures=self.temperatures)
+        return TopKEncoding(k=self.k, temperatures=self.temperatures, values=self.values)
 
 
 def _share(flags: Tensor) -> float:

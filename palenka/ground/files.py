@@ -121,6 +121,15 @@ def read_record(path: Path) -> dict[str, Any]:
     return record
 
 
+def state_of(path: Path) -> tuple[int, int, int] | None:
+    """What tells a file from another of the same name, and from itself after a change; None without one."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
 def commit(directory: Path, record: str, files: Iterable[str], **facts: object) -> None:
     """Record size and checksum of files that are whole, and facts about them: from here on they count."""
     paths = {name: directory / name for name in files}
@@ -129,13 +138,14 @@ def commit(directory: Path, record: str, files: Iterable[str], **facts: object) 
     write_record(directory / record, {**whole, "checksum": _checksum(whole)})
 
 
-def damage_of(directory: Path, record: str, contents: bool = True) -> str | None:
+def damage_of(directory: Path, record: str, contents: bool = True, **facts: object) -> str | None:
     """What is wrong with the files that a commit record names, in a few words; None if nothing is.
 
     Args:
         directory: that the files are in.
         record: path of the record in it.
         contents: also compare checksums, at about 1 s a gigabyte; otherwise only presence and sizes.
+        facts: that the record must have, as they were given to `commit`: it may be whole and belong elsewhere.
     """
     try:
         found = read_record(directory / record)
@@ -148,6 +158,9 @@ def damage_of(directory: Path, record: str, contents: bool = True) -> str | None
         return f"{record} is not a commit record"
     if not files:
         return f"{record} names no file"
+    for name, value in facts.items():
+        if found.get(name) != value:
+            return f"{record} is of another {name}: {found.get(name)!r}, not {value!r}"
     for name, size, checksum in files:
         found_size = size_of(directory / name)
         if found_size is None:

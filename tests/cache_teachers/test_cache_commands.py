@@ -67,14 +67,32 @@ def test_a_fresh_cache_is_what_its_teacher_says(settings: CaptureSettings, capsy
     found = told(["verify", "--sample", "40", "--all"], settings, capsys)
     assert found["damaged"] == {}
     assert found["windows"] == 40
-    assert all(0 < divergence < 3e-4 for divergence in found["codec_kl"].values())
+    assert all(abs(divergence) < 3e-4 for divergence in found["rounding"].values())
     assert found["nondeterminism"]["largest_difference"] < 1e-4
     assert abs(found["nondeterminism"]["kl"]) < 1e-7
     assert all(0 < error < 2e-3 for error in found["hidden"].values())
     mass = TeacherCache(settings.output).kept_mass()
-    for temperature, truncation in found["truncation"].items():
-        assert truncation["missing_mass"] == pytest.approx(1 - mass[float(temperature)], abs=0.03)
-        assert truncation["kl"] > 0
+    for temperature, missing in found["missing"].items():
+        assert missing == pytest.approx(1 - mass[float(temperature)], abs=0.03)
+        assert found["truncation"][temperature] > 0
+
+
+def test_low_rank_is_told_from_truncation_and_rounding(
+    settings: CaptureSettings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    errors = []
+    for rank in (2, 8):
+        logits = {"kind": "low_rank", "k": 8, "rank": rank}
+        some = CaptureSettings.model_validate(
+            settings.as_plain() | {"logits": logits, "output": settings.output.with_name(f"rank-{rank}")}
+        )
+        capture(some)
+        found = told(["verify"], some, capsys)
+        for temperature in ("1.0", "2.0"):
+            assert 0 < found["low_rank"][temperature] < found["truncation"][temperature]
+            assert abs(found["rounding"][temperature]) < 2e-3
+        errors.append(found["low_rank"]["2.0"])
+    assert errors[1] < errors[0]
 
 
 def test_what_was_not_captured_from_this_teacher_is_seen(
@@ -98,7 +116,7 @@ def test_values_that_are_wrong_though_whole_show_as_codec_error(settings: Captur
 
         commit(settings.output, f"commits/{record.name}", content["files"], hidden_error=content["hidden_error"])
     wrong = verify(VerifySettings.model_validate(settings.as_plain()))
-    assert wrong["codec_kl"]["1.0"] > 20 * exact["codec_kl"]["1.0"]
+    assert wrong["rounding"]["1.0"] > 20 * abs(exact["rounding"]["1.0"])
 
 
 def test_inspect_shows_what_the_cache_measures(settings: CaptureSettings, capsys: pytest.CaptureFixture[str]) -> None:
@@ -225,11 +243,11 @@ def test_damage_of_the_only_shard_is_named(
     capture(small)
     file = small.output.with_name("cache.yaml")
     small.write_yaml(file)
-    damaged = small.output / "logits/log_tail/c/0/0/0/0"
+    damaged = small.output / "logits/log_odds/c/0/0/0/0"
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"!")
     where = ["--cache", str(small.output)] if command == ["inspect"] else ["--config", str(file)]
     assert main([*command, *where]) == USER_MISTAKE
-    assert "logits/log_tail/c/0/0/0/0 differs from its checksum" in " ".join(capsys.readouterr().err.split())
+    assert "logits/log_odds/c/0/0/0/0 differs from its checksum" in " ".join(capsys.readouterr().err.split())
 
 
 def test_draws_that_were_changed_show_as_differing_codes(capture_settings: CaptureSettings) -> None:

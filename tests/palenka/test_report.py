@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,7 +21,6 @@ from palenka.__main__ import main
 from palenka.cache_teachers.settings import CaptureSettings
 from palenka.data.model_files import identity_of
 from palenka.data.signals.cache import TeacherCache
-from palenka.data.signals.distribution import log1mexp
 from palenka.eval.measure import Measurement, measure
 from palenka.eval.suite import Conditions, Score
 from palenka.ground.errors import UserError
@@ -97,7 +97,7 @@ def study(corpus_directory: Path, make_teacher: Callable[..., Path], tmp_path_fa
                 "corpus": corpus_directory,
                 "output": folder / "cache-big",
                 "windows": {"length": LENGTH},
-                "logits": {"k": 8},
+                "logits": {"kind": "topk", "k": 8},
             }
         )
     )
@@ -358,10 +358,12 @@ def test_the_card_is_what_the_cache_holds(study: Path) -> None:
     assert card.tokens == card.possible_tokens == cache.manifest.num_windows(0) * LENGTH
     signal = cache.read(0, np.arange(card.sampled_tokens // LENGTH))
     for place, temperature in enumerate(cache.manifest.logits.temperatures):
-        steps, tail = signal.arrays["values"], signal.arrays["log_tail"][..., place].double()
-        mass = log1mexp(tail).exp()
+        # As the format has it: distances to the top in widening steps, log-odds of the kept mass in steps of 1/64.
+        below = 8 * torch.expm1(signal.arrays["values"].double() / 128)
+        mass = (signal.arrays["log_odds"][..., place].double() / 64).sigmoid()
+        tail = (1 - mass).log()
         assert card.kept_mass_histograms[temperature].mean == pytest.approx(float(mass.mean()), abs=1e-6)
-        kept = (-steps.double() / 16 / temperature).softmax(-1) * mass.unsqueeze(-1)
+        kept = (-below / temperature).softmax(-1) * mass.unsqueeze(-1)
         entropy = -(kept * kept.log()).sum(-1) - tail.exp() * tail
         assert card.entropy_histograms[temperature].mean == pytest.approx(float(entropy.mean()), abs=1e-5)
         shares, _ = np.histogram(mass.numpy(), bins=40, range=(0, 1))

@@ -22,6 +22,7 @@ from palenka.study import Study, StudySettings
 from palenka.templates import write_pairs
 
 LENGTH = 16
+LOGITS = {"kind": "topk", "k": 8}
 SHAPE = {"architecture": "llama", "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
 
 
@@ -62,7 +63,8 @@ def study_file(tmp_path: Path) -> Path:
         },
         "stages/corpus": {"sources": str(tmp_path / "text"), "output": shared["corpus"], "vocabulary_size": 300},
         "stages/teacher": run | {"output": teacher, "model": SHAPE | {"hidden_size": 32}},
-        "stages/cache": shared | {"output": str(runs / "cache"), "teacher": teacher, "logits": {"k": 8}},
+        "stages/cache": shared
+        | {"output": str(runs / "cache"), "teacher": teacher, "logits": {"kind": "topk", "k": 8}},
         "stages/control": run | {"output": str(runs / "control")},
         "stages/distilled": run | distilled | {"output": str(runs / "distilled")},
     }

@@ -17,9 +17,8 @@ from torch.distributions import Categorical, kl_divergence
 from palenka.cache_teachers.capture import capture
 from palenka.cache_teachers.settings import CaptureSettings
 from palenka.data.corpus import Corpus
-from palenka.data.signals.distribution import Distribution
+from palenka.data.signals.distribution import Distribution, log1mexp
 from palenka.data.signals.signal import TeacherSignal
-from palenka.data.signals.top_k import log_shares
 from palenka.ground.errors import UserError
 from palenka.train_student.objective.divergences import DIVERGENCES
 from palenka.train_student.objective.next_token import NextTokenTerms
@@ -32,6 +31,11 @@ Measure = Callable[[str, Tensor, Tensor, int, float], Tensor]
 
 VOCABULARY = 24
 KINDS = ["forward", "reverse", "js"]
+
+
+def log_shares(values: Tensor, log_tail: Tensor, temperature: float) -> Tensor:
+    """Log-probabilities of kept tokens whose values are known, beside a tail."""
+    return (values / temperature).log_softmax(-1) + log1mexp(log_tail).unsqueeze(-1)
 
 
 def logits_of(seed: int, vocabulary: int = VOCABULARY, scale: float = 3.0) -> Tensor:

@@ -42,7 +42,7 @@ def sources(
             "corpus": corpus_directory,
             "output": folder / name,
             "windows": {"length": LENGTH},
-            "logits": {"k": 32, "values": "float32"},
+            "logits": {"kind": "topk", "k": 32, "values": "float32"},
             "hidden": hidden,
         }
         capture(CaptureSettings.model_validate(fields))

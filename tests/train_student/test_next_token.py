@@ -11,12 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from palenka.data.signals.distribution import Distribution, Others
+from palenka.data.signals.distribution import Distribution, Others, log1mexp
 from palenka.data.signals.signal import TeacherSignal
-from palenka.data.signals.top_k import log_shares
 
 Losses = Callable[..., tuple[Tensor, dict[str, Tensor]]]
 SignalOf = Callable[..., TeacherSignal]
+
+
+def log_shares(values: Tensor, log_tail: Tensor, temperature: float) -> Tensor:
+    """Log-probabilities of kept tokens whose values are known, beside a tail."""
+    return (values / temperature).log_softmax(-1) + log1mexp(log_tail).unsqueeze(-1)
 
 
 def logits_of(seed: int, vocabulary: int = 24, scale: float = 3.0) -> Tensor:

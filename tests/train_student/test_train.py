@@ -66,7 +66,7 @@ def caches(
                 "corpus": corpus_directory,
                 "output": folder / architecture,
                 "windows": {"length": LENGTH, "views": 2},
-                "logits": {"k": 8, "values": "float32"},
+                "logits": {"kind": "topk", "k": 8, "values": "float32"},
             }
         )
         capture(captured[architecture])
@@ -496,7 +496,7 @@ def flip_bit(path: Path) -> None:
     ],
     ids=["missing", "empty", "bit flip", "zeros"],
 )
-@pytest.mark.parametrize("array", ["ids", "values", "log_tail"])
+@pytest.mark.parametrize("array", ["ids", "values", "log_odds"])
 def test_a_missing_or_damaged_shard_is_named_and_never_read_as_zeros(
     make_settings: MakeSettings,
     caches: dict[str, CaptureSettings],

@@ -209,9 +209,9 @@ def test_changed_metadata_is_refused(cache_directory: Path) -> None:
 def test_another_format_version_is_named(cache_directory: Path) -> None:
     record = cache_directory / "commits" / "store.json"
     group = zarr.open_group(cache_directory, mode="r+")
-    group.attrs["format_version"] = 2
+    group.attrs["format_version"] = 1
     commit(cache_directory, "commits/store.json", json.loads(record.read_text())["files"])
-    with pytest.raises(UserError, match="format_version is 2"):
+    with pytest.raises(UserError, match="format_version is 1"):
         TeacherCache(cache_directory)
 
 
@@ -237,7 +237,7 @@ def test_what_is_read_is_fixed_when_a_cache_is_opened(
     capture(CaptureSettings.model_validate(capture_settings.as_plain() | more))
     cache = TeacherCache(capture_settings.output, hidden, logits=logits)
     names = {f"hidden/{key}/codes" for key in hidden} | (
-        {"logits/ids", "logits/values", "logits/log_tail"} if logits else set()
+        {"logits/ids", "logits/values", "logits/log_odds"} if logits else set()
     )
     assert cache.measured.layers.keys() == set(hidden)
     group = zarr.open_group(capture_settings.output, mode="r")

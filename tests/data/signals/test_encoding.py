@@ -48,7 +48,7 @@ def settings_of(kind: str, k: int, draws: int) -> dict[str, Any]:
 
 @given(
     st.sampled_from(["topk", "sampled", "hybrid"]),
-    st.sampled_from(["float32", "float16", "uint8"]),
+    st.sampled_from(["float32", "uint8"]),
     st.integers(1, VOCABULARY),
     st.integers(1, 60),
     st.floats(0.5, 4),
@@ -56,7 +56,8 @@ def settings_of(kind: str, k: int, draws: int) -> dict[str, Any]:
 def test_every_encoding_survives_json_and_decodes_to_a_distribution(
     outputs_of: OutputsOf, kind: str, values: str, k: int, draws: int, temperature: float
 ) -> None:
-    encoding = encoding_of(kind=kind, values=values, temperatures=(temperature,), **settings_of(kind, k, draws))
+    coarse = {} if kind == "sampled" else {"values": values}
+    encoding = encoding_of(kind=kind, temperatures=(temperature,), **settings_of(kind, k, draws), **coarse)
     assert ENCODING.validate_json(encoding.model_dump_json()) == encoding
     arrays = encoding.encode(outputs_of(logits_of(k, 2, 3), numbers(draws, 2, 3, draws)), {})
     expected = encoding.arrays(VOCABULARY)
@@ -81,10 +82,10 @@ def test_the_mass_outside_the_kept_tokens_needs_the_arrays_of_the_tail_alone(
     assert found.shape == (2, 3, len(encoding.temperatures))
     for number, temperature in enumerate(encoding.temperatures):
         exact = (logits.double() / temperature).softmax(-1).sort(descending=True).values[..., kept:].sum(-1)
-        torch.testing.assert_close(found[..., number].exp().double(), exact, rtol=1e-5, atol=0)
+        torch.testing.assert_close(found[..., number].exp().double(), exact, rtol=0.01, atol=0)
 
 
-def test_uint8_values_are_within_half_a_step_and_their_mass_is_exact(outputs_of: OutputsOf) -> None:
+def test_coarse_values_cost_little_and_their_mass_is_right(outputs_of: OutputsOf) -> None:
     logits = logits_of(1, 4, 50)
     encoding = TopKEncoding(k=16, temperatures=(1.0, 2.0))
     arrays = encoding.encode(outputs_of(logits), {})
@@ -92,21 +93,12 @@ def test_uint8_values_are_within_half_a_step_and_their_mass_is_exact(outputs_of:
         exact = (logits.double() / temperature).log_softmax(-1)
         found = encoding.decode(arrays, {}, temperature)
         assert found.ids is not None
-        mass = exact.gather(-1, found.ids).exp().sum(-1)
-        torch.testing.assert_close(found.log_kept.double().exp().sum(-1), mass, rtol=1e-5, atol=0)
-        torch.testing.assert_close(found.log_tail.double().exp(), 1 - mass, rtol=1e-5, atol=1e-9)
-        within = found.log_kept.double() - exact.gather(-1, found.ids)
-        assert within.abs().max() < 1 / 16 / temperature  # half a step each, and the common shift of as much
-        divergence = (exact.gather(-1, found.ids).exp() * -within).sum(-1)
-        assert 0 < divergence.mean() < 2e-4
-
-
-def test_probabilities_beyond_the_last_step_are_clipped_not_wrapped(outputs_of: OutputsOf) -> None:
-    logits = torch.tensor([[[0.0, -3.0, -15.0, -20.0, -90.0]]])
-    encoding = TopKEncoding(k=5, temperatures=(1.0,))
-    found = encoding.decode(encoding.encode(outputs_of(logits), {}), {}, 1.0)
-    expected = torch.tensor([0.0, -3.0, -15.0, -15.9375, -15.9375]).log_softmax(-1)
-    torch.testing.assert_close(found.log_kept[0, 0], expected, rtol=0, atol=1e-5)
+        kept = exact.gather(-1, found.ids)
+        mass = kept.exp().sum(-1)
+        torch.testing.assert_close(found.log_kept.double().exp().sum(-1), mass, rtol=0, atol=0.25 / 128 + 1e-6)
+        shares = found.log_kept.double().log_softmax(-1)
+        divergence = (kept.log_softmax(-1).exp() * (kept.log_softmax(-1) - shares)).sum(-1)
+        assert 0 < divergence.mean() < 4e-4
 
 
 def dense(found: Distribution) -> Tensor:
@@ -153,7 +145,7 @@ def test_counts_are_those_of_a_plain_loop_over_the_cumulative_distribution() -> 
 def test_the_loss_of_draws_is_cross_entropy_against_them(
     losses_of_logits: Callable[..., tuple[Tensor, dict[str, Tensor]]], outputs_of: OutputsOf, fields: dict[str, Any]
 ) -> None:
-    encoding = encoding_of(temperatures=(2.0,), values="float32", **fields)
+    encoding = encoding_of(temperatures=(2.0,), **fields)
     teacher, student = logits_of(6, 2, 7), logits_of(7, 2, 7).requires_grad_()
     found = encoding.decode(encoding.encode(outputs_of(teacher, numbers(8, 2, 7, fields["draws"])), {}), {}, 2.0)
     target = dense(found)
@@ -170,11 +162,13 @@ def test_the_loss_of_draws_is_cross_entropy_against_them(
 def test_the_draws_of_a_window_follow_from_its_address() -> None:
     rule = WindowRule(length=16, views=2)
     indices = np.array([5, 9, 2], np.int64)
-    some = rule.uniforms(0, indices, 7)
+    some = rule.uniforms(0, indices, 7, 3)
     assert some.shape == (3, 16, 7)
-    assert np.array_equal(rule.uniforms(0, indices[1:], 7), some[1:])
-    assert not np.array_equal(rule.uniforms(1, indices, 7), some)
-    many = rule.uniforms(0, np.arange(2000), 7).flatten()
+    assert np.array_equal(rule.uniforms(0, indices[1:], 7, 3), some[1:])
+    assert not np.array_equal(rule.uniforms(1, indices, 7, 3), some)
+    # Two teachers draw numbers of their own.
+    assert not np.isin(rule.uniforms(0, indices, 7, 4), some).any()
+    many = rule.uniforms(0, np.arange(2000), 7, 3).flatten()
     assert 0 <= many.min() <= many.max() < 1
     assert np.abs(np.histogram(many, 20)[0] / len(many) * 20 - 1).max() < 0.03
 
@@ -222,11 +216,11 @@ def test_a_student_learns_from_draws(
 @pytest.mark.parametrize(
     ("fields", "place", "message"),
     [
-        ({"draws": 3}, ("draws",), "Input should be 0"),
-        ({"kind": "sampled", "k": 3}, ("k",), "Input should be 0"),
+        ({"kind": "topk", "draws": 3}, ("draws",), "Extra inputs are not permitted"),
+        ({"kind": "sampled", "k": 3}, ("k",), "Extra inputs are not permitted"),
         ({"kind": "hybrid", "k": 0}, ("k",), "Input should be greater than or equal to 1"),
-        ({"kind": ["topk"]}, ("kind",), "Input should be 'topk', 'sampled'.* 'hybrid'"),
-        ({"kind": "topkk"}, ("kind",), "Input should be 'topk', 'sampled'.* 'hybrid'"),
+        ({"kind": ["topk"]}, ("kind",), "Input should be 'topk', 'low_rank', 'sampled'.* 'hybrid'"),
+        ({"kind": "topkk"}, ("kind",), "Input should be 'topk', 'low_rank', 'sampled'.* 'hybrid'"),
         (
             {"kind": "sampled", "temperatures": [1.0, 2.0]},
             (),

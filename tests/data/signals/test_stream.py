@@ -19,7 +19,11 @@ def two_caches(capture_settings: CaptureSettings, tmp_path: Path) -> dict[str, T
     """A cache of two views, and a coarser one of the same teacher."""
     caches = {}
     for name, k in (("fine", 8), ("coarse", 2)):
-        changes = {"output": str(tmp_path / name), "logits": {"k": k}, "windows": {"length": 16, "views": 2}}
+        changes = {
+            "output": str(tmp_path / name),
+            "logits": {"kind": "topk", "k": k},
+            "windows": {"length": 16, "views": 2},
+        }
         settings = CaptureSettings.model_validate(capture_settings.as_plain() | changes)
         capture(settings)
         caches[name] = TeacherCache(settings.output)

@@ -11,7 +11,18 @@ from hypothesis import strategies as st
 
 from palenka.data.signals.encodings import TopKEncoding
 from palenka.data.signals.signal import TeacherSignal
-from palenka.data.signals.top_k import differences, log_shares, top_k
+from palenka.data.signals.top_k import (
+    LARGEST_GAP_CODE,
+    differences,
+    gaps,
+    log_masses,
+    log_odds,
+    pack_gaps,
+    pack_odds,
+    top_k,
+    unpack_gaps,
+    unpack_odds,
+)
 
 TEMPERATURES = (1.0, 2.0, 0.7)
 
@@ -38,19 +49,48 @@ def test_top_k_and_tail_agree_with_float64(seed: int, vocabulary: int, scale: fl
         np.testing.assert_allclose(kept.log_tail[..., number].numpy(), expected, rtol=1e-5, atol=1e-4)
 
 
-@given(seed=st.integers(0, 10_000), k=st.integers(1, 20), half=st.booleans())
-def test_decoding_keeps_the_mass_exact_however_coarse_the_values(seed: int, k: int, half: bool) -> None:
+@pytest.mark.parametrize("coarse", [False, True])
+@given(seed=st.integers(0, 10_000), k=st.integers(1, 20))
+def test_decoding_keeps_the_mass_however_coarse_the_values(coarse: bool, seed: int, k: int) -> None:
     logits = random_logits(seed, 20)
     kept = top_k(logits, k, TEMPERATURES)
-    values = kept.values.half() if half else kept.values
+    below = gaps(kept.values)
+    values = -unpack_gaps(pack_gaps(below)) if coarse else -below
     for number, temperature in enumerate(TEMPERATURES):
-        tail = kept.log_tail[..., number]
-        shares = log_shares(values, tail, temperature)
-        total = shares.double().exp().sum(-1) + tail.double().exp()
+        odds = log_odds(kept.log_tail[..., number])
+        log_mass, log_tail = log_masses(unpack_odds(pack_odds(odds)) if coarse else odds)
+        total = log_mass.double().exp() + log_tail.double().exp()
         torch.testing.assert_close(total, torch.ones_like(total), rtol=0, atol=1e-6)
         exact = (logits.double() / temperature).log_softmax(-1)
         expected = exact if kept.ids is None else exact.gather(-1, kept.ids)
-        torch.testing.assert_close(shares.double(), expected, rtol=0, atol=0.04 if half else 2e-5)
+        mass = expected.exp().sum(-1)
+        torch.testing.assert_close(log_mass.double().exp(), mass, rtol=0, atol=0.003 if coarse else 1e-6)
+        shares = (values / temperature).log_softmax(-1).double().exp() * mass.unsqueeze(-1)
+        torch.testing.assert_close(shares, expected.exp(), rtol=0, atol=0.03 if coarse else 2e-6)
+
+
+@given(st.floats(0, 50), st.floats(0, 50))
+def test_distances_come_back_within_half_a_step_and_in_their_order(one: float, other: float) -> None:
+    pair = torch.tensor([one, other])
+    found = unpack_gaps(pack_gaps(pair))
+    assert bool(((found - pair).abs() <= 1 / 32 * (1 + (pair + 0.3) / 8) + 1e-5).all())
+    if one <= other:
+        assert found[0] <= found[1]
+
+
+def test_distances_beyond_the_last_step_are_clipped_not_wrapped() -> None:
+    assert pack_gaps(torch.tensor([0.0, 50.0, 60.0, 1e9])).tolist()[-2:] == [LARGEST_GAP_CODE] * 2
+    assert unpack_gaps(pack_gaps(torch.tensor([1e9]))).item() == pytest.approx(50.6, abs=0.1)
+
+
+def test_odds_are_exact_at_both_ends() -> None:
+    log_tail = torch.tensor([-30.0, -20.0, -1e-6, -1e-4, -math.inf])
+    log_mass, back = log_masses(log_odds(log_tail))
+    torch.testing.assert_close(back, log_tail, rtol=1e-5, atol=0)
+    torch.testing.assert_close(log_mass.double(), torch.log(-torch.expm1(log_tail.double())), rtol=1e-5, atol=1e-12)
+    coarse = log_masses(unpack_odds(pack_odds(log_odds(log_tail))))[1]
+    assert coarse[-1] < -500  # no tail stays no tail
+    torch.testing.assert_close(coarse[:2], log_tail[:2], rtol=0, atol=1 / 128 + 1e-6)
 
 
 def test_everything_kept_is_the_whole_distribution_in_its_order_without_ids(
@@ -65,7 +105,7 @@ def test_everything_kept_is_the_whole_distribution_in_its_order_without_ids(
     assert decoded.ids is None
     assert (decoded.log_tail == -math.inf).all()
     torch.testing.assert_close(decoded.log_kept, (logits / 2).log_softmax(-1), rtol=0, atol=1e-6)
-    assert set(TopKEncoding(k=12).arrays(12)) == {"values", "log_tail"}
+    assert set(TopKEncoding(k=12).arrays(12)) == {"values", "log_odds"}
 
 
 def test_large_batches_are_computed_in_chunks_without_a_difference() -> None:

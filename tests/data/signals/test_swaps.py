@@ -1,0 +1,91 @@
+"""Nothing of a cache can be swapped: files and records from elsewhere, and files that go while they are read."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from palenka.cache_teachers.capture import capture
+from palenka.cache_teachers.settings import CaptureSettings, VerifySettings
+from palenka.cache_teachers.verify import verify
+from palenka.data.model_files import identity_of
+from palenka.data.signals.cache import TeacherCache, damage_of_shard
+from palenka.ground.errors import UserError
+
+
+def files_of(cache: Path, shard: int) -> list[Path]:
+    return sorted(path for path in cache.rglob(f"c/0/{shard}/0/0") if path.is_file())
+
+
+def everything(cache: TeacherCache) -> np.ndarray:
+    return np.arange(cache.manifest.num_windows(0), dtype=np.int64)
+
+
+def test_a_copied_record_makes_no_missing_shard_whole(cache_directory: Path, capture_settings: CaptureSettings) -> None:
+    for path in files_of(cache_directory, 1):
+        path.unlink()
+    shutil.copyfile(cache_directory / "commits/0-0.json", cache_directory / "commits/0-1.json")
+    cache = TeacherCache(cache_directory)
+    shards = list(cache.manifest.shards())
+    assert damage_of_shard(cache_directory, shards[0]) is None
+    assert "commits/0-1.json is of another shard: [0, 0], not [0, 1]" in str(
+        damage_of_shard(cache_directory, shards[1])
+    )
+    with pytest.raises(UserError, match="is of another shard"):
+        cache.require_shards(shards)
+    with pytest.raises(UserError, match="is of another shard"):
+        cache.read(0, everything(cache))
+    found = verify(VerifySettings.model_validate(capture_settings.as_plain() | {"all": True}))
+    assert list(found["damaged"]) == ["commits/0-1.json"]
+
+
+def test_a_shard_of_another_teachers_cache_is_refused_and_captured_again(
+    cache_directory: Path, capture_settings: CaptureSettings, make_teacher: Callable[..., Path], tmp_path: Path
+) -> None:
+    whole = {path: path.read_bytes() for path in cache_directory.rglob("*") if path.is_file()}
+    other = capture_settings.as_plain() | {"teacher": str(make_teacher("llama", seed=9)), "output": str(tmp_path / "o")}
+    capture(CaptureSettings.model_validate(other))
+    for path in [*files_of(tmp_path / "o", 1), tmp_path / "o" / "commits/0-1.json"]:
+        shutil.copyfile(path, cache_directory / path.relative_to(tmp_path / "o"))
+    cache = TeacherCache(cache_directory)
+    with pytest.raises(UserError, match=r"commits/0-1.json is of another store: '\w{64}', not '\w{64}'"):
+        cache.read(0, everything(cache))
+    capture(capture_settings)
+    assert {path: path.read_bytes() for path in cache_directory.rglob("*") if path.is_file()} == whole
+
+
+def test_a_shard_that_is_deleted_after_its_first_read_is_not_read_as_zeros(cache_directory: Path) -> None:
+    cache = TeacherCache(cache_directory)
+    slots = everything(cache)
+    cache.read(0, slots[:10])
+    for path in files_of(cache_directory, 0):
+        path.unlink()
+    with pytest.raises(UserError, match="is missing"):
+        cache.read(0, slots[100:110])
+
+
+def test_a_shard_that_is_replaced_after_its_first_read_is_checked_again(cache_directory: Path) -> None:
+    cache = TeacherCache(cache_directory)
+    slots = everything(cache)
+    cache.read(0, slots[:10])
+    (values,) = [path for path in files_of(cache_directory, 0) if "values" in path.parts]
+    content = bytearray(values.read_bytes())
+    content[len(content) // 2] ^= 1
+    values.with_suffix(".new").write_bytes(content)
+    values.with_suffix(".new").replace(values)
+    with pytest.raises(UserError, match="differs from its checksum"):
+        cache.read(0, slots[100:110])
+
+
+def test_the_identity_is_of_the_weights_that_are_loaded(make_teacher: Callable[..., Path]) -> None:
+    teacher, other = make_teacher("llama", seed=1), make_teacher("llama", seed=2)
+    first = identity_of(teacher, "float32").weights
+    shutil.copyfile(teacher / "model.safetensors", teacher / "model_backup.safetensors")
+    assert identity_of(teacher, "float32").weights == first
+    shutil.copyfile(other / "model.safetensors", teacher / "model.safetensors")
+    assert identity_of(teacher, "float32").weights == identity_of(other, "float32").weights != first
+    (teacher / "adapter_config.json").write_text("{}")
+    with pytest.raises(UserError, match="would change the model when it is loaded"):
+        identity_of(teacher, "float32")
