@@ -90,7 +90,7 @@ def test_low_rank_is_told_from_truncation_and_rounding(
         found = told(["verify"], some, capsys)
         for temperature in ("1.0", "2.0"):
             assert 0 < found["low_rank"][temperature] < found["truncation"][temperature]
-            assert abs(found["rounding"][temperature]) < 2e-3
+            assert abs(found["rounding"][temperature]) < 6e-3
         errors.append(found["low_rank"]["2.0"])
     assert errors[1] < errors[0]
 
@@ -114,7 +114,8 @@ def test_values_that_are_wrong_though_whole_show_as_codec_error(settings: Captur
         content = json.loads(record.read_text())
         from palenka.ground.files import commit
 
-        commit(settings.output, f"commits/{record.name}", content["files"], hidden_error=content["hidden_error"])
+        facts = {name: content[name] for name in ("hidden_error", "shard", "store")}
+        commit(settings.output, f"commits/{record.name}", content["files"], **facts)
     wrong = verify(VerifySettings.model_validate(settings.as_plain()))
     assert wrong["rounding"]["1.0"] > 20 * abs(exact["rounding"]["1.0"])
 
