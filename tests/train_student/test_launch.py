@@ -19,6 +19,7 @@ from palenka.cache_teachers.capture import capture
 from palenka.cache_teachers.settings import CaptureSettings
 from palenka.ground.settings import Settings
 from palenka.train_student.model.shapes import ModelShape
+from palenka.train_student.objective.settings import ObjectiveSettings
 from palenka.train_student.settings import TrainSettings
 from palenka.train_student.train import train
 
@@ -169,7 +170,9 @@ def test_all_ranks_end_with_the_same_projections_and_read_each_window_once(
     call([*TWO_PROCESSES[:-1], str(script), "--config", configuration(student_settings, tmp_path)], tmp_path)
     ranks = [json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in range(2)]
     assert ranks[0]["weights"] == ranks[1]["weights"]
-    projections = [name for name in ranks[0]["weights"] if name.startswith("hidden.projections.teacher_t.")]
+    projections = [
+        name for name in ranks[0]["weights"] if name.startswith("terms.hidden.layers.projections.teacher_t.")
+    ]
     assert len(projections) == 2 * 3
     assert ranks[0]["unmoved"] == []
     read = sorted(number for rank in ranks for start, stop in rank["slices"] for number in range(start, stop))
@@ -178,7 +181,9 @@ def test_all_ranks_end_with_the_same_projections_and_read_each_window_once(
 
 def test_hidden_states_alone_train_on_two_processes(student_settings: TrainSettings, tmp_path: Path) -> None:
     teachers = {"t": student_settings.teachers["t"].model_copy(update={"layers": {0: 0, 1: 1}})}
-    objective = student_settings.objective.model_copy(update={"hard": 0.0, "logit": 0.0})
+    given = student_settings.objective.as_plain() | {"hard": 0.0, "logit": 0.0}
+    objective = ObjectiveSettings.model_validate(given)
+    assert list(objective.active) == ["hidden"]
     alone = student_settings.model_copy(update={"teachers": teachers, "objective": objective, "fraction": 0.05})
     call([*TWO_PROCESSES, "palenka.train_student", "--config", configuration(alone, tmp_path)], tmp_path)
     assert (alone.output / "result.json").exists()
@@ -390,7 +395,7 @@ def test_the_programs_work_from_any_directory_with_paths_relative_to_it(tmp_path
         ),
         (
             [sys.executable, "-m", "palenka.eval", "no/model", "--data", "no/corpus", "--out", "o"],
-            "no/corpus is no corpus",
+            "data no/corpus is not a folder",
         ),
     ],
 )
