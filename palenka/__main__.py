@@ -20,7 +20,7 @@ _PROGRAMS = {
     "report": ("palenka.report.__main__", "write a page about runs, caches and results"),
     "study": ("palenka.study", "run all stages of a study, from raw text to a report"),
     "grid": ("palenka.grid.__main__", "train many students over shared caches, rank them, train the best again"),
-    "demo": ("palenka.demo", "the study that comes with Palenka: offline, real text, under five minutes on two cores"),
+    "demo": ("palenka.demo", "the study that comes with Palenka: offline, real text, some five minutes on two cores"),
 }
 
 
