@@ -9,17 +9,14 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from pydantic import Field
 from rich.console import Console
 from rich.table import Table
 
-from palenka.cache_teachers.capture import capture
 from palenka.cache_teachers.settings import CaptureSettings
-from palenka.data.signals.cache import TeacherCache, damage_of_shard, read_manifest
 from palenka.data.text.prepare import CorpusSettings, prepare
-from palenka.eval.measure import Measurement, measure
 from palenka.eval.protocols import Protocol
 from palenka.eval.suite import Conditions
 from palenka.eval.suites import SUITES, SuiteName
@@ -28,10 +25,10 @@ from palenka.ground.files import remove_leftovers_of
 from palenka.ground.lock import sole_writer
 from palenka.ground.settings import Command
 from palenka.report.write import try_report
-from palenka.study_record import CacheRow, ModelRow, StudyFiles, StudyResults
-from palenka.train_student.run import Run
 from palenka.train_student.settings import TrainSettings
-from palenka.train_student.train import train
+
+if TYPE_CHECKING:
+    from palenka.study_record import StudyFiles, StudyResults
 
 Result = TypeVar("Result")
 
@@ -96,7 +93,7 @@ class Study:
         self.students = load_runs(self.settings.students)
 
 
-def run_study(study: Study) -> StudyResults:
+def run_study(study: Study) -> "StudyResults":
     """Run what is not finished of a study, print its tables, and write results.json and report.html in its output.
 
     The seconds of a stage are those of the call that finished it. Where there can be no report, that is said.
@@ -111,7 +108,14 @@ def run_study(study: Study) -> StudyResults:
         return _run_stages(study)
 
 
-def _run_stages(study: Study) -> StudyResults:
+def _run_stages(study: Study) -> "StudyResults":
+    # Only now: `--help` should not wait for torch.
+    from palenka.cache_teachers.capture import capture
+    from palenka.data.signals.cache import TeacherCache
+    from palenka.eval.measure import Measurement, measure
+    from palenka.study_record import CacheRow, ModelRow, StudyFiles, StudyResults
+    from palenka.train_student.train import train
+
     output = study.settings.output
     files, report = StudyFiles(output), output / "report.html"
     for left in (files.seconds, files.results, report):
@@ -153,7 +157,7 @@ def _folders(study: Study) -> list[Path]:
 class _Stages:
     """Runs stages and keeps the seconds that each of them took when it was finished."""
 
-    def __init__(self, files: StudyFiles) -> None:
+    def __init__(self, files: "StudyFiles") -> None:
         self._files = files
         self.seconds = files.read_seconds()
 
@@ -168,17 +172,21 @@ class _Stages:
 
 
 def _is_trained(settings: TrainSettings) -> bool:
+    from palenka.train_student.run import Run
+
     return Run(settings.output).result() is not None
 
 
 def _is_captured(settings: CaptureSettings) -> bool:
+    from palenka.data.signals.cache import damage_of_shard, read_manifest
+
     if not settings.output.exists():
         return False
     shards = read_manifest(settings.output).shards(settings.fraction)
     return not any(damage_of_shard(settings.output, shard, contents=False) for shard in shards)
 
 
-def _print_tables(results: StudyResults) -> None:
+def _print_tables(results: "StudyResults") -> None:
     suites = []
     for suite, first in results.models[0].suites.items():
         table = Table("model", "role", title=first.heading)

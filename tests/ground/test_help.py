@@ -30,7 +30,7 @@ COMMANDS = {
     "grid": "palenka.grid.settings:GridSettings",
     "grid point": "palenka.grid.settings:PointSettings",
 }
-WITHOUT_TORCH = ["", "data", "cache", *(command for command in COMMANDS if command != "study")]
+WITHOUT_TORCH = ["", "data", "cache", "demo", *COMMANDS]
 """Commands whose help imports nothing heavy."""
 HEAVY = {"torch", "transformers", "zarr", "pyarrow", "matplotlib", "accelerate"}
 
