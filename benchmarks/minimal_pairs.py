@@ -27,7 +27,7 @@ from lm_eval.models.huggingface import HFLM
 from numpy.typing import NDArray
 
 from palenka.eval.measure import Measurement, measure
-from palenka.eval.minimal_pairs import read_pairs
+from palenka.eval.pair_suite import read_pairs
 from palenka.eval.results import read_items
 from palenka.eval.suite import Conditions
 from palenka.eval.suites import SUITES, folders_of
@@ -52,7 +52,7 @@ def chosen_data(data: Path, paradigms: int | None, to: Path) -> dict[str, Path]:
 def by_lm_eval(model: HFLM, folders: dict[str, Path]) -> NDArray[np.float64]:
     """Its scores of the good and the bad sentence of every pair, [pairs, 2]."""
     pairs = [pair for suite in MEASURED for pair in read_pairs(SUITES[suite].files(folders[suite]), False)]
-    texts = [text for pair in pairs for text in (pair.good, pair.bad)]
+    texts = [option.text for pair in pairs for option in pair.options]
     requests = [
         Instance(request_type="loglikelihood", doc={}, arguments=("", f" {text}"), idx=number)
         for number, text in enumerate(texts)

@@ -40,7 +40,7 @@ class HeldOut(Suite["Corpus"]):
 
     title = "held-out cross-entropy"
     folders = ("held_out", "corpus")
-    pattern = "*.zarr"
+    patterns = ("*.zarr",)
 
     def fingerprint(self, folder: Path, conditions: Conditions) -> str:
         """That of the split's tokens."""

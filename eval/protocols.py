@@ -1,4 +1,4 @@
-"""Evaluation protocols: which tokens of a minimal pair a model is shown, and which of them are scored.
+"""Evaluation protocols: which tokens of a text a model is shown, and which of them are scored.
 
 `babylm-2024` is that of the published tables (lm-eval), `babylm-2025` that of the pipeline that followed. Their figures
 are not interchangeable; docs/evaluation.md has both in full.
@@ -7,7 +7,7 @@ are not interchangeable; docs/evaluation.md has both in full.
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from palenka.eval.minimal_pairs import MinimalPair
+from palenka.eval.choices import Choice, Completion
 from palenka.ground.errors import UserError
 
 if TYPE_CHECKING:
@@ -23,17 +23,17 @@ class ScoredTokens(NamedTuple):
     start: int
 
 
-def encode_pairs(
-    pairs: Sequence[MinimalPair],
+def encode_choices(
+    choices: Sequence[Choice],
     protocol: Protocol,
     tokenizer: "PreTrainedTokenizerBase",
     vocabulary_size: int,
     positions: int | None,
 ) -> list[ScoredTokens]:
-    """The good and the bad text of every pair in turn, [2 · len(pairs)], as a protocol has them read.
+    """The options of every choice in turn, as a protocol has them read.
 
     Args:
-        pairs: all with a context, or all without one.
+        choices: all with contexts, or all without.
         protocol: decides on prefix, leading space and special tokens.
         tokenizer: the model's.
         vocabulary_size: of the model.
@@ -42,47 +42,59 @@ def encode_pairs(
     Raises:
         UserError: naming file and line, for a text that does not fit the model or of which nothing would be scored.
     """
-    texts = [(pair, text) for pair in pairs for text in (pair.good, pair.bad)]
+    options = [(choice, option) for choice in choices for option in choice.options]
     encode = {"babylm-2024": _encode_2024, "babylm-2025": _encode_2025}[protocol]
-    encoded = encode(texts, tokenizer)
-    for (pair, text), (tokens, start) in zip(texts, encoded, strict=True):
+    encoded = encode([option for _, option in options], tokenizer)
+    for (choice, option), (tokens, start) in zip(options, encoded, strict=True):
         if not 1 <= start < len(tokens):
-            raise UserError(f"{pair.place}: {text!r} gives no token that {protocol} scores; fix or remove that line")
-        if positions is not None and len(tokens) - 1 > positions:
             raise UserError(
-                f"{pair.place} has {len(tokens) - 1} tokens before its last, but the model has {positions} positions; "
-                "nothing is cut off: remove the line or evaluate a model with more positions"
+                f"{choice.place}: {option.text!r} gives no token that {protocol} scores; fix or remove that line"
             )
-        if max(tokens) >= vocabulary_size:
-            raise UserError(
-                f"{pair.place} has token {max(tokens)}, but the model knows {vocabulary_size} tokens; "
-                "put the tokenizer that the model was trained with into its directory"
-            )
+        require_fit(choice.place, tokens, vocabulary_size, positions)
     return encoded
 
 
-def _encode_2024(texts: Sequence[tuple[MinimalPair, str]], tokenizer: "PreTrainedTokenizerBase") -> list[ScoredTokens]:
-    whole = _encode(tokenizer, [_joined(pair, text) for pair, text in texts], add_special_tokens=False)["input_ids"]
-    if texts[0][0].context is None:
+def require_fit(place: str, tokens: Sequence[int], vocabulary_size: int, positions: int | None) -> None:
+    """Refuse what a model cannot read: more tokens than it has positions for, or tokens that it does not know.
+
+    Raises:
+        UserError: naming the place that the tokens are of.
+    """
+    if positions is not None and len(tokens) - 1 > positions:
+        raise UserError(
+            f"{place} has {len(tokens) - 1} tokens before its last, but the model has {positions} positions; "
+            "nothing is cut off: remove the line or evaluate a model with more positions"
+        )
+    if max(tokens) >= vocabulary_size:
+        raise UserError(
+            f"{place} has token {max(tokens)}, but the model knows {vocabulary_size} tokens; "
+            "put the tokenizer that the model was trained with into its directory"
+        )
+
+
+def _encode_2024(options: Sequence[Completion], tokenizer: "PreTrainedTokenizerBase") -> list[ScoredTokens]:
+    texts = [f" {option.text}" if option.context is None else option.whole for option in options]
+    whole = _encode(tokenizer, texts, add_special_tokens=False)["input_ids"]
+    if options[0].context is None:
         prefix = _prefix_token(tokenizer)
         return [ScoredTokens((prefix, *tokens), 1) for tokens in whole]
     # As lm-eval does, white space at a context's end belongs to what follows.
-    contexts = [(pair.context or "").rstrip() for pair, _ in texts]
+    contexts = [(option.context or "").rstrip() for option in options]
     before = _encode(tokenizer, contexts, add_special_tokens=False)["input_ids"]
     return [ScoredTokens(tuple(tokens), len(first)) for tokens, first in zip(whole, before, strict=True)]
 
 
-def _encode_2025(texts: Sequence[tuple[MinimalPair, str]], tokenizer: "PreTrainedTokenizerBase") -> list[ScoredTokens]:
+def _encode_2025(options: Sequence[Completion], tokenizer: "PreTrainedTokenizerBase") -> list[ScoredTokens]:
     if not tokenizer.is_fast:
         raise UserError(
             "babylm-2025 needs the places of tokens in the text, which this tokenizer does not tell; save a "
             "tokenizer.json beside the model"
         )
-    joined = [text if pair.context is None else _joined(pair, text) for pair, text in texts]
-    encoded = _encode(tokenizer, joined, add_special_tokens=True, return_offsets_mapping=True)
+    texts = [option.whole for option in options]
+    encoded = _encode(tokenizer, texts, add_special_tokens=True, return_offsets_mapping=True)
     return [
-        _scored_2025(tokens, [end for _, end in offsets], len(pair.context or ""))
-        for (pair, _), tokens, offsets in zip(texts, encoded["input_ids"], encoded["offset_mapping"], strict=True)
+        _scored_2025(tokens, [end for _, end in offsets], len(option.context or ""))
+        for option, tokens, offsets in zip(options, encoded["input_ids"], encoded["offset_mapping"], strict=True)
     ]
 
 
@@ -95,10 +107,6 @@ def _scored_2025(tokens: Sequence[int], ends: Sequence[int], context_length: int
     if not scored:
         return ScoredTokens(tuple(tokens), len(tokens))
     return ScoredTokens(tuple(tokens[: scored[-1] + 1]), scored[0])
-
-
-def _joined(pair: MinimalPair, text: str) -> str:
-    return f"{pair.context or ''} {text}"
 
 
 def _encode(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str], **options: bool) -> Mapping[str, Any]:

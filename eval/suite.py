@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from palenka.eval.model import EvaluatedModel
 
 Data = TypeVar("Data")
+PredictionFiles = dict[str, dict[str, dict[str, list[dict[str, Any]]]]]
+"""What the official pipeline would have written: by a file's path below results/MODEL/REVISION, its content
+``{group: {"predictions": [{"id": …, "pred": …}]}}``."""
 PairPrecision = Literal["float32", "bf16"]
 """What texts may be scored in."""
 
@@ -68,6 +71,8 @@ class Figure(Score):
     unit: str = ""
     """Such as nats per token; none of a share."""
     higher_is_better: bool
+    chance: float | None = None
+    """What guessing gives, where that is known."""
     tasks: dict[str, Score] = Field(default={})
     """The same of each task, where the suite has tasks."""
 
@@ -96,14 +101,29 @@ class Suite(ABC, Generic[Data]):
     Attributes:
         title: what tables call its main figure.
         folders: names of the subfolders that may hold its data.
-        pattern: of its files in such a folder.
+        patterns: of its files in such a folder; the first one that there are files of counts.
+        fast_folder: name of the subfolder with the small part of them that revisions are measured on; empty for none.
         version: raised when the same data would come to give other items or figures.
+        column: of the official table (`eval.overall`) that its main figure stands in, or is part of; empty for none.
     """
 
     title: str
     folders: tuple[str, ...]
-    pattern: str = "*.jsonl"
+    patterns: tuple[str, ...] = ("*.jsonl",)
+    fast_folder: str = ""
     version: int = 1
+    column: str = ""
+
+    @property
+    def all_folders(self) -> tuple[str, ...]:
+        """Names of the subfolders that may hold its data, the small part last."""
+        return (*self.folders, self.fast_folder) if self.fast_folder else self.folders
+
+    def found_in(self, folder: Path) -> list[Path]:
+        """The suite's files in a folder, by name, if there are any; not what a Mac puts beside files (`._name`)."""
+        by_pattern = (sorted(folder.glob(pattern)) for pattern in self.patterns)
+        visible = ([file for file in files if not file.name.startswith(".")] for files in by_pattern)
+        return next((files for files in visible if files), [])
 
     def files(self, folder: Path) -> list[Path]:
         """The suite's files in a folder, by name.
@@ -111,11 +131,11 @@ class Suite(ABC, Generic[Data]):
         Raises:
             UserError: if there is no such folder, or none of these files in it.
         """
+        kinds = " or ".join(self.patterns)
         if not folder.is_dir():
-            raise UserError(f"{folder} is not a folder; give the one that holds the suite's {self.pattern} files")
-        files = sorted(folder.glob(self.pattern))
-        if not files:
-            raise UserError(f"{folder} holds no {self.pattern} files; give the folder that holds those of the suite")
+            raise UserError(f"{folder} is not a folder; give the one that holds the suite's {kinds} files")
+        if not (files := self.found_in(folder)):
+            raise UserError(f"{folder} holds no {kinds} files; give the folder that holds those of the suite")
         return files
 
     def fingerprint(self, folder: Path, conditions: Conditions) -> str:
@@ -141,6 +161,16 @@ class Suite(ABC, Generic[Data]):
         Raises:
             UserError: if the model and the data do not fit.
         """
+
+    def predictions(self, folder: Path, data: Data, items: "pa.Table") -> PredictionFiles:
+        """What a model chose, as files of the official pipeline; none for a suite that this does not know.
+
+        Args:
+            folder: that the data are in; its name is part of the files' paths.
+            data: as `read` has them.
+            items: as `measure` has them.
+        """
+        return {}
 
     @abstractmethod
     def figures(self, items: "pa.Table") -> Measured:

@@ -16,9 +16,21 @@ from palenka.ground.registry import Registry
 SUITES: Registry[Suite[Any]] = Registry("suite")
 # The official downloads use these names of folders.
 SUITES.register("blimp")(PairSuite("BLiMP", ("blimp",)))
-SUITES.register("blimp_filtered")(PairSuite("BLiMP filtered", ("blimp_filtered",)))
-SUITES.register("blimp_supplement")(PairSuite("BLiMP supplement", ("blimp_supplement", "supplement_filtered")))
-SUITES.register("ewok_filtered")(PairSuite("EWoK filtered", ("ewok_filtered",), with_context=True))
+SUITES.register("blimp_filtered")(
+    PairSuite("BLiMP filtered", ("blimp_filtered",), pipeline_task="blimp", fast_folder="blimp_fast", column="BLiMP")
+)
+SUITES.register("blimp_supplement")(
+    PairSuite(
+        "BLiMP supplement",
+        ("blimp_supplement", "supplement_filtered"),
+        pipeline_task="blimp",
+        fast_folder="supplement_fast",
+        column="supplement",
+    )
+)
+SUITES.register("ewok_filtered")(
+    PairSuite("EWoK filtered", ("ewok_filtered",), True, pipeline_task="ewok", fast_folder="ewok_fast", column="EWoK")
+)
 SUITES.register("minimal_pairs")(PairSuite("minimal pairs", ("minimal_pairs",)))
 SUITES.register("held_out")(HeldOut())
 
@@ -55,11 +67,13 @@ def folders_of(suites: Sequence[str], data: Path | Mapping[str, Path]) -> dict[s
         return {name: data[name] for name in suites}
     if not data.is_dir():
         raise UserError(f"data {data} is not a folder; give the one that holds what {', '.join(suites)} needs")
-    below = {name: [data / folder for folder in SUITES[name].folders if (data / folder).is_dir()] for name in suites}
+    below = {
+        name: [data / folder for folder in SUITES[name].all_folders if (data / folder).is_dir()] for name in suites
+    }
     if len(suites) == 1:
         # Its own folder comes first: a folder of pairs may lie beside one that is named like a suite.
         (name,) = suites
-        is_its_own = any(data.glob(SUITES[name].pattern)) or not below[name]
+        is_its_own = bool(SUITES[name].found_in(data)) or not below[name]
         return {name: data if is_its_own else below[name][0]}
     for name in suites:
         if not below[name]:

@@ -1,11 +1,14 @@
 """Reading minimal pairs: what is right is read as it stands, what is wrong is named by file and line."""
 
+import csv
 import json
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from palenka.eval.minimal_pairs import MinimalPair
+from palenka.eval.choices import Choice
 from palenka.eval.suite import Conditions
 from palenka.eval.suites import SUITES, folders_of
 from palenka.ground.errors import UserError
@@ -14,8 +17,12 @@ PAIR = {"sentence_good": "The river sees .", "sentence_bad": "The river see ."}
 EWOK = {"Domain": "social", "Context1": "A keeps it.", "Target1": "A has it.", "Target2": "B has it."}
 
 
-def read_pairs(folder: Path, suite: str) -> list[MinimalPair]:
-    pairs: list[MinimalPair] = SUITES[suite].read(folder, Conditions())
+KINDS = ("lines", "table")
+CASES = Path(__file__).parents[3] / "shared" / "cases"
+
+
+def read_pairs(folder: Path, suite: str) -> list[Choice]:
+    pairs: list[Choice] = SUITES[suite].read(folder, Conditions())
     return pairs
 
 
@@ -37,10 +44,10 @@ def test_a_file_is_a_task_and_each_line_a_pair(tmp_path: Path) -> None:
     )
     (tmp_path / "notes.txt").write_text("no pairs")
     pairs = read_pairs(tmp_path, "blimp")
-    assert [(pair.task, pair.index, pair.line, pair.good, pair.bad, pair.context) for pair in pairs] == [
-        ("a", 0, 1, other["sentence_good"], other["sentence_bad"], None),
-        ("a", 1, 2, PAIR["sentence_good"], PAIR["sentence_bad"], None),
-        ("b", 0, 1, PAIR["sentence_good"], PAIR["sentence_bad"], None),
+    assert [(pair.task, pair.index, pair.line, pair.options) for pair in pairs] == [
+        ("a", 0, 1, ((None, other["sentence_good"]), (None, other["sentence_bad"]))),
+        ("a", 1, 2, ((None, PAIR["sentence_good"]), (None, PAIR["sentence_bad"]))),
+        ("b", 0, 1, ((None, PAIR["sentence_good"]), (None, PAIR["sentence_bad"]))),
     ]
     assert pairs[1].place == f"{tmp_path / 'a.jsonl'}:2"
 
@@ -50,7 +57,55 @@ def test_a_domain_of_ewok_is_a_task_over_files_and_within_them(tmp_path: Path) -
     write(tmp_path / "b.jsonl", EWOK)
     pairs = read_pairs(tmp_path, "ewok_filtered")
     assert [(pair.task, pair.index) for pair in pairs] == [("social", 0), ("spatial", 0), ("social", 1), ("social", 2)]
-    assert (pairs[0].context, pairs[0].good, pairs[0].bad) == ("A keeps it.", "A has it.", "B has it.")
+    assert pairs[0].options == (("A keeps it.", " A has it."), ("A keeps it.", " B has it."))
+
+
+def write_table(path: Path, rows: list[dict[str, str]]) -> None:
+    if path.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    else:
+        with path.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_ewok_comes_as_a_table_too(suffix: str, tmp_path: Path) -> None:
+    rows = [EWOK | {"Context1": 'A, "keeps"\nit.', "ContextType": "direct"}, EWOK | {"Domain": "spatial"}]
+    write(tmp_path / "lines" / "a.jsonl", *rows)
+    (tmp_path / "table").mkdir()
+    write_table(tmp_path / "table" / f"test{suffix}", rows)
+    read = [[(pair.task, pair.options) for pair in read_pairs(tmp_path / kind, "ewok_filtered")] for kind in KINDS]
+    assert read[0] == read[1]
+    assert len(read[0]) == 2
+    write(tmp_path / "table" / "a.jsonl", EWOK)  # the same data in two forms are read once
+    assert len(read_pairs(tmp_path / "table", "ewok_filtered")) == 1
+
+
+def test_a_table_that_is_none_is_named(tmp_path: Path) -> None:
+    for name, content, told in (
+        ("a.csv", "Domain,Context1,Target1,Target2\nsocial,A\n", r"a\.csv:2 has another number of fields"),
+        ("a.csv", "Domain,Context1,Target1,Target2\n", r"a\.csv is empty"),
+        ("a.csv", "Domain,Context1\nsocial,A\n", r"a\.csv:2 has no field Target1; each line needs Domain"),
+        ("a.parquet", "no table", r"a\.parquet is no Parquet file"),
+    ):
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        folder.mkdir()
+        (folder / name).write_text(content)
+        with pytest.raises(UserError, match=told):
+            read_pairs(folder, "ewok_filtered")
+
+
+def test_files_are_read_as_other_systems_save_them(tmp_path: Path) -> None:
+    line = json.dumps(PAIR).encode()
+    (tmp_path / "bom.jsonl").write_bytes(b"\xef\xbb\xbf" + line + b"\r\n" + line)
+    (tmp_path / "blank.jsonl").write_bytes(line + b"\n\n \n")
+    (tmp_path / "._bom.jsonl").write_bytes(b"\x00\x05\x16\x07")
+    assert [(pair.task, pair.line) for pair in read_pairs(tmp_path, "blimp")] == [("blank", 1), ("bom", 1), ("bom", 2)]
+    for path in CASES.glob("pairs-*.jsonl"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+        assert any(pair.task == path.stem for pair in read_pairs(tmp_path, "blimp"))
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,9 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from palenka.data.model_files import load_model
-from palenka.eval.minimal_pairs import MinimalPair, read_pairs
-from palenka.eval.protocols import Protocol, ScoredTokens, encode_pairs
+from palenka.eval.choices import Choice, Completion
+from palenka.eval.pair_suite import read_pairs
+from palenka.eval.protocols import Protocol, ScoredTokens, encode_choices
 from palenka.eval.scoring import log_likelihoods, reads_trees
 from palenka.ground.errors import UserError
 
@@ -33,8 +34,10 @@ def sentences() -> list[tuple[str, str]]:
     return pairs
 
 
-def as_pairs(texts: Sequence[tuple[str, str]], context: str | None = None) -> list[MinimalPair]:
-    return [MinimalPair(Path("f.jsonl"), n + 1, "f", n, good, bad, context) for n, (good, bad) in enumerate(texts)]
+def as_pairs(texts: Sequence[tuple[str, str]], context: str | None = None) -> list[Choice]:
+    space = "" if context is None else " "
+    options = [tuple(Completion(context, space + text) for text in pair) for pair in texts]
+    return [Choice(Path("f.jsonl"), n + 1, "f", n, pair) for n, pair in enumerate(options)]
 
 
 def in_float64(directory: Path, tokens: Sequence[int], scored: Sequence[int]) -> float:
@@ -62,10 +65,10 @@ def reference(directory: Path, protocol: Protocol, text: str, context: str | Non
     return in_float64(directory, encoded["input_ids"], scored)
 
 
-def ours(directory: Path, pairs: Sequence[MinimalPair], protocol: Protocol, shared: bool) -> np.ndarray[Any, Any]:
+def ours(directory: Path, pairs: Sequence[Choice], protocol: Protocol, shared: bool) -> np.ndarray[Any, Any]:
     model = load_model(directory, torch.device("cpu"))
     tokenizer = AutoTokenizer.from_pretrained(directory)
-    sequences = encode_pairs(pairs, protocol, tokenizer, VOCABULARY, None)
+    sequences = encode_choices(pairs, protocol, tokenizer, VOCABULARY, None)
     assert reads_trees(model, sequences)
     return log_likelihoods(model, sequences, shared)
 
@@ -121,12 +124,12 @@ def test_the_prefix_is_the_first_special_token_there_is(teacher: Path, tmp_path:
         ("<pad>", {"bos_token": None, "eos_token": None}),
     ):
         tokenizer = AutoTokenizer.from_pretrained(with_tokenizer(teacher, tmp_path / str(len(changes)), **changes))
-        (tokens, start), _ = encode_pairs(pairs, "babylm-2024", tokenizer, VOCABULARY, None)
+        (tokens, start), _ = encode_choices(pairs, "babylm-2024", tokenizer, VOCABULARY, None)
         assert (tokenizer.convert_ids_to_tokens(tokens[0]), start) == (name, 1)
     none = {"bos_token": None, "eos_token": None, "pad_token": None}
     tokenizer = AutoTokenizer.from_pretrained(with_tokenizer(teacher, tmp_path / "none", **none))
     with pytest.raises(UserError, match="names no bos, eos or pad token"):
-        encode_pairs(pairs, "babylm-2024", tokenizer, VOCABULARY, None)
+        encode_choices(pairs, "babylm-2024", tokenizer, VOCABULARY, None)
 
 
 def test_special_tokens_are_the_tokenizers_own_affair_in_2025_and_a_closing_one_is_not_scored(teacher: Path) -> None:
@@ -136,9 +139,9 @@ def test_special_tokens_are_the_tokenizers_own_affair_in_2025_and_a_closing_one_
         single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
     )
     pairs, contexts = as_pairs([("the river", "the stone")]), as_pairs([("it", "is")], "the river")
-    assert encode_pairs(pairs, "babylm-2025", tokenizer, VOCABULARY, None)[0] == ((1, *plain), 1)
-    assert encode_pairs(contexts, "babylm-2025", tokenizer, VOCABULARY, None)[0].start == 1 + len(plain)
-    assert encode_pairs(pairs, "babylm-2024", tokenizer, VOCABULARY, None)[0].tokens == (1, *plain)
+    assert encode_choices(pairs, "babylm-2025", tokenizer, VOCABULARY, None)[0] == ((1, *plain), 1)
+    assert encode_choices(contexts, "babylm-2025", tokenizer, VOCABULARY, None)[0].start == 1 + len(plain)
+    assert encode_choices(pairs, "babylm-2024", tokenizer, VOCABULARY, None)[0].tokens == (1, *plain)
 
 
 def test_what_does_not_fit_the_model_is_named_by_file_and_line(teacher: Path) -> None:
@@ -146,13 +149,13 @@ def test_what_does_not_fit_the_model_is_named_by_file_and_line(teacher: Path) ->
     texts = as_pairs([("the river", "a river"), ("the river sees", "it sees")])
     longest = max(len(tokenizer.encode(f" {text}", add_special_tokens=False)) for text in ("the river sees", "it sees"))
     # The prefix is read, the last token is not: as many positions as the sentence has tokens are enough.
-    encode_pairs(texts, "babylm-2024", tokenizer, VOCABULARY, longest)
+    encode_choices(texts, "babylm-2024", tokenizer, VOCABULARY, longest)
     with pytest.raises(UserError, match=rf"f\.jsonl:2 has {longest} tokens .* model has {longest - 1} positions"):
-        encode_pairs(texts, "babylm-2024", tokenizer, VOCABULARY, longest - 1)
+        encode_choices(texts, "babylm-2024", tokenizer, VOCABULARY, longest - 1)
     with pytest.raises(UserError, match=r"f\.jsonl:1 has token \d+, but the model knows 100 tokens"):
-        encode_pairs(texts, "babylm-2024", tokenizer, 100, None)
+        encode_choices(texts, "babylm-2024", tokenizer, 100, None)
     with pytest.raises(UserError, match=r"f\.jsonl:1: 'the' gives no token that babylm-2025 scores"):
-        encode_pairs(as_pairs([("the", "the river")]), "babylm-2025", tokenizer, VOCABULARY, None)
+        encode_choices(as_pairs([("the", "the river")]), "babylm-2025", tokenizer, VOCABULARY, None)
 
 
 TOKENS = st.lists(st.integers(0, 6), min_size=2, max_size=12)
@@ -231,9 +234,9 @@ def test_real_pairs_at_random_are_those_of_the_float64_loop(teacher: Path) -> No
     short = [
         pair
         for pair in read_pairs(sorted(folder.glob("*.jsonl")), with_context=False)
-        if len(pair.good) < 40 and len(pair.bad) < 40
+        if max(len(option.text) for option in pair.options) < 40
     ]
     chosen = [short[place] for place in np.random.RandomState(0).permutation(len(short))[:20]]
     values = ours(teacher, chosen, "babylm-2024", shared=True)
-    expected = [reference(teacher, "babylm-2024", text) for pair in chosen for text in (pair.good, pair.bad)]
+    expected = [reference(teacher, "babylm-2024", text) for pair in chosen for _, text in pair.options]
     assert np.abs(values - expected).max() < 5e-5
