@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from palenka.cache_teachers.settings import TeacherSettings
 from palenka.data.corpus import Corpus
-from palenka.data.model_files import identity_of, load_model, require_fit
+from palenka.data.model_files import identity_of, load_model, require_fit, require_unchanged, state_of_model
 from palenka.data.signals.cache import Measured
 from palenka.data.signals.encoding import OutputMatrix, TeacherOutputs
 from palenka.data.signals.hidden import HiddenLayers, LayerFit
@@ -59,6 +59,7 @@ class Teacher:
         self._corpus, self._rule = corpus, rule
         for directory in self._directories.values():
             require_fit("teacher", directory, corpus, rule.length)
+        states = {directory: state_of_model(directory) for directory in self._directories.values()}
         self.identities = {
             name: identity_of(directory, self._precision) for name, directory in self._directories.items()
         }
@@ -74,6 +75,8 @@ class Teacher:
         self._models = {
             name: load_model(directory, device, self._precision) for name, directory in self._directories.items()
         }
+        for directory, state in states.items():
+            require_unchanged(directory, state)
         self._heads = {name: head for name, model in self._models.items() if (head := _output_matrix(model))}
 
     @torch.no_grad()

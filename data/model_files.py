@@ -1,8 +1,7 @@
 """A model's directory: its configuration, its identity, whether it fits a corpus, and loading it for use."""
 
 import hashlib
-import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,12 +14,15 @@ from transformers.utils import logging as transformers_logging
 from palenka.data.corpus import Corpus
 from palenka.data.signals.manifest import TeacherIdentity
 from palenka.ground.errors import UserError
-from palenka.ground.files import read_record, sha256_of_file
+from palenka.ground.files import commit, damage_of, load_json, read_record, read_text, sha256_of_file, state_of
 from palenka.ground.precision import dtype_of
 from palenka.ground.settings import Precision
 
 # Its bars for loading and saving would break up those of `progress.py`.
 transformers_logging.disable_progress_bar()
+
+MODEL_RECORD = "model.commit.json"
+"""The commit record that our runs keep beside a model; models from elsewhere have none."""
 
 _NOT_IDENTITY = ("_name_or_path", "dtype", "torch_dtype", "transformers_version")
 
@@ -31,11 +33,43 @@ def identity_of(directory: Path, precision: Precision) -> TeacherIdentity:
     Reads every weight once, about 1 s a gigabyte, one tensor in memory at a time.
 
     Raises:
-        UserError: if the directory is not a model with safetensors weights.
+        UserError: if the directory is not a model with safetensors weights, or not as a run of ours left it.
     """
+    require_untouched(directory)
     config = {key: value for key, value in _read_config(directory).items() if key not in _NOT_IDENTITY}
     with _reading(directory):
         return TeacherIdentity(weights=_weights_hash(directory), config=config, precision=precision)
+
+
+def commit_model(directory: Path, files: Iterable[str], **facts: object) -> None:
+    """Record the checksums of a model's files, and facts about it: whoever reads the model compares them."""
+    commit(directory, MODEL_RECORD, files, **facts)
+
+
+def require_untouched(directory: Path) -> None:
+    """Refuse a model that is not as it was committed; one from elsewhere, without a record, is what it is.
+
+    Raises:
+        UserError: naming the file.
+    """
+    if (directory / MODEL_RECORD).is_file() and (damage := damage_of(directory, MODEL_RECORD)):
+        raise UserError(f"model {directory} is damaged: {damage}; restore that file, or train the model again")
+
+
+def state_of_model(directory: Path) -> tuple[object, ...]:
+    """What tells the files that a model is loaded from from others of the same name."""
+    _read_config(directory)
+    return tuple(state_of(path) for path in (directory / "config.json", *_weight_files(directory)))
+
+
+def require_unchanged(directory: Path, state: tuple[object, ...]) -> None:
+    """Refuse a model whose files were changed since they had a state: what was loaded may not be what was hashed.
+
+    Raises:
+        UserError: if they were.
+    """
+    if state_of_model(directory) != state:
+        raise UserError(f"model {directory} was changed while it was read; leave it alone, and run the command again")
 
 
 def require_fit(subject: str, directory: Path, corpus: Corpus, length: int) -> None:
@@ -52,7 +86,7 @@ def require_fit(subject: str, directory: Path, corpus: Corpus, length: int) -> N
     """
     _read_config(directory)
     with _reading(directory):
-        config = AutoConfig.from_pretrained(directory)
+        config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
         positions = getattr(config, "max_position_embeddings", None)
         vocabulary_size = config.vocab_size
     if positions is not None:
@@ -89,7 +123,12 @@ def load_model(directory: Path, device: torch.device, precision: Precision = "fl
     """
     with _reading(directory):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            directory, dtype=dtype_of(precision), use_safetensors=True, output_loading_info=True
+            directory,
+            dtype=dtype_of(precision),
+            use_safetensors=True,
+            output_loading_info=True,
+            local_files_only=True,
+            trust_remote_code=False,
         )
     model, report = loaded
     for problem in ("missing_keys", "mismatched_keys"):
@@ -109,7 +148,7 @@ def _read_config(directory: Path) -> dict[str, Any]:
             f"{directory} is not a Hugging Face model: it has no config.json; give a trained run's directory"
         )
     with _reading(directory):
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = load_json(read_text(path))
         if not isinstance(config, dict):
             raise TypeError("config.json is not an object")
         return config

@@ -5,7 +5,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from palenka.eval.model import EvaluatedModel
-from palenka.eval.results import Request, Results, SuiteResult, earlier_results, read_items, read_results, write_results
+from palenka.eval.results import (
+    Request,
+    Results,
+    SuiteResult,
+    earlier_results,
+    read_items,
+    read_results,
+    require_own_items,
+    write_results,
+    writing,
+)
 from palenka.eval.suite import Conditions
 from palenka.eval.suites import SUITES
 from palenka.ground.errors import UserError
@@ -50,17 +60,24 @@ def measure(asked: Measurement, out: Path) -> Results:
         )
         for name, suite in suites.items()
     }
-    kept = earlier_results(out, list(requests), model.identity)
-    items = read_items(out) if kept else {}
-    missing = [name for name in requests if name not in kept or kept[name].request != requests[name]]
-    for name in missing:
-        kept.pop(name, None)
-    for name in missing:
-        items[name] = suites[name].measure(data[name], model, asked.conditions)
-        kept[name] = SuiteResult(**dict(requests[name]), **dict(suites[name].figures(items[name])))
-        results = Results(
-            name=model.name, model=model.identity, parameters=model.parameters, suites=tuple(kept.values())
-        )
-        write_results(out, results, [items[each] for each in kept])
+
+    def missing(kept: Mapping[str, SuiteResult]) -> list[str]:
+        return [name for name in requests if name not in kept or kept[name].request != requests[name]]
+
+    require_own_items(out)
+    if missing(earlier_results(out, list(requests), model.identity)):
+        with writing(out):
+            # Once more: whoever wrote the file until now may have measured the same, or other suites.
+            kept = earlier_results(out, list(requests), model.identity)
+            items = read_items(out) if kept else {}
+            asked_for = missing(kept)
+            kept = {name: result for name, result in kept.items() if name not in asked_for}
+            for name in asked_for:
+                items[name] = suites[name].measure(data[name], model, asked.conditions)
+                kept[name] = SuiteResult(**dict(requests[name]), **dict(suites[name].figures(items[name])))
+                results = Results(
+                    name=model.name, model=model.identity, parameters=model.parameters, suites=tuple(kept.values())
+                )
+                write_results(out, results, [items[each] for each in kept])
     results = read_results(out)
     return results.model_copy(update={"suites": tuple(results.by_suite[name] for name in requests)})

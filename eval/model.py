@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from palenka.data.model_files import identity_of, load_model
+from palenka.data.model_files import identity_of, load_model, require_unchanged, state_of_model
 from palenka.eval.suite import PairPrecision, hash_of_files
 from palenka.ground.errors import UserError
 from palenka.ground.files import read_record, sha256_of_file
@@ -41,6 +41,7 @@ class EvaluatedModel:
         Raises:
             UserError: if the directory is not a model with safetensors weights.
         """
+        self._state = state_of_model(self.directory)
         model = identity_of(self.directory, "float32")
         return {"weights": model.weights, "config": model.config, "tokenizer": _hash_of_tokenizer(self.directory)}
 
@@ -48,10 +49,12 @@ class EvaluatedModel:
         """The model on its device, ready to be run, its weights in a type.
 
         Raises:
-            UserError: if the weights are not those of the configuration.
+            UserError: if the weights are not those of the configuration, or not those of the identity.
         """
         if precision not in self._loaded:
+            _ = self.identity
             self._loaded[precision] = load_model(self.directory, open_processes().device, precision)
+            require_unchanged(self.directory, self._state)
         return self._loaded[precision]
 
     @property

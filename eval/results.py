@@ -1,8 +1,10 @@
 """Results on disk: FILE.json with a model's figures on some suites, FILE.parquet with every item behind them.
 
-The JSON is written last and names the checksum of the parquet file, so the two are whole together or not at all.
+The JSON is written last. It names the checksum of the parquet file and has one of itself: the two are whole together or
+not at all, and a figure that was edited is refused.
 """
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,12 +14,27 @@ from pydantic import ValidationError
 
 from palenka.eval.suite import Measured
 from palenka.ground.errors import UserError
-from palenka.ground.files import read_record, remove_leftovers_of, sha256_of_file, write_record, write_whole
+from palenka.ground.files import (
+    checksum_of,
+    read_record,
+    remove_leftovers_of,
+    sha256_of_file,
+    write_sealed,
+    write_whole,
+)
 from palenka.ground.lock import sole_writer
 from palenka.ground.settings import Settings
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+
+_OURS = b"palenka"
+"""The key in the metadata of a parquet file that tells our items."""
+
+
+class EditedResultsError(UserError):
+    """Results that are not as they were written."""
 
 
 class ModelIdentity(Settings):
@@ -81,26 +98,51 @@ def items_file(out: Path) -> Path:
 def write_results(out: Path, results: Results, items: Sequence["pa.Table"]) -> None:
     """Write figures, and the items of each suite; a column that a suite does not have is empty there.
 
+    Only within `writing`.
+
     Args:
         out: the JSON file; the items go beside it.
         results: of a model.
         items: of each suite, in the order of the results.
 
     Raises:
-        UserError: if they cannot be written.
+        UserError: if something else than such files is there.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    require_own_items(out)
     named = [
         table.add_column(0, "suite", pa.array([result.suite] * len(table), pa.string()))
         for result, table in zip(results.suites, items, strict=True)
     ]
     parquet = pa.BufferOutputStream()
-    pq.write_table(pa.concat_tables(named, promote_options="permissive"), parquet, compression="zstd")
-    with writing(out):
-        write_whole(items_file(out), parquet.getvalue().to_pybytes())
-        write_record(out, results.model_copy(update={"items": sha256_of_file(items_file(out))}).as_plain())
+    joined = pa.concat_tables(named, promote_options="permissive").replace_schema_metadata({_OURS: b"items"})
+    pq.write_table(joined, parquet, compression="zstd")
+    content = parquet.getvalue().to_pybytes()
+    write_whole(items_file(out), content)
+    checksum = hashlib.sha256(content).hexdigest()
+    write_sealed(out, results.model_copy(update={"items": checksum}).as_plain())
+
+
+def require_own_items(out: Path) -> None:
+    """Refuse to write items over another parquet file.
+
+    Raises:
+        UserError: if there is one.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = items_file(out)
+    if out.exists() or not path.exists():
+        return
+    try:
+        is_ours = _OURS in (pq.read_schema(path).metadata or {})
+    except (OSError, pa.ArrowException):
+        is_ours = False
+    if not is_ours:
+        raise UserError(f"{path}, where the items would go, is not of `palenka eval`; choose another out than {out}")
 
 
 @contextmanager
@@ -119,14 +161,22 @@ def read_results(path: Path) -> Results:
     """The results in a file.
 
     Raises:
-        UserError: if the file is not there or holds no results.
+        UserError: if the file is not there, holds no results, or is not as it was written.
     """
     try:
-        return Results.model_validate(read_record(path))
+        record = read_record(path)
+        checksum = record.pop("checksum", None)
+        results = Results.model_validate(record)
     except OSError as error:
         raise UserError(f"cannot read results {path}: {error.strerror}; make them with `palenka eval`") from None
     except (UserError, ValidationError):
         raise UserError(f"{path} holds no results of `palenka eval`; give a FILE.json that it wrote") from None
+    if checksum != checksum_of(record):
+        raise EditedResultsError(
+            f"{path} was changed since `palenka eval` wrote it: it differs from its checksum; delete it and measure "
+            "again"
+        )
+    return results
 
 
 def has_items(out: Path) -> bool:
@@ -141,18 +191,21 @@ def read_items(out: Path) -> dict[str, "pa.Table"]:
     Raises:
         UserError: if they are not beside it.
     """
+    import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
-    suites = read_results(out).suites
-    if not has_items(out):
+    results = read_results(out)
+    # What is read is what was checked, whatever is written there meanwhile.
+    content = items_file(out).read_bytes() if items_file(out).is_file() else b""
+    if hashlib.sha256(content).hexdigest() != results.items:
         raise UserError(
             f"{items_file(out)} is missing or not what {out.name} was made with; measure that model again with the "
             "command that wrote it"
         )
-    whole = pq.read_table(items_file(out))
+    whole = pq.read_table(pa.BufferReader(content))
     items = {}
-    for result in suites:
+    for result in results.suites:
         table = whole.filter(pc.equal(whole["suite"], result.suite)).drop_columns("suite")
         items[result.suite] = table.select([each for each in table.column_names if table[each].null_count < len(table)])
     return items
@@ -168,6 +221,8 @@ def earlier_results(out: Path, suites: Sequence[str], model: Mapping[str, Any]) 
         return {}
     try:
         results = read_results(out)
+    except EditedResultsError:
+        raise
     except UserError:
         raise UserError(f"{out} exists and holds no results of `palenka eval`; choose another out") from None
     if results.model.as_plain() == model and has_items(out):

@@ -37,7 +37,7 @@ def export(settings: ExportSettings) -> int:
     """Export a run; returns the parameters of the model.
 
     Raises:
-        UserError: if the run is not finished, or the directory exists.
+        UserError: if the run is not finished, a file of it is damaged, or the directory exists.
     """
     import torch
 
@@ -45,8 +45,10 @@ def export(settings: ExportSettings) -> int:
     from palenka.train_student.model.shapes import count_parameters
     from palenka.train_student.run import Run
 
-    if Run(settings.run).result() is None:
+    run = Run(settings.run)
+    if run.result() is None:
         raise UserError(f"{settings.run} is not a finished run: it has no result.json; train it to its end first")
+    run.require_whole()
     if settings.out.exists():
         raise UserError(f"{settings.out} exists; delete it or choose another --out")
     with sole_writer(settings.out), whole_directory(settings.out) as aside:
@@ -54,6 +56,7 @@ def export(settings: ExportSettings) -> int:
         model.save_pretrained(aside)
         for name in _TOKENIZER_FILES:
             shutil.copyfile(settings.run / name, aside / name)
+        run.require_whole()  # what was read is what was there before
     return count_parameters(model)
 
 

@@ -9,7 +9,7 @@ from pydantic import Field, RootModel
 
 from palenka.data.signals.cache import TeacherCache
 from palenka.eval.results import Results, SuiteResult
-from palenka.ground.files import read_record, write_record
+from palenka.ground.files import read_sealed, write_sealed
 from palenka.ground.settings import Settings, read_as
 
 
@@ -87,11 +87,11 @@ class StudyFiles:
 
     def write(self, results: StudyResults) -> None:
         """Write the results."""
-        write_record(self.results, results.as_plain())
+        write_sealed(self.results, results.as_plain())
 
     def write_seconds(self, seconds: Mapping[str, float]) -> None:
         """Write the seconds of the stages that are finished."""
-        write_record(self.seconds, seconds)
+        write_sealed(self.seconds, seconds)
 
     def read_seconds(self) -> dict[str, float]:
         """The seconds of the stages that are finished.
@@ -99,7 +99,7 @@ class StudyFiles:
         Raises:
             UserError: if they are damaged.
         """
-        content = read_record(self.seconds) if self.seconds.is_file() else {}
+        content = read_sealed(self.seconds) if self.seconds.is_file() else {}
         return read_as(StudySeconds, content, self.seconds).root
 
     def read(self) -> StudyResults:
@@ -108,5 +108,5 @@ class StudyFiles:
         Raises:
             UserError: if a file is damaged.
         """
-        content = read_record(self.results) if self.results.is_file() else {}
+        content = read_sealed(self.results) if self.results.is_file() else {}
         return read_as(StudyResults, {**content, "seconds": self.read_seconds()}, self.results)

@@ -4,13 +4,15 @@ config.yaml            resolved settings
 inputs.json            fingerprints of the corpus and of the teachers
 config.json, generation_config.json, model.safetensors, tokenizer.json, tokenizer_config.json
 projections.safetensors  projections and heads, what was trained beside the model; not there without any
+model.commit.json      checksums of these model files, the step that they are of, and the run
 metrics.jsonl          a line for every logged step and every validation
-checkpoints/           what an interrupted run goes on from
-result.json            what came of it: there once the run is whole
+checkpoints/           what an interrupted run goes on from, each with checksums and the run that it is of
+result.json            what came of it, and checksums of all but the checkpoints: there once the run is whole
 
 `Run` writes them; `Run.read` gives all that a finished one says.
 """
 
+import hashlib
 import json
 import math
 import os
@@ -27,14 +29,26 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from palenka.data.corpus import Corpus
-from palenka.data.model_files import identity_of
+from palenka.data.model_files import MODEL_RECORD, commit_model, identity_of
 from palenka.ground.errors import UserError, refuse_difference
-from palenka.ground.files import directory_aside, read_record, remove_leftovers, write_record
+from palenka.ground.files import (
+    commit,
+    committed_files,
+    damage_of,
+    damages_of,
+    directory_aside,
+    load_json,
+    read_commit,
+    read_sealed,
+    read_text,
+    remove_leftovers,
+    write_sealed,
+)
 from palenka.ground.settings import Settings, read_as, read_yaml
 from palenka.train_student.settings import TrainSettings
 
 _LAST = "model.safetensors"
-_METRICS = "metrics.jsonl"
+_CONFIG, _INPUTS, _METRICS, _RESULT = "config.yaml", "inputs.json", "metrics.jsonl", "result.json"
 _REMEDY = "delete it or choose another output"
 
 Series = tuple[NDArray[np.float64], NDArray[np.float64]]
@@ -80,6 +94,22 @@ class RunResult(Settings):
     """Tokens read in one of them."""
 
 
+class Best(Settings):
+    """The model that a run keeps."""
+
+    step: int
+    """After which it was validated."""
+    validation_cross_entropy: float
+    """In nats per token."""
+
+
+class Logged(Settings):
+    """How far the metrics were written, and what they were."""
+
+    bytes: int = 0
+    sha256: str = hashlib.sha256().hexdigest()
+
+
 @dataclass(frozen=True)
 class FinishedRun:
     """All that a finished run says.
@@ -115,35 +145,59 @@ class FinishedRun:
 
 
 class Run:
-    """The directory of a training run."""
+    """The directory of a training run.
 
-    def __init__(self, directory: Path) -> None:
+    Args:
+        directory: of the run.
+        identity: what `identity_of_run` says of it; not needed to read a finished one.
+    """
+
+    def __init__(self, directory: Path, identity: str = "") -> None:
         self.directory = directory
+        self.identity = identity
 
     def is_begun(self) -> bool:
         """Whether the directory holds a run, finished or not."""
-        return all((self.directory / name).is_file() for name in ("config.yaml", _METRICS))
+        return all((self.directory / name).is_file() for name in (_CONFIG, _METRICS))
 
     def result(self) -> RunResult | None:
-        """What `finish` recorded; None while the run is not whole."""
-        path = self.directory / "result.json"
-        return read_as(RunResult, read_record(path), path) if path.is_file() else None
+        """What `finish` recorded; None while the run is not whole.
+
+        Raises:
+            UserError: if the record is damaged.
+        """
+        path = self.directory / _RESULT
+        if not path.is_file():
+            return None
+        return read_as(RunResult, read_commit(self.directory, _RESULT, f"restore it, or {_REMEDY}"), path)
+
+    def require_whole(self) -> None:
+        """Refuse a finished run of which a file is not as it was recorded. Reads its weights once.
+
+        Raises:
+            UserError: naming the file.
+        """
+        if damage := damage_of(self.directory, _RESULT):
+            raise UserError(f"run {self.directory} is damaged: {damage}; restore that file, or {_REMEDY}")
 
     def read(self) -> FinishedRun | None:
         """All that the run says; None while it is not whole. Reads its weights once, about 1 s a gigabyte.
 
         Raises:
-            UserError: if a file of it cannot be read.
+            UserError: if a file of it cannot be read, or is not as it was recorded; its weights may be gone.
         """
         result = self.result()
         if result is None:
             return None
-        config, inputs = self.directory / "config.yaml", self.directory / "inputs.json"
         has_weights = any(self.directory.glob("model*.safetensors"))
+        for name, damage in damages_of(self.directory, _RESULT):
+            if has_weights or name != _LAST:
+                raise UserError(f"run {self.directory} is damaged: {damage}; restore that file, or {_REMEDY}")
+        config, inputs = self.directory / _CONFIG, self.directory / _INPUTS
         return FinishedRun(
             directory=self.directory,
             settings=read_as(TrainSettings, read_yaml(config), config),
-            inputs=read_as(RunInputs, read_record(inputs), inputs),
+            inputs=read_as(RunInputs, read_sealed(inputs), inputs),
             result=result,
             weights=identity_of(self.directory, "float32").weights if has_weights else None,
             metrics=self.metrics(),
@@ -157,9 +211,9 @@ class Run:
         """
         path = self.directory / _METRICS
         points: dict[str, list[tuple[float, float]]] = {}
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        for number, line in enumerate(read_text(path).splitlines(), start=1):
             try:
-                values = json.loads(line)
+                values = load_json(line)
                 step = float(values.pop("step"))
             except (ValueError, KeyError, TypeError, AttributeError):
                 raise UserError(f"{path} is damaged: line {number} is not a JSON object with a step; fix it") from None
@@ -178,7 +232,7 @@ class Run:
         Raises:
             UserError: if it holds a run with other settings or inputs, or something else.
         """
-        path = self.directory / "config.yaml"
+        path = self.directory / _CONFIG
         remove_leftovers(self.directory)
         if path.is_file():
             self.require_settings(settings)
@@ -187,11 +241,12 @@ class Run:
         else:
             self.directory.mkdir(parents=True, exist_ok=True)
             settings.write_yaml(path)
-        recorded = self.directory / "inputs.json"
+        recorded = self.directory / _INPUTS
         if recorded.is_file():
-            refuse_difference(f"run {self.directory}", inputs.as_plain(), read_record(recorded), _REMEDY)
+            found = read_sealed(recorded, f"restore it, or {_REMEDY}")
+            refuse_difference(f"run {self.directory}", inputs.as_plain(), found, _REMEDY)
         else:
-            write_record(recorded, inputs.as_plain())
+            write_sealed(recorded, inputs.as_plain())
 
     def require_settings(self, settings: TrainSettings) -> None:
         """Make sure that what the directory holds, if anything, was begun with these settings.
@@ -199,21 +254,33 @@ class Run:
         Raises:
             UserError: if it was begun with others.
         """
-        path = self.directory / "config.yaml"
+        path = self.directory / _CONFIG
         if path.is_file():
             refuse_difference(
                 f"run {self.directory}", _compared(settings.as_plain()), _compared(read_yaml(path)), _REMEDY
             )
 
-    def metrics_bytes(self) -> int:
-        """How long the metrics are."""
+    def metrics_so_far(self) -> Logged:
+        """How far the metrics are written."""
         path = self.directory / _METRICS
-        return path.stat().st_size if path.is_file() else 0
+        content = path.read_bytes() if path.is_file() else b""
+        return Logged(bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
 
-    def cut_metrics(self, num_bytes: int) -> None:
-        """Remove the metrics after so many bytes: what was logged after the checkpoint that a run goes on from."""
-        if self.metrics_bytes() > num_bytes:
-            os.truncate(self.directory / _METRICS, num_bytes)
+    def cut_metrics(self, logged: Logged) -> None:
+        """Remove what was logged after the checkpoint that a run goes on from.
+
+        Raises:
+            UserError: if what was logged before is not there, or was changed.
+        """
+        path = self.directory / _METRICS
+        content = path.read_bytes()[: logged.bytes] if path.is_file() else b""
+        if hashlib.sha256(content).hexdigest() != logged.sha256:
+            raise UserError(
+                f"{path} is damaged: it is not what the checkpoint was made beside; restore it, or delete "
+                f"{self.directory} to train from the beginning"
+            )
+        if path.is_file():
+            os.truncate(path, logged.bytes)
 
     def log(self, line: Mapping[str, float]) -> None:
         """Append a line to the metrics."""
@@ -222,10 +289,11 @@ class Run:
             finite = {name: value if math.isfinite(value) else None for name, value in line.items()}
             file.write(json.dumps(finite, allow_nan=False) + "\n")
 
-    def save_model(self, model: PreTrainedModel, beside: Mapping[str, Tensor], corpus: Corpus) -> None:
+    def save_model(self, model: PreTrainedModel, beside: Mapping[str, Tensor], corpus: Corpus, best: Best) -> None:
         """Keep a model, and the corpus's tokenizer as it is, so that both load with `from_pretrained`.
 
-        What was trained beside it lies beside it. Written aside first; the weights replace the old ones last.
+        What was trained beside it lies beside it. Written aside first; the weights replace the old ones last, and then
+        their record is written. The old record goes first, so one that does not fit its files is damage, not a kill.
         """
         with directory_aside(self.directory / "model") as aside:
             model.save_pretrained(aside)
@@ -234,14 +302,63 @@ class Run:
                 save_file(weights, aside / "projections.safetensors")
             for path in (corpus.directory / "tokenizer").iterdir():
                 shutil.copyfile(path, aside / path.name)
-            for path in sorted(aside.iterdir(), key=lambda path: path.name == _LAST):
+            files = sorted(aside.iterdir(), key=lambda path: path.name == _LAST)
+            (self.directory / MODEL_RECORD).unlink(missing_ok=True)
+            for path in files:
                 path.replace(self.directory / path.name)
+        commit_model(self.directory, sorted(path.name for path in files), run=self.identity, **best.as_plain())
+
+    def best(self) -> Best | None:
+        """The model that is kept; None without one, or if the process was killed while one took its place.
+
+        Raises:
+            UserError: if it is damaged, or of another run.
+        """
+        path = self.directory / MODEL_RECORD
+        if not path.is_file():
+            return None
+        if damage := damage_of(self.directory, MODEL_RECORD, run=self.identity):
+            raise UserError(f"run {self.directory} is damaged: {damage}; restore that file, or {_REMEDY}")
+        facts = read_commit(self.directory, MODEL_RECORD)
+        return read_as(Best, {name: facts[name] for name in Best.model_fields}, path)
 
     def finish(self, result: RunResult) -> None:
-        """Record what came of the run; from here on it is whole."""
-        write_record(self.directory / "result.json", result.as_plain())
+        """Record what came of the run, and checksums of its files; from here on it is whole.
+
+        Raises:
+            UserError: if the model on disk is not that of the best step.
+        """
+        best = self.best()
+        if best is None or best.step != result.best_step:
+            raise UserError(
+                f"run {self.directory} lost the model of its best step, {result.best_step}; delete the run and train "
+                "it again"
+            )
+        files = [_CONFIG, _INPUTS, _METRICS, MODEL_RECORD, *committed_files(self.directory, MODEL_RECORD)]
+        commit(self.directory, _RESULT, files, **result.as_plain())
+
+
+def identity_of_run(settings: TrainSettings, inputs: RunInputs) -> str:
+    """What makes a run the same run: a hash of the settings that decide its weights, and of its inputs."""
+    decides = {"settings": _compared(settings.as_plain()), "inputs": inputs.as_plain()}
+    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+
+
+_WHERE = ("output", "corpus", "device", "plugins")
+_WHERE_OF_TEACHER = ("cache", "model", "ensemble")
 
 
 def _compared(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings without those that change no weight: a run may be moved, and go on on another device."""
-    return {name: value for name, value in settings.items() if name not in ("output", "device", "plugins")}
+    """Settings without those that change no weight: where things lie, and where they are computed.
+
+    What is at a path has a fingerprint among the inputs: a corpus, a cache or a run may be moved.
+    """
+    compared = {name: value for name, value in settings.items() if name not in _WHERE}
+    if isinstance(teachers := compared.get("teachers"), Mapping):
+        compared["teachers"] = {
+            name: {key: value for key, value in teacher.items() if key not in _WHERE_OF_TEACHER}
+            if isinstance(teacher, Mapping)
+            else teacher
+            for name, teacher in teachers.items()
+        }
+    return compared

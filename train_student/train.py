@@ -21,7 +21,7 @@ from palenka.ground.lock import sole_writer
 from palenka.ground.processes import open_processes
 from palenka.ground.progress import info
 from palenka.train_student.objective.module import TermFit
-from palenka.train_student.run import Run, RunInputs, RunResult
+from palenka.train_student.run import Run, RunInputs, RunResult, identity_of_run
 from palenka.train_student.settings import TrainSettings
 from palenka.train_student.teachers import Teachers, open_teachers
 from palenka.train_student.trainer import Trainer
@@ -38,7 +38,6 @@ def train(settings: TrainSettings) -> RunResult:
         UserError: if corpus, caches, model and settings do not fit each other, another process writes the same run, or
             the loss stops being finite.
     """
-    run = Run(settings.output)
     accelerator = _accelerator(settings)
     try:
         corpus = Corpus.open(settings.corpus, settings.split)
@@ -46,15 +45,18 @@ def train(settings: TrainSettings) -> RunResult:
         order = _reading_order(settings, corpus)
         windows = fixed_windows(validation, settings.windows.length, settings.validation.windows)
         teachers = _open_teachers(settings, corpus, accelerator.device)
+        inputs = _inputs(corpus, validation, teachers)
+        run = Run(settings.output, identity_of_run(settings, inputs))
         with sole_writer(settings.output) if accelerator.is_main_process else contextlib.nullcontext():
             if accelerator.is_main_process:
-                run.begin(settings, _inputs(corpus, validation, teachers))
+                run.begin(settings, inputs)
             accelerator.wait_for_everyone()
             if (result := run.result()) is None:
                 names = {"wandb": {"name": run.directory.name}}
                 accelerator.init_trackers("palenka", config=_flat(settings.as_plain()), init_kwargs=names)
                 result = Trainer(settings, run, accelerator, corpus, order, teachers, windows).fit()
             elif accelerator.is_main_process:
+                run.require_whole()
                 info(f"{settings.output} is finished already; delete it to train it again")
             accelerator.wait_for_everyone()
         return result

@@ -28,7 +28,7 @@ from palenka.train_student.meter import Meter
 from palenka.train_student.model.shapes import count_parameters
 from palenka.train_student.objective.objective import Objective
 from palenka.train_student.optimizer import adamw, cosine_schedule
-from palenka.train_student.run import Run, RunResult
+from palenka.train_student.run import Best, Logged, Run, RunResult
 from palenka.train_student.settings import TrainSettings
 from palenka.train_student.teachers import Teachers
 
@@ -65,7 +65,7 @@ class Trainer:
         self.schedule = cosine_schedule(self.adamw, settings.optimizer, self.num_steps)
         self.wrapped, self.optimizer = accelerator.prepare(self.objective, self.adamw)
         self.validation_windows = validation_windows
-        self.checkpoints = Checkpoints(run.directory / "checkpoints")
+        self.checkpoints = Checkpoints(run.directory / "checkpoints", run.identity)
         self.best, self.best_step = math.inf, 0
         self.learning_rate = 0.0
         self.seconds = 0.0
@@ -173,7 +173,8 @@ class Trainer:
         if cross_entropy < self.best:
             self.best, self.best_step = cross_entropy, step
             if accelerator.is_main_process:
-                self.run.save_model(self.student, self.objective.trained_beside(), self.corpus)
+                best = Best(step=step, validation_cross_entropy=cross_entropy)
+                self.run.save_model(self.student, self.objective.trained_beside(), self.corpus, best)
 
     def _logs(self, step: int) -> bool:
         # A checkpoint closes a line of the log, so that no sums need to be kept with it.
@@ -218,7 +219,7 @@ class Trainer:
             "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else None,
             "best": self.best if math.isfinite(self.best) else None,
             "best_step": self.best_step,
-            "metrics_bytes": self.run.metrics_bytes(),
+            "metrics": self.run.metrics_so_far().as_plain(),
             "seconds": seconds,
         }
         self.checkpoints.save(step, self.objective, self.adamw, state)
@@ -226,9 +227,10 @@ class Trainer:
     def _resume(self) -> int:
         """Go back to the last checkpoint; returns its step, or 0 without one."""
         state = self.checkpoints.load(self.objective, self.adamw)
+        best = self.run.best() if state else None
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
-            self.run.cut_metrics(state["metrics_bytes"] if state else 0)
+            self.run.cut_metrics(Logged.model_validate(state["metrics"]) if state else Logged())
         if state is None:
             return 0
         self.schedule.load_state_dict(state["schedule"])
@@ -238,6 +240,9 @@ class Trainer:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.best = state["best"] if state["best"] is not None else math.inf
         self.best_step, self.seconds = state["best_step"], state["seconds"]
+        if best is not None and best.step > self.best_step:
+            # It was kept after the checkpoint: the steps to it are done again, and come to the same.
+            self.best, self.best_step = best.validation_cross_entropy, best.step
         return int(state["step"])
 
     def _announce(self, first: int) -> None:

@@ -12,7 +12,7 @@ from palenka.eval.results import SuiteResult
 from palenka.eval.statistics import mean_interval
 from palenka.eval.suite import Figure
 from palenka.ground.errors import UserError
-from palenka.ground.files import read_record, write_record
+from palenka.ground.files import read_sealed, write_sealed
 from palenka.ground.settings import Settings, read_as
 
 Stage = Literal["points", "finalists"]
@@ -194,7 +194,7 @@ class GridFiles:
 
     def write(self, record: GridRecord) -> None:
         """Write the ranking."""
-        write_record(self.ranking, record.as_plain())
+        write_sealed(self.ranking, record.as_plain())
 
     def read(self) -> GridRecord:
         """The ranking.
@@ -203,14 +203,12 @@ class GridFiles:
             UserError: if it is missing or damaged.
         """
         try:
-            content: Mapping[str, Any] = read_record(self.ranking)
+            content: Mapping[str, Any] = read_sealed(self.ranking, _AGAIN)
         except FileNotFoundError:
             raise UserError(
                 f"{self.directory} holds points of a grid, but no {self.ranking.name} with their ranking; write it "
                 "with `palenka grid rank --config FILE.yaml`, or leave the folder out"
             ) from None
-        except UserError:
-            raise UserError(f"{self.ranking} is damaged: it is not a JSON object; {_AGAIN}") from None
         return read_as(GridRecord, content, self.ranking)
 
 

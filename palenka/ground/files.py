@@ -4,7 +4,9 @@ Aside is `NAME.HEX.partial`, with 32 random digits, so that two processes never 
 so, too. What a killed writer left there is told by this name, and the sole writer of NAME removes it.
 
 A commit record names files that belong together, with sizes and checksums. It is written last: they count
-once it is there.
+once it is there. A sealed record holds a checksum of itself.
+
+A path that is a link stands for its target: what is written takes its place there, on whatever disk that is.
 
 Caches and records ask their store for nothing but what stands here, so that another one than a folder could take its
 place: `write_whole`, `read_record`, `size_of`, `names_in`, `remove`.
@@ -13,6 +15,7 @@ place: `write_whole`, `read_record`, `size_of`, `names_in`, `remove`.
 import glob
 import hashlib
 import json
+import math
 import os
 import shutil
 import uuid
@@ -23,12 +26,20 @@ from typing import Any
 
 from palenka.ground.errors import UserError
 
+_AGAIN = "delete it and run the same command again"
 _PARTIAL = ".partial"
 _ASIDE_PATTERN = f".{'[0-9a-f]' * 32}{_PARTIAL}"
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
-    """Write a file, and its folder, that is either whole or as it was, whenever the process or the machine stops."""
+    """Write a file, and its folder, that is either whole or as it was, whenever the process or the machine stops.
+
+    Raises:
+        UserError: if something else than a file is there.
+    """
+    path = resolved(path)
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path} is a folder, a device or a pipe, not a file to write to; choose another name")
     with _aside(path) as aside:
         with aside.open("wb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
@@ -43,7 +54,7 @@ def directory_aside(path: Path) -> Iterator[Path]:
 
     Only the sole writer of the path may ask for it: what killed ones left is removed.
     """
-    path = path.absolute()
+    path = resolved(path)
     remove_leftovers_of(path)
     with _aside(path) as aside:
         aside.mkdir()
@@ -55,7 +66,14 @@ def whole_directory(path: Path) -> Iterator[Path]:
     """A new directory that takes its path's place at the end, where nothing or an empty one is; or else is gone.
 
     Only the sole writer of the path may ask for it, as for `directory_aside`.
+
+    Raises:
+        UserError: if its place cannot be taken at the end, before anything is spent.
     """
+    path = resolved(path)
+    if path.is_mount() or path == Path.cwd():
+        where = "the root of a disk" if path.is_mount() else "the folder that this command runs in"
+        raise UserError(f"{path} is {where}, which cannot be replaced; choose a folder inside it")
     with directory_aside(path) as aside:
         yield aside
         aside.replace(path)
@@ -69,8 +87,14 @@ def remove_leftovers(directory: Path) -> None:
 
 def remove_leftovers_of(path: Path) -> None:
     """Remove what killed writers left half-written of one file or directory; its sole writer alone may."""
+    path = resolved(path)
     for leftover in list(path.parent.glob(f"{glob.escape(path.name)}{_ASIDE_PATTERN}")):
         _remove(leftover)
+
+
+def resolved(path: Path) -> Path:
+    """The absolute path of a file or a directory, without links: it need not exist."""
+    return Path(os.path.realpath(path))
 
 
 def is_partial(name: str) -> bool:
@@ -105,7 +129,7 @@ def write_record(path: Path, record: Mapping[str, Any]) -> None:
     write_whole(path, json.dumps(record, indent=1, allow_nan=False) + "\n")
 
 
-def read_record(path: Path) -> dict[str, Any]:
+def read_record(path: Path, remedy: str = _AGAIN) -> dict[str, Any]:
     """Read what `write_record` wrote.
 
     Raises:
@@ -113,12 +137,55 @@ def read_record(path: Path) -> dict[str, Any]:
         UserError: if it is not a JSON object.
     """
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = load_json(read_text(path))
     except ValueError:
         record = None
     if not isinstance(record, dict):
-        raise UserError(f"{path} is damaged: it is not a JSON object; delete it and run the same command again")
+        raise UserError(f"{path} is damaged: it is not a JSON object; {remedy}")
     return record
+
+
+def write_sealed(path: Path, record: Mapping[str, Any]) -> None:
+    """Write a JSON record with a checksum of itself, as `write_record` does."""
+    write_record(path, {**record, "checksum": checksum_of(record)})
+
+
+def read_sealed(path: Path, remedy: str = _AGAIN) -> dict[str, Any]:
+    """Read what `write_sealed` wrote, without the checksum.
+
+    Raises:
+        FileNotFoundError: if there is no record.
+        UserError: if it is not a JSON object, or not as it was written.
+    """
+    record = read_record(path, remedy)
+    if record.pop("checksum", None) != checksum_of(record):
+        raise UserError(f"{path} was changed since it was written: it differs from its checksum; {remedy}")
+    return record
+
+
+def read_text(path: Path) -> str:
+    """The text of a file; a pipe or a device, which might never end, is not read.
+
+    Raises:
+        OSError: if there is no such file, or it cannot be read.
+        UserError: if it is a pipe or a device.
+        UnicodeDecodeError: if it is not UTF-8.
+    """
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise UserError(f"{path} is a pipe or a device; give a file")
+    return path.read_text(encoding="utf-8")
+
+
+def load_json(text: str) -> Any:  # noqa: ANN401 - whatever the text says
+    """What a text in JSON says.
+
+    Raises:
+        ValueError: if it is none, is nested too deeply, or has a number that is not finite.
+    """
+    try:
+        return json.loads(text, parse_constant=_finite, parse_float=_finite)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
 def state_of(path: Path) -> tuple[int, int, int] | None:
@@ -135,7 +202,24 @@ def commit(directory: Path, record: str, files: Iterable[str], **facts: object) 
     paths = {name: directory / name for name in files}
     written = {name: {"bytes": size_of(path), "sha256": sha256_of_file(path)} for name, path in paths.items()}
     whole = {"files": written, **facts}
-    write_record(directory / record, {**whole, "checksum": _checksum(whole)})
+    write_record(directory / record, {**whole, "checksum": checksum_of(whole)})
+
+
+def read_commit(directory: Path, record: str, remedy: str = _AGAIN) -> dict[str, Any]:
+    """The facts in a commit record, itself whole; its files are not looked at.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        UserError: if it is damaged.
+    """
+    facts = read_sealed(directory / record, remedy)
+    facts.pop("files", None)
+    return facts
+
+
+def committed_files(directory: Path, record: str) -> list[str]:
+    """The names of the files in a commit record that is whole."""
+    return [*read_sealed(directory / record)["files"]]
 
 
 def damage_of(directory: Path, record: str, contents: bool = True, **facts: object) -> str | None:
@@ -147,32 +231,51 @@ def damage_of(directory: Path, record: str, contents: bool = True, **facts: obje
         contents: also compare checksums, at about 1 s a gigabyte; otherwise only presence and sizes.
         facts: that the record must have, as they were given to `commit`: it may be whole and belong elsewhere.
     """
+    return next((damage for _, damage in damages_of(directory, record, contents, **facts)), None)
+
+
+def damages_of(directory: Path, record: str, contents: bool = True, **facts: object) -> Iterator[tuple[str, str]]:
+    """Each file that is damaged, as `damage_of` has it, and what is wrong with it; or else the record itself."""
     try:
         found = read_record(directory / record)
         files = [(name, entry["bytes"], entry["sha256"]) for name, entry in found["files"].items()]
-        if found.pop("checksum") != _checksum(found):
-            return f"{record} differs from its checksum"
+        is_whole = found.pop("checksum") == checksum_of(found)
     except FileNotFoundError:
-        return f"{record} is missing"
-    except (UserError, KeyError, TypeError, AttributeError):
-        return f"{record} is not a commit record"
+        yield record, f"{record} is missing"
+        return
+    except (UserError, IsADirectoryError, KeyError, TypeError, AttributeError):
+        yield record, f"{record} is not a commit record"
+        return
+    if not is_whole:
+        yield record, f"{record} differs from its checksum"
+        return
     if not files:
-        return f"{record} names no file"
+        yield record, f"{record} names no file"
     for name, value in facts.items():
         if found.get(name) != value:
-            return f"{record} is of another {name}: {found.get(name)!r}, not {value!r}"
+            yield record, f"{record} is of another {name}: {found.get(name)!r}, not {value!r}"
+            return
     for name, size, checksum in files:
-        found_size = size_of(directory / name)
-        if found_size is None:
-            return f"{name} is missing"
-        if found_size != size:
-            return f"{name} has {found_size} bytes where {size} were written"
-        if contents and sha256_of_file(directory / name) != checksum:
-            return f"{name} differs from its checksum"
-    return None
+        if how := _damage_of_file(directory / name, size, checksum if contents else None):
+            yield name, f"{name} {how}"
 
 
-def _checksum(record: Mapping[str, object]) -> str:
+def _damage_of_file(path: Path, size: int, checksum: str | None) -> str | None:
+    found = size_of(path)
+    if found is None:
+        return "is missing"
+    if found != size:
+        return f"has {found} bytes where {size} were written"
+    return "differs from its checksum" if checksum and sha256_of_file(path) != checksum else None
+
+
+def _finite(number: str) -> float:
+    if not math.isfinite(value := float(number)):
+        raise ValueError(f"{number} is not finite")
+    return value
+
+
+def checksum_of(record: Mapping[str, object]) -> str:
     """The SHA-256 of a record without its own checksum."""
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 

@@ -14,7 +14,7 @@ from palenka.report.results import read_suites
 from palenka.study_record import StudyFiles, StudyResults
 from palenka.train_student.run import FinishedRun, Run
 
-_OF_MODELS = ("config.json", "generation_config.json", "inputs.json", "result.json")
+_OF_MODELS = ("config.json", "generation_config.json", "inputs.json", "model.commit.json", "result.json")
 
 
 @dataclass

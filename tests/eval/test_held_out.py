@@ -1,6 +1,5 @@
 """Held-out cross-entropy against a float64 loop, and its interval against theory."""
 
-import json
 import math
 from collections.abc import Callable
 from itertools import pairwise
@@ -24,6 +23,7 @@ from palenka.eval.results import SuiteResult, items_file, read_items, read_resul
 from palenka.eval.statistics import bootstrap_interval
 from palenka.eval.suite import Conditions, column
 from palenka.ground.errors import UserError
+from palenka.ground.files import read_sealed, write_sealed
 from palenka.train_student.model.shapes import ModelShape
 
 LENGTH = 16
@@ -60,9 +60,9 @@ def read_window_losses(out: Path) -> NDArray[np.float64]:
 
 def marked(out: Path) -> SuiteResult:
     """The result in a file with a figure that only one has that is read, not made."""
-    record = json.loads(out.read_text())
+    record = read_sealed(out)
     record["suites"][0]["figures"]["cross_entropy"]["value"] = -1.0
-    out.write_text(json.dumps(record))
+    write_sealed(out, record)
     return read_results(out).suites[0]
 
 

@@ -102,7 +102,7 @@ def test_several_suites_share_a_file_and_are_read_one_by_one(
     folders = [f"--data.blimp_filtered={blimp}", f"--data.ewok_filtered={ewok}", f"--data.held_out={corpus_directory}"]
     suites = ["--suite", "blimp_filtered", "ewok_filtered", "--suite", "held_out"]
     assert main([str(teacher), *suites, *folders, "--out", str(out), "--length", "16"]) == 0
-    assert list(json.loads(out.read_text())) == ["name", "model", "parameters", "items", "suites"]
+    assert list(json.loads(out.read_text())) == ["name", "model", "parameters", "items", "suites", "checksum"]
     results = read_results(out)
     assert list(results.by_suite) == ["blimp_filtered", "ewok_filtered", "held_out"]
     assert results.name == teacher.name

@@ -13,6 +13,7 @@ from palenka.eval.suite import Figure
 from palenka.eval.suites import SUITES
 from palenka.eval.tables import PUBLISHED, export
 from palenka.ground.errors import UserError
+from palenka.ground.files import write_sealed
 
 
 def written(
@@ -31,7 +32,7 @@ def written(
         figures={"main": figure},
     )
     model = ModelIdentity(weights=weights, config={})
-    path.write_text(Results(name=name, model=model, parameters=1, suites=(result,)).model_dump_json())
+    write_sealed(path, Results(name=name, model=model, parameters=1, suites=(result,)).as_plain())
     return str(path)
 
 

@@ -23,6 +23,7 @@ from palenka.__main__ import main
 from palenka.eval.results import ModelIdentity, Request, Results, SuiteResult, items_file, write_results
 from palenka.eval.suites import SUITES
 from palenka.grid.record import GridFiles, GridStage
+from palenka.ground.files import write_sealed
 from palenka.report.grid.analysis import noise_of, paired_runs, varied_options
 from palenka.report.grid.heat_map import draw_legend, readable_on
 from palenka.report.grid.seed_chart import SeedDot, draw_seeds, panel_limits
@@ -145,7 +146,7 @@ def grid_folder(tmp_path: Path) -> GridFolder:
             "finalists": stage_of(chosen, trained, failed, "finalists") if finalists else None,
         }
         folder.mkdir(exist_ok=True)
-        (folder / "grid.json").write_text(json.dumps(record))
+        write_sealed(folder / "grid.json", record)
         return folder
 
     return write
@@ -431,7 +432,7 @@ def test_a_single_variant_was_not_chosen(grid_folder: GridFolder, tmp_path: Path
 
 def test_a_study_keeps_its_own_first_sentence(grid_folder: GridFolder, tmp_path: Path) -> None:
     folder = grid_folder(finalists=["logit0.5-hidden0.7"])
-    (tmp_path / "seconds.json").write_text("{}")
+    write_sealed(tmp_path / "seconds.json", {})
     (headline,) = re.findall("<h1>(.*?)</h1>", page_of(folder, tmp_path / "of_grid.html"))
     html = page_of(tmp_path, tmp_path / "of_study.html")
     assert "<h1>No distilled student is among these models</h1>" in html
@@ -536,8 +537,10 @@ def test_a_ranking_that_is_damaged_or_missing_is_told(
     folder = grid_folder()
     (folder / "points" / "control-seed0").mkdir(parents=True)
     (folder / "grid.json").unlink()
-    if damage is not None:
+    if damage == "{":
         (folder / "grid.json").write_text(damage)
+    elif damage is not None:
+        write_sealed(folder / "grid.json", json.loads(damage))
     error = told(capsys, folder, "--out", tmp_path / "report.html")
     assert str(folder) in error
     assert message in " ".join(error.split())
@@ -549,8 +552,9 @@ def test_runs_of_variants_that_are_not_ranked_are_refused(
 ) -> None:
     path = grid_folder() / "grid.json"
     record = json.loads(path.read_text())
+    del record["checksum"]
     record["points"]["ranking"].pop()
-    path.write_text(json.dumps(record))
+    write_sealed(path, record)
     assert "is not in the ranking" in told(capsys, path.parent, "--out", tmp_path / "report.html")
 
 

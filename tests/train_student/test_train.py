@@ -24,6 +24,7 @@ from palenka.data.signals.stream import ReadingOrder
 from palenka.data.text.prepare import CorpusSettings, prepare
 from palenka.data.windows import gather
 from palenka.ground.errors import UserError
+from palenka.ground.files import read_commit
 from palenka.train_student.model.shapes import ModelShape
 from palenka.train_student.settings import TrainSettings
 from palenka.train_student.train import train
@@ -113,7 +114,7 @@ def test_a_run_learns_and_what_it_keeps_loads_as_any_model_and_measures_the_same
     best = result.validation_cross_entropy
     assert best < 0.5 * math.log(corpus.vocabulary_size)
     model = AutoModelForCausalLM.from_pretrained(settings.output)
-    assert result.as_plain() == json.loads((settings.output / "result.json").read_text())
+    assert result.as_plain() == read_commit(settings.output, "result.json")
     assert result.parameters == model.num_parameters()
     assert result.tokens == result.steps * 16 * LENGTH
     assert result.steps == len(corpus.tokens) // LENGTH // 16
@@ -329,7 +330,7 @@ def test_what_a_killed_run_left_ends_as_an_undisturbed_one(make_settings: MakeSe
         ),
         (
             {"teachers": {"a": {"cache": "x"}}},
-            "teachers.a is None there, but {'source': 'cache', 'weight': 1.0, 'cache': 'x'",
+            "teachers.a is None there, but {'source': 'cache', 'weight': 1.0, 'layers': 'uniform'",
         ),
     ],
 )
