@@ -14,7 +14,7 @@ def test_there_are_ten_paradigms_or_more_of_a_hundred_pairs(tmp_path: Path) -> N
     tasks = {pair.task for pair in pairs}
     assert len(tasks) >= 10
     for task in tasks:
-        sentences = [(pair.good, pair.bad) for pair in pairs if pair.task == task]
+        sentences = [pair.options for pair in pairs if pair.task == task]
         assert len(set(sentences)) == len(sentences) == PAIRS_PER_PARADIGM == 100
     write_pairs(tmp_path / "again")
     made = [SUITES["minimal_pairs"].fingerprint(tmp_path / name, Conditions()) for name in ("pairs", "again")]
