@@ -17,15 +17,15 @@ from palenka.data.signals.cache import TeacherCache
 
 FRACTION, EPOCHS = 0.02, 1
 ENCODINGS: dict[str, dict[str, Any]] = {
-    "low rank, 8 and 16": {"kind": "low_rank", "k": 8, "rank": 16},
+    "low rank, 8 and 32": {"kind": "low_rank", "k": 8, "rank": 32},
     "topk 32": {"kind": "topk", "k": 32},
     "32 draws at T=1": {"kind": "sampled", "draws": 32, "temperatures": [1.0]},
     "32 draws at T=2": {"kind": "sampled", "draws": 32, "temperatures": [2.0]},
 }
 OBJECTIVES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
-    "forward T=1": ({"temperature": 1.0}, ("low rank, 8 and 16", "topk 32", "32 draws at T=1")),
-    "forward T=2": ({"temperature": 2.0}, ("low rank, 8 and 16", "topk 32", "32 draws at T=2")),
-    "js T=2": ({"temperature": 2.0, "divergence": "js"}, ("low rank, 8 and 16", "topk 32")),
+    "forward T=1": ({"temperature": 1.0}, ("low rank, 8 and 32", "topk 32", "32 draws at T=1")),
+    "forward T=2": ({"temperature": 2.0}, ("low rank, 8 and 32", "topk 32", "32 draws at T=2")),
+    "js T=2": ({"temperature": 2.0, "divergence": "js"}, ("low rank, 8 and 32", "topk 32")),
 }
 
 

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from palenka.cache_teachers.settings import CaptureSettings, InspectSettings, PlanSettings, VerifySettings
+from palenka.cache_teachers.tables import tables
 from palenka.ground.command_line import parse, run, subcommand
 from palenka.ground.settings import Printing
 
@@ -58,35 +58,12 @@ def _cache(arguments: Sequence[str]) -> None:
 
 
 def _show(title: str, found: dict[str, Any], settings: Printing) -> None:
-    """Print measures as JSON, or as a table with a line for each."""
+    """Print measures as JSON, or as tables."""
     if settings.as_json:
         sys.stdout.write(json.dumps(found, indent=1) + "\n")
         return
-    table = Table(title=title)
-    table.add_column("what", overflow="fold")
-    table.add_column("value", justify="right", overflow="fold")
-    for name, value in _lines(found):
-        table.add_row(name, value)
-    Console().print(table)
-
-
-def _lines(found: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """Nested measures by dotted name; identities and configurations of models are left to the JSON."""
-    lines: list[tuple[str, str]] = []
-    for name, value in found.items():
-        if name == "teachers":
-            lines.append((f"{prefix}{name}", ", ".join(value)))
-        elif isinstance(value, dict):
-            lines += _lines(value, f"{prefix}{name}.")
-        else:
-            lines.append((f"{prefix}{name}", _figure(value)))
-    return lines
-
-
-def _figure(value: object) -> str:
-    if isinstance(value, float):
-        return f"{value:,.2f}" if abs(value) >= 1 else f"{value:.3g}"
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+    for table in tables(title, found):
+        Console().print(table)
 
 
 if __name__ == "__main__":

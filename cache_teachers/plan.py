@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from palenka.cache_teachers.capture import capture_shards, free_bytes, manifest_of, require_windows
@@ -22,7 +23,8 @@ from palenka.ground.processes import open_processes
 
 _SIZES, _RANKS = (8, 16, 32), (8, 16, 32)
 """Tokens kept and ranks of the encodings that are compared."""
-_SAMPLE_LOGITS = 2**22
+_COMPARED_LOGITS = 2**25
+"""Of the teacher, in memory while encodings are compared: 128 MB."""
 
 
 def plan(settings: PlanSettings) -> dict[str, Any]:
@@ -85,11 +87,11 @@ def _alternatives(asked: LogitEncoding) -> dict[str, LogitEncoding]:
 
 
 def _outputs(teacher: Teacher, corpus: Corpus, settings: PlanSettings) -> list[TeacherOutputs]:
-    """What the teacher says of the first windows on disk, few enough to compare in seconds."""
+    """What the teacher says of the first windows on disk, few enough to compare in seconds: two parts or more."""
     rule = settings.windows
-    count = max(2, _SAMPLE_LOGITS // (rule.length * corpus.vocabulary_size))
+    count = max(2, _COMPARED_LOGITS // (rule.length * corpus.vocabulary_size))
     slots = rule.slots(len(corpus.tokens), 0)[: min(count, settings.sample)]
-    parts = [slots[start : start + settings.micro_batch] for start in range(0, len(slots), settings.micro_batch)]
+    parts = np.array_split(slots, max(2, -(-len(slots) // settings.micro_batch)))
     return [
         teacher.outputs(torch.from_numpy(gather(corpus.tokens, rule, 0, part)), 0, part, with_last=True)
         for part in parts

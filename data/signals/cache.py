@@ -21,7 +21,7 @@ import zarr
 from numpy.typing import NDArray
 from pydantic import ValidationError
 from torch import Tensor
-from zarr.codecs import BloscCodec, Crc32cCodec
+from zarr.codecs import BloscCodec, Crc32cCodec, TransposeCodec
 
 from palenka.data.signals.hidden import Layer
 from palenka.data.signals.manifest import (
@@ -31,6 +31,7 @@ from palenka.data.signals.manifest import (
     CacheManifest,
     Shard,
     StoredArray,
+    blosc_block,
     codes_of,
 )
 from palenka.data.signals.signal import TeacherSignal
@@ -146,7 +147,8 @@ def _write_store(directory: Path, manifest: CacheManifest, measured: Measured) -
             dtype=array.row.dtype,
             chunks=(1, _chunk_windows(manifest), *shape[2:]),
             shards=(1, manifest.windows_per_shard, *shape[2:]),
-            compressors=[_compressor(array), Crc32cCodec()],
+            filters=[TransposeCodec(order=(3, 0, 1, 2))] if array.row.by_column else None,
+            compressors=[_compressor(array, _chunk_windows(manifest)), Crc32cCodec()],
             config={"write_empty_chunks": True},
         )
     for folder, values in [
@@ -359,9 +361,10 @@ def _read_measured(group: zarr.Group, manifest: CacheManifest, keys: Iterable[st
     return Measured(read(_STATICS), layers)
 
 
-def _compressor(array: StoredArray) -> BloscCodec:
-    """Zstandard over a whole chunk."""
-    return BloscCodec(cname=COMPRESSOR, clevel=COMPRESSION_LEVEL, shuffle=array.row.shuffle, blocksize=2**20)
+def _compressor(array: StoredArray, chunk_windows: int) -> BloscCodec:
+    """Zstandard over a whole chunk, or over each of its columns."""
+    block = blosc_block(array.row, chunk_windows * array.rows * array.row.width)
+    return BloscCodec(cname=COMPRESSOR, clevel=COMPRESSION_LEVEL, shuffle=array.row.shuffle, blocksize=block)
 
 
 def _array(group: zarr.Group, name: str) -> zarr.Array:  # type: ignore[type-arg]

@@ -14,6 +14,16 @@ _IMPOSSIBLE = -1e4
 """Log-probability of what was never drawn: its exponential is exactly 0, and nothing times it is not a number."""
 
 
+def differences(ids: Tensor) -> Tensor:
+    """Ascending ids as the first of them and differences, which compress better than they do where many are drawn."""
+    return torch.cat([ids[..., :1], ids.diff(dim=-1)], dim=-1)
+
+
+def sums(stored: Tensor) -> Tensor:
+    """The ids of `differences`, int64."""
+    return stored.to(torch.int64).cumsum(-1)
+
+
 def log_shares(counts: Tensor, draws: int) -> Tensor:
     """Logarithms of the shares of some draws, float32."""
     shares = counts.float() / draws

@@ -33,6 +33,11 @@ class ArrayType(NamedTuple):
     dtype: str
     shuffle: Literal["noshuffle", "shuffle", "bitshuffle"] = "noshuffle"
     """What Blosc does before it compresses: noshuffle, shuffle (bytes) or bitshuffle; whichever was smaller."""
+    by_column: bool = False
+    """Compress the first numbers of all tokens of a chunk apart from the second ones, and so on.
+
+    Smaller where the numbers of a token differ in their spread, and follow from each other little.
+    """
 
 
 class OutputMatrix(NamedTuple):

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from palenka.data.signals.distribution import Distribution
+    from palenka.data.signals.low_rank import LowRankOthers
+    from palenka.data.signals.top_k import TopK
 
 AnyLogitEncoding = Annotated[LogitEncoding, OneOf(ENCODINGS, "low_rank")]
 """A settings field that any registered encoding fits, chosen by its `kind`."""
@@ -58,35 +60,51 @@ class TopKEncoding(LogitEncoding):
 
     def arrays(self, vocabulary_size: int) -> dict[str, ArrayType]:
         """As `LogitEncoding` has it."""
-        arrays = {"values": ArrayType(self.k, self.values)}
+        arrays = {"values": ArrayType(self.k, self.values, "bitshuffle")}
         if self.k < vocabulary_size:
-            arrays["ids"] = ArrayType(self.k, id_type(vocabulary_size), "shuffle")
-        arrays["log_odds"] = ArrayType(len(self.temperatures), "float32" if self.values == "float32" else "int16")
+            arrays["ids"] = ArrayType(self.k, id_type(vocabulary_size))
+        odds_type = "float32" if self.values == "float32" else "int16"
+        arrays["log_odds"] = ArrayType(len(self.temperatures), odds_type, "shuffle", by_column=True)
         return arrays
 
     def encode(self, outputs: TeacherOutputs, statics: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """As `LogitEncoding` has it."""
-        from palenka.data.signals.top_k import differences, gaps, log_odds, pack_gaps, pack_odds, top_k
+        from palenka.data.signals.top_k import gaps, pack_gaps, top_k
 
-        ids, values, log_tails = top_k(outputs.logits, self.k, self.temperatures)
-        below, odds = gaps(values), log_odds(log_tails)
-        is_coarse = self.values == "uint8"
-        arrays = {
-            "values": pack_gaps(below) if is_coarse else below,
-            "log_odds": pack_odds(odds) if is_coarse else odds,
-        }
-        return arrays if ids is None else {**arrays, "ids": differences(ids)}
+        kept = top_k(outputs.logits, self.k, self.temperatures)
+        below = gaps(kept.values)
+        return {**self._packed(kept), "values": below if self.values == "float32" else pack_gaps(below)}
 
     def decode(self, arrays: Mapping[str, Tensor], statics: Mapping[str, Tensor], temperature: float) -> Distribution:
         """As `LogitEncoding` has it."""
-        from palenka.data.signals.distribution import Distribution
-        from palenka.data.signals.top_k import log_masses, sums, unpack_gaps, unpack_odds
+        from palenka.data.signals.top_k import unpack_gaps
 
-        place = self.temperatures.index(temperature)
-        log_kept_mass, log_tail = log_masses(unpack_odds(arrays["log_odds"][..., place]))
-        shares = (-unpack_gaps(arrays["values"]) / temperature).log_softmax(dim=-1)
-        ids = sums(arrays["ids"]) if "ids" in arrays else None
+        return self._decoded(arrays, -unpack_gaps(arrays["values"]), temperature)
+
+    def _packed(self, kept: TopK) -> dict[str, Tensor]:
+        """Ids and log-odds as they are stored."""
+        from palenka.data.signals.top_k import log_odds, pack_odds
+
+        odds = log_odds(kept.log_tail)
+        arrays = {"log_odds": odds if self.values == "float32" else pack_odds(odds)}
+        return arrays if kept.ids is None else {**arrays, "ids": kept.ids}
+
+    def _decoded(self, arrays: Mapping[str, Tensor], values: Tensor, temperature: float) -> Distribution:
+        """The distribution from log-probabilities of the kept tokens at T = 1, up to a constant."""
+        import torch
+
+        from palenka.data.signals.distribution import Distribution
+
+        log_kept_mass, log_tail = self._log_masses(arrays, temperature)
+        shares = (values / temperature).log_softmax(dim=-1)
+        ids = arrays["ids"].to(torch.int64) if "ids" in arrays else None
         return Distribution(ids, shares + log_kept_mass.unsqueeze(-1), log_tail)
+
+    def _log_masses(self, arrays: Mapping[str, Tensor], temperature: float) -> tuple[Tensor, Tensor]:
+        """Log of the kept mass and of the tail at a temperature."""
+        from palenka.data.signals.top_k import log_masses, unpack_odds
+
+        return log_masses(unpack_odds(arrays["log_odds"][..., self.temperatures.index(temperature)]))
 
     def unrounded(self) -> Self:
         """As `LogitEncoding` has it."""
@@ -119,8 +137,10 @@ class LowRankEncoding(TopKEncoding):
     """Name of the encoding."""
     k: int = Field(default=8, ge=1)
     """Tokens kept: the most probable ones."""
-    rank: int = Field(default=16, ge=1)
+    rank: int = Field(default=32, ge=1)
     """Numbers a token from which the logits of all others are given back."""
+    values: Literal["float32", "int8"] = "int8"  # type: ignore[assignment]
+    """Type of what the codes leave of the kept tokens' log-probabilities; int8 in finer steps the more probable."""
     codes: Literal["float32", "int8"] = "int8"
     """Type of these numbers."""
     step: float = Field(default=0.12, gt=0)
@@ -128,7 +148,7 @@ class LowRankEncoding(TopKEncoding):
 
     def arrays(self, vocabulary_size: int) -> dict[str, ArrayType]:
         """As `LogitEncoding` has it."""
-        return {**super().arrays(vocabulary_size), "codes": ArrayType(self.rank, self.codes)}
+        return {**super().arrays(vocabulary_size), "codes": ArrayType(self.rank, self.codes, by_column=True)}
 
     def measure(self, sample: Iterable[TeacherOutputs]) -> dict[str, Tensor]:
         """The map from states to codes and from codes to logits, and the KL that it leaves, from head and regression.
@@ -146,21 +166,26 @@ class LowRankEncoding(TopKEncoding):
     def encode(self, outputs: TeacherOutputs, statics: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """As `LogitEncoding` has it."""
         from palenka.data.signals.low_rank import states_of
+        from palenka.data.signals.residuals import pack_residuals, residuals
+        from palenka.data.signals.top_k import top_k
 
+        kept = top_k(outputs.logits, self.k, self.temperatures)
         codes = (states_of(outputs).float() - statics["mean"]) @ statics["project"].T
-        return {**super().encode(outputs, statics), "codes": self._coarse(codes)}
+        arrays = {**self._packed(kept), "codes": self._coarse(codes)}
+        predicted, log_mass = self._predicted(arrays, statics)
+        left = residuals(kept.values, predicted, log_mass)
+        return {**arrays, "values": left if self.values == "float32" else pack_residuals(left, predicted, log_mass)}
 
     def decode(self, arrays: Mapping[str, Tensor], statics: Mapping[str, Tensor], temperature: float) -> Distribution:
         """As `LogitEncoding` has it."""
         from dataclasses import replace
 
-        from palenka.data.signals.low_rank import LowRankOthers
+        from palenka.data.signals.residuals import unpack_residuals
 
-        kept = super().decode(arrays, statics, temperature)
-        if kept.ids is None:
-            return kept
-        codes = self._fine(arrays["codes"]) / temperature
-        return replace(kept, others=LowRankOthers(codes, statics["basis"], statics["centre"] / temperature))
+        predicted, log_mass = self._predicted(arrays, statics)
+        values = predicted + unpack_residuals(arrays["values"], predicted, log_mass)
+        kept = self._decoded(arrays, values, temperature)
+        return kept if kept.ids is None else replace(kept, others=self._others(arrays, statics, temperature))
 
     def unrounded(self) -> Self:
         """As `LogitEncoding` has it."""
@@ -168,12 +193,26 @@ class LowRankEncoding(TopKEncoding):
 
     def clipped(self, arrays: Mapping[str, Tensor]) -> dict[str, float]:
         """As `LogitEncoding` has it."""
-        clipped = super().clipped(arrays)
-        return clipped if self.codes == "float32" else {**clipped, "codes": _share(arrays["codes"].abs() == 127)}
+        coarse = {"values": self.values, "codes": self.codes}
+        return {name: _share(arrays[name].abs() == 127) for name, kind in coarse.items() if kind == "int8"}
 
     def summary(self) -> str:
         """As `LogitEncoding` has it."""
         return f"{super().summary()}, the others by rank {self.rank}"
+
+    def _others(self, arrays: Mapping[str, Tensor], statics: Mapping[str, Tensor], temperature: float) -> LowRankOthers:
+        from palenka.data.signals.low_rank import LowRankOthers
+
+        codes = self._fine(arrays["codes"]) / temperature
+        return LowRankOthers(codes, statics["basis"], statics["centre"] / temperature)
+
+    def _predicted(self, arrays: Mapping[str, Tensor], statics: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """What the codes say of the kept tokens' logits [..., k], and the log of their mass [...]."""
+        import torch
+
+        others = self._others(arrays, statics, 1.0)
+        predicted = others.logits_of(arrays["ids"].to(torch.int64)) if "ids" in arrays else others.logits()
+        return predicted, self._log_masses(arrays, self.temperatures[0])[0]
 
     def _coarse(self, codes: Tensor) -> Tensor:
         import torch
@@ -213,16 +252,14 @@ class _DrawnEncoding(LogitEncoding):
     def _draw(self, outputs: TeacherOutputs, excluded: Tensor | None) -> dict[str, Tensor]:
         import torch
 
-        from palenka.data.signals.draws import draw
-        from palenka.data.signals.top_k import differences
+        from palenka.data.signals.draws import differences, draw
 
         ids, counts = draw(outputs.logits, outputs.uniforms(self.draws), self.temperatures[0], excluded)
         return {"draw_ids": differences(ids), "draw_counts": counts.to(torch.uint8)}
 
     def _drawn(self, arrays: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Ids, and the logarithms of their shares of the draws."""
-        from palenka.data.signals.draws import log_shares
-        from palenka.data.signals.top_k import sums
+        from palenka.data.signals.draws import log_shares, sums
 
         return sums(arrays["draw_ids"]), log_shares(arrays["draw_counts"], self.draws)
 
@@ -287,10 +324,8 @@ class HybridEncoding(_DrawnEncoding):
 
     def encode(self, outputs: TeacherOutputs, statics: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """As `LogitEncoding` has it."""
-        from palenka.data.signals.top_k import sums
-
         kept = self._kept().encode(outputs, statics)
-        return kept | self._draw(outputs, sums(kept["ids"]))
+        return kept | self._draw(outputs, kept["ids"])
 
     def decode(self, arrays: Mapping[str, Tensor], statics: Mapping[str, Tensor], temperature: float) -> Distribution:
         """As `LogitEncoding` has it; nothing is left for a tail."""

@@ -47,6 +47,10 @@ class LowRankOthers:
         """The same for other rows."""
         return type(self)(change(self.codes), self.basis, self.centre)
 
+    def logits_of(self, ids: Tensor) -> Tensor:
+        """Logits of some tokens [..., k], the same shape; memory for k · r numbers a token."""
+        return self.centre[ids] + (self.basis[ids] @ self.codes.unsqueeze(-1)).squeeze(-1)
+
     def logits(self) -> Tensor:
         """Logits of all V tokens, [..., V]."""
         flat = torch.addmm(self.centre, self.codes.flatten(0, -2), self.basis.T)

@@ -18,7 +18,7 @@ from palenka.data.signals.distribution import log1mexp, token_chunks
 LARGEST_GAP_CODE = 255
 _STEP, _WIDEN = 1 / 16, 8.0
 """Nats in the first step of a distance, and the distance at which a step is twice as wide."""
-_ODDS_STEPS = 64
+_ODDS_STEPS = 32
 _LARGEST_ODDS = 2**15 - 1
 _FAINT = 1e-30
 """Mass that float32 does not add up from probabilities: it is added up from their logarithms, which takes longer."""
@@ -79,7 +79,7 @@ def log_odds(log_tail: Tensor) -> Tensor:
 
 
 def pack_odds(odds: Tensor) -> Tensor:
-    """Log-odds as int16 in steps of 1/64."""
+    """Log-odds as int16 in steps of 1/32."""
     return (odds * _ODDS_STEPS).round().clamp(-_LARGEST_ODDS, _LARGEST_ODDS).to(torch.int16)
 
 
@@ -91,16 +91,6 @@ def unpack_odds(stored: Tensor) -> Tensor:
 def log_masses(odds: Tensor) -> tuple[Tensor, Tensor]:
     """Log of the kept mass and of the tail, from log-odds."""
     return F.logsigmoid(odds), F.logsigmoid(-odds)
-
-
-def differences(ids: Tensor) -> Tensor:
-    """Ascending ids as the first of them and differences, which are small and compress well."""
-    return torch.cat([ids[..., :1], ids.diff(dim=-1)], dim=-1)
-
-
-def sums(stored: Tensor) -> Tensor:
-    """The ids of `differences`, int64."""
-    return stored.to(torch.int64).cumsum(-1)
 
 
 def _top_k(logits: Tensor, k: int, temperatures: Sequence[float]) -> TopK:

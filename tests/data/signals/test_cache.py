@@ -152,7 +152,7 @@ def test_any_zarr_reader_reads_the_arrays(cache_directory: Path) -> None:
     assert isinstance(ids, zarr.Array)
     kept = cache.read(0, slots).at(1.0).ids
     assert kept is not None
-    assert np.array_equal(np.asarray(ids[0, :10]).cumsum(-1), kept.numpy())
+    assert np.array_equal(np.asarray(ids[0, :10]), kept.numpy())
     assert group.attrs["corpus"] == cache.manifest.corpus
 
 

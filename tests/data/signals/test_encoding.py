@@ -82,7 +82,7 @@ def test_the_mass_outside_the_kept_tokens_needs_the_arrays_of_the_tail_alone(
     assert found.shape == (2, 3, len(encoding.temperatures))
     for number, temperature in enumerate(encoding.temperatures):
         exact = (logits.double() / temperature).softmax(-1).sort(descending=True).values[..., kept:].sum(-1)
-        torch.testing.assert_close(found[..., number].exp().double(), exact, rtol=0.01, atol=0)
+        torch.testing.assert_close(found[..., number].exp().double(), exact, rtol=1 / 64, atol=0)
 
 
 def test_coarse_values_cost_little_and_their_mass_is_right(outputs_of: OutputsOf) -> None:
@@ -95,7 +95,7 @@ def test_coarse_values_cost_little_and_their_mass_is_right(outputs_of: OutputsOf
         assert found.ids is not None
         kept = exact.gather(-1, found.ids)
         mass = kept.exp().sum(-1)
-        torch.testing.assert_close(found.log_kept.double().exp().sum(-1), mass, rtol=0, atol=0.25 / 128 + 1e-6)
+        torch.testing.assert_close(found.log_kept.double().exp().sum(-1), mass, rtol=0, atol=0.25 / 64 + 1e-6)
         shares = found.log_kept.double().log_softmax(-1)
         divergence = (kept.log_softmax(-1).exp() * (kept.log_softmax(-1) - shares)).sum(-1)
         assert 0 < divergence.mean() < 4e-4

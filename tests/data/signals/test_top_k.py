@@ -13,7 +13,6 @@ from palenka.data.signals.encodings import TopKEncoding
 from palenka.data.signals.signal import TeacherSignal
 from palenka.data.signals.top_k import (
     LARGEST_GAP_CODE,
-    differences,
     gaps,
     log_masses,
     log_odds,
@@ -64,7 +63,7 @@ def test_decoding_keeps_the_mass_however_coarse_the_values(coarse: bool, seed: i
         exact = (logits.double() / temperature).log_softmax(-1)
         expected = exact if kept.ids is None else exact.gather(-1, kept.ids)
         mass = expected.exp().sum(-1)
-        torch.testing.assert_close(log_mass.double().exp(), mass, rtol=0, atol=0.003 if coarse else 1e-6)
+        torch.testing.assert_close(log_mass.double().exp(), mass, rtol=0, atol=0.25 / 64 + 1e-6 if coarse else 1e-6)
         shares = (values / temperature).log_softmax(-1).double().exp() * mass.unsqueeze(-1)
         torch.testing.assert_close(shares, expected.exp(), rtol=0, atol=0.03 if coarse else 2e-6)
 
@@ -115,13 +114,6 @@ def test_large_batches_are_computed_in_chunks_without_a_difference() -> None:
     assert single.ids is not None
     assert torch.equal(whole.ids[1:2, 3:4], single.ids)
     torch.testing.assert_close(whole.log_tail[1:2, 3:4], single.log_tail)
-
-
-@given(ids=st.sets(st.integers(0, 2**16 - 1), min_size=1, max_size=40))
-def test_ids_are_the_sums_of_their_differences(ids: set[int]) -> None:
-    ascending = torch.tensor(sorted(ids))
-    assert differences(ascending).min() >= 0
-    assert torch.equal(differences(ascending).cumsum(-1), ascending)
 
 
 def test_a_signal_at_another_temperature_is_refused(signal_of: Callable[..., TeacherSignal]) -> None:

@@ -1,0 +1,56 @@
+"""Kept log-probabilities as what a prediction of them leaves, in steps that follow their weight.
+
+The codes of all others also predict the logits of the kept tokens (`low_rank.py`), up to a constant. What is left is
+smaller than the log-probabilities, and an error of δ nats in a token of probability p costs p δ² / 2 nats: so a step is
+1 / (32 √p) nats, with p as predicted.
+
+Shapes: k kept tokens.
+"""
+
+import torch
+from torch import Tensor
+
+LARGEST_CODE = 127
+_STEP = 1 / 32
+"""Nats in a step of a token that holds all mass."""
+_LARGEST_STEP = 1 / 4
+"""For tokens that are more probable than they were predicted."""
+_WIDEN = 4.0
+"""Nats at which a step is twice as wide: what is far from its prediction is rare, and needs room."""
+
+
+def residuals(values: Tensor, predicted: Tensor, log_mass: Tensor) -> Tensor:
+    """What a prediction leaves of log-probabilities [..., k], up to a constant; 0 in the mean over the kept tokens.
+
+    Args:
+        values: of the kept tokens, up to a constant, [..., k].
+        predicted: of the same, up to another constant, [..., k].
+        log_mass: of the kept tokens together, [...].
+    """
+    shares = _shares(predicted, log_mass)
+    left = values - predicted
+    return left - (shares * left).sum(-1, keepdim=True) / shares.sum(-1, keepdim=True)
+
+
+def pack_residuals(left: Tensor, predicted: Tensor, log_mass: Tensor) -> Tensor:
+    """Residuals as int8 in steps of each token's own, which widen with the distance to the prediction."""
+    code = left.sign() * torch.log1p(left.abs() / _WIDEN) * _WIDEN / _steps(predicted, log_mass)
+    return code.round().clamp(-LARGEST_CODE, LARGEST_CODE).to(torch.int8)
+
+
+def unpack_residuals(stored: Tensor, predicted: Tensor, log_mass: Tensor) -> Tensor:
+    """The residuals, float32; as they are, where they were stored in float32."""
+    if stored.dtype != torch.int8:
+        return stored
+    codes = stored.float()
+    return codes.sign() * _WIDEN * torch.expm1(codes.abs() * _steps(predicted, log_mass) / _WIDEN)
+
+
+def _shares(predicted: Tensor, log_mass: Tensor) -> Tensor:
+    """Predicted probabilities of the kept tokens [..., k]."""
+    return (predicted.log_softmax(-1) + log_mass.unsqueeze(-1)).exp()
+
+
+def _steps(predicted: Tensor, log_mass: Tensor) -> Tensor:
+    """Nats in a step of each kept token, [..., k]."""
+    return (_STEP * _shares(predicted, log_mass).rsqrt()).clamp_max(_LARGEST_STEP)
