@@ -13,20 +13,30 @@ from palenka.data.windows import WindowRule, gather
 from palenka.ground.errors import UserError
 
 
-def fixed_windows(corpus: Corpus, length: int, at_most: int | None = None) -> NDArray[np.int64]:
-    """Windows of a held-out split, [n, length]: all of view 0, or a sample of it that is the same for every model.
+def fixed_indices(corpus: Corpus, length: int, at_most: int | None = None) -> NDArray[np.int64]:
+    """The windows of view 0 of a held-out split, [n], each by its number: all of them, or a sample of them.
+
+    In an order that is the same for every model, so that fewer are the first of more.
 
     Raises:
         UserError: if the split is shorter than a window.
     """
-    rule = WindowRule(length=length)
-    slots = rule.slots(len(corpus.tokens), 0)[:at_most]
-    if len(slots) == 0:
+    indices = WindowRule(length=length).slots(len(corpus.tokens), 0)[:at_most]
+    if len(indices) == 0:
         raise UserError(
             f"the {corpus.split} split of {corpus.directory} has {len(corpus.tokens)} tokens, fewer than one window of "
             f"{length}; add text to it or shorten the windows"
         )
-    return gather(corpus.tokens, rule, 0, slots)
+    return indices
+
+
+def fixed_windows(corpus: Corpus, length: int, at_most: int | None = None) -> NDArray[np.int64]:
+    """The tokens of those windows, [n, length].
+
+    Raises:
+        UserError: if the split is shorter than a window.
+    """
+    return gather(corpus.tokens, WindowRule(length=length), 0, fixed_indices(corpus, length, at_most))
 
 
 @torch.inference_mode()

@@ -93,14 +93,14 @@ def _places(items: "pa.Table", suite: str, path: Path) -> dict[tuple[str, int], 
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
-    low, high = row["interval"]
+    interval, p_value = row["interval"], row.get("p_value")
     alone = [f"{row[key]:,}" if key in row else "–" for key in ("first_alone", "second_alone")]
     return [
         f"{row['n']:,}",
         f"{row['first']:.4f}",
         f"{row['second']:.4f}",
         f"{row['difference']:+.4f}",
-        f"{low:+.4f} to {high:+.4f}",
+        f"{interval[0]:+.4f} to {interval[1]:+.4f}" if interval else "–",
         *alone,
-        f"{row['p_value']:.2g}" if "p_value" in row else "–",
+        "–" if p_value is None else f"{p_value:.2g}",
     ]

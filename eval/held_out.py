@@ -4,9 +4,11 @@
 
 The first token of each window is not predicted. Bytes are those that the other tokens stand for, and words those that
 begin in them; `<s>` stands for none, though predicting it costs. So per word and per byte compare tokenizers, and the
-three figures differ by constant factors for one corpus.
+three figures differ by constant factors for one corpus. Intervals and tests draw documents, or blocks of the text where
+these are few (`eval/text_units.py`).
 """
 
+import math
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from palenka.eval.statistics import bootstrap_interval
-from palenka.eval.suite import Conditions, Figure, Measured, Suite, column
+from palenka.eval.statistics import Estimate, ratio_estimate
+from palenka.eval.suite import Conditions, Figure, Measured, Score, Suite, by_task, column
+from palenka.eval.text_units import BLOCK, text_units
 from palenka.ground.errors import UserError
 from palenka.ground.progress import progress_bar
 
@@ -27,16 +30,17 @@ if TYPE_CHECKING:
 
 _MICRO_BATCH, _GPU_MICRO_BATCH = 4, 64
 """On a CPU the logits of more windows than these few are slower to allocate than to compute."""
-_RESAMPLES = 2_000
-"""For differences, of all windows; draws leave an interval's ends uncertain by some 3 % of its half-width."""
 
 
 class HeldOut(Suite["Corpus"]):
     """Cross-entropy on windows of a prepared corpus.
 
     A row of its items is a window: its ``loss``, the mean over its predicted tokens in nats, and how many ``tokens``
-    are predicted, with the ``words`` and ``bytes`` in them. Their order is the same for every model.
+    are predicted, with the ``words`` and ``bytes`` in them. Its task is the source that it begins in, its index its
+    number in the split, its ``unit`` what it is drawn with. Their order is the same for every model.
     """
+
+    version = 2
 
     title = "held-out cross-entropy"
     folders = ("held_out", "corpus")
@@ -61,11 +65,18 @@ class HeldOut(Suite["Corpus"]):
         """The loss of every window; computed in float32, so that as such nothing of them is lost."""
         import pyarrow as pa
 
-        from palenka.data.held_out import fixed_windows, window_losses
+        from palenka.data.held_out import fixed_indices, window_losses
         from palenka.data.model_files import require_fit
+        from palenka.data.windows import WindowRule, gather
 
         require_fit("model", model.directory, data, conditions.length)
-        windows = fixed_windows(data, conditions.length, conditions.windows)
+        indices = fixed_indices(data, conditions.length, conditions.windows)
+        if len(indices) < 2:
+            raise UserError(
+                f"the {data.split} split of {data.directory} has one window of {conditions.length} tokens, but two are "
+                "the fewest that tell how well a level is known; add text to it or shorten the windows"
+            )
+        windows = gather(data.tokens, WindowRule(length=conditions.length), 0, indices)
         loaded = model.load()
         parts = []
         with progress_bar(f"held out {model.name}", windows.size) as advance:
@@ -78,9 +89,11 @@ class HeldOut(Suite["Corpus"]):
         if not np.isfinite(losses).all():
             raise UserError(f"model {model.directory} gives a window of {data.directory} no finite loss; it is broken")
         words, num_bytes = words_and_bytes(data, windows)
+        belonging = text_units(data, indices * conditions.length)
         columns = {
-            "task": [data.split] * len(losses),
-            "index": np.arange(len(losses)),
+            "task": belonging.sources,
+            "index": indices,
+            "unit": belonging.units,
             "loss": losses.astype(np.float32),
             "tokens": np.full(len(losses), conditions.length - 1),
             "words": words,
@@ -89,42 +102,59 @@ class HeldOut(Suite["Corpus"]):
         return pa.table(columns)
 
     def figures(self, items: "pa.Table") -> Measured:
-        """Nats per token, word and byte, each with the bootstrap interval over windows."""
-        losses = column(items, "loss").astype(np.float64)
-        totals = losses * column(items, "tokens")
+        """Nats per token, word and byte; beside them how many units their intervals draw, of either kind."""
+        by_source = {source: _score(items.take(places), "tokens") for source, places in by_task(items)}
         figures = {
-            "cross_entropy": Figure(
-                value=float(losses.mean()),
-                interval=bootstrap_interval(losses),
-                n=len(losses),
-                unit="nats per token",
-                higher_is_better=False,
-            )
+            name: Figure(**dict(_score(items, per)), unit=f"nats per {per[:-1]}", higher_is_better=False)
+            for name, per in (("cross_entropy", "tokens"), ("per_word", "words"), ("per_byte", "bytes"))
         }
-        for unit in ("word", "byte"):
-            counts = column(items, f"{unit}s")
-            figures[f"per_{unit}"] = Figure(
-                value=float(totals.sum() / counts.sum()),
-                interval=bootstrap_interval(totals, per=counts),
-                n=int(counts.sum()),
-                unit=f"nats per {unit}",
-                higher_is_better=False,
-            )
-        return Measured(figures=figures)
+        if len(by_source) > 1:
+            figures["cross_entropy"] = figures["cross_entropy"].model_copy(update={"tasks": by_source})
+        names = {(task, unit) for task, unit in zip(*(column(items, name) for name in ("task", "unit")), strict=True)}
+        blocks = sum(unit.startswith(BLOCK) for _, unit in names)
+        return Measured(figures=figures, facts={"runs_of_documents": len(names) - blocks, "blocks_of_text": blocks})
 
     def compare(self, ours: "pa.Table", theirs: "pa.Table") -> dict[str, Any]:
-        """The difference of the cross-entropies, with the percentile bootstrap over windows of the differences.
+        """The difference of the cross-entropies and Student's test of it, by units of the windows' differences.
 
-        So what is hard in a window for both cancels. About 1 s for 40,000 windows.
+        So what is hard in a text for both cancels.
         """
-        first, second = (column(items, "loss").astype(np.float64) for items in (ours, theirs))
-        return {
-            "n": len(first),
-            "first": float(first.mean()),
-            "second": float(second.mean()),
-            "difference": float((first - second).mean()),
-            "interval": list(bootstrap_interval(first - second, resamples=_RESAMPLES)),
-        }
+        tasks = {source: _row(ours.take(places), theirs.take(places)) for source, places in by_task(ours)}
+        return _row(ours, theirs) | ({"tasks": tasks} if len(tasks) > 1 else {})
+
+
+def _score(items: "pa.Table", per: str) -> Score:
+    found = _estimate(items, _nats(items), per)
+    count = len(items) if per == "tokens" else int(column(items, per).sum())
+    stderr = None if math.isnan(found.stderr) else found.stderr
+    return Score(value=found.value, stderr=stderr, interval=found.interval, n=count)
+
+
+def _row(ours: "pa.Table", theirs: "pa.Table") -> dict[str, Any]:
+    first, second = (_estimate(items, _nats(items), "tokens").value for items in (ours, theirs))
+    found = _estimate(ours, _nats(ours) - _nats(theirs), "tokens")
+    return {
+        "n": len(ours),
+        "first": first,
+        "second": second,
+        "difference": found.value,
+        "interval": found.interval,
+        "p_value": found.p_value,
+    }
+
+
+def _nats(items: "pa.Table") -> NDArray[np.float64]:
+    nats: NDArray[np.float64] = column(items, "loss").astype(np.float64) * column(items, "tokens")
+    return nats
+
+
+def _estimate(items: "pa.Table", nats: NDArray[np.float64], per: str) -> Estimate:
+    """Nats [n] of windows per token, word or byte, with the error that drawing their units makes."""
+    sources = np.unique(column(items, "task").astype(str), return_inverse=True)[1]
+    units = np.unique(column(items, "unit").astype(str), return_inverse=True)[1] + sources * len(items)
+    if len(np.unique(units)) == 1:
+        units = np.arange(len(items))  # a few windows from one place: the best that can be said of them
+    return ratio_estimate(nats, column(items, per), units, sources)
 
 
 def words_and_bytes(corpus: "Corpus", windows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

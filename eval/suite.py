@@ -73,6 +73,9 @@ class Figure(Score):
     higher_is_better: bool
     chance: float | None = None
     """What guessing gives, where that is known."""
+    pooled_stderr: float | None = None
+    """Standard error as lm-eval pools it over tasks, which published tables quote; too small where these differ in
+    size."""
     tasks: dict[str, Score] = Field(default={})
     """The same of each task, where the suite has tasks."""
 

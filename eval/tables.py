@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from palenka.eval.results import Results, SuiteResult, read_results, writing
-from palenka.eval.suite import Score
+from palenka.eval.suite import Figure, Score
 from palenka.eval.suites import SUITES
 from palenka.ground.errors import UserError
 from palenka.ground.files import write_whole
@@ -138,7 +138,13 @@ def _row(model: str, suites: Measures) -> Row:
     conditions = {key: value for _, result in suites.values() for key, value in result.conditions.items()}
     said = [conditions.get("protocol"), conditions.get("precision")]
     source = ", ".join(["ours", *(str(word) for word in said if word not in (None, "float32"))])
-    return Row(model, source, {name: result.main for name, (_, result) in suites.items()})
+    return Row(model, source, {name: _quoted(result.main) for name, (_, result) in suites.items()})
+
+
+def _quoted(figure: Figure) -> Score:
+    """A figure with the standard error that the published rows have too."""
+    stderr = figure.stderr if figure.pooled_stderr is None else figure.pooled_stderr
+    return Score(value=figure.value, stderr=stderr)
 
 
 def _markdown(rows: Sequence[Row], columns: Mapping[str, str]) -> str:

@@ -43,7 +43,7 @@ class GridRun(Settings):
 
     @property
     def held_out(self) -> RunFigure:
-        """Its cross-entropy in nats per token, with its bootstrap interval over windows."""
+        """Its cross-entropy in nats per token, with its interval over the text."""
         return self.measures[HELD_OUT]
 
 

@@ -77,8 +77,8 @@ def _held_out_finding(
     if len(students) > 1:
         details.append(f"{student.name} was picked after measuring, which favours it.")
     details.append(
-        "An interval says how well each level is known. Both models read the same text, so a paired test over windows "
-        "and several seeds would tell smaller differences apart."
+        "An interval says how well each level is known. Both models read the same text, so a paired test (`palenka "
+        "eval compare`) and several seeds would tell smaller differences apart."
     )
     return Finding(headline, tuple(details))
 

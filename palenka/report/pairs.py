@@ -3,10 +3,11 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from palenka.eval.decisions import mean_of_tasks
 from palenka.eval.suite import Score
 from palenka.report.models import Model
 from palenka.report.phenomena import PHENOMENON_OF
-from palenka.report.results import Measure, pooled
+from palenka.report.results import Measure
 
 Scores = Mapping[str, Score]
 """A score for each model that has one, by the model's name."""
@@ -53,10 +54,10 @@ class PairSuite:
     def _means(self, paradigms: Mapping[str, Scores]) -> Scores:
         """The mean over some paradigms of the models that have all of them: one over a part would not compare."""
         by_model = {
-            model.name: [scores[model.name] for scores in paradigms.values() if model.name in scores]
+            model.name: {task: scores[model.name] for task, scores in paradigms.items() if model.name in scores}
             for model in self.models
         }
-        return {name: pooled(scores) for name, scores in by_model.items() if len(scores) == len(paradigms)}
+        return {name: mean_of_tasks(scores) for name, scores in by_model.items() if len(scores) == len(paradigms)}
 
 
 def pair_suites(models: Sequence[Model]) -> list[PairSuite]:

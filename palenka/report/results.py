@@ -1,19 +1,17 @@
 """Evaluation results as the report shows them: what makes two comparable, how large they are, how models compare."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from palenka.eval.compare import compare
 from palenka.eval.results import Results, SuiteResult, has_items, read_results
-from palenka.eval.statistics import suite_standard_error
+from palenka.eval.statistics import normal_interval
 from palenka.eval.suite import Score
 from palenka.grid.record import HELD_OUT
 from palenka.ground.errors import UserError
-
-_NORMAL_95 = 1.96
 
 
 @dataclass(frozen=True)
@@ -26,9 +24,9 @@ class Estimate:
 
     @staticmethod
     def of(score: Score, unit: str = "") -> "Estimate":
-        """A score with its interval, or else ± 1.96 standard errors."""
-        factor, margin = 1 if unit else 100, _NORMAL_95 * (score.stderr or 0.0)
-        low, high = score.interval or (score.value - margin, score.value + margin)
+        """A score with its interval, or else the normal one of its standard error."""
+        factor = 1 if unit else 100
+        low, high = score.interval or normal_interval(score.value, score.stderr or 0.0)
         return Estimate(factor * score.value, factor * low, factor * high)
 
     def separated_from(self, other: "Estimate") -> bool:
@@ -115,11 +113,3 @@ def compare_measures(first: Path, second: Path) -> Comparison:
     """
     suites = compare(first, second)["suites"] if has_items(first) and has_items(second) else {}
     return Comparison(windows=suites.pop(HELD_OUT, None), suites=suites)
-
-
-def pooled(scores: Sequence[Score]) -> Score:
-    """The unweighted mean accuracy of some tasks, with the standard error that the suites' protocol gives it."""
-    counts = [score.n or 0 for score in scores]
-    value = sum(score.value for score in scores) / len(scores)
-    stderr = suite_standard_error([score.stderr or 0.0 for score in scores], counts)
-    return Score(value=value, stderr=stderr, n=sum(counts))

@@ -16,6 +16,7 @@ import palenka.eval.scoring
 from palenka.eval.__main__ import main
 from palenka.eval.measure import Measurement, measure
 from palenka.eval.results import items_file, read_items, read_results
+from palenka.eval.statistics import share_interval
 from palenka.eval.suite import Conditions
 from palenka.ground.errors import UserError
 
@@ -81,7 +82,7 @@ def test_figures_are_those_of_the_scores(
         assert accuracy["tasks"][task] == {
             "value": pytest.approx(accuracies[-1]),
             "stderr": pytest.approx(errors[-1]),
-            "interval": None,
+            "interval": pytest.approx(share_interval(accuracies[-1], count)),
             "n": count,
         }
     assert accuracy["value"] == pytest.approx(np.mean(accuracies))
@@ -89,9 +90,12 @@ def test_figures_are_those_of_the_scores(
     assert facts["tie_half_accuracy"] == pytest.approx(np.mean(halves))
     sizes = list(TASKS.values())
     pooled = sum((n - 1) * e**2 * n for n, e in zip(sizes, errors, strict=True)) / (sum(sizes) - len(sizes))
-    assert accuracy["stderr"] == pytest.approx(math.sqrt(pooled / sum(sizes)))
+    assert accuracy["pooled_stderr"] == pytest.approx(math.sqrt(pooled / sum(sizes)))
+    assert accuracy["stderr"] == pytest.approx(math.sqrt(sum(e**2 for e in errors)) / len(sizes))
+    low, high = accuracy["interval"]
+    assert ((low + high) / 2, (high - low) / 2) == pytest.approx((accuracy["value"], 1.959964 * accuracy["stderr"]))
     told = capsys.readouterr().out
-    assert f"{accuracy['value']:.4f} ± {accuracy['stderr']:.4f}" in told
+    assert f"{accuracy['value']:.4f} ({low:.4f} to {high:.4f})" in told
     assert "ties 3, tie rate" in told
 
 

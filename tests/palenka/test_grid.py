@@ -271,7 +271,7 @@ def test_a_grid_is_trained_ranked_and_ended_by_finalists_and_does_nothing_twice(
     page = (tmp_path / "grid" / "report.html").read_text()
     assert all(f'<th scope="row">{row["variant"]}</th>' in page for row in ranking)
     assert "Held-out cross-entropy over objective.logit" in page
-    assert "The paired test draws the held-out windows anew" in page
+    assert "The paired test asks how far" in page
     assert "McNemar, minimal pairs" in page
 
     before = state(tmp_path / "grid")

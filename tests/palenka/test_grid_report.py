@@ -156,6 +156,7 @@ def write_measures(folder: Path, name: str, losses: Any) -> None:
     """Held-out losses and minimal pairs of a run."""
     ones = np.ones(len(losses), dtype=np.int64)
     windows = {"task": ["dev"] * len(losses), "tokens": ones, "words": ones, "bytes": ones, "loss": losses}
+    windows["unit"] = [f"block {place}" for place in range(len(losses))]
     # Of 40 pairs those of the windows that are easy: fewer for the control.
     good = (losses[:40] < 3.6).astype(float)
     pairs = {"task": ["wh_island"] * 40, "score_good": good, "score_bad": np.full(40, 0.5)}
@@ -386,7 +387,7 @@ def test_finalists_are_tested_against_the_control_of_their_seed(grid_folder: Gri
         alone = int(((ours[:40] < 3.6) & (theirs[:40] >= 3.6)).sum())
         assert not ((ours[:40] >= 3.6) & (theirs[:40] < 3.6)).any()
         assert p_value == f"{min(1.0, 2 * 0.5**alone):.2g}"
-    assert "The paired test draws the held-out windows anew" in words(html)
+    assert "The paired test asks how far" in words(html)
     assert "McNemar's exact test counts" in words(html)
     best = statistics.fmean(
         float((losses["control", seed] - losses["logit0.1-hidden0.3", seed]).mean()) for seed in SEEDS
@@ -468,7 +469,7 @@ def test_finalists_without_a_test_are_told_from_losses_that_were_not_kept(
     text = words(page_of(grid_folder(finalists=["logit0.5-hidden0.7"], **missing), tmp_path / "report.html"))
     assert f"No paired test where a finalist or its control is not finished: {told}." in text
     assert "The losses of the windows were not kept" not in text
-    assert ("The paired test draws" in text) == (len(unfinished) < len(SEEDS))
+    assert ("The paired test asks" in text) == (len(unfinished) < len(SEEDS))
 
 
 def test_finalists_of_which_none_is_finished_have_no_charts(grid_folder: GridFolder, tmp_path: Path) -> None:

@@ -14,15 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from palenka.__main__ import main
 from palenka.cache_teachers.settings import CaptureSettings
 from palenka.data.model_files import identity_of
 from palenka.data.signals.cache import TeacherCache
 from palenka.eval.measure import Measurement, measure
-from palenka.eval.suite import Conditions, Score
+from palenka.eval.suite import Conditions
 from palenka.ground.errors import UserError
 from palenka.ground.files import commit, committed_files, read_commit, write_sealed
 from palenka.report.cache_card import make_card
@@ -30,7 +28,7 @@ from palenka.report.costs import break_even
 from palenka.report.figures import thin, without_rest
 from palenka.report.models import distinct_names, join_models, measures_of
 from palenka.report.phenomena import PHENOMENA
-from palenka.report.results import Estimate, pooled
+from palenka.report.results import Estimate
 from palenka.report.sources import find_sources
 from palenka.report.write import try_report, write_report
 from palenka.study_record import CacheRow, StudyFiles, StudyResults
@@ -413,16 +411,6 @@ def test_a_student_of_another_cache_does_not_count(copy: Path) -> None:
     write_again(path, inputs)
     sources = find_sources([copy])
     assert break_even(next(iter(sources.studies)), sources) is None
-
-
-@given(st.lists(st.tuples(st.floats(0.05, 0.95), st.integers(2, 500)), min_size=1, max_size=8))
-def test_the_pooled_error_of_equal_tasks_is_that_of_all_items(tasks: list[tuple[float, int]]) -> None:
-    scores = [Score(value=a, stderr=math.sqrt(a * (1 - a) / (n - 1)), n=n) for a, n in tasks]
-    together = pooled(scores)
-    variances = [n * a * (1 - a) for a, n in tasks]
-    items = sum(n for _, n in tasks)
-    assert together.value == pytest.approx(sum(a for a, _ in tasks) / len(tasks))
-    assert together.stderr == pytest.approx(math.sqrt(sum(variances) / (items - len(tasks)) / items))
 
 
 def test_the_phenomena_are_those_of_blimp() -> None:

@@ -110,7 +110,7 @@ def test_a_study_goes_from_text_to_a_table_and_does_nothing_twice(
         scored = read_results(runs / "measures" / f"{name}.json").by_suite["minimal_pairs"].main
         assert rows[name]["suites"]["minimal_pairs"]["figures"]["accuracy"]["value"] == scored.value
         assert scored.n == 1200
-        assert f"{scored.value:.4f} ± {scored.stderr:.4f}" in told
+        assert str(scored) in told
         # All of the dev split is fewer windows than a validation takes: the run has measured the same.
         validated = json.loads((runs / folder / "result.json").read_text())["validation_cross_entropy"]
         assert loss["value"] == pytest.approx(validated, abs=1e-5)

@@ -39,7 +39,7 @@ def finalist_figures(stage: GridStage, pairs: Sequence[PairedRun]) -> list[Capti
     unit = "nats per token, with 95 % interval"
     drawn = [
         (
-            "Held-out cross-entropy of each run, with its bootstrap interval over windows, the seeds in order from the "
+            "Held-out cross-entropy of each run, with its interval over the text, the seeds in order from the "
             "top. Controls are hollow. The intervals share what is hard in the text, so they say how well a level is "
             "known, not how well a difference is.",
             dot_chart(levels, "Held-out cross-entropy of the finalists", unit),

@@ -1,0 +1,56 @@
+"""Which windows of a split belong together: what is drawn as one where an interval says how well a level is known.
+
+Neighbouring windows are alike (the same author, topic, conversation), so drawn one by one they would count as more
+evidence than they are. A unit is a run of whole documents: those that begin in the same twentieth of their source.
+Where documents are few, and so large that these runs would be less than ten equal ones, it is the twentieth itself:
+means of some twenty batches of a dependent series are nearly independent (Schmeiser 1982). Sources, the files of a
+split, are strata: a split has its share of each on purpose.
+"""
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from palenka.data.corpus import Corpus
+
+DOCUMENTS, BLOCK = "documents", "block"
+"""Kinds of units."""
+_PARTS = 20
+_FEWEST_RUNS = 10
+"""Effective number of the runs of documents, (Σ length)² / Σ length²."""
+
+
+class TextUnits(NamedTuple):
+    """Of each window its source, [n], and its unit in that, [n]: such as "documents 3" or "block 7"."""
+
+    sources: NDArray[np.str_]
+    units: NDArray[np.str_]
+
+
+def text_units(corpus: "Corpus", starts: NDArray[np.int64]) -> TextUnits:
+    """Where windows belong that begin at some places of a split's tokens, [n]."""
+    bounds = np.cumsum([0, *(source.counts.tokens for source in corpus.sources)])
+    source_of = np.searchsorted(bounds, starts, side="right") - 1
+    document_of = np.searchsorted(corpus.document_starts, starts, side="right") - 1
+    units = np.empty(len(starts), dtype=object)
+    for source in np.unique(source_of):
+        first, end = int(bounds[source]), int(bounds[source + 1])
+        here = source_of == source
+        documents = corpus.document_starts[(corpus.document_starts >= first) & (corpus.document_starts < end)]
+        runs = _part(documents, first, end)
+        lengths = np.bincount(runs, np.diff([*documents, end]))
+        if lengths.sum() ** 2 / (lengths**2).sum() >= _FEWEST_RUNS:
+            numbers, kind = _part(corpus.document_starts[document_of[here]], first, end), DOCUMENTS
+        else:
+            numbers, kind = _part(starts[here], first, end), BLOCK
+        units[here] = [f"{kind} {number}" for number in numbers]
+    names = np.array([source.path for source in corpus.sources])
+    return TextUnits(names[source_of], units.astype(str))
+
+
+def _part(places: NDArray[np.int64], first: int, end: int) -> NDArray[np.int64]:
+    """The twentieth of [first, end) that each place lies in."""
+    parts: NDArray[np.int64] = (places - first) * _PARTS // (end - first)
+    return parts
