@@ -2,7 +2,7 @@
 
 Neighbouring windows are alike (the same author, topic, conversation), so drawn one by one they would count as more
 evidence than they are. A unit is a run of whole documents: those that begin in the same twentieth of their source.
-Where documents are few, and so large that these runs would be less than ten equal ones, it is the twentieth itself:
+Where documents are few, and so large that these runs would be less than five equal ones, it is the twentieth itself:
 means of some twenty batches of a dependent series are nearly independent (Schmeiser 1982). Sources, the files of a
 split, are strata: a split has its share of each on purpose.
 """
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 DOCUMENTS, BLOCK = "documents", "block"
 """Kinds of units."""
 _PARTS = 20
-_FEWEST_RUNS = 10
+_FEWEST_RUNS = 5
 """Effective number of the runs of documents, (Σ length)² / Σ length²."""
 
 
