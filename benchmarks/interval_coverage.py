@@ -145,21 +145,25 @@ class _Split:
     sources: tuple[Any, ...]
 
 
+Draw = Callable[[np.random.RandomState], tuple[NDArray[np.int64], NDArray[np.int64]]]
+"""Draws a held-out split: its windows, and how many of them each of its documents has."""
+
+
 def _text(sources: Path, output: Path) -> Iterator[tuple[str, Shares]]:
     for source, (losses, lengths) in _population(sources, output).items():
-        if len(lengths) >= 100:
-            for count in (20, 400):
-                if count < len(lengths):
-                    draw = _documents(lengths, count)
-                    yield f"{source}: {count} of {len(lengths)} documents", _simulate_text(losses, draw, count)
-        else:
+        if len(lengths) < 100:
             size = len(losses[0]) // 8
-            yield f"{source}: stretches of {size} windows", _simulate_text(losses, _stretch(len(losses[0]), size), 1)
+            yield f"{source}: stretches of {size} windows", _simulate_text(losses, _stretch(len(losses[0]), size))
+            continue
+        for count in (20, 100, 500):
+            if count * float(np.median(lengths)) > 400:
+                draw = _documents(lengths, count)
+                yield f"{source}: {count} of {len(lengths)} documents", _simulate_text(losses, draw)
+                if count > 20:
+                    yield f"{source}: {count}, boundaries unknown", _simulate_text(losses, _as_one(draw))
 
 
-def _documents(
-    lengths: NDArray[np.int64], count: int
-) -> Callable[[np.random.RandomState], tuple[NDArray[np.int64], NDArray[np.int64]]]:
+def _documents(lengths: NDArray[np.int64], count: int) -> Draw:
     ends = np.cumsum(lengths)
 
     def draw(generator: np.random.RandomState) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -170,7 +174,17 @@ def _documents(
     return draw
 
 
-def _stretch(count: int, size: int) -> Callable[[np.random.RandomState], tuple[NDArray[np.int64], NDArray[np.int64]]]:
+def _as_one(draw: Draw) -> Draw:
+    """The same as a single document, which has to be cut into blocks."""
+
+    def draw_as_one(generator: np.random.RandomState) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        windows, lengths = draw(generator)
+        return windows, np.array([lengths.sum()])
+
+    return draw_as_one
+
+
+def _stretch(count: int, size: int) -> Draw:
     def draw(generator: np.random.RandomState) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         return (generator.randint(count) + np.arange(size)) % count, np.array([size])
 
@@ -179,11 +193,10 @@ def _stretch(count: int, size: int) -> Callable[[np.random.RandomState], tuple[N
 
 def _simulate_text(
     losses: tuple[NDArray[np.float64], NDArray[np.float64]],
-    draw: Callable[[np.random.RandomState], tuple[NDArray[np.int64], NDArray[np.int64]]],
-    count: int,
+    draw: Draw,
 ) -> Shares:
     """Held-out splits that are drawn from a population, whose means are the truth."""
-    generator, shares = np.random.RandomState(count), Shares({})
+    generator, shares = np.random.RandomState(0), Shares({})
     first, second = losses
     truth, difference = float(first.mean()), float((first - second).mean())
     for _ in range(SIMULATIONS):

@@ -60,7 +60,7 @@ def mean_of_tasks(scores: Mapping[str, Score]) -> Figure:
         interval=normal_interval(value, error) if others else only.interval,
         n=sum(counts),
         higher_is_better=True,
-        pooled_stderr=pooled_standard_error(errors, counts),
+        pooled_stderr=pooled_standard_error(errors, counts) if all(counts) else None,
         tasks=dict(scores),
     )
 

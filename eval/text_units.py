@@ -2,9 +2,9 @@
 
 Neighbouring windows are alike (the same author, topic, conversation), so drawn one by one they would count as more
 evidence than they are. A unit is a run of whole documents: those that begin in the same twentieth of their source.
-Where documents are few, and so large that these runs would be less than five equal ones, it is the twentieth itself:
-means of some twenty batches of a dependent series are nearly independent (Schmeiser 1982). Sources, the files of a
-split, are strata: a split has its share of each on purpose.
+Where documents are few, and so large that these runs would be less than five equal ones, it is a tenth of the source:
+means of ten long batches of a dependent series are nearly independent (Schmeiser 1982). Sources, the files of a split,
+are strata: a split has its share of each on purpose.
 """
 
 from typing import TYPE_CHECKING, NamedTuple
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 DOCUMENTS, BLOCK = "documents", "block"
 """Kinds of units."""
-_PARTS = 20
+_RUNS, _BLOCKS = 20, 10
+"""At most, of a source."""
 _FEWEST_RUNS = 5
 """Effective number of the runs of documents, (Σ length)² / Σ length²."""
 
@@ -39,18 +40,18 @@ def text_units(corpus: "Corpus", starts: NDArray[np.int64]) -> TextUnits:
         first, end = int(bounds[source]), int(bounds[source + 1])
         here = source_of == source
         documents = corpus.document_starts[(corpus.document_starts >= first) & (corpus.document_starts < end)]
-        runs = _part(documents, first, end)
+        runs = _part(documents, first, end, _RUNS)
         lengths = np.bincount(runs, np.diff([*documents, end]))
         if lengths.sum() ** 2 / (lengths**2).sum() >= _FEWEST_RUNS:
-            numbers, kind = _part(corpus.document_starts[document_of[here]], first, end), DOCUMENTS
+            numbers, kind = _part(corpus.document_starts[document_of[here]], first, end, _RUNS), DOCUMENTS
         else:
-            numbers, kind = _part(starts[here], first, end), BLOCK
+            numbers, kind = _part(starts[here], first, end, _BLOCKS), BLOCK
         units[here] = [f"{kind} {number}" for number in numbers]
     names = np.array([source.path for source in corpus.sources])
     return TextUnits(names[source_of], units.astype(str))
 
 
-def _part(places: NDArray[np.int64], first: int, end: int) -> NDArray[np.int64]:
-    """The twentieth of [first, end) that each place lies in."""
-    parts: NDArray[np.int64] = (places - first) * _PARTS // (end - first)
+def _part(places: NDArray[np.int64], first: int, end: int, count: int) -> NDArray[np.int64]:
+    """Which of `count` equal parts of [first, end) each place lies in."""
+    parts: NDArray[np.int64] = (places - first) * count // (end - first)
     return parts

@@ -82,7 +82,7 @@ def test_figures_are_those_of_the_scores(
         assert accuracy["tasks"][task] == {
             "value": pytest.approx(accuracies[-1]),
             "stderr": pytest.approx(errors[-1]),
-            "interval": pytest.approx(share_interval(accuracies[-1], count)),
+            "interval": pytest.approx(share_interval(float(accuracies[-1]), count)),
             "n": count,
         }
     assert accuracy["value"] == pytest.approx(np.mean(accuracies))
