@@ -73,7 +73,8 @@ def measure(asked: Measurement, out: Path) -> Results:
             asked_for = missing(kept)
             kept = {name: result for name, result in kept.items() if name not in asked_for}
             for name in asked_for:
-                items[name] = suites[name].measure(data[name], model, asked.conditions)
+                kept_apart = out.with_suffix(f".{name}")
+                items[name] = suites[name].measure_resumably(data[name], model, asked.conditions, kept_apart)
                 kept[name] = SuiteResult(**dict(requests[name]), **dict(suites[name].figures(items[name])))
                 results = Results(
                     name=model.name, model=model.identity, parameters=model.parameters, suites=tuple(kept.values())

@@ -15,7 +15,10 @@ from palenka.eval.prefix_tree import Tree, plant
 from palenka.eval.protocols import ScoredTokens
 
 _NODES_PER_TREE = 96
-"""More share more, and attend to more that is masked."""
+"""At least; more share more, and attend to more that is masked."""
+_LONGEST_PER_TREE = 2
+"""Room in a tree for so many of the longest sequences, where that is more: sequences that share a long beginning, such
+as the options of entity tracking, would otherwise each have a tree of their own."""
 _NODES_PER_PASS, _GPU_NODES_PER_PASS = 2048, 2**16
 _PROBED_SEQUENCES = 8
 _LARGEST_PROBED_DIFFERENCE = 1e-5
@@ -40,7 +43,8 @@ def log_likelihoods(
         shared: whether the model can read prefix trees, as `reads_trees` says.
         advance: is told how many sequences are done.
     """
-    trees, predictions_of = plant(sequences, _NODES_PER_TREE, shared)
+    longest = max(len(sequence.tokens) for sequence in sequences)
+    trees, predictions_of = plant(sequences, max(_NODES_PER_TREE, _LONGEST_PER_TREE * longest), shared)
     values = np.empty(sum(len(tree.targets) for tree in trees), dtype=np.float32)
     num_predicted, num_told = 0, 0
     for batch in _batches(trees, _nodes_per_pass(model, shared)):

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, field_validator
 
+from palenka.eval.glue.tasks import TaskName
 from palenka.eval.protocols import Protocol
 from palenka.ground.errors import UserError
 from palenka.ground.files import sha256_of_file
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 Data = TypeVar("Data")
 PredictionFiles = dict[str, dict[str, dict[str, list[dict[str, Any]]]]]
 """What the official pipeline would have written: by a file's path below results/MODEL/REVISION, its content
-``{group: {"predictions": [{"id": …, "pred": …}]}}``."""
+``{group: {"predictions": [{"id": …, "pred": …}]}}``; with NaN where the pipeline has it."""
 PairPrecision = Literal["float32", "bf16"]
 """What texts may be scored in."""
 
@@ -46,6 +47,19 @@ class Conditions(Settings):
     """Tokens in a window, for held_out."""
     windows: int | None = Field(default=None, ge=2)
     """Windows for held_out, a sample that is the same for every model; all of them unless given."""
+    seeds: tuple[int, ...] = Field(default=(42,), min_length=1)
+    """Seeds for glue; every task is fine-tuned once with each, as --seeds 42 43 44."""
+    tasks: tuple[TaskName, ...] = ()
+    """Tasks for glue; all that have files unless given."""
+    limit: int | None = Field(default=None, ge=1)
+    """Examples of a task for glue, to train on and to measure on, at most: for a run that only shows that all works."""
+
+    @field_validator("seeds")
+    @classmethod
+    def _seeds_differ(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(seeds)) < len(seeds):
+            raise ValueError(f"seeds are {list(seeds)}, but each should be given once")
+        return seeds
 
 
 class Score(Settings):
@@ -164,6 +178,17 @@ class Suite(ABC, Generic[Data]):
         Raises:
             UserError: if the model and the data do not fit.
         """
+
+    def measure_resumably(self, data: Data, model: "EvaluatedModel", conditions: Conditions, kept: Path) -> "pa.Table":
+        """As `measure`; a suite that takes long keeps in a folder what is done, and goes on from there.
+
+        Args:
+            data: as `read` has them.
+            model: that is measured.
+            conditions: that it is measured under.
+            kept: a folder of the suite's own beside the results; it need not exist.
+        """
+        return self.measure(data, model, conditions)
 
     def predictions(self, folder: Path, data: Data, items: "pa.Table") -> PredictionFiles:
         """What a model chose, as files of the official pipeline; none for a suite that this does not know.

@@ -7,9 +7,15 @@ from typing import Annotated, Any
 from pydantic import AfterValidator
 from pydantic_core import PydanticCustomError
 
+from palenka.eval.comps import Comps
+from palenka.eval.entity_tracking import EntityTracking
+from palenka.eval.global_piqa import GlobalPiqa
+from palenka.eval.glue.suite import Glue
 from palenka.eval.held_out import HeldOut
 from palenka.eval.pair_suite import PairSuite
+from palenka.eval.reading import Reading
 from palenka.eval.suite import Suite
+from palenka.eval.wug import Wug
 from palenka.ground.errors import UserError
 from palenka.ground.registry import Registry
 
@@ -32,6 +38,17 @@ SUITES.register("ewok_filtered")(
     PairSuite("EWoK filtered", ("ewok_filtered",), True, pipeline_task="ewok", fast_folder="ewok_fast", column="EWoK")
 )
 SUITES.register("minimal_pairs")(PairSuite("minimal pairs", ("minimal_pairs",)))
+SUITES.register("entity_tracking_filtered")(
+    EntityTracking("entity tracking filtered", True, pipeline_task="entity_tracking", column="entity tracking")
+)
+SUITES.register("entity_tracking")(EntityTracking("entity tracking", False))
+SUITES.register("comps")(Comps())
+SUITES.register("global_piqa_parallel")(GlobalPiqa("Global PIQA parallel", "global_piqa_parallel", 0.25))
+SUITES.register("global_piqa_nonparallel")(GlobalPiqa("Global PIQA nonparallel", "global_piqa_nonparallel", 0.5))
+SUITES.register("wug_adj")(Wug("wug adjectives", ("wug_adj_nominalization", "wug_adj")))
+SUITES.register("wug_past")(Wug("wug past tense", ("wug_past_tense", "wug_past")))
+SUITES.register("reading")(Reading())
+SUITES.register("glue")(Glue())
 SUITES.register("held_out")(HeldOut())
 
 

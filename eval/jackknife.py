@@ -1,0 +1,53 @@
+"""Standard errors of figures that are no means, such as correlations and shares of variance: the jackknife."""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+NORMAL_95 = 1.959964
+"""The normal distribution holds 95 % within so many deviations."""
+
+
+def jackknife_errors(estimate: Callable[[NDArray[np.bool_]], Floats], units: NDArray[np.int64]) -> Floats | None:
+    """Standard errors of estimates, from what they are without each of the independent units (Tukey 1958).
+
+    Args:
+        estimate: the figures [k] from some of the items, given which of them [n]; called once a unit.
+        units: the unit that each item belongs to, such as its sentence, [n]; within one they may depend on each other.
+
+    Returns:
+        sqrt((u − 1) / u · Σ (estimates without a unit − their mean)²) over the u units, [k]; None with fewer than two.
+    """
+    names = np.unique(units)
+    if len(names) < 2:
+        return None
+    without = np.array([estimate(units != name) for name in names])
+    errors: Floats = np.sqrt((len(names) - 1) * without.var(axis=0))
+    return errors
+
+
+def jackknifed_difference(
+    estimate: Callable[[NDArray[np.bool_]], Floats], units: NDArray[np.int64]
+) -> dict[str, float | list[float]]:
+    """A paired difference with its interval and p-value, as `eval.suite.Suite.compare` has them.
+
+    Args:
+        estimate: the difference [1] from some of the items, given which of them, [n].
+        units: the unit that each item belongs to, [n].
+    """
+    value = float(estimate(np.ones(len(units), dtype=np.bool_))[0])
+    errors = jackknife_errors(estimate, units)
+    return difference_row(value, 0.0 if errors is None else float(errors[0]))
+
+
+def difference_row(difference: float, error: float) -> dict[str, float | list[float]]:
+    """A difference with its standard error, as an interval and a two-sided p-value of the normal distribution."""
+    p_value = math.erfc(abs(difference) / error / math.sqrt(2)) if error else float(difference == 0)
+    return {
+        "difference": difference,
+        "interval": [difference - NORMAL_95 * error, difference + NORMAL_95 * error],
+        "p_value": p_value,
+    }
