@@ -17,6 +17,7 @@ import numpy as np
 from palenka.eval.choice_suite import ChoiceSuite
 from palenka.eval.choices import Choice, ChoiceMaker, Completion
 from palenka.eval.row_files import read_rows
+from palenka.eval.statistics import normal_interval
 from palenka.eval.suite import Measured
 from palenka.ground.errors import UserError
 
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class EntityTracking(ChoiceSuite):
     """Entity tracking, with or without the items of which an option contains "nothing".
+
+    Its figure weighs files alike, and the subsets of a file. Comparisons weigh all subsets alike: the same wherever files
+    have equally many of them, as the official ones have.
 
     Attributes:
         title: as tables have it.
@@ -50,7 +54,8 @@ class EntityTracking(ChoiceSuite):
         subsets = Counter(map(_file_of, tasks))
         weights = np.array([1 / len(subsets) / subsets[_file_of(task)] for task in tasks])
         values, errors = np.array([(score.value, score.stderr or 0.0) for score in tasks.values()]).T
-        mean = {"value": float(weights @ values), "stderr": math.sqrt(float(weights**2 @ errors**2))}
+        value, error = float(weights @ values), math.sqrt(float(weights**2 @ errors**2))
+        mean = {"value": value, "stderr": error, "interval": normal_interval(value, error)}
         return measured.model_copy(update={"figures": {"accuracy": measured.main.model_copy(update=mean)}})
 
     def choices(self, files: list[Path]) -> Iterator[Choice]:

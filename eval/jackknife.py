@@ -6,9 +6,9 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from palenka.eval.statistics import normal_interval
+
 Floats = NDArray[np.float64]
-NORMAL_95 = 1.959964
-"""The normal distribution holds 95 % within so many deviations."""
 
 
 def jackknife_errors(estimate: Callable[[NDArray[np.bool_]], Floats], units: NDArray[np.int64]) -> Floats | None:
@@ -48,6 +48,6 @@ def difference_row(difference: float, error: float) -> dict[str, float | list[fl
     p_value = math.erfc(abs(difference) / error / math.sqrt(2)) if error else float(difference == 0)
     return {
         "difference": difference,
-        "interval": [difference - NORMAL_95 * error, difference + NORMAL_95 * error],
+        "interval": list(normal_interval(difference, error)),
         "p_value": p_value,
     }

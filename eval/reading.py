@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from palenka.eval.jackknife import NORMAL_95, jackknife_errors, jackknifed_difference
+from palenka.eval.jackknife import jackknife_errors, jackknifed_difference
 from palenka.eval.json_lines import Row
 from palenka.eval.protocols import ScoredTokens, require_fit
 from palenka.eval.reading_scores import NUMBERS, ReadingScores, require_statsmodels
 from palenka.eval.row_files import read_rows
+from palenka.eval.statistics import normal_interval
 from palenka.eval.suite import Conditions, Figure, Measured, PredictionFiles, Suite, column
 from palenka.ground.errors import UserError
 from palenka.ground.progress import progress_bar
@@ -105,7 +106,7 @@ class Reading(Suite[list[ReadWord]]):
             figures[name] = Figure(
                 value=value,
                 stderr=error,
-                interval=None if error is None else (value - NORMAL_95 * error, value + NORMAL_95 * error),
+                interval=None if error is None else normal_interval(value, error),
                 n=len(items),
                 unit="% of variance left",
                 higher_is_better=True,

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from palenka.eval.choice_suite import ScoredChoices
 from palenka.eval.choices import Choice, ChoiceMaker, Completion
-from palenka.eval.jackknife import NORMAL_95, jackknife_errors, jackknifed_difference
+from palenka.eval.jackknife import jackknife_errors, jackknifed_difference
 from palenka.eval.row_files import read_rows
+from palenka.eval.statistics import NORMAL_95
 from palenka.eval.suite import Figure, Measured, column
 from palenka.ground.errors import UserError
 

@@ -10,7 +10,8 @@ import numpy as np
 
 from palenka.eval.glue.metrics import Integers, Known, Metric, accuracy, difference_over_seeds, f1, mcc, mean_over_seeds
 from palenka.eval.glue.tasks import TASKS, GlueTask, TaskData, TaskName, files_of, read_task
-from palenka.eval.jackknife import NORMAL_95, difference_row
+from palenka.eval.jackknife import difference_row
+from palenka.eval.statistics import mean_standard_error, normal_interval
 from palenka.eval.suite import (
     Conditions,
     Figure,
@@ -108,8 +109,7 @@ class Glue(Suite[GlueData]):
             rows[str(task)] = _row(len(labels), levels, difference.value, difference.error)
             errors.append(difference.error)
         levels = [float(np.mean([row[side] for row in rows.values()])) for side in ("first", "second")]
-        error = float(np.sqrt(np.sum(np.square(errors)))) / len(errors)
-        return _row(len(ours), levels, levels[0] - levels[1], error) | {"tasks": rows}
+        return _row(len(ours), levels, levels[0] - levels[1], mean_standard_error(errors)) | {"tasks": rows}
 
     def predictions(self, folder: Path, data: GlueData, items: "pa.Table") -> PredictionFiles:
         """The labels that the first seed predicts; a file for each task."""
@@ -170,15 +170,17 @@ def _key(model: "EvaluatedModel", task: TaskName, data: TaskData, seed: int) -> 
 
 def _figure(known: Mapping[str, Known], counts: Mapping[str, int]) -> Figure:
     tasks = {
-        task: Score(value=found.value, stderr=found.error, interval=_around(found.value, found.error), n=counts[task])
+        task: Score(
+            value=found.value, stderr=found.error, interval=normal_interval(found.value, found.error), n=counts[task]
+        )
         for task, found in known.items()
     }
     value = float(np.mean([found.value for found in known.values()]))
-    error = float(np.sqrt(np.sum([found.error**2 for found in known.values()]))) / len(known)
+    error = mean_standard_error([found.error for found in known.values()])
     return Figure(
         value=value,
         stderr=error,
-        interval=_around(value, error),
+        interval=normal_interval(value, error),
         n=sum(counts[task] for task in known),
         higher_is_better=True,
         tasks=tasks,
@@ -187,7 +189,3 @@ def _figure(known: Mapping[str, Known], counts: Mapping[str, int]) -> Figure:
 
 def _row(count: int, levels: list[float], difference: float, error: float) -> dict[str, Any]:
     return {"n": count, "first": levels[0], "second": levels[1], **difference_row(difference, error)}
-
-
-def _around(value: float, error: float) -> tuple[float, float]:
-    return value - NORMAL_95 * error, value + NORMAL_95 * error

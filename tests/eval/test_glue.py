@@ -94,8 +94,9 @@ def test_metrics_are_those_of_scikit_learn(pairs: list[tuple[int, int]]) -> None
         assert mcc(labels, predictions, weights) == pytest.approx(matthews_corrcoef(labels, predictions))
     repeated = np.repeat(np.arange(len(labels)), 3)
     for metric in (accuracy, f1, mcc):
-        thrice = metric(labels[repeated], predictions[repeated], np.ones(len(repeated)))
-        assert metric(labels, predictions, np.stack([weights, 3 * weights])) == pytest.approx([thrice, thrice])
+        thrice = float(metric(labels[repeated], predictions[repeated], np.ones(len(repeated))))
+        both = metric(labels, predictions, np.stack([weights, 3 * weights])).tolist()
+        assert both == pytest.approx([thrice, thrice])
 
 
 @pytest.mark.parametrize("metric", [accuracy, f1, mcc])
@@ -341,7 +342,7 @@ def test_mistakes_are_named(model: Path, glue: Path, tmp_path: Path, capsys: pyt
     out = tmp_path / "r.json"
     for options, told in (
         (("--tasks", "wsc"), "wsc.train.jsonl is not there; get it with the official data, or choose other --tasks"),
-        (("--tasks", "cola"), "Input should be 'boolq'"),
+        (("--tasks", "cola"), "tasks is cola, but it should be 'boolq', 'mnli'"),
         (("--limit", "0"), "greater than or equal to 1"),
         (("--seeds", "1", "1"), "seeds are [1, 1], but each should be given once"),
     ):
