@@ -13,7 +13,7 @@ from rich.console import Console
 
 from palenka.ground.command_line import parse, run
 from palenka.ground.errors import UserError
-from palenka.ground.files import whole_directory
+from palenka.ground.files import disk_errors, whole_directory
 from palenka.ground.lock import sole_writer
 from palenka.ground.settings import Command, Precision
 
@@ -51,7 +51,7 @@ def export(settings: ExportSettings) -> int:
     run.require_whole()
     if settings.out.exists():
         raise UserError(f"{settings.out} exists; delete it or choose another --out")
-    with sole_writer(settings.out), whole_directory(settings.out) as aside:
+    with sole_writer(settings.out), whole_directory(settings.out) as aside, disk_errors():
         model = load_model(settings.run, torch.device("cpu"), settings.dtype)
         model.save_pretrained(aside)
         for name in _TOKENIZER_FILES:

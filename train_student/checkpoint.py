@@ -3,15 +3,15 @@
 checkpoints/step-00000500/
     objective.safetensors  weights of the student and of what is trained beside it
     optimizer.safetensors  the optimizer's tensors, by the weight's name
-    state.json             place in the schedule and the stream, best validation so far, ...
+    state.json             the step, sums of the log's next line, best validation so far, ...
     commit.json            checksums of these files, and the run that they are of
 
-Random states are not among them: every step seeds its own from (seed, step, process). Nor is the place in the stream:
-the step decides it. So a run may go on with another number of processes.
+Random states are not among them: every step seeds its own from (seed, step, process). Nor are the place in the stream
+and the learning rate: the step decides them. So a run may go on with another number of processes.
 """
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,54 +19,82 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from palenka.ground.files import commit, damage_of, read_record, whole_directory, write_record
+from palenka.ground.files import commit, damage_of, disk_errors, read_record, whole_directory, write_record
 from palenka.ground.progress import info
 
 _KEPT = 2
-_NAME = "step-"
 _COMMIT = "commit.json"
 _WEIGHTS, _OPTIMIZER, _STATE = "objective.safetensors", "optimizer.safetensors", "state.json"
 
 
 class Checkpoints:
-    """The checkpoints of a run, the last two of them.
+    """The checkpoints of a run: the last two of them.
 
     Args:
-        directory: that they are in.
+        directory: where they lie.
         run: the identity of the run; those of another are not gone on from.
+        kept: step whose checkpoint stays beside them: from there a longer run may go on.
     """
 
-    def __init__(self, directory: Path, run: str) -> None:
-        self.directory = directory
-        self.run = run
+    def __init__(self, directory: Path, run: str, kept: int = 0) -> None:
+        self.directory, self.run, self._kept_step = directory, run, kept
 
     def save(self, step: int, module: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-        """Keep a step's checkpoint, aside first, and remove all but the last two."""
-        place = self.directory / f"{_NAME}{step:08}"
+        """Keep a step's checkpoint, aside first, and remove those that are no longer needed.
+
+        Raises:
+            OSError: if it cannot be written.
+        """
+        place = self.directory / f"step-{step:08}"
         weights = {name: weight.detach().contiguous() for name, weight in module.named_parameters()}
-        with whole_directory(place) as aside:
+        with whole_directory(place) as aside, disk_errors():
             save_file(weights, aside / _WEIGHTS)
             save_file(dict(_optimizer_tensors(module, optimizer)), aside / _OPTIMIZER)
             write_record(aside / _STATE, {"step": step, **state})
             commit(aside, _COMMIT, [_WEIGHTS, _OPTIMIZER, _STATE], run=self.run, step=step)
             shutil.rmtree(place, ignore_errors=True)
-        for old in self._steps()[:-_KEPT]:
-            shutil.rmtree(old)
+        for old in self._places()[:-_KEPT]:
+            if step_of(old) != self._kept_step:
+                shutil.rmtree(old)
 
-    def load(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
-        """Bring a module and its optimizer to the last checkpoint that is whole; its state, or None without one."""
-        for place in reversed(self._steps()):
-            step = int(place.name.removeprefix(_NAME))
-            if damage := damage_of(place, _COMMIT, run=self.run, step=step):
+    def load(
+        self, module: nn.Module, optimizer: torch.optim.Optimizer, serves: Callable[[Mapping[str, Any]], bool]
+    ) -> dict[str, Any] | None:
+        """Bring a module and its optimizer to the last checkpoint that is whole; its state, or None without one.
+
+        Args:
+            module: student and what is trained beside it.
+            optimizer: of both.
+            serves: whether the run can go on from a checkpoint with some state.
+        """
+        for place in reversed(self._places()):
+            if damage := damage_of(place, _COMMIT, run=self.run, step=step_of(place)):
                 info(f"checkpoint {place} is not used: {damage}; an earlier one is, or else the run begins anew")
                 continue
-            _load_weights(module, load_file(place / _WEIGHTS))
-            _load_optimizer(module, optimizer, load_file(place / _OPTIMIZER))
-            return read_record(place / _STATE)
+            state = read_record(place / _STATE)
+            if serves(state):
+                _load_weights(module, load_file(place / _WEIGHTS))
+                _load_optimizer(module, optimizer, load_file(place / _OPTIMIZER))
+                return state
         return None
 
-    def _steps(self) -> list[Path]:
-        return sorted(self.directory.glob(f"{_NAME}{'[0-9]' * 8}"))
+    def remove_after(self, step: int) -> None:
+        """Remove the checkpoints of later steps: damaged ones, and those of another end of the run."""
+        for place in self._places():
+            if step_of(place) > step:
+                shutil.rmtree(place)
+
+    def last_step(self) -> int:
+        """The step of the last checkpoint, whole or not; 0 without one."""
+        return max(map(step_of, self._places()), default=0)
+
+    def _places(self) -> list[Path]:
+        return sorted(self.directory.glob(f"step-{'[0-9]' * 8}"))
+
+
+def step_of(place: Path) -> int:
+    """The step of a checkpoint."""
+    return int(place.name.removeprefix("step-"))
 
 
 def _optimizer_tensors(module: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:

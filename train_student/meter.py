@@ -1,9 +1,11 @@
 """The meter: what the log says of the steps since its last line."""
 
 import contextlib
+import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -11,24 +13,61 @@ from torch import Tensor
 
 from palenka.data.signals.stream import EncodedBatch
 
+GRADIENT = "gradient"
+"""What `NotFinite` calls the gradient of a step."""
+_NEVER = 2**62
+
+
+@dataclass(frozen=True)
+class NotFinite:
+    """The first value of a run that was NaN or infinite.
+
+    Attributes:
+        name: of the term, ``loss``, or `GRADIENT`.
+        micro_batch: in which it was, counted over all that a process has read in the run, from 0.
+        process: in which it was.
+    """
+
+    name: str
+    micro_batch: int
+    process: int
+
 
 @dataclass
 class Meter:
-    """Means of loss and terms, tokens per second, and the part spent waiting for data, since the last reading."""
+    """Means of loss and terms, tokens per second, and the part spent waiting for data, since the last reading.
+
+    Sums, and the numbers of the first micro-batches that were not finite, stay on the device until they are read.
+    """
 
     accelerator: Accelerator
-    sums: dict[str, Tensor] = field(default_factory=dict)
-    count: int = 0
-    tokens: int = 0
+    names: tuple[str, ...] = ()
+    sums: Tensor | None = None
+    """Of the values times the tokens of their micro-batches, [names] float32."""
+    tokens: float = 0
     waited: float = 0.0
     since: float = field(default_factory=time.perf_counter)
+    skipped: int = 0
+    """Steps that the loss scaler of fp16 skipped."""
+    first_bad: Tensor | None = None
+    """The first micro-batch in which each value, and at the end the gradient, was not finite, [names + 1] int64."""
 
-    def add(self, values: Mapping[str, Tensor], tokens: int) -> None:
+    def add(self, values: Mapping[str, Tensor], tokens: int, micro_batch: int = 0) -> None:
         """Count a micro-batch of this process: the loss and its terms, means over its tokens."""
-        for name, value in values.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value.detach().float()
-        self.count += 1
+        self.names = tuple(values)
+        found = torch.stack([value.detach().float() for value in values.values()])
+        self.sums = found * tokens if self.sums is None else self.sums + found * tokens
         self.tokens += tokens
+        self._mark(torch.cat([found, found.new_zeros(1)]), micro_batch)
+
+    def add_gradient(self, norm: Tensor, micro_batch: int) -> None:
+        """Note whether the gradient of a step is finite."""
+        self._mark(torch.cat([norm.new_zeros(len(self.names)), norm.detach().reshape(1)]), micro_batch)
+
+    def _mark(self, values: Tensor, micro_batch: int) -> None:
+        if self.first_bad is None:
+            self.first_bad = torch.full(values.shape, _NEVER, dtype=torch.int64, device=values.device)
+        self.first_bad = torch.where(values.isfinite(), self.first_bad, self.first_bad.clamp_max(micro_batch))
 
     def awaited(self, batches: Iterator[EncodedBatch]) -> Iterator[EncodedBatch]:
         """The same batches; what it takes until each is there counts as waiting for data."""
@@ -47,16 +86,60 @@ class Meter:
         yield
         self.since += time.perf_counter() - began
 
+    def not_finite(self) -> NotFinite | None:
+        """The first value that was not finite in any process; a term rather than the loss. Every process must ask."""
+        if self.first_bad is None:
+            return None
+        found = self.accelerator.gather(self.first_bad.unsqueeze(0)).tolist()
+        bad = [
+            (number, name == "loss", NotFinite(name, number, process))
+            for process, numbers in enumerate(found)
+            for name, number in zip((*self.names, GRADIENT), numbers, strict=True)
+            if number < _NEVER
+        ]
+        return min(bad, key=lambda each: each[:2])[-1] if bad else None
+
     def read(self) -> dict[str, float]:
         """The means over all processes since the last reading, and begin anew; every process must call it."""
-        waited = torch.tensor(self.waited, device=self.accelerator.device, dtype=torch.float32)
-        both = torch.stack([*(total / self.count for total in self.sums.values()), waited])
+        assert self.sums is not None
+        waited = self.sums.new_full((1,), self.waited)
+        both = torch.cat([self.sums / self.tokens, waited])
         *means, waited_by_each = self.accelerator.reduce(both, "mean").tolist()
         now = time.perf_counter()
         seconds = now - self.since
-        measured = dict(zip(self.sums, means, strict=True)) | {
+        measured = dict(zip(self.names, means, strict=True)) | {
             "tokens_per_second": round(self.tokens * self.accelerator.num_processes / seconds, 1),
             "data_wait": round(waited_by_each / seconds, 4),
         }
-        self.sums, self.count, self.tokens, self.waited, self.since = {}, 0, 0, 0.0, now
+        if self.accelerator.scaler is not None:
+            measured["skipped_steps"] = self.skipped
+        self.sums, self.tokens, self.waited, self.since, self.skipped = None, 0, 0.0, now, 0
         return measured
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps of the steps since the last reading; every process must ask."""
+        sums: Sequence[Sequence[float]] = []
+        if self.sums is not None:
+            sums = self.accelerator.gather(self.sums.unsqueeze(0)).tolist()
+        return {
+            "names": self.names,
+            "sums_by_process": sums,
+            "tokens": self.tokens,
+            "waited": self.waited,
+            "seconds": time.perf_counter() - self.since,
+            "skipped": self.skipped,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state` gave: to the same bits, or with another number of processes to the same means."""
+        now, before = self.accelerator.num_processes, state["sums_by_process"]
+        self.names, self.waited, self.skipped = tuple(state["names"]), state["waited"], state["skipped"]
+        self.since = time.perf_counter() - state["seconds"]
+        if not before:
+            return
+        if len(before) == now:
+            mine, self.tokens = before[self.accelerator.process_index], state["tokens"]
+        else:
+            mine = [math.fsum(values) / now for values in zip(*before, strict=True)]
+            self.tokens = state["tokens"] * len(before) / now
+        self.sums = torch.tensor(mine, device=self.accelerator.device, dtype=torch.float32)

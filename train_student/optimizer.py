@@ -1,9 +1,8 @@
-"""The optimizer: AdamW under a cosine schedule with linear warm-up."""
+"""The optimizer: AdamW, and its learning rate, which the number of the step alone decides."""
 
 import math
 
 import torch
-from torch.optim.lr_scheduler import LambdaLR
 
 from palenka.ground.errors import UserError
 from palenka.train_student.settings import OptimizerSettings
@@ -19,23 +18,48 @@ def adamw(module: torch.nn.Module, settings: OptimizerSettings) -> torch.optim.A
     return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(settings.beta1, settings.beta2))
 
 
-def cosine_schedule(optimizer: torch.optim.Optimizer, settings: OptimizerSettings, num_steps: int) -> LambdaLR:
-    """Linear warm-up that ends at the peak, then half a cosine to 0 just after the last step; no step has rate 0.
+class LearningRate:
+    """The learning rate at every step of a run; none is 0.
+
+    After a linear warm-up that ends at the peak, ``cosine`` is half a cosine to 0 just after the last step,
+    ``constant`` stays, and ``wsd`` (warm-up, stable, decay; Hu et al. 2024, arXiv 2404.06395) stays and at last falls
+    in a line to 0 just after the last step.
+
+    Args:
+        settings: of the optimizer.
+        num_steps: of the run.
+        epoch_steps: of its first epoch, which decide the warm-up of a run that may be gone on with.
 
     Raises:
-        UserError: if the warm-up is longer than the run, which would never reach the peak.
+        UserError: if the warm-up is longer than the part of the run before its rate falls, and would never reach the
+            peak.
     """
-    warmup = settings.warmup_of(num_steps)
-    if warmup > num_steps:
-        raise UserError(
-            f"optimizer.warmup_steps is {warmup}, but the run has {num_steps} steps and would never reach its learning "
-            "rate; lower warmup_steps, or leave it out for a tenth of the run"
-        )
 
-    def rate(step: int) -> float:
-        """The share of the peak at a step, counted from 0."""
-        if step < warmup:
-            return (step + 1) / warmup
-        return (1 + math.cos(math.pi * (step + 1 - warmup) / (num_steps + 1 - warmup))) / 2
+    def __init__(self, settings: OptimizerSettings, num_steps: int, epoch_steps: int) -> None:
+        self._settings, self._num_steps = settings, num_steps
+        self._warmup = settings.warmup_of(num_steps if settings.schedule == "cosine" else min(num_steps, epoch_steps))
+        self._falling = max(1, round(settings.decay_fraction * num_steps)) if settings.schedule == "wsd" else 0
+        if self._warmup > num_steps - self._falling:
+            raise UserError(
+                f"optimizer.warmup_steps is {self._warmup}, but the run has {num_steps - self._falling} steps before "
+                "its learning rate falls and would never reach it; lower warmup_steps, or leave it out for a tenth of "
+                "the run"
+            )
 
-    return LambdaLR(optimizer, rate)
+    @property
+    def open_until(self) -> int:
+        """The last step up to which a longer run would have the same rates; 0 where its length changes them all."""
+        return 0 if self._settings.schedule == "cosine" else self._num_steps - self._falling
+
+    def at(self, step: int) -> float:
+        """The rate of a step, counted from 1."""
+        return self._settings.learning_rate * self._share(step)
+
+    def _share(self, step: int) -> float:
+        """Of the peak."""
+        if step <= self._warmup:
+            return step / self._warmup
+        if self._settings.schedule == "cosine":
+            passed = (step - self._warmup) / (self._num_steps + 1 - self._warmup)
+            return (1 + math.cos(math.pi * passed)) / 2
+        return min(1.0, (self._num_steps + 1 - step) / (self._falling + 1)) if self._falling else 1.0

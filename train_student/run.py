@@ -37,6 +37,7 @@ from palenka.ground.files import (
     damage_of,
     damages_of,
     directory_aside,
+    disk_errors,
     load_json,
     read_commit,
     read_sealed,
@@ -45,6 +46,7 @@ from palenka.ground.files import (
     write_sealed,
 )
 from palenka.ground.settings import Settings, read_as, read_yaml
+from palenka.train_student.going_on import compared, require_going_on
 from palenka.train_student.settings import TrainSettings
 
 _LAST = "model.safetensors"
@@ -222,8 +224,21 @@ class Run:
                     points.setdefault(name, []).append((step, float(value)))
         return {name: (np.array(pairs)[:, 0], np.array(pairs)[:, 1]) for name, pairs in points.items()}
 
+    def finished(self, settings: TrainSettings, inputs: RunInputs) -> RunResult | None:
+        """What came of the run, if it is whole with these settings and inputs; None if it is not. Nothing is written.
+
+        Raises:
+            UserError: if it is whole with others.
+        """
+        result = self.result()
+        if result is None or self._grows(settings):
+            return None
+        self.require_settings(settings)
+        self._require_inputs(inputs)
+        return result
+
     def begin(self, settings: TrainSettings, inputs: RunInputs) -> None:
-        """Make the directory, or make sure that what it holds was begun with the same settings and inputs.
+        """Make the directory, or make sure that what it holds can go on with these settings and inputs.
 
         Args:
             settings: of the run; they name its inputs by path.
@@ -236,29 +251,43 @@ class Run:
         remove_leftovers(self.directory)
         if path.is_file():
             self.require_settings(settings)
+            if self._grows(settings):
+                # First: with the new settings it would be the result of these.
+                (self.directory / _RESULT).unlink(missing_ok=True)
+            if self.result() is None:
+                settings.write_yaml(path)
         elif self.directory.exists() and any(self.directory.iterdir()):
             raise UserError(f"{self.directory} is not empty and not a run; choose another output")
         else:
             self.directory.mkdir(parents=True, exist_ok=True)
             settings.write_yaml(path)
-        recorded = self.directory / _INPUTS
-        if recorded.is_file():
-            found = read_sealed(recorded, f"restore it, or {_REMEDY}")
+        if not self._require_inputs(inputs):
+            write_sealed(self.directory / _INPUTS, inputs.as_plain())
+
+    def _require_inputs(self, inputs: RunInputs) -> bool:
+        """Make sure that the run, if it has said so yet, was begun with these inputs; returns whether it has."""
+        path = self.directory / _INPUTS
+        if path.is_file():
+            found = read_sealed(path, f"restore it, or {_REMEDY}")
             refuse_difference(f"run {self.directory}", inputs.as_plain(), found, _REMEDY)
-        else:
-            write_sealed(recorded, inputs.as_plain())
+        return path.is_file()
 
     def require_settings(self, settings: TrainSettings) -> None:
-        """Make sure that what the directory holds, if anything, was begun with these settings.
+        """Make sure that what the directory holds, if anything, was begun with settings that it can go on with.
+
+        These are the same, but for what changes no step; and more epochs where the schedule allows that.
 
         Raises:
             UserError: if it was begun with others.
         """
         path = self.directory / _CONFIG
         if path.is_file():
-            refuse_difference(
-                f"run {self.directory}", _compared(settings.as_plain()), _compared(read_yaml(path)), _REMEDY
-            )
+            require_going_on(f"run {self.directory}", settings, read_yaml(path), _REMEDY)
+
+    def _grows(self, settings: TrainSettings) -> bool:
+        """Whether the run was begun for another number of epochs."""
+        path = self.directory / _CONFIG
+        return path.is_file() and read_yaml(path).get("epochs") != settings.epochs
 
     def metrics_so_far(self) -> Logged:
         """How far the metrics are written."""
@@ -295,7 +324,7 @@ class Run:
         What was trained beside it lies beside it. Written aside first; the weights replace the old ones last, and then
         their record is written. The old record goes first, so one that does not fit its files is damage, not a kill.
         """
-        with directory_aside(self.directory / "model") as aside:
+        with directory_aside(self.directory / "model") as aside, disk_errors():
             model.save_pretrained(aside)
             if beside:
                 weights = {name: weight.detach().contiguous() for name, weight in beside.items()}
@@ -340,25 +369,7 @@ class Run:
 
 def identity_of_run(settings: TrainSettings, inputs: RunInputs) -> str:
     """What makes a run the same run: a hash of the settings that decide its weights, and of its inputs."""
-    decides = {"settings": _compared(settings.as_plain()), "inputs": inputs.as_plain()}
+    decides: dict[str, object] = {"settings": compared(settings.as_plain(), settings), "inputs": inputs.as_plain()}
+    if settings.optimizer.schedule == "cosine":  # other schedules' first steps do not know how many there will be
+        decides["epochs"] = settings.epochs
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
-
-
-_WHERE = ("output", "corpus", "device", "plugins")
-_WHERE_OF_TEACHER = ("cache", "model", "ensemble")
-
-
-def _compared(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings without those that change no weight: where things lie, and where they are computed.
-
-    What is at a path has a fingerprint among the inputs: a corpus, a cache or a run may be moved.
-    """
-    compared = {name: value for name, value in settings.items() if name not in _WHERE}
-    if isinstance(teachers := compared.get("teachers"), Mapping):
-        compared["teachers"] = {
-            name: {key: value for key, value in teacher.items() if key not in _WHERE_OF_TEACHER}
-            if isinstance(teacher, Mapping)
-            else teacher
-            for name, teacher in teachers.items()
-        }
-    return compared

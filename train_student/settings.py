@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -11,7 +11,7 @@ from palenka.data.signals.encodings import TopKEncoding
 from palenka.data.signals.hidden import ComponentsEncoding
 from palenka.data.windows import WindowRule
 from palenka.ground.processes import Device
-from palenka.ground.settings import Command, Precision, Settings
+from palenka.ground.settings import Command, Duration, Precision, Settings
 from palenka.train_student.model.shapes import ModelShape
 from palenka.train_student.objective.settings import ObjectiveSettings
 
@@ -82,10 +82,15 @@ class TeacherSource(Settings):
 
 
 class OptimizerSettings(Settings):
-    """AdamW with a cosine schedule: linear warm-up, then half a cosine down to 0."""
+    """AdamW, whose rate warms up in a line and then follows a schedule."""
 
     learning_rate: float = Field(default=5e-4, gt=0)
     """Peak learning rate."""
+    schedule: Literal["cosine", "constant", "wsd"] = "cosine"
+    """After the warm-up half a cosine down to 0; or constant; or wsd: constant, and at the end a line down to 0. The
+    last two can be gone on with for more epochs."""
+    decay_fraction: float = Field(default=0.1, gt=0, le=1)
+    """Part of the run, its end, over which the rate of wsd falls."""
     weight_decay: float = Field(default=0.1, ge=0)
     """Decay of matrices; vectors (norms, biases) have none."""
     beta1: float = Field(default=0.9, ge=0, lt=1)
@@ -93,7 +98,8 @@ class OptimizerSettings(Settings):
     beta2: float = Field(default=0.999, ge=0, lt=1)
     """Decay of the gradient's second moment."""
     warmup_steps: int | None = Field(default=None, ge=0)
-    """Steps of linear warm-up; a tenth of the run, 300 at most, unless given."""
+    """Steps of linear warm-up; a tenth of the run (of its first epoch, if it can be gone on with), 300 at most, unless
+    given."""
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Norm that the student's gradient is clipped to, and apart from it that of projections and heads."""
 
@@ -150,8 +156,8 @@ class TrainSettings(Command):
     """Steps between two lines of the log."""
     gradient_ratios_every: int = Field(default=250, ge=1)
     """Steps between two measurements of every term's gradient, from the first step on; each costs a step per term."""
-    checkpoint_every: int = Field(default=500, ge=1)
-    """Steps between two checkpoints, from which an interrupted run goes on; the last two are kept."""
+    checkpoint_every: Annotated[int, Field(ge=1)] | Duration = "10m"
+    """Steps between two checkpoints, or a time: 90s, 10m, 2h. A run goes on from the last of them; two are kept."""
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
     """Where to log beside metrics.jsonl."""
     seed: int = Field(default=0, ge=0, lt=2**32)
@@ -168,6 +174,11 @@ class TrainSettings(Command):
             if not re.fullmatch(r"[^./]+", name):
                 raise ValueError(f"a teacher has the name '{name}', but it names terms and weights; leave out . and /")
         return self
+
+    @property
+    def needs_its_micro_batch(self) -> bool:
+        """Whether micro-batches decide what is computed: dropout has a mask for each, some terms compare windows."""
+        return self.model.dropout > 0 or any(term.sees_micro_batch for term in self.objective.active.values())
 
     def weights(self, step: int | None = None, num_steps: int = 1) -> dict[str, float]:
         """The weight of every active term, by its name in the log; at the end unless a step is given."""

@@ -4,8 +4,8 @@
 """
 
 import contextlib
-import importlib.util
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator
 
 import torch
 from accelerate import Accelerator
@@ -21,9 +21,11 @@ from palenka.ground.lock import sole_writer
 from palenka.ground.processes import open_processes
 from palenka.ground.progress import info
 from palenka.train_student.objective.module import TermFit
+from palenka.train_student.reading import windows_of_process
 from palenka.train_student.run import Run, RunInputs, RunResult, identity_of_run
 from palenka.train_student.settings import TrainSettings
 from palenka.train_student.teachers import Teachers, open_teachers
+from palenka.train_student.trackers import require_trackers, start_trackers
 from palenka.train_student.trainer import Trainer
 
 
@@ -47,17 +49,21 @@ def train(settings: TrainSettings) -> RunResult:
         teachers = _open_teachers(settings, corpus, accelerator.device)
         inputs = _inputs(corpus, validation, teachers)
         run = Run(settings.output, identity_of_run(settings, inputs))
+        # Before the lock: who may only read sees it too.
+        if (result := run.finished(settings, inputs)) is not None:
+            if accelerator.is_main_process:
+                run.require_whole()
+                info(f"{settings.output} is finished already; delete it to train it again")
+            accelerator.wait_for_everyone()
+            return result
         with sole_writer(settings.output) if accelerator.is_main_process else contextlib.nullcontext():
             if accelerator.is_main_process:
                 run.begin(settings, inputs)
             accelerator.wait_for_everyone()
             if (result := run.result()) is None:
-                names = {"wandb": {"name": run.directory.name}}
-                accelerator.init_trackers("palenka", config=_flat(settings.as_plain()), init_kwargs=names)
-                result = Trainer(settings, run, accelerator, corpus, order, teachers, windows).fit()
-            elif accelerator.is_main_process:
-                run.require_whole()
-                info(f"{settings.output} is finished already; delete it to train it again")
+                start_trackers(settings, accelerator)
+                with _memory_errors(settings, accelerator.device):
+                    result = Trainer(settings, run, accelerator, corpus, order, teachers, windows).fit()
             accelerator.wait_for_everyone()
         return result
     except OSError as error:
@@ -71,29 +77,29 @@ def train(settings: TrainSettings) -> RunResult:
         AcceleratorState._reset_state()
 
 
-def _flat(settings: Mapping[str, object], prefix: str = "") -> dict[str, int | float | str | bool]:
-    """Nested settings by dotted name, with values that trackers take."""
-    flat: dict[str, int | float | str | bool] = {}
-    for name, value in settings.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[f"{prefix}{name}"] = value if isinstance(value, int | float | str | bool) else str(value)
-    return flat
+@contextlib.contextmanager
+def _memory_errors(settings: TrainSettings, device: torch.device) -> Iterator[None]:
+    """What torch says where memory runs out, as a sentence that says what to try."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        is_full = isinstance(error, torch.OutOfMemoryError | MemoryError)
+        if not is_full and not re.search(r"out of memory|can't allocate memory", str(error)):
+            raise
+        fewer, same = max(1, settings.micro_batch // 2), "" if settings.needs_its_micro_batch else " (the same results)"
+        raise UserError(
+            f"the memory of {device.type} does not hold a forward and backward pass with micro_batch "
+            f"{settings.micro_batch}, windows of {settings.windows.length} tokens and precision {settings.precision}; "
+            f"try micro_batch {fewer}{same}, precision bf16, shorter windows or a smaller model"
+        ) from error
 
 
 def _accelerator(settings: TrainSettings) -> Accelerator:
-    for package in settings.trackers:
-        if importlib.util.find_spec(package) is None:
-            raise UserError(f"tracker {package} is not installed; pip install {package}, or take it out of trackers")
+    require_trackers(settings)
     state = open_processes(settings.device)
     if settings.precision == "fp16" and state.device.type != "cuda":
         raise UserError(f"precision fp16 needs a CUDA GPU; choose bf16 or float32 on {state.device.type}")
-    if settings.global_batch % state.num_processes:
-        raise UserError(
-            f"global_batch is {settings.global_batch}, but there are {state.num_processes} processes; "
-            "make it a multiple of their number"
-        )
+    windows_of_process(settings, state.num_processes)
     return Accelerator(
         # Said here, though they are accelerate's defaults: it would take them from the environment.
         mixed_precision="no" if settings.precision == "float32" else settings.precision,

@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,15 +20,20 @@ from torch.nn.utils import clip_grad_norm_
 
 from palenka.data.corpus import Corpus
 from palenka.data.held_out import window_losses
-from palenka.data.signals.stream import Batch, EncodedBatch, ReadingOrder, stream
+from palenka.data.signals.stream import Batch, EncodedBatch, ReadingOrder
 from palenka.ground.errors import UserError
-from palenka.ground.progress import info, progress_bar
+from palenka.ground.progress import info
+from palenka.ground.stopping import Stopped, stopped_when_ready
+from palenka.train_student.agreement import Agreement
 from palenka.train_student.checkpoint import Checkpoints
+from palenka.train_student.diagnosis import not_finite_error
+from palenka.train_student.display import display, tell_result
 from palenka.train_student.gradients import gradient_ratios
-from palenka.train_student.meter import Meter
+from palenka.train_student.meter import GRADIENT, Meter
 from palenka.train_student.model.shapes import count_parameters
 from palenka.train_student.objective.objective import Objective
-from palenka.train_student.optimizer import adamw, cosine_schedule
+from palenka.train_student.optimizer import LearningRate, adamw
+from palenka.train_student.reading import Reading
 from palenka.train_student.run import Best, Logged, Run, RunResult
 from palenka.train_student.settings import TrainSettings
 from palenka.train_student.teachers import Teachers
@@ -57,45 +63,51 @@ class Trainer:
         validation_windows: NDArray[np.int64],
     ) -> None:
         self.settings, self.run, self.accelerator = settings, run, accelerator
-        self.corpus, self.order, self.teachers = corpus, order, teachers
+        self.corpus, self.order = corpus, order
+        self.reading = Reading(settings, accelerator, corpus, order, teachers)
         self.student = settings.model.build(corpus.tokenizer(), settings.seed)
         self.objective = Objective(self.student, settings.objective, teachers.pairs, settings.seed)
-        self.num_steps = len(order) // settings.global_batch
+        self.num_steps = self.reading.num_steps
         self.adamw = adamw(self.objective, settings.optimizer)
-        self.schedule = cosine_schedule(self.adamw, settings.optimizer, self.num_steps)
+        self.rate = self._rate(self.num_steps)
         self.wrapped, self.optimizer = accelerator.prepare(self.objective, self.adamw)
         self.validation_windows = validation_windows
-        self.checkpoints = Checkpoints(run.directory / "checkpoints", run.identity)
+        self.checkpoints = Checkpoints(run.directory / "checkpoints", run.identity, self.rate.open_until)
         self.best, self.best_step = math.inf, 0
-        self.learning_rate = 0.0
         self.seconds = 0.0
 
     def fit(self) -> RunResult:
-        """Train from the last checkpoint, or the first step, to the last step, and record the result."""
-        settings = self.settings
-        tokens_per_step = settings.global_batch * settings.windows.length
+        """Train from the last checkpoint, or the first step, to the last step, and record the result.
+
+        Raises:
+            UserError: if a number is not finite.
+            Stopped: after a signal, once a checkpoint is written.
+        """
+        self.meter = Meter(self.accelerator)
         first = self._resume() + 1
-        started = time.perf_counter() - self.seconds
-        batches = self._batches(first)
-        meter = Meter(self.accelerator)
+        self._started = time.perf_counter() - self.seconds
+        batches = self.reading.batches(first)
         self._announce(first)
-        with progress_bar(
-            f"train {settings.output.name}", self.num_steps * tokens_per_step, verbose=self.accelerator.is_main_process
-        ) as advance:
-            advance((first - 1) * tokens_per_step)
+        speaks = self.accelerator.is_main_process
+        with stopped_when_ready() as request, display(self.settings, self.num_steps, first, speaks) as self.display:
+            agreement = Agreement(self.accelerator, self.settings.checkpoint_every, request)
             for step in range(first, self.num_steps + 1):
-                self._step(step, batches, meter)
-                advance(tokens_per_step)
-                with meter.paused():
+                self._step(step, batches)
+                with self.meter.paused():
                     if self._validates(step):
                         self._validate(step)
-                    if step % settings.checkpoint_every == 0:
-                        self._checkpoint(step, time.perf_counter() - started)
-        return self._finish(time.perf_counter() - started)
+                    is_due, signal = agreement.after(step)
+                    is_last = step == self.num_steps
+                    if is_due or step == self.rate.open_until or (signal and not is_last):
+                        self._checkpoint(step)
+                        agreement.checkpointed()
+                    if signal and not is_last:
+                        raise Stopped(signal, self._kept(step))
+            return self._finish()
 
-    def _step(self, step: int, batches: Iterator[EncodedBatch], meter: Meter) -> None:
+    def _step(self, step: int, batches: Iterator[EncodedBatch]) -> None:
         """One optimizer step over a global batch, and its line in the log if it has one."""
-        count = self._per_process() // self._micro_batch()
+        meter, count = self.meter, self.reading.num_micro_batches
         micro_batches: Iterable[EncodedBatch] = islice(meter.awaited(batches), count)
         weights = self.settings.weights(step, self.num_steps)
         measured: dict[str, float] = {}
@@ -106,17 +118,21 @@ class Trainer:
         self.wrapped.train()
         self._seed(step)
         for number, batch in enumerate(micro_batches, start=1):
-            complete = self._complete(batch)
+            complete = self.reading.complete(batch)
             last = number == count
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.wrapped):
                 loss, terms = self.wrapped(complete, weights)
                 self.accelerator.backward(loss / count)
-            meter.add({"loss": loss.detach(), **terms}, batch.tokens.numel())
+            meter.add({"loss": loss.detach(), **terms}, batch.tokens.numel(), (step - 1) * count + number - 1)
+            self.display.advance(batch.tokens.numel() * self.accelerator.num_processes)
         norm = self._clip()
-        self.learning_rate = float(self.schedule.get_last_lr()[0])
+        if self.accelerator.scaler is None:
+            meter.add_gradient(norm, step * count - 1)
+        for group in self.adamw.param_groups:
+            group["lr"] = self.rate.at(step)
         self.optimizer.step()
+        meter.skipped += self.optimizer.step_was_skipped
         self.optimizer.zero_grad()
-        self.schedule.step()
         if self._logs(step):
             self._log(step, meter.read() | {"gradient_norm": float(norm)} | measured)
         elif measured:
@@ -133,9 +149,6 @@ class Trainer:
         clip_grad_norm_(self.objective.trained_beside().values(), most)
         return norm
 
-    def _complete(self, batch: EncodedBatch) -> Batch:
-        return self.teachers.complete(batch.to(self.accelerator.device))
-
     def _gradient_ratios(
         self, step: int, micro_batches: list[EncodedBatch], weights: Mapping[str, float]
     ) -> dict[str, float]:
@@ -143,7 +156,7 @@ class Trainer:
 
         def complete() -> Iterator[Batch]:
             self._seed(step)  # the same dropout for every term
-            return map(self._complete, micro_batches)
+            return map(self.reading.complete, micro_batches)
 
         return gradient_ratios(self.objective, self.accelerator, complete, weights)
 
@@ -162,14 +175,20 @@ class Trainer:
 
     def _validate(self, step: int) -> None:
         """Measure the student on the fixed windows, shared out over the processes, and keep it if it is the best."""
+        self._require_finite()
         accelerator = self.accelerator
         mine = self.validation_windows[accelerator.process_index :: accelerator.num_processes]
         with accelerator.autocast():
-            total = sum((losses.sum() for losses in window_losses(self.student, mine, self._micro_batch())), 0.0)
+            total = sum((losses.sum() for losses in window_losses(self.student, mine, self.reading.micro_batch)), 0.0)
         summed = accelerator.reduce(torch.tensor(total, device=accelerator.device, dtype=torch.float32), "sum")
         cross_entropy = float(summed) / len(self.validation_windows)
-        self._require_finite(step, cross_entropy)
+        if not math.isfinite(cross_entropy):
+            raise UserError(
+                f"the cross-entropy on the validation windows is {cross_entropy} after step {step:,}; lower "
+                f"optimizer.learning_rate ({self.settings.optimizer.learning_rate}) or use precision float32"
+            )
         self._record(step, {"validation_cross_entropy": cross_entropy})
+        self.display.validated(step, cross_entropy, self.best)
         if cross_entropy < self.best:
             self.best, self.best_step = cross_entropy, step
             if accelerator.is_main_process:
@@ -177,19 +196,18 @@ class Trainer:
                 self.run.save_model(self.student, self.objective.trained_beside(), self.corpus, best)
 
     def _logs(self, step: int) -> bool:
-        # A checkpoint closes a line of the log, so that no sums need to be kept with it.
-        every = (self.settings.log_every, self.settings.checkpoint_every)
-        return step == self.num_steps or any(step % steps == 0 for steps in every)
+        return step in (1, self.num_steps) or step % self.settings.log_every == 0
 
     def _log(self, step: int, measured: dict[str, float]) -> None:
-        self._require_finite(step, measured["loss"])
+        self._require_finite()
+        self.display.logged(step, measured["loss"])
         windows = step * self.settings.global_batch
         self._record(
             step,
             {
                 "epoch": self.order.epoch_at(windows - 1),
                 "tokens": windows * self.settings.windows.length,
-                "learning_rate": self.learning_rate,
+                "learning_rate": self.rate.at(step),
                 **self._scheduled_weights(step),
                 **measured,
             },
@@ -204,46 +222,84 @@ class Trainer:
             self.run.log({"step": step, **values})
         self.accelerator.log(values, step=step)
 
-    def _require_finite(self, step: int, loss: float) -> None:
-        if not math.isfinite(loss):
-            raise UserError(
-                f"the loss is {loss} at step {step}; lower optimizer.learning_rate "
-                f"({self.settings.optimizer.learning_rate}), lengthen warmup_steps or use precision float32"
-            )
+    def _require_finite(self) -> None:
+        """Refuse to go on if any loss, term or gradient since the last line of the log was not finite.
 
-    def _checkpoint(self, step: int, seconds: float) -> None:
+        The processes have to ask together; the one that met it first says where it came from.
+        """
+        found = self.meter.not_finite()
+        if found is None:
+            return
+        step, number = divmod(found.micro_batch, self.reading.num_micro_batches)
+        if found.process != self.accelerator.process_index:
+            raise UserError(
+                f"{found.name} is not finite at step {step + 1:,} in process {found.process}; see its error"
+            )
+        positions = self.reading.positions(step + 1, number)
+        if found.name == GRADIENT:
+            positions = range(self.reading.positions(step + 1, 0).start, positions.stop)
+        raise not_finite_error(self.settings, found.name, step + 1, positions, self.order, self.reading.at)
+
+    def _checkpoint(self, step: int) -> None:
+        self._require_finite()
+        meter = self.meter.state()
         if not self.accelerator.is_main_process:
             return
         state = {
-            "schedule": self.schedule.state_dict(),
+            "num_steps": self.num_steps,
             "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else None,
             "best": self.best if math.isfinite(self.best) else None,
             "best_step": self.best_step,
             "metrics": self.run.metrics_so_far().as_plain(),
-            "seconds": seconds,
+            "seconds": self._elapsed(),
+            "meter": meter,
         }
         self.checkpoints.save(step, self.objective, self.adamw, state)
 
+    def _kept(self, step: int) -> str:
+        """What a signal leaves, for the first process to say."""
+        if not self.accelerator.is_main_process:
+            return ""
+        return (
+            f"{self.settings.output} is kept as it is after step {step:,} of {self.num_steps:,}; "
+            "run the same command again to go on"
+        )
+
     def _resume(self) -> int:
         """Go back to the last checkpoint; returns its step, or 0 without one."""
-        state = self.checkpoints.load(self.objective, self.adamw)
-        best = self.run.best() if state else None
+        state = self.checkpoints.load(self.objective, self.adamw, self._serves)
+        kept = self.run.best() if state else None
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             self.run.cut_metrics(Logged.model_validate(state["metrics"]) if state else Logged())
+            self.checkpoints.remove_after(state["step"] if state else 0)
         if state is None:
             return 0
-        self.schedule.load_state_dict(state["schedule"])
-        for group, rate in zip(self.adamw.param_groups, self.schedule.get_last_lr(), strict=True):
-            group["lr"] = rate
         if self.accelerator.scaler is not None and state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])
-        self.best = state["best"] if state["best"] is not None else math.inf
-        self.best_step, self.seconds = state["best_step"], state["seconds"]
-        if best is not None and best.step > self.best_step:
-            # It was kept after the checkpoint: the steps to it are done again, and come to the same.
-            self.best, self.best_step = best.validation_cross_entropy, best.step
+        self.meter.restore(state["meter"])
+        # The model of another end of the run may be better than the best before it, and still has to be replaced.
+        if self.num_steps in (state["num_steps"], self.rate.open_until):
+            self.best = state["best"] if state["best"] is not None else math.inf
+            self.best_step = state["best_step"]
+            if kept is not None and kept.step > self.best_step:
+                # It was kept after the checkpoint: the steps to it are done again, and come to the same.
+                self.best, self.best_step = kept.validation_cross_entropy, kept.step
+        self.seconds = state["seconds"]
         return int(state["step"])
+
+    def _serves(self, state: Mapping[str, Any]) -> bool:
+        """Whether a checkpoint is of this run, or of a shorter one that this goes on with."""
+        return bool(state["num_steps"] == self.num_steps or state["step"] <= self._rate(state["num_steps"]).open_until)
+
+    def _rate(self, num_steps: int) -> LearningRate:
+        """The learning rate of a run of so many steps."""
+        epoch_steps = self.order.end(0) // self.settings.global_batch
+        return LearningRate(self.settings.optimizer, num_steps, epoch_steps)
+
+    def _elapsed(self) -> float:
+        """Seconds of training, over all calls."""
+        return time.perf_counter() - self._started
 
     def _announce(self, first: int) -> None:
         if self.accelerator.is_main_process:
@@ -255,7 +311,8 @@ class Trainer:
                 f"{self.accelerator.num_processes} process(es){going_on}"
             )
 
-    def _finish(self, seconds: float) -> RunResult:
+    def _finish(self) -> RunResult:
+        seconds = self._elapsed()
         tokens = self.num_steps * self.settings.global_batch * self.settings.windows.length
         result = RunResult(
             parameters=count_parameters(self.student),
@@ -268,35 +325,5 @@ class Trainer:
         )
         if self.accelerator.is_main_process:
             self.run.finish(result)
+            tell_result(self.settings, result)
         return result
-
-    def _batches(self, first: int) -> Iterator[EncodedBatch]:
-        return stream(
-            self.corpus,
-            self.order,
-            self.teachers.caches,
-            self._slices(first),
-            self.teachers.num_positions,
-            pin_memory=self.accelerator.device.type == "cuda",
-        )
-
-    def _slices(self, first: int) -> Iterator[tuple[int, int]]:
-        """This process's part of every global batch, micro-batch by micro-batch, from a step on."""
-        per_process, micro_batch = self._per_process(), self._micro_batch()
-        for step in range(first - 1, self.num_steps):
-            begin = step * self.settings.global_batch + self.accelerator.process_index * per_process
-            for start in range(begin, begin + per_process, micro_batch):
-                yield start, start + micro_batch
-
-    def _per_process(self) -> int:
-        """Windows of a global batch that each process reads."""
-        num_processes: int = self.accelerator.num_processes
-        return self.settings.global_batch // num_processes
-
-    def _micro_batch(self) -> int:
-        """The largest equal part of a process's windows that `settings.micro_batch` allows."""
-        per_process = self._per_process()
-        size = min(self.settings.micro_batch, per_process)
-        while per_process % size:
-            size -= 1
-        return size

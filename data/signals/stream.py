@@ -101,6 +101,10 @@ class ReadingOrder:
         """Windows in all epochs together."""
         return int(self._ends[-1])
 
+    def end(self, epoch: int) -> int:
+        """The position after the last window of an epoch."""
+        return int(self._ends[epoch])
+
     def epoch_at(self, position: int) -> int:
         """The epoch that a position belongs to."""
         return int(np.searchsorted(self._ends, position, side="right"))

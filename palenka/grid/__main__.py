@@ -17,6 +17,7 @@ from palenka.grid.settings import GridSettings, PointSettings
 from palenka.ground.command_line import parse_file, run
 from palenka.ground.lock import sole_writer
 from palenka.ground.progress import info
+from palenka.ground.stopping import ends_with
 
 if TYPE_CHECKING:
     from palenka.grid.points import Grid, Point
@@ -43,10 +44,12 @@ def _grid(arguments: Sequence[str]) -> int:
 
 
 def _point(asked: PointSettings, file: Path) -> None:
+    if asked.parent is not None:
+        ends_with(asked.parent)
     from palenka.grid.points import Grid
     from palenka.grid.running import run_point
 
-    grid = Grid(GridSettings.model_validate(asked.model_dump(exclude={"name"})), file)
+    grid = Grid(GridSettings.model_validate(asked.model_dump(exclude={"name", "parent"})), file)
     run_point(grid, grid.point(asked.name))
 
 

@@ -6,13 +6,8 @@ killed is told from one that never began, whatever killed it and wherever it ran
 
 import contextlib
 import os
-import queue
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 
 import torch
 
@@ -22,10 +17,13 @@ from palenka.eval.results import read_results
 from palenka.eval.suite import Conditions
 from palenka.eval.suites import SUITES
 from palenka.grid.points import Grid, Point
+from palenka.grid.processes import describe, log_of, run_in_processes
 from palenka.grid.record import HELD_OUT, GridFiles, RunFigure
 from palenka.ground.errors import UserError
 from palenka.ground.files import read_record, write_record
+from palenka.ground.lock import sole_writer
 from palenka.ground.progress import info
+from palenka.ground.stopping import Stopped
 from palenka.train_student.run import Run
 from palenka.train_student.train import train
 
@@ -61,18 +59,38 @@ def reason_of_failure(point: Point) -> str | None:
 def run_point(grid: Grid, point: Point) -> dict[str, RunFigure]:
     """Train a point, or go on with it, and measure it; returns its measures.
 
+    Another process that runs it already is waited for: a grid that was killed leaves some for a while.
+
     Raises:
         UserError: as training and measuring do; its sentence stays beside the run.
+        Stopped: after a signal; what was kept stays beside the run.
     """
-    write_record(point.failure, {"reason": _NOT_ENDED})
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(sole_writer(point.failure))
+        except UserError as running:
+            info(f"{point.name} runs already, and is waited for: {running}")
+            stack.enter_context(sole_writer(point.failure, wait=True))
+        write_record(point.failure, {"reason": _NOT_ENDED})
+        try:
+            train(point.settings)
+            measured = measures(grid, point)
+        except (UserError, OSError) as error:
+            _record(point, str(error))
+            raise
+        except Stopped as stop:
+            _record(point, f"stopped by {stop.by.name}: {stop}")
+            raise
+        point.failure.unlink(missing_ok=True)
+        return measured
+
+
+def _record(point: Point, reason: str) -> None:
+    """Keep why a point did not end well; on a full disk, say that it cannot be kept."""
     try:
-        train(point.settings)
-        measured = measures(grid, point)
-    except UserError as error:
-        write_record(point.failure, {"reason": str(error)})
-        raise
-    point.failure.unlink(missing_ok=True)
-    return measured
+        write_record(point.failure, {"reason": reason})
+    except OSError as error:
+        info(f"{point.name} failed: {reason} (and {point.failure} cannot be written: {error.strerror or error})")
 
 
 def measures(grid: Grid, point: Point) -> dict[str, RunFigure]:
@@ -115,7 +133,7 @@ def run_local(grid: Grid, points: Sequence[Point], arguments: Sequence[str]) -> 
 def _in_this_one(grid: Grid, points: Sequence[Point]) -> Iterator[Point]:
     """Run points one after the other; yields each when it has ended."""
     for point in points:
-        with contextlib.suppress(UserError):  # it is recorded beside the run
+        with contextlib.suppress(UserError, OSError):  # it is recorded beside the run
             run_point(grid, point)
         yield point
 
@@ -124,25 +142,16 @@ def _in_processes(grid: Grid, points: Sequence[Point], arguments: Sequence[str])
     """Run points in processes, as many at the same time as there are GPUs; yields each when it has ended."""
     gpus = visible_gpus()
     count = grid.settings.local.processes or max(1, len(gpus))
-    devices: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-    for number in range(count):
-        devices.put(gpus[number % len(gpus)] if gpus else None)
+    devices = [gpus[number % len(gpus)] if gpus else None for number in range(count)]
 
-    def in_a_process(point: Point) -> Point:
-        device = devices.get()
-        try:
-            _run_process(grid, point, arguments, device, count)
-        finally:
-            devices.put(device)
-        return point
+    def record(point: Point, status: int) -> None:
+        """What a process that was killed or crashed could not record itself."""
+        if status and reason_of_failure(point) in (None, _NOT_ENDED):
+            _record(point, f"its process {describe(status)}; see {log_of(grid, point)}")
 
-    executor = ThreadPoolExecutor(count)
-    try:
-        running = [executor.submit(in_a_process, point) for point in points]
-        for future in as_completed(running):
-            yield future.result()
-    finally:
-        executor.shutdown(cancel_futures=True)
+    for point in points:
+        point.failure.unlink(missing_ok=True)
+    return run_in_processes(grid, points, arguments, devices, record)
 
 
 def visible_gpus() -> list[str]:
@@ -152,31 +161,12 @@ def visible_gpus() -> list[str]:
     return [str(number) for number in range(torch.cuda.device_count())]
 
 
-def _run_process(grid: Grid, point: Point, arguments: Sequence[str], device: str | None, at_once: int) -> None:
-    """Run a point in a process of its own; if that is killed or crashes, record how."""
-    log = grid.settings.output / "logs" / f"{point.name}.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
-    point.failure.unlink(missing_ok=True)
-    environment = dict(os.environ)
-    if device is not None:
-        environment["CUDA_VISIBLE_DEVICES"] = device
-    elif at_once > 1:
-        # Each would start a thread for every core, and they would wait for each other.
-        environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // at_once)))
-    command = [sys.executable, "-m", "palenka", "grid", "point", *arguments, "--name", point.name]
-    with log.open("a", encoding="utf-8") as file:
-        status = subprocess.run(command, env=environment, stdout=file, stderr=file, check=False).returncode  # noqa: S603
-    if status and reason_of_failure(point) in (None, _NOT_ENDED):
-        how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
-        write_record(point.failure, {"reason": f"its process {how}; see {log}"})
-
-
 def _tell(grid: Grid, point: Point, done: int, count: int, started: float) -> None:
     reason = reason_of_failure(point)
-    if reason is None:
+    if is_finished(grid, point):
         results = read_results(GridFiles(grid.settings.output).measures(point.name))
         result = results.by_suite[grid.settings.rank_by]
         outcome = f"{result.heading}, {result.main}"
     else:
-        outcome = f"failed: {reason}"
+        outcome = f"failed: {reason or 'why could not be written'}"
     info(f"{done} of {count}, {time.perf_counter() - started:,.0f} s: {point.name} {outcome}")

@@ -145,3 +145,5 @@ class PointSettings(GridSettings):
 
     name: str
     """The point: points/NAME or finalists/NAME, as in the grid's output."""
+    parent: int | None = None
+    """Number of the process that starts it: once that is gone, the point keeps its last step and ends."""

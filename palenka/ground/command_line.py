@@ -18,6 +18,7 @@ from palenka.ground.mistakes import first_mistake, sentence_of
 from palenka.ground.options import Annotation, Value, inner_of, is_list, locate, shorthand_of, types_of
 from palenka.ground.registry import import_plugins
 from palenka.ground.settings import Command, Settings, load_yaml, read_yaml
+from palenka.ground.stopping import Stopped, stopped_at_once
 
 SettingsType = TypeVar("SettingsType", bound=Command)
 
@@ -57,9 +58,14 @@ def parse_file(schema: type[SettingsType], arguments: Sequence[str], program: st
 
 
 def run(command: Callable[[Sequence[str]], int | None], arguments: Sequence[str] | None) -> int:
-    """Run a command for its exit status; 2, with one sentence on standard error, for a user's mistake."""
+    """Run a command for its exit status.
+
+    That is 2, with one sentence on standard error, for a user's mistake and damaged data, and 130 or 143 after SIGINT
+    or SIGTERM; a command itself returns 1 where a part of what it was asked for failed.
+    """
     try:
-        return command(sys.argv[1:] if arguments is None else arguments) or 0
+        with stopped_at_once():
+            return command(sys.argv[1:] if arguments is None else arguments) or 0
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
         return USER_MISTAKE
@@ -70,6 +76,10 @@ def run(command: Callable[[Sequence[str]], int | None], arguments: Sequence[str]
     except KeyboardInterrupt:
         sys.stderr.write("interrupted; run the same command again: what is finished is kept\n")
         return INTERRUPTED
+    except Stopped as stop:
+        if str(stop):
+            sys.stderr.write(f"stopped by {stop.by.name}: {stop}\n")
+        return stop.status
 
 
 def subcommand(program: str, commands: Mapping[str, str], arguments: Sequence[str]) -> tuple[str, Sequence[str]]:

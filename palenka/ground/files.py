@@ -17,6 +17,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
@@ -102,6 +103,24 @@ def is_partial(name: str) -> bool:
     return name.endswith(_PARTIAL)
 
 
+@contextmanager
+def disk_errors() -> Iterator[None]:
+    """What safetensors says of a full disk, as the OSError that it is; safetensors has an error of its own for it.
+
+    Raises:
+        OSError: for an error of the system that it names by number.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except SafetensorError as error:
+        if found := re.search(r"os error (\d+)", str(error)):
+            number = int(found[1])
+            raise OSError(number, os.strerror(number)) from error
+        raise
+
+
 def size_of(path: Path) -> int | None:
     """The bytes of a file; None if there is none."""
     return path.stat().st_size if path.is_file() else None
@@ -125,8 +144,27 @@ def sha256_of_file(path: Path) -> str:
 
 
 def write_record(path: Path, record: Mapping[str, Any]) -> None:
-    """Write a JSON record that is either whole or absent, whenever the process or the machine stops."""
-    write_whole(path, json.dumps(record, indent=1, allow_nan=False) + "\n")
+    """Write a JSON record that is either whole or absent, whenever the process or the machine stops.
+
+    Raises:
+        UserError: if a number in it is not finite, which JSON cannot say.
+    """
+    try:
+        text = json.dumps(record, indent=1, allow_nan=False)
+    except ValueError:
+        name = next((name for name, value in record.items() if not _is_json(value)), "a number")
+        raise UserError(
+            f"{path} is not written: {name} in it is not finite; look for nan or inf in what it measures"
+        ) from None
+    write_whole(path, text + "\n")
+
+
+def _is_json(value: object) -> bool:
+    try:
+        json.dumps(value, allow_nan=False)
+    except ValueError:
+        return False
+    return True
 
 
 def read_record(path: Path, remedy: str = _AGAIN) -> dict[str, Any]:

@@ -1,10 +1,12 @@
-"""What a person watches while a stage works: a bar with tokens per second, and sentences, on standard error."""
+"""What a person watches while a stage works, on standard error: a bar with rate and time left, and sentences."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
+from rich.table import Column
 from rich.text import Text
 
 _console = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -15,38 +17,82 @@ def info(sentence: str) -> None:
     _console.print(sentence, markup=False)
 
 
+def is_watched() -> bool:
+    """Whether bars are drawn on a terminal; a file gets sentences instead."""
+    return _console.is_terminal
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A bar that is shown; to call it advances it by some units."""
+
+    _progress: Progress
+    _task: TaskID
+
+    def __call__(self, units: int) -> None:
+        """Count more units as done."""
+        self._progress.advance(self._task, units)
+
+    def note(self, text: str) -> None:
+        """Show a few words beside the bar, in place of earlier ones."""
+        self._progress.update(self._task, note=text)
+
+
 @contextmanager
 def progress_bar(
-    description: str, total: int | None, unit: str = "tokens", verbose: bool = True
-) -> Iterator[Callable[[int], None]]:
-    """Show a bar that ends with its rate; yields the function that advances it.
+    description: str, total: int | None, unit: str = "tokens", verbose: bool = True, done: int = 0
+) -> Iterator[Bar]:
+    """Show a bar that ends with its rate; yields what advances it.
 
     Args:
         description: what is being done, a few words.
         total: how many units make the whole; None where that is unknown.
         unit: what is counted; the rate is shown in these per second.
         verbose: False on the processes of a distributed run that should stay silent.
+        done: units that were done before, which say nothing of the rate.
     """
     columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f} %"),
+        TextColumn("{task.description}", table_column=Column(no_wrap=True, overflow="ellipsis", max_width=24)),
+        BarColumn(None, table_column=Column(ratio=1, min_width=4)),
+        TextColumn("{task.percentage:>3.0f} %", table_column=Column(no_wrap=True)),
+        TextColumn("{task.fields[note]}", table_column=Column(no_wrap=True)),
         _Rate(unit),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
+        _TimeLeft(),
     )
-    with Progress(*columns, console=_console, disable=not verbose) as bar:
-        task = bar.add_task(description, total=total)
-        yield lambda advance: bar.advance(task, advance)
+    with Progress(*columns, console=_console, disable=not verbose, expand=True) as progress:
+        yield Bar(progress, progress.add_task(description, total=total, completed=done, note=""))
+
+
+def duration(seconds: float) -> str:
+    """A time to read: 12 s, 3 min 05 s, 2 h 10 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02} s"
+    return f"{whole // 3600} h {whole // 60 % 60:02} min"
 
 
 class _Rate(ProgressColumn):
     """Units per second; over the whole task once it is finished."""
 
     def __init__(self, unit: str) -> None:
-        super().__init__()
+        super().__init__(Column(no_wrap=True))
         self._unit = unit
 
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
         return Text(f"{speed:,.0f} {self._unit}/s" if speed else f"– {self._unit}/s")
+
+
+class _TimeLeft(ProgressColumn):
+    """The time until the end, and at the end the time that it took."""
+
+    def __init__(self) -> None:
+        super().__init__(Column(no_wrap=True))
+
+    def render(self, task: Task) -> Text:
+        if task.finished:
+            return Text(f"in {duration(task.finished_time or 0)}")
+        left = task.time_remaining
+        return Text("– left" if left is None else f"{duration(left)} left")

@@ -2,12 +2,23 @@
 
 import os
 import re
+import types
+import typing
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from palenka.ground.errors import UserError
@@ -17,6 +28,23 @@ Schema = TypeVar("Schema", bound=BaseModel)
 
 Precision = Literal["float32", "bf16", "fp16"]
 """The type that a model computes in."""
+
+_UNITS = {"s": 1, "m": 60, "h": 3600}
+
+
+def _require_duration(given: str) -> str:
+    if not re.fullmatch(rf"\d{{1,6}}[{''.join(_UNITS)}]", given) or not seconds_of(given):
+        raise PydanticCustomError("duration", "a time such as 90s, 10m or 2h")
+    return given
+
+
+def seconds_of(duration: str) -> int:
+    """The seconds of a `Duration`."""
+    return int(duration[:-1]) * _UNITS[duration[-1]]
+
+
+Duration = Annotated[str, AfterValidator(_require_duration)]
+"""A time in seconds, minutes or hours: 90s, 10m, 2h."""
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -88,7 +116,7 @@ class Settings(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _truth_is_no_number(cls, given: Any, info: ValidationInfo) -> Any:  # noqa: ANN401 - whatever was given
-        if isinstance(given, bool) and cls.model_fields[str(info.field_name)].annotation in (int, float):
+        if isinstance(given, bool) and _holds_numbers(cls.model_fields[str(info.field_name)].annotation):
             raise PydanticCustomError("number_type", "Input should be a number")
         return given
 
@@ -136,6 +164,13 @@ class Printing(Command):
 
     as_json: bool = Field(default=False, alias="json")
     """Print JSON, with all there is, in place of a table."""
+
+
+def _holds_numbers(annotation: Any) -> bool:  # noqa: ANN401 - the type of a field
+    """Whether a type, or one of several, is that of numbers, and none that of truth."""
+    is_choice = typing.get_origin(annotation) in (typing.Union, types.UnionType)
+    kinds = [getattr(kind, "__origin__", kind) for kind in typing.get_args(annotation)] if is_choice else [annotation]
+    return bool not in kinds and (int in kinds or float in kinds)
 
 
 def _expanded(value: Any) -> Any:  # noqa: ANN401 - of any field

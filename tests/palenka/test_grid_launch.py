@@ -75,6 +75,73 @@ def test_a_point_whose_process_is_killed_does_not_end_the_grid(grid_file: Path, 
     assert results(grid_file)["points"]["failures"] == {}
 
 
+LONGER = ["--overrides", "{fraction: 1.0, epochs: 12}", "--finalists.count", "0", "--local.processes", "2"]
+"""Points of some seconds."""
+
+
+def begin(file: Path, *arguments: str) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-m", "palenka", "grid", "--config", str(file), *arguments]
+    # A background job of a shell ignores SIGINT, and so would what it starts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    return subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def points_of(grid: "subprocess.Popen[str]") -> list[int]:
+    """The processes that a grid has started."""
+    found = Path(f"/proc/{grid.pid}/task").glob("*/children")
+    return [int(number) for path in found for number in path.read_text().split()]
+
+
+def logged(output: Path) -> int:
+    """How many points have logged something, and are not finished."""
+    begun = {path.parent for path in output.glob("points/*/metrics.jsonl")}
+    return len(begun - {path.parent for path in output.glob("points/*/result.json")})
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds processes in /proc")
+def test_a_grid_that_is_stopped_or_killed_leaves_no_point_running_and_ends_as_an_undisturbed_one(
+    grid_file: Path, tmp_path: Path
+) -> None:
+    call(grid_file, *LONGER, "--output", str(tmp_path / "undisturbed"))
+    output = tmp_path / "grid"
+
+    # Killed: its points keep their last step and end by themselves; the next grid waits for those that still run.
+    grid = begin(grid_file, *LONGER)
+    wait_for(lambda: logged(output) == 2, output / "logs")
+    left = points_of(grid)
+    assert len(left) == 2
+    grid.kill()
+    grid.communicate()
+    again = begin(grid_file, *LONGER)
+    wait_for(lambda: not any(Path(f"/proc/{number}").exists() for number in left), output / "logs")
+    assert all(path.is_dir() for path in output.glob("points/*/checkpoints"))
+
+    # Stopped: it passes the signal on, waits, and says what is kept.
+    wait_for(lambda: len(points_of(again)) == 2 and logged(output) == 2, output / "logs")
+    left = points_of(again)
+    again.send_signal(signal.SIGTERM)
+    told, _ = again.communicate(timeout=SECONDS)
+    assert again.returncode == 143, told
+    assert "waiting for 2 point(s) to keep their last step" in told
+    assert f"stopped by SIGTERM: the points of {output} keep their last step" in told
+    assert "failed" not in told
+    assert not any(Path(f"/proc/{number}").exists() for number in left)
+
+    third = begin(grid_file, *LONGER)
+    wait_for(lambda: bool(points_of(third)), output / "logs")
+    third.send_signal(signal.SIGINT)  # while points only start
+    assert (third.communicate(timeout=SECONDS)[0], third.returncode)[1] == 130
+
+    call(grid_file, *LONGER)
+    assert results(grid_file)["points"]["failures"] == {}
+    found = {path.parent.name: path.read_bytes() for path in output.rglob("model.safetensors")}
+    expected = {path.parent.name: path.read_bytes() for path in (tmp_path / "undisturbed").rglob("model.safetensors")}
+    assert len(found) == 3
+    assert found == expected
+    assert not list(output.rglob("*.lock"))
+    assert not list(output.rglob("*.failure.json"))
+
+
 SLURM_CONF = """
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)

@@ -151,7 +151,7 @@ class Watched(Trainer):
         told = {
             "weights": {name: hashlib.sha256(bytes(part.detach().numpy())).hexdigest() for name, part in named.items()},
             "unmoved": [name for name, part in named.items() if (part == before[name]).all()],
-            "slices": list(self._slices(1)),
+            "slices": list(self.reading.slices(1)),
         }
         with open(f"rank-{self.accelerator.process_index}.json", "w") as file:
             json.dump(told, file)

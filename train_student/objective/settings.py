@@ -78,6 +78,7 @@ class ContrastiveTerm(Term):
     """InfoNCE between student and teacher at the last mapped layer."""
 
     needs: ClassVar[frozenset[Need]] = frozenset({"states"})
+    sees_micro_batch: ClassVar[bool] = True
 
     temperature: float = Field(default=2.0, gt=0)
     """τ: cosines are divided by it."""
@@ -103,6 +104,7 @@ class AuxiliaryTerm(Term):
 
     needs: ClassVar[frozenset[Need]] = frozenset({"distributions", "states"})
     trains_all: ClassVar[bool] = True
+    sees_micro_batch: ClassVar[bool] = True
 
     width: int = Field(default=128, ge=1)
     """Width between a head's two linear maps; a head has about width × vocabulary weights."""

@@ -32,6 +32,9 @@ class Term(Settings):
     trains_all: ClassVar[bool] = False
     """Whether its gradient reaches every weight of the student, those of the last layers and the head included."""
 
+    sees_micro_batch: ClassVar[bool] = False
+    """Whether its value depends on which windows are in a forward pass together, or draws for each pass."""
+
     weight: float = Field(default=0.0, ge=0)
     """Weight of the term, at the end of the run if it has a schedule."""
     schedule: WeightSchedule | None = None

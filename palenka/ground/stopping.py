@@ -1,0 +1,116 @@
+"""Stopping: Ctrl-C (SIGINT) and SIGTERM end a command, status 130 or 143, at once or where its work is kept."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from signal import Signals
+from types import FrameType
+
+_SIGNALS = (Signals.SIGINT, Signals.SIGTERM)
+_ECHO_SECONDS = 1.0
+"""A terminal sends Ctrl-C to a launcher and its processes, and the launcher passes it on: that is one request."""
+
+
+class Stopped(BaseException):
+    """A signal ends the command.
+
+    Args:
+        by: the signal.
+        kept: what was kept, in a sentence; empty where another process says it.
+    """
+
+    def __init__(self, by: Signals, kept: str = "what is finished is kept; run the same command again") -> None:
+        super().__init__(kept)
+        self.by = by
+
+    @property
+    def status(self) -> int:
+        """The exit status that shells give to a command that ends by the signal."""
+        return 128 + self.by
+
+
+@dataclass
+class StopRequest:
+    """Whether a signal has asked the command to stop."""
+
+    by: Signals | None = None
+    passed_on: list[Callable[[Signals], None]] = field(default_factory=list)
+    """What is called, in the main thread, with each signal that comes."""
+
+
+@contextmanager
+def stopped_at_once() -> Iterator[None]:
+    """Inside, SIGTERM raises `Stopped` where it comes, so that what is half-written is removed as it is for Ctrl-C."""
+
+    def stop(number: int, _: FrameType | None) -> None:
+        raise Stopped(Signals(number))
+
+    with _handled((Signals.SIGTERM,), stop):
+        yield
+
+
+@contextmanager
+def stopped_when_ready() -> Iterator[StopRequest]:
+    """Inside, the signals are noted, for the work to end itself where it is kept; a second Ctrl-C ends it at once.
+
+    Raises:
+        Stopped: at the end, if a signal came and nothing else was raised.
+    """
+    request = StopRequest()
+    noted = 0.0
+
+    def note(number: int, _: FrameType | None) -> None:
+        nonlocal noted
+        first, request.by = request.by, request.by or Signals(number)
+        for pass_on in request.passed_on:
+            pass_on(Signals(number))
+        if first is None:
+            noted = time.monotonic()
+        elif number == Signals.SIGINT and time.monotonic() > noted + _ECHO_SECONDS:
+            raise KeyboardInterrupt
+
+    with _handled(_SIGNALS, note):
+        yield request
+    if request.by is not None:
+        raise Stopped(request.by)
+
+
+def ends_with(parent: int) -> None:
+    """Have this process ask itself to stop, by SIGTERM, within a second after its parent has ended, however that did.
+
+    Raises:
+        Stopped: if it has ended already.
+    """
+    if os.getppid() != parent:
+        raise Stopped(Signals.SIGTERM, f"process {parent}, which started this one, has ended")
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os.kill(os.getpid(), Signals.SIGTERM)
+
+    threading.Thread(target=watch, name="parent", daemon=True).start()
+
+
+@contextmanager
+def _handled(signals: tuple[Signals, ...], handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Handle signals; those that the caller of the command has ignored (nohup, a job in the background) stay so.
+
+    Only the main thread may; in others nothing is changed.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in signals}
+    mine = [number for number, was in before.items() if was is not signal.SIG_IGN]
+    for number in mine:
+        signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        for number in mine:
+            signal.signal(number, before[number])
