@@ -15,6 +15,7 @@ _PROGRAMS = {
     "cache": ("palenka.cache_teachers.__main__", "capture a teacher's signal into a cache"),
     "train": ("palenka.train_student.__main__", "train a baseline, a teacher or a student"),
     "parameters": ("palenka.parameters", "how many parameters the models of some configurations have"),
+    "status": ("palenka.status", "list runs, caches and grids: done, running, interrupted or damaged"),
     "export": ("palenka.export", "write a finished run's model alone, to publish it"),
     "eval": ("palenka.eval.__main__", "measure a model"),
     "report": ("palenka.report.__main__", "write a page about runs, caches and results"),

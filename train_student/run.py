@@ -46,6 +46,7 @@ from palenka.ground.files import (
     write_sealed,
 )
 from palenka.ground.settings import Settings, read_as, read_yaml
+from palenka.train_student.checkpoint import Checkpoints
 from palenka.train_student.going_on import compared, require_going_on
 from palenka.train_student.settings import TrainSettings
 
@@ -146,6 +147,25 @@ class FinishedRun:
         return (self.inputs.corpus, *windows)
 
 
+@dataclass(frozen=True)
+class BegunRun:
+    """What a run says that is not finished.
+
+    Attributes:
+        directory: where it lies.
+        settings: of its training.
+        step: the last one that it logged; 0 before the first.
+        checkpoint: the step that it goes on from; 0 for the beginning.
+        metrics: every logged number by its name.
+    """
+
+    directory: Path
+    settings: TrainSettings
+    step: int
+    checkpoint: int
+    metrics: Mapping[str, Series]
+
+
 class Run:
     """The directory of a training run.
 
@@ -205,15 +225,35 @@ class Run:
             metrics=self.metrics(),
         )
 
+    def so_far(self) -> BegunRun:
+        """What a run says that is not finished: running, or interrupted.
+
+        Raises:
+            UserError: if a file of it cannot be read.
+        """
+        config = self.directory / _CONFIG
+        metrics = self.metrics() if (self.directory / _METRICS).is_file() else {}
+        checkpoints = Checkpoints(self.directory / "checkpoints", self.identity)
+        return BegunRun(
+            directory=self.directory,
+            settings=read_as(TrainSettings, read_yaml(config), config),
+            step=int(max((steps[-1] for steps, _ in metrics.values()), default=0)),
+            checkpoint=checkpoints.last_step(),
+            metrics=metrics,
+        )
+
     def metrics(self) -> dict[str, Series]:
         """Every logged number by its name; those that were not finite are left out.
 
+        A last line that is not at its end is being written, or was when its process was killed: it does not count yet.
+
         Raises:
-            UserError: if a line is damaged.
+            UserError: if another line is damaged.
         """
         path = self.directory / _METRICS
         points: dict[str, list[tuple[float, float]]] = {}
-        for number, line in enumerate(read_text(path).splitlines(), start=1):
+        whole, _, _ = read_text(path).rpartition("\n")
+        for number, line in enumerate(whole.splitlines(), start=1):
             try:
                 values = load_json(line)
                 step = float(values.pop("step"))

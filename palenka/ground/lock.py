@@ -54,3 +54,21 @@ def _acquire(path: Path, output: Path, wait: bool) -> int:
         except FileNotFoundError:
             pass
         os.close(descriptor)
+
+
+def holder_of(output: Path) -> str | None:
+    """The process that writes an output now, with its host; None if none does. Nothing is written."""
+    path = output.absolute().with_name(f"{output.absolute().name}.lock")
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return os.read(descriptor, 200).decode(errors="replace") or "another process"
+    except OSError:  # a file system without such locks
+        return None
+    finally:
+        os.close(descriptor)
+    return None

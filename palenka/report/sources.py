@@ -12,7 +12,7 @@ from palenka.ground.errors import UserError
 from palenka.ground.files import is_partial, read_record
 from palenka.report.results import read_suites
 from palenka.study_record import StudyFiles, StudyResults
-from palenka.train_student.run import FinishedRun, Run
+from palenka.train_student.run import BegunRun, FinishedRun, Run
 
 _OF_MODELS = ("config.json", "generation_config.json", "inputs.json", "model.commit.json", "result.json")
 
@@ -22,7 +22,7 @@ class Sources:
     """Everything found; results are paired with the file that they stand in. The points of grids are in those alone."""
 
     runs: list[FinishedRun] = field(default_factory=list)
-    unfinished: list[Path] = field(default_factory=list)
+    unfinished: list[BegunRun] = field(default_factory=list)
     caches: list[TeacherCache] = field(default_factory=list)
     results: list[tuple[Path, Results]] = field(default_factory=list)
     studies: dict[Path, StudyResults] = field(default_factory=dict)
@@ -46,10 +46,10 @@ def find_sources(directories: Sequence[Path]) -> Sources:
         for name in files:
             if name.endswith(".json") and name not in _OF_MODELS and not name.startswith("tokenizer"):
                 found.results += [(folder / name, results)] if (results := read_suites(folder / name)) else []
-    if not (found.runs or found.caches or found.results or found.studies or found.grids):
+    if not (found.runs or found.unfinished or found.caches or found.results or found.studies or found.grids):
         searched = ", ".join(map(str, directories))
         raise UserError(
-            f"nothing to report on in {searched}: no finished run, no teacher cache, no evaluation result and no grid; "
+            f"nothing to report on in {searched}: no run, no teacher cache, no evaluation result and no grid; "
             "give the folder of a study or a grid, or one that holds runs"
         )
     return found
@@ -68,7 +68,7 @@ def _add_records(found: Sources, folder: Path, is_asked_for: bool) -> None:
         if finished := run.read():
             found.runs.append(finished)
         else:
-            found.unfinished.append(folder)
+            found.unfinished.append(run.so_far())
     if study.seconds.is_file():
         found.studies[folder] = study.read()
 

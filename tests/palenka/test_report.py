@@ -355,7 +355,8 @@ def test_what_is_not_there_is_said_in_a_sentence(
 def test_runs_that_are_not_finished_are_named_and_left_out(copy: Path, tmp_path: Path) -> None:
     (copy / "control" / "result.json").unlink()
     page = report(copy, out=tmp_path / "report.html")
-    assert "Left out, because not finished: control." in page.words()
+    assert "Unfinished runs" in page.words()
+    assert "control unfinished" in page.words()
     assert len(join_models(find_sources([copy]))) == 2  # its result on held-out text still stands
 
 

@@ -164,6 +164,19 @@ def test_fp16_gradients_survive_until_the_loss_scaler_acts(case: Case) -> None:
         assert (one - other).norm() < 3e-3 * other.norm()
 
 
+def test_small_entries_of_the_heads_gradient_survive_in_fp16(case: Case) -> None:
+    states, tokens, signals = case(16, 128, 2048)
+    states = states.half().requires_grad_()
+    head = linear(2048).half()
+    scale = 16_384.0
+    found = gradients(scale * fused(states, head, tokens, signals, 1.0, 2.0), states, head)[1]
+    exact = states.detach().double().requires_grad_()
+    expected = gradients(scale * plain(exact, head, tokens, signals, 1.0, 2.0), exact, head)[1]
+    small = expected.abs() < expected.abs().quantile(0.1)
+    assert ((found - expected).abs()[small] < 0.1 * expected.abs()[small]).double().mean() > 0.9
+    assert (found[small & (expected != 0)] == 0).double().mean() < 1e-3
+
+
 def test_sums_over_tokens_that_fp16_cannot_hold_are_finite(case: Case) -> None:
     states, tokens, signals = case(64, 128, 64)
     states[..., 0] = 100.0

@@ -40,6 +40,10 @@ def head_terms(states: Tensor, head: nn.Linear, terms: NextTokenTerms) -> tuple[
     return total, means
 
 
+_MULTIPLIES_INTO_FLOAT32 = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 8)
+"""Whether torch's product of fp16 matrices may be float32, on CUDA: as fast as in fp16."""
+
+
 class _HeadTerms(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -65,9 +69,7 @@ class _HeadTerms(torch.autograd.Function):
             logits = F.linear(seen, matrix, offset)
             _to_gradient(logits, start, terms, sums)
             of_states[start : start + len(part)] = logits @ matrix
-            # A sum over many tokens may be more than fp16 holds, where no loss scale would help.
-            shrink = 2.0 ** -len(part).bit_length() if kind == torch.float16 else 1.0
-            of_weight.add_(logits.T @ (seen * shrink), alpha=1 / shrink)
+            of_weight += _sum_over_tokens(logits, seen)
             if of_bias is not None:
                 of_bias += logits.sum(dim=0, dtype=sums_kind)
             start += len(part)
@@ -83,6 +85,19 @@ class _HeadTerms(torch.autograd.Function):
         """Scaled only here and in float32: 1 / N alone would vanish in fp16, before the loss scaler could act."""
         factor = grad_total / ctx.num_tokens
         return (*(part * factor if part is not None else None for part in ctx.saved_tensors), None)
+
+
+def _sum_over_tokens(gradient: Tensor, seen: Tensor) -> Tensor:
+    """The gradient of the head, [V, S], from that of the logits [n, V] and what the head saw [n, S].
+
+    In float32 for fp16: a sum over many tokens may be more than fp16 holds, and most entries are less, where no loss
+    scale would help both.
+    """
+    if gradient.dtype != torch.float16:
+        return gradient.T @ seen
+    if gradient.is_cuda and _MULTIPLIES_INTO_FLOAT32:
+        return torch.mm(gradient.T, seen, out_dtype=torch.float32)
+    return gradient.T.float() @ seen.float()
 
 
 def _to_gradient(logits: Tensor, start: int, terms: NextTokenTerms, sums: Tensor) -> None:

@@ -1,0 +1,160 @@
+"""`palenka status DIR`: the runs, caches and grids under a folder, and how far each of them is.
+
+done          whole; damaged files are told from their sizes, not read
+running       a process holds its lock
+interrupted   begun, and nobody goes on with it
+damaged       a file is missing, or not as it was recorded
+"""
+
+import json
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from pydantic import Field
+from rich.console import Console
+from rich.table import Table
+
+from palenka.ground.command_line import parse, run
+from palenka.ground.errors import UserError
+from palenka.ground.files import is_partial
+from palenka.ground.lock import holder_of
+from palenka.ground.settings import Printing
+
+State = Literal["done", "running", "interrupted", "damaged"]
+
+
+class StatusSettings(Printing):
+    """List the runs, teacher caches and grids under some folders: done, running, interrupted, or damaged."""
+
+    positional: ClassVar[tuple[str, ...]] = ("directories",)
+
+    directories: list[Path] = Field(min_length=1)
+    """Folders to search, with all folders in them."""
+
+
+@dataclass(frozen=True)
+class Status:
+    """How far something is.
+
+    Attributes:
+        path: where it lies.
+        kind: what it is.
+        state: done, running, interrupted or damaged.
+        detail: how far it came, who runs it, or what is damaged.
+    """
+
+    path: Path
+    kind: Literal["run", "cache", "grid"]
+    state: State
+    detail: str
+
+
+def find_statuses(directories: Sequence[Path]) -> Iterator[Status]:
+    """Everything under some folders, in a fixed order; the points of a grid are counted in its line.
+
+    Raises:
+        UserError: if a folder does not exist.
+    """
+    from palenka.grid.record import GridFiles
+    from palenka.train_student.run import Run
+
+    for directory in directories:
+        if not directory.is_dir():
+            raise UserError(f"{directory} is not a folder; give one that holds runs, caches or grids")
+        for name, folders, files in os.walk(directory):
+            folder = Path(name)
+            folders[:] = sorted(each for each in folders if not each.startswith(".") and not is_partial(each))
+            if "zarr.json" in files:
+                folders.clear()
+                if (folder / "commits").is_dir():
+                    yield _of_cache(folder)
+            elif GridFiles(folder).exist():
+                folders[:] = [each for each in folders if each not in ("points", "finalists", "measures", "logs")]
+                yield _of_grid(folder)
+            elif Run(folder).is_begun() or (folder / "inputs.json").is_file():
+                folders.clear()
+                yield _of_run(folder)
+
+
+def _of_run(folder: Path) -> Status:
+    from palenka.ground.files import damage_of
+    from palenka.train_student.run import Run
+
+    try:
+        result, holder = Run(folder).result(), holder_of(folder)
+        if result is not None:
+            if damage := damage_of(folder, "result.json", contents=False):
+                return Status(folder, "run", "damaged", damage)
+            best = f"validation {result.validation_cross_entropy:.4f} at step {result.best_step:,}"
+            return Status(folder, "run", "done", f"{result.steps:,} steps, {best}")
+        begun = Run(folder).so_far()
+    except UserError as error:
+        return Status(folder, "run", "damaged", str(error))
+    if holder:
+        return Status(folder, "run", "running", f"after step {begun.step:,}, by {holder}")
+    return Status(folder, "run", "interrupted", f"at step {begun.step:,}, goes on after step {begun.checkpoint:,}")
+
+
+def _of_cache(folder: Path) -> Status:
+    from palenka.data.signals.cache import TeacherCache, damage_of_shard
+
+    try:
+        cache = TeacherCache(folder)
+        captured, all_of_them = cache.committed(), len(list(cache.manifest.shards()))
+        damages = [damage for shard in captured if (damage := damage_of_shard(folder, shard, contents=False))]
+    except UserError as error:
+        return Status(folder, "cache", "damaged", str(error))
+    far = f"{len(captured):,} of {all_of_them:,} shards"
+    parts = sorted(folder.parent.glob(f"{folder.name}.part-*.lock"))
+    holders = [holder for part in (folder, *(part.with_suffix("") for part in parts)) if (holder := holder_of(part))]
+    if holders:
+        return Status(folder, "cache", "running", f"{far}, by {', '.join(holders)}")
+    if damages:
+        return Status(folder, "cache", "damaged", f"{damages[0]} ({len(damages)} of {far}); capture it again")
+    if len(captured) < all_of_them:
+        return Status(folder, "cache", "interrupted", f"{far}; whole if a fraction was asked for")
+    return Status(folder, "cache", "done", far)
+
+
+def _of_grid(folder: Path) -> Status:
+    runs = [_of_run(path) for stage in ("points", "finalists") for path in sorted(folder.glob(f"{stage}/*-seed*/"))]
+    failed = [path for path in folder.glob("*/*.failure.json") if holder_of(path) is None]
+    counts = Counter(run.state for run in runs)
+    far = ", ".join(f"{count} {state}" for state, count in counts.items()) or "no point begun"
+    told = f"points: {far}" + (f"; {len(failed)} did not end well" if failed else "")
+    if holder := holder_of(folder):
+        return Status(folder, "grid", "running", f"{told}; by {holder}")
+    if counts["damaged"]:
+        return Status(folder, "grid", "damaged", told)
+    is_ranked = (folder / "grid.json").is_file()
+    is_done = is_ranked and not failed and set(counts) == {"done"}
+    running: State = "running" if counts["running"] else "interrupted"
+    return Status(folder, "grid", "done" if is_done else running, told + ("" if is_ranked else "; not ranked"))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the statuses; returns the exit status."""
+    return run(_status, arguments)
+
+
+def _status(arguments: Sequence[str]) -> None:
+    settings = parse(StatusSettings, arguments, "palenka status")
+    found = list(find_statuses(settings.directories))
+    if settings.as_json:
+        sys.stdout.write(json.dumps([asdict(each) | {"path": str(each.path)} for each in found], indent=1) + "\n")
+        return
+    if not found:
+        raise UserError(f"no run, cache or grid in {', '.join(map(str, settings.directories))}; give another folder")
+    table = Table("what", "state", "how far", box=None, pad_edge=False)
+    for each in found:
+        table.add_row(f"{each.kind} {each.path}", each.state, each.detail)
+    Console(markup=False, highlight=False).print(table)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,87 @@
+"""`palenka status`: what is done, running, interrupted and damaged, told from what lies there and from the locks."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from palenka.__main__ import main
+from palenka.cache_teachers.capture import capture
+from palenka.cache_teachers.settings import CaptureSettings
+from palenka.ground.lock import sole_writer
+from palenka.train_student.settings import TrainSettings
+from palenka.train_student.train import train
+
+
+@pytest.fixture
+def folder(settings_of_run: Callable[..., TrainSettings], capture_settings: CaptureSettings, tmp_path: Path) -> Path:
+    """A run of 10 steps that is finished, one that was interrupted after a checkpoint, and a cache in two views."""
+    runs = tmp_path / "runs"
+    train(settings_of_run(output=runs / "whole", fraction=0.3, checkpoint_every=4))
+    shutil.copytree(runs / "whole", runs / "part")
+    (runs / "part" / "result.json").unlink()
+    metrics = runs / "part" / "metrics.jsonl"
+    metrics.write_text(metrics.read_text() + '{"step": 11, "lo')
+    views = {"output": str(runs / "cache"), "windows": {"length": 16, "views": 2}}
+    capture(CaptureSettings.model_validate(capture_settings.as_plain() | views))
+    return runs
+
+
+def statuses(folder: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, tuple[str, str, str]]:
+    capsys.readouterr()
+    assert main(["status", str(folder), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    return {Path(each["path"]).name: (each["kind"], each["state"], each["detail"]) for each in found}
+
+
+def test_runs_and_caches_are_told_by_how_far_they_are(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = statuses(folder, capsys)
+    assert found["cache"] == ("cache", "done", "4 of 4 shards")
+    kind, state, detail = found["whole"]
+    assert (kind, state) == ("run", "done")
+    assert detail.startswith("10 steps, validation ")
+    assert found["part"] == ("run", "interrupted", "at step 10, goes on after step 8")
+
+    with sole_writer(folder / "part"), sole_writer(folder / "cache.part-1-of-2"):
+        found = statuses(folder, capsys)
+    assert found["part"][1] == "running"
+    assert "after step 10, by process " in found["part"][2]
+    assert found["cache"][1] == "running"
+
+    (folder / "whole" / "model.safetensors").write_bytes(b"")
+    shard = next((folder / "cache" / "logits" / "ids").rglob("c/1/*/*/*"))
+    shard.write_bytes(shard.read_bytes()[:-1])
+    found = statuses(folder, capsys)
+    assert found["whole"][:2] == ("run", "damaged")
+    assert "model.safetensors has 0 bytes" in found["whole"][2]
+    assert found["cache"][:2] == ("cache", "damaged")
+    (folder / "cache" / "commits" / "1-0.json").unlink()
+    shard.unlink()
+    assert statuses(folder, capsys)["cache"][1:] == ("interrupted", "3 of 4 shards; whole if a fraction was asked for")
+
+
+def test_a_grid_is_one_line_with_its_points_counted(
+    grid_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["grid", "--config", str(grid_file), "--local.isolated", "false"]) == 0
+    found = statuses(tmp_path, capsys)
+    assert found.keys() == {"grid", "cache"}
+    assert found["grid"] == ("grid", "done", "points: 5 done")
+    point = tmp_path / "grid" / "points" / "control-seed0"
+    (point / "result.json").unlink()
+    (tmp_path / "grid" / "points" / "control-seed0.failure.json").write_text('{"reason": "it was killed"}')
+    assert statuses(tmp_path, capsys)["grid"][1:] == (
+        "interrupted",
+        "points: 1 interrupted, 4 done; 1 did not end well",
+    )
+    with sole_writer(tmp_path / "grid"):
+        assert statuses(tmp_path, capsys)["grid"][1] == "running"
+
+
+def test_a_folder_with_nothing_and_none_at_all_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["status", str(tmp_path)]) == 2
+    assert "no run, cache or grid in" in capsys.readouterr().err
+    assert main(["status", str(tmp_path / "nowhere")]) == 2
+    assert "is not a folder" in capsys.readouterr().err
