@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from palenka.__main__ import main
 from palenka.cache_teachers.settings import CaptureSettings
@@ -370,13 +369,11 @@ def test_the_card_is_what_the_cache_holds(study: Path) -> None:
     assert card.bytes_per_token() == pytest.approx(sum(cache.bytes_per_token().values()))
     assert card.tokens == card.possible_tokens == cache.manifest.num_windows(0) * LENGTH
     signal = cache.read(0, np.arange(card.sampled_tokens // LENGTH))
-    for place, temperature in enumerate(cache.manifest.logits.temperatures):
-        # As the format has it: distances to the top in widening steps, log-odds of the kept mass in steps of 1/64.
-        below = 8 * torch.expm1(signal.arrays["values"].double() / 128)
-        mass = (signal.arrays["log_odds"][..., place].double() / 64).sigmoid()
+    for temperature in cache.manifest.logits.temperatures:
+        kept = signal.at(temperature).log_kept.double().exp()
+        mass = kept.sum(-1)
         tail = (1 - mass).log()
         assert card.kept_mass_histograms[temperature].mean == pytest.approx(float(mass.mean()), abs=1e-6)
-        kept = (-below / temperature).softmax(-1) * mass.unsqueeze(-1)
         entropy = -(kept * kept.log()).sum(-1) - tail.exp() * tail
         assert card.entropy_histograms[temperature].mean == pytest.approx(float(entropy.mean()), abs=1e-5)
         shares, _ = np.histogram(mass.numpy(), bins=40, range=(0, 1))
