@@ -72,6 +72,8 @@ class TableSettings(Command):
     """Form of the table."""
     published: bool = True
     """Whether the published rows stand above ours."""
+    overall: bool = False
+    """Add the overall figure of the official table of 2026, in %: the mean of its nine columns, those missing as 0."""
     out: Path | None = None
     """File for the table; it is printed without one."""
 
@@ -116,7 +118,7 @@ def _export(arguments: Sequence[str]) -> None:
     settings = parse(TableSettings, arguments, "palenka eval export")
     from palenka.eval.tables import export, write_table
 
-    table = export(settings.files, settings.format, settings.published)
+    table = export(settings.files, settings.format, settings.published, settings.overall)
     if settings.out is None:
         sys.stdout.write(table)
     else:

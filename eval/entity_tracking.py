@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 class EntityTracking(ChoiceSuite):
     """Entity tracking, with or without the items of which an option contains "nothing".
 
-    Its figure weighs files alike, and the subsets of a file. Comparisons weigh all subsets alike: the same wherever files
+    Its figure weighs files alike, and the subsets of a file. Comparisons weigh all subsets alike: the same where files
     have equally many of them, as the official ones have.
 
     Attributes:

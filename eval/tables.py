@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple
 from rich.console import Console
 from rich.table import Column, Table
 
+from palenka.eval.overall import overall
 from palenka.eval.results import Results, SuiteResult, read_results, writing
 from palenka.eval.suite import Figure, Score
 from palenka.eval.suites import SUITES
@@ -53,23 +54,26 @@ PUBLISHED = (
 """PalenkaLM's table (BabyLM 2025); accuracies and standard errors as printed there."""
 
 
-def export(files: Sequence[str], form: TableFormat, published: bool) -> str:
+def export(files: Sequence[str], form: TableFormat, published: bool, with_overall: bool = False) -> str:
     """A table of results in a form, its last line ended.
 
     Args:
         files: ``FILE.json`` or ``NAME=FILE.json``; those of one name share a row.
         form: of the table.
         published: whether the published rows stand above.
+        with_overall: whether our rows end with the overall figure of the official table of 2026.
 
     Raises:
         UserError: if a file holds no results, or two of one name disagree.
     """
     models = _by_model(files)
-    rows = [*(PUBLISHED if published else ()), *(_row(model, suites) for model, suites in models.items())]
+    rows = [*(PUBLISHED if published else ()), *(_row(model, suites, with_overall) for model, suites in models.items())]
     if not rows:
         raise UserError("there are no results to export; give FILE.json, or leave the published rows in")
     columns = {name: SUITES[name].title for name in _PUBLISHED_SUITES}
     columns |= {name: result.heading for suites in models.values() for name, (_, result) in suites.items()}
+    if with_overall:
+        columns["overall"] = "overall"
     return {"markdown": _markdown, "csv": _csv, "latex": _latex}[form](rows, columns)
 
 
@@ -134,11 +138,13 @@ def _difference(ours: tuple[Results, SuiteResult], others: tuple[Results, SuiteR
     return next((f"another {key}" for key in shared if result.conditions[key] != other.conditions[key]), None)
 
 
-def _row(model: str, suites: Measures) -> Row:
+def _row(model: str, suites: Measures, with_overall: bool) -> Row:
     conditions = {key: value for _, result in suites.values() for key, value in result.conditions.items()}
     said = [conditions.get("protocol"), conditions.get("precision")]
     source = ", ".join(["ours", *(str(word) for word in said if word not in (None, "float32"))])
-    return Row(model, source, {name: _quoted(result.main) for name, (_, result) in suites.items()})
+    figures = {name: result.main for name, (_, result) in suites.items()}
+    total = {"overall": Score(value=overall(figures))} if with_overall else {}
+    return Row(model, source, {name: _quoted(figure) for name, figure in figures.items()} | total)
 
 
 def _quoted(figure: Figure) -> Score:

@@ -28,6 +28,8 @@ LEARNING_RATE, WEIGHT_DECAY, WARM_UP, LEAST_RATE = 3e-5, 0.01, 0.06, 0.1
 LENGTH = 512
 """Tokens of a pair of texts that are read; as many as the model has positions for, if these are fewer."""
 _VALID_BATCH = 64
+_TOKENS_PER_PASS, _GPU_TOKENS_PER_PASS = 1024, 2**15
+"""Of a step: more on a CPU are mostly padding, more on a GPU may be more than its memory."""
 
 
 @dataclass(frozen=True)
@@ -76,21 +78,42 @@ def fine_tune(
             classifier.train()
             shuffled = order.permutation(len(train))
             for chosen in (shuffled[start * task.batch : (start + 1) * task.batch] for start in range(batches)):
-                logits = classifier(batch_of([train[place] for place in chosen], device))
-                loss = functional.cross_entropy(logits, labels[torch.from_numpy(chosen).to(device)])
-                loss.backward()
+                total = 0.0
+                for part in parts_of(chosen, train, _TOKENS_PER_PASS if device.type == "cpu" else _GPU_TOKENS_PER_PASS):
+                    logits = classifier(batch_of([train[place] for place in part], device))
+                    loss = functional.cross_entropy(logits, labels[torch.from_numpy(part).to(device)], reduction="sum")
+                    (loss / len(chosen)).backward()
+                    total += loss.item() / len(chosen)
                 optimizer.step()
                 schedule.step()
                 optimizer.zero_grad()
                 advance(len(chosen))
-            if not math.isfinite(loss.item()):
-                raise UserError(f"fine-tuning {model.directory} gives the loss {loss.item()}; its weights are broken")
+                if not math.isfinite(total):
+                    raise UserError(f"fine-tuning {model.directory} gives the loss {total}; its weights are broken")
             predictions = predict(classifier, valid)
             advance(len(valid))
             score = float((f1 if task.by_f1 else accuracy)(expected, predictions, np.ones(len(expected))))
             best = not found.scores or score > max(found.scores)
             found = FineTuned(predictions.tolist() if best else found.predictions, [*found.scores, score])
     return found
+
+
+def parts_of(
+    chosen: NDArray[np.int64], texts: Sequence[tuple[int, ...]], tokens_at_most: int
+) -> list[NDArray[np.int64]]:
+    """The texts of a step in passes of at most so many tokens, padding included; those of similar length together.
+
+    The step's gradient is the same. A batch that fits stays as it is.
+    """
+    lengths = np.array([len(texts[place]) for place in chosen])
+    if len(chosen) * lengths.max() <= tokens_at_most:
+        return [chosen]
+    parts: list[list[int]] = []
+    for place in chosen[np.argsort(-lengths, kind="stable")].tolist():
+        if not parts or (len(parts[-1]) + 1) * len(texts[parts[-1][0]]) > tokens_at_most:
+            parts.append([])
+        parts[-1].append(place)
+    return [np.array(part) for part in parts]
 
 
 def examples_read(task: GlueTask, data: TaskData) -> int:

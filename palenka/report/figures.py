@@ -83,14 +83,14 @@ def ratio_figures(models: Sequence[Model], styles: Styles) -> list[Captioned]:
 
 
 def pairs_figure(suite: PairSuite, styles: Styles) -> Markup:
-    """Accuracy per phenomenon, or per paradigm where a suite has one phenomenon: a row each, a dot a model."""
+    """The figure per phenomenon, or per paradigm where a suite has one phenomenon: a row each, a dot a model."""
     few = len(suite.models) <= _MOST_DOTS
     names = [model.name for model in suite.models if few or styles[model.name].is_named]
     rows = []
     for row, scores in suite.rows:
         found = [(styles[name], scores[name]) for name in names if name in scores]
         rows.append((row, [_dot(style, Estimate.of(of)) for style, of in found]))
-    return dot_chart(rows, f"Accuracy on {suite.measure.title}", "accuracy in %, with 95 % interval", reference=50.0)
+    return dot_chart(rows, f"Figures on {suite.measure.title}", "%, with 95 % interval", reference=suite.chance)
 
 
 def cache_figures(card: CacheCard) -> list[Captioned]:

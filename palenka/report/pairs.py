@@ -1,4 +1,4 @@
-"""Minimal pairs: accuracy per phenomenon and per paradigm, for every model that was measured."""
+"""Suites with tasks: shares per phenomenon and per paradigm, for every model that was measured."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ Scores = Mapping[str, Score]
 
 @dataclass(frozen=True)
 class PairSuite:
-    """A suite of minimal pairs.
+    """A suite with tasks, such as minimal pairs.
 
     Attributes:
         measure: the suite, under a protocol and on its data.
@@ -40,6 +40,12 @@ class PairSuite:
         if self.is_grouped:
             return [(phenomenon, self._means(paradigms)) for phenomenon, paradigms in self.phenomena.items()]
         return [(task.replace("_", " "), scores) for tasks in self.phenomena.values() for task, scores in tasks.items()]
+
+    @property
+    def chance(self) -> float | None:
+        """What guessing gives, in %, where that is known."""
+        chance = self.models[0].results[self.measure].main.chance
+        return None if chance is None else 100 * chance
 
     @property
     def ties(self) -> list[tuple[str, list[float | None]]]:

@@ -24,7 +24,7 @@ from palenka.data.model_files import load_model
 from palenka.eval.__main__ import main
 from palenka.eval.compare import compare
 from palenka.eval.glue.classifier import Classifier, batch_of, encode_examples
-from palenka.eval.glue.finetune import examples_read, fine_tune, predict, rate_over
+from palenka.eval.glue.finetune import examples_read, fine_tune, parts_of, predict, rate_over
 from palenka.eval.glue.metrics import accuracy, difference_over_seeds, f1, mcc, mean_over_seeds
 from palenka.eval.glue.tasks import TASKS, Example, GlueTask, TaskData, read_task
 from palenka.eval.model import EvaluatedModel
@@ -249,6 +249,26 @@ def test_a_model_learns_a_task_and_reads_what_it_says(model: Path, glue: Path) -
     few = TaskData(data.train[:3], data.valid[:2])
     assert len(fine_tune(EvaluatedModel(model), GlueTask("", "", epochs=1), few, 0).predictions) == 2
     assert examples_read(GlueTask("", "", epochs=1), few) == 5
+
+
+def test_a_step_in_passes_has_every_text_once_and_the_same_gradient(model: Path) -> None:
+    texts = [tuple(range(3, 3 + length)) for length in (5, 90, 7, 40, 41, 6, 88, 5)]
+    chosen = np.array([7, 1, 0, 6, 3, 2])
+    parts = parts_of(chosen, texts, 180)
+    assert [part.tolist() for part in parts] == [[1, 6], [3, 2, 7, 0]]
+    assert [part.tolist() for part in parts_of(chosen, texts, 540)] == [chosen.tolist()]
+    assert [part.tolist() for part in parts_of(chosen[:2], texts, 10)] == [[1], [7]]
+    gradients = []
+    for passes in ([chosen], parts):
+        torch.manual_seed(0)
+        classifier = Classifier(load_model(model, torch.device("cpu")), 2).eval()
+        for part in passes:
+            logits = classifier(batch_of([texts[place] for place in part], torch.device("cpu")))
+            labels = torch.from_numpy(part % 2)
+            (torch.nn.functional.cross_entropy(logits, labels, reduction="sum") / len(chosen)).backward()
+        gradients.append([parameter.grad for parameter in classifier.parameters() if parameter.grad is not None])
+    for whole, parted in zip(*gradients, strict=True):
+        torch.testing.assert_close(whole, parted, atol=1e-6, rtol=1e-4)
 
 
 def test_predictions_keep_the_order_of_the_examples(model: Path) -> None:

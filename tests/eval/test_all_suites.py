@@ -1,0 +1,136 @@
+"""Every suite of the official pipelines in one table and on one page, for two models."""
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from palenka.eval.__main__ import main
+from palenka.eval.overall import COLUMNS, columns_of, overall
+from palenka.eval.reading_scores import NUMBERS
+from palenka.eval.results import read_results
+from palenka.eval.suite import Figure
+from palenka.eval.suites import SUITES
+from palenka.report.write import write_report
+
+NOUNS = ("teacher", "student", "river", "stone", "garden", "token")
+MEASURED = (
+    "blimp_filtered",
+    "blimp_supplement",
+    "ewok_filtered",
+    "entity_tracking_filtered",
+    "comps",
+    "global_piqa_parallel",
+    "global_piqa_nonparallel",
+    "wug_adj",
+    "wug_past",
+    "reading",
+    "glue",
+)
+
+
+def write_rows(folder: Path, name: str, rows: list[dict[str, object]]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of small files of every form, by the official names."""
+    root = tmp_path_factory.mktemp("evaluation_data")
+    pairs: list[dict[str, object]] = [
+        {"sentence_good": f"the {noun} sees it .", "sentence_bad": f"sees the {noun} it ."} for noun in NOUNS
+    ]
+    write_rows(root / "blimp_filtered", "causative.jsonl", pairs)
+    write_rows(root / "supplement_filtered", "hypernym.jsonl", pairs)
+    targets = {"Domain": "social", "Target1": "it sees .", "Target2": "it reads ."}
+    write_rows(root / "ewok_filtered", "social.jsonl", [targets | {"Context1": f"the {noun} ."} for noun in NOUNS])
+    options = [f"the {noun}." for noun in NOUNS[:5]]
+    boxes: list[dict[str, object]] = [
+        {"input_prefix": f"Box {box} contains ", "options": options, "numops": box % 2} for box in range(6)
+    ]
+    write_rows(root / "entity_tracking", "regular.jsonl", boxes)
+    prefixes = {"prefix_acceptable": "the river", "prefix_unacceptable": "the stone"}
+    write_rows(
+        root / "comps", "comps_base.jsonl", [prefixes | {"property_phrase": f"sees the {noun}"} for noun in NOUNS]
+    )
+    for name in ("global_piqa_parallel", "global_piqa_nonparallel"):
+        solutions = {"solution0": "sees it", "solution1": "reads", "label": 1}
+        write_rows(
+            root / name, "eng_latn.jsonl", [solutions | {"prompt": f"the {noun}", "example_id": noun} for noun in NOUNS]
+        )
+    wugs: list[dict[str, object]] = [
+        {"sentences": f"the {noun}\tthe {noun}s", "ratio": len(noun) / 9} for noun in NOUNS
+    ]
+    write_rows(root / "wug_adj_nominalization", "wug.jsonl", wugs)
+    write_rows(root / "wug_past_tense", "wug.jsonl", wugs)
+    for kind in ("train", "valid"):
+        rows: list[dict[str, object]] = [
+            {"sentence1": f"the {noun}", "sentence2": "it sees", "label": place % 2} for place, noun in enumerate(NOUNS)
+        ]
+        write_rows(root / "glue_filtered", f"rte.{kind}.jsonl", rows)
+    draw = np.random.RandomState(0)
+    (root / "reading").mkdir()
+    with (root / "reading" / "reading_data.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["item", "word", "prev_item", "prev_word", *NUMBERS])
+        for place in range(60):
+            noun = NOUNS[place % 6]
+            writer.writerow([f"the {noun}", NOUNS[place % 5], "the", noun, place // 4, *draw.rand(len(NUMBERS) - 1)])
+    return root
+
+
+def test_all_suites_of_two_models_are_one_table_and_one_page(
+    data: Path, make_teacher: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["--suite", *MEASURED, "--data", str(data), "--protocol", "babylm-2025"]
+    for name, architecture in (("ours", "llama"), ("theirs", "gpt2")):
+        model = make_teacher(architecture, seed=4, max_position_embeddings=64)
+        assert main([str(model), *asked, "--out", str(tmp_path / f"{name}.json")]) == 0
+    results = read_results(tmp_path / "ours.json").by_suite
+    assert list(results) == list(MEASURED)
+    files = [f"{name}={tmp_path / name}.json" for name in ("ours", "theirs")]
+    capsys.readouterr()
+    assert main(["export", *files, "--published", "false", "--overall"]) == 0
+    header, _, ours, _ = (
+        [cell.strip() for cell in line.strip("|").split("|")] for line in capsys.readouterr().out.strip().split("\n")
+    )
+    row = dict(zip(header, ours, strict=True))
+    figures = {name: result.main for name, result in results.items()}
+    expected = [
+        100 * figures[name].value for name in ("blimp_filtered", "blimp_supplement", "ewok_filtered", "comps", "glue")
+    ]
+    expected += [100 * figures["entity_tracking_filtered"].value, figures["reading"].value]
+    expected += [50 * (figures["global_piqa_parallel"].value + figures["global_piqa_nonparallel"].value)]
+    assert float(row["overall"]) == pytest.approx(sum(expected) / 9, abs=6e-4)
+    assert row["COMPS"].startswith(f"{figures['comps'].value:.3f} ± ")
+    assert main(["compare", *(str(tmp_path / f"{name}.json") for name in ("ours", "theirs"))]) == 0
+    write_report([tmp_path], tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    for result in results.values():
+        assert result.title in page
+    assert "The dashed rule is chance, 20 %." in page
+    assert "The dashed rule is chance, 25 %." in page
+
+
+def test_overall_is_the_mean_of_nine_columns_and_what_is_missing_is_0() -> None:
+    def figure(value: float, unit: str = "") -> Figure:
+        return Figure(value=value, unit=unit, higher_is_better=True)
+
+    assert len(COLUMNS) == 9
+    assert {SUITES[name].column for name in SUITES} - {""} <= set(COLUMNS)
+    figures = {
+        "blimp_filtered": figure(0.7),
+        "global_piqa_parallel": figure(0.3),
+        "global_piqa_nonparallel": figure(0.5),
+        "reading": figure(2.5, "% of variance left"),
+        "entity_tracking": figure(0.9),  # the whole task scores no more
+        "wug_adj": figure(0.4, "correlation"),
+        "a suite of someone else's": figure(0.5),
+    }
+    assert columns_of(figures) == pytest.approx({"BLiMP": 70, "Global PIQA": 40, "reading": 2.5})
+    assert overall(figures) == pytest.approx((70 + 40 + 2.5) / 9)
+    assert overall({}) == 0
