@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +32,7 @@ MEASURED = (
 )
 
 
-def write_rows(folder: Path, name: str, rows: list[dict[str, object]]) -> None:
+def write_rows(folder: Path, name: str, rows: Sequence[Mapping[str, object]]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
