@@ -4,6 +4,7 @@ A prepared corpus is a directory::
 
     config.yaml      the settings that it was made with
     tokenizer/       the tokenizer, as a Hugging Face directory
+    files.json       checksums of all files but the tokens, which the fingerprint is of; written last
     train.zarr       one Zarr v3 group a split; dev.zarr and test.zarr where the sources had them
         tokens           [N] uint16; uint32 from a vocabulary of 65,536 tokens up
         document_starts  [D] int64, the position of each document's first token, ascending
@@ -24,7 +25,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from palenka.ground.errors import UserError
-from palenka.ground.files import sha256_of_file, size_of
+from palenka.ground.files import commit, damage_of, read_record, size_of
 from palenka.ground.settings import Settings
 
 if TYPE_CHECKING:
@@ -34,11 +35,12 @@ if TYPE_CHECKING:
 SPLITS = ("train", "dev", "test")
 """What a corpus is divided into."""
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Raised whenever the layout changes, or when cleaning or tokenising come to give other tokens for the same text."""
 
 CONFIG_FILE = "config.yaml"
 TOKENIZER_FOLDER = "tokenizer"
+FILES_RECORD = "files.json"
 LARGEST_UINT16_VOCABULARY = 65_535
 _BLOCK_BYTES = 1 << 20
 
@@ -49,7 +51,7 @@ class Counts(Settings):
     """How much text there is; words and bytes are those of the cleaned text, so they compare tokenizers."""
 
     tokens: int = 0
-    """All tokens, the `<s>` that open documents included."""
+    """All tokens, those that open and end documents included."""
 
     documents: int = 0
     """Documents with any text."""
@@ -108,7 +110,8 @@ class Corpus:
         document_starts: [D] int64, ascending, the first is 0.
         fingerprint: SHA-256 over the token type, `tokens`, `document_starts` and `tokenizer_hash`; two splits with
             the same fingerprint hold the same tokens of the same tokenizer.
-        tokenizer_hash: SHA-256 of ``tokenizer/tokenizer.json``.
+        tokenizer_hash: of the tokenizer, the same for all that map text to the same ids
+            (`palenka.data.text.tokenizer.tokenizer_hash`).
         vocabulary_size: tokens that the tokenizer knows, its special tokens included.
         counts: tokens, documents, words and bytes.
         sources: the files that the split was made from, in order.
@@ -129,8 +132,8 @@ class Corpus:
         """Open a split and make sure that it is what was written: reads it once, about 1 s for 500 M tokens.
 
         Raises:
-            UserError: if there is no such corpus or split, it is of another format version, damaged, or its tokenizer
-                is another one than it was made with.
+            UserError: if there is no such corpus or split, it is of another format version, or a file of it is not
+                what was written.
         """
         store = _require_store(directory, split)
         try:
@@ -144,7 +147,7 @@ class Corpus:
         fingerprint = fingerprint_of(_blocks(file), dtype, starts, record.tokenizer)
         if fingerprint != record.fingerprint:
             raise _damaged(store, f"its fingerprint is {fingerprint}, but {record.fingerprint} was recorded")
-        _require_tokenizer(directory, split, record.tokenizer)
+        _require_files(directory)
         return cls(
             directory=directory,
             split=split,
@@ -158,7 +161,7 @@ class Corpus:
         )
 
     def tokenizer(self) -> "PreTrainedTokenizerFast":
-        """The corpus's tokenizer; it adds no special tokens by itself."""
+        """The corpus's tokenizer, as `transformers.AutoTokenizer` gives it."""
         from palenka.data.text.tokenizer import load_tokenizer
 
         return load_tokenizer(self.directory / TOKENIZER_FOLDER)
@@ -173,7 +176,7 @@ class CorpusWriter:
     Args:
         directory: of the corpus being made.
         split: such as ``"train"``.
-        tokenizer_hash: SHA-256 of the tokenizer's ``tokenizer.json``.
+        tokenizer_hash: of the tokenizer.
         vocabulary_size: decides the type of the tokens.
     """
 
@@ -233,6 +236,13 @@ class CorpusWriter:
         self._spool.rename(_chunk_file(store))
 
 
+def seal(directory: Path) -> None:
+    """Record the checksums of a corpus that is written; from here on it opens."""
+    files = (path.relative_to(directory) for path in directory.rglob("*") if path.is_file())
+    tokens = {_chunk_file(Path(f"{split}.zarr")) for split in SPLITS}
+    commit(directory, FILES_RECORD, sorted(file.as_posix() for file in files if file not in tokens))
+
+
 def token_dtype(vocabulary_size: int) -> np.dtype[np.uint16] | np.dtype[np.uint32]:
     """The smallest little-endian type that holds every token's id."""
     return np.dtype("<u2") if vocabulary_size <= LARGEST_UINT16_VOCABULARY else np.dtype("<u4")
@@ -281,13 +291,16 @@ def _read_group(store: Path) -> tuple[StoreRecord, NDArray[np.int64], int, np.dt
     return StoreRecord.model_validate(attributes), np.asarray(starts[:], dtype=np.int64), tokens.shape[0], tokens.dtype
 
 
-def _require_tokenizer(directory: Path, split: str, expected: str) -> None:
-    path = directory / TOKENIZER_FOLDER / "tokenizer.json"
-    found = sha256_of_file(path) if path.is_file() else "missing"
-    if found != expected:
+def _require_files(directory: Path) -> None:
+    """Refuse a corpus whose tokenizer, settings or records are not as they were written."""
+    damage = damage_of(directory, FILES_RECORD)
+    if damage is None:
+        known = read_record(directory / FILES_RECORD)["files"]
+        added = {f"{TOKENIZER_FOLDER}/{path.name}" for path in (directory / TOKENIZER_FOLDER).iterdir()} - set(known)
+        damage = f"{min(added)} was added" if added else None
+    if damage:
         raise UserError(
-            f"the {split} split of corpus {directory} was made with tokenizer {expected}, but {path} is {found}; "
-            "restore the tokenizer, or delete the corpus and prepare it again"
+            f"corpus {directory} is damaged: {damage}; restore that file, or delete the corpus and prepare it again"
         )
 
 

@@ -13,8 +13,9 @@ from transformers.utils import logging as transformers_logging
 
 from palenka.data.corpus import Corpus
 from palenka.data.signals.manifest import TeacherIdentity
+from palenka.data.text.tokenizer import hash_of_directory
 from palenka.ground.errors import UserError
-from palenka.ground.files import commit, damage_of, load_json, read_record, read_text, sha256_of_file, state_of
+from palenka.ground.files import commit, damage_of, load_json, read_record, read_text, state_of
 from palenka.ground.precision import dtype_of
 from palenka.ground.settings import Precision
 
@@ -91,18 +92,16 @@ def require_fit(subject: str, directory: Path, corpus: Corpus, length: int) -> N
         vocabulary_size = config.vocab_size
     if positions is not None:
         require_positions(f"{subject} {directory}", positions, length)
+    if (found := hash_of_directory(directory)) != corpus.tokenizer_hash:
+        raise UserError(
+            f"{subject} {directory} has tokenizer {found}, but corpus {corpus.directory} was made with "
+            f"{corpus.tokenizer_hash}, which maps text to other ids; use the corpus that the model was trained on, or "
+            f"prepare one for it: palenka data prepare --tokenizer {directory} --sources TEXT --output CORPUS"
+        )
     if vocabulary_size != corpus.vocabulary_size:
         raise UserError(
-            f"{subject} {directory} has a vocabulary of {vocabulary_size} tokens, but corpus {corpus.directory} has "
-            f"{corpus.vocabulary_size}; both must come from one tokenizer"
-        )
-    tokenizer = directory / "tokenizer.json"
-    if not tokenizer.is_file():
-        raise UserError(f"{subject} {directory} has no tokenizer.json; save its tokenizer there")
-    if (found := sha256_of_file(tokenizer)) != corpus.tokenizer_hash:
-        raise UserError(
-            f"{subject} {directory} was trained with tokenizer {found}, but corpus {corpus.directory} was made with "
-            f"{corpus.tokenizer_hash}; use the corpus that it was trained on, or train it on this one"
+            f"{subject} {directory} has a vocabulary of {vocabulary_size} tokens, but its tokenizer has "
+            f"{corpus.vocabulary_size}; give it the embeddings of its tokenizer"
         )
 
 

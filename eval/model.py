@@ -4,16 +4,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from palenka.data.model_files import identity_of, load_model, require_unchanged, state_of_model
+from palenka.data.text.tokenizer import load_tokenizer, tokenizer_files, tokenizer_hash
 from palenka.eval.suite import PairPrecision, hash_of_files
 from palenka.ground.errors import UserError
-from palenka.ground.files import read_record, sha256_of_file
+from palenka.ground.files import read_record
 from palenka.ground.processes import open_processes
 
-_FILES = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.model")
-"""Everything that transformers may make a tokenizer from."""
 _LEAST_KNOWN_SHARE = 0.5
 """Models round their vocabulary up by some percent; a tokenizer with far fewer tokens is another one."""
 
@@ -83,16 +82,8 @@ class EvaluatedModel:
         """
         if self.identity["tokenizer"] is None:
             raise UserError(f"model {self.directory} has no tokenizer beside it; save its tokenizer there")
-        try:
-            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-                self.directory, local_files_only=True, trust_remote_code=False
-            )
-        except Exception as error:  # the library's Rust side raises bare exceptions
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(
-                f"the tokenizer in {self.directory} cannot be read ({type(error).__name__}: {reason}); save it again"
-            ) from error
-        _require_recorded(self.directory)
+        tokenizer = load_tokenizer(self.directory)
+        _require_recorded(self.directory, tokenizer)
         if not _LEAST_KNOWN_SHARE * self.vocabulary_size <= len(tokenizer) <= self.vocabulary_size:
             raise UserError(
                 f"the tokenizer in {self.directory} has {len(tokenizer)} tokens, but the model has a vocabulary of "
@@ -103,18 +94,18 @@ class EvaluatedModel:
 
 def _hash_of_tokenizer(directory: Path) -> str | None:
     """SHA-256 over the names and bytes of a model directory's tokenizer files."""
-    files = sorted({file for pattern in _FILES for file in directory.glob(pattern) if file.is_file()})
+    files = tokenizer_files(directory)
     return hash_of_files(files) if files else None
 
 
-def _require_recorded(directory: Path) -> None:
+def _require_recorded(directory: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     """Hold a run's tokenizer against the one of its corpus, which the run recorded; other models have no record."""
-    record, tokenizer = directory / "inputs.json", directory / "tokenizer.json"
-    if not record.is_file() or not tokenizer.is_file():
+    record = directory / "inputs.json"
+    if not record.is_file():
         return
-    expected, found = read_record(record).get("tokenizer"), sha256_of_file(tokenizer)
+    expected, found = read_record(record).get("tokenizer"), tokenizer_hash(tokenizer)
     if expected not in (None, found):
         raise UserError(
-            f"{tokenizer} is {found}, but the model was trained with tokenizer {expected}; put the tokenizer that the "
-            "model was trained with into its directory"
+            f"the tokenizer in {directory} is {found}, but the model was trained with tokenizer {expected}; put the "
+            "tokenizer that the model was trained with into its directory"
         )

@@ -17,8 +17,6 @@ from palenka.ground.files import disk_errors, whole_directory
 from palenka.ground.lock import sole_writer
 from palenka.ground.settings import Command, Precision
 
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
-
 
 class ExportSettings(Command):
     """Write a finished run's model and tokenizer, and nothing else, to a directory of its own."""
@@ -42,6 +40,7 @@ def export(settings: ExportSettings) -> int:
     import torch
 
     from palenka.data.model_files import load_model
+    from palenka.data.text.tokenizer import tokenizer_files
     from palenka.train_student.model.shapes import count_parameters
     from palenka.train_student.run import Run
 
@@ -54,8 +53,8 @@ def export(settings: ExportSettings) -> int:
     with sole_writer(settings.out), whole_directory(settings.out) as aside, disk_errors():
         model = load_model(settings.run, torch.device("cpu"), settings.dtype)
         model.save_pretrained(aside)
-        for name in _TOKENIZER_FILES:
-            shutil.copyfile(settings.run / name, aside / name)
+        for path in tokenizer_files(settings.run):
+            shutil.copyfile(path, aside / path.name)
         run.require_whole()  # what was read is what was there before
     return count_parameters(model)
 

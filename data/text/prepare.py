@@ -1,29 +1,45 @@
-"""Prepare a corpus: clean raw text, learn a tokenizer on its train split, and store every split's tokens.
+"""Prepare a corpus: clean raw text, learn a tokenizer on its train split or take one, and store every split's tokens.
 
     palenka data prepare --config configs/corpora/babylm-10m.yaml
+    palenka data prepare --sources text --tokenizer HuggingFaceTB/SmolLM2-135M --output runs/corpora/smollm2
 
 The text is read twice, once to learn the tokenizer and once to encode it, and kept in memory never. Everything is
 written beside the output and renamed at the end, so a corpus is either whole or not there.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 from tokenizers import Tokenizer
 
-from palenka.data.corpus import CONFIG_FILE, TOKENIZER_FOLDER, Corpus, CorpusWriter, Counts, Source, splits_of
+from palenka.data.corpus import CONFIG_FILE, TOKENIZER_FOLDER, Corpus, CorpusWriter, Counts, Source, seal, splits_of
+from palenka.data.hub import locate_tokenizer
+from palenka.data.text.encoder import LONGEST_CHARACTERS, DocumentEncoder
+from palenka.data.text.learn import SMALLEST_VOCABULARY, train_tokenizer
 from palenka.data.text.readers import Advance, Piece
 from palenka.data.text.sources import SourceFile, find_sources
-from palenka.data.text.tokenizer import SMALLEST_VOCABULARY, START_ID, DocumentEncoder, save_tokenizer, train_tokenizer
+from palenka.data.text.tokenizer import (
+    Boundaries,
+    boundaries_of,
+    hash_of_directory,
+    load_tokenizer,
+    save_learnt,
+    save_tokenizer,
+    tokenizer_hash,
+    vocabulary_size_of,
+)
 from palenka.ground.errors import UserError, refuse_difference
 from palenka.ground.files import sha256_of_file, whole_directory
 from palenka.ground.lock import sole_writer
 from palenka.ground.progress import info, progress_bar
 from palenka.ground.settings import Command, read_yaml
 
-_NOT_COMPARED = frozenset({"sources", "output", "plugins"})
+LARGEST_VOCABULARY = 262_144
+_NOT_COMPARED = frozenset({"sources", "output", "plugins", "tokenizer"})
+_OF_LEARNING = ("vocabulary_size", "min_frequency")
 
 
 class CorpusSettings(Command):
@@ -36,14 +52,38 @@ class CorpusSettings(Command):
     output: Path
     """Directory of the prepared corpus; it must not exist yet, or hold the same corpus."""
 
-    vocabulary_size: int = Field(default=16_000, ge=SMALLEST_VOCABULARY)
-    """Tokens of the tokenizer at most: 3 special ones, 256 bytes and the learnt ones."""
+    tokenizer: Path | None = None
+    """A tokenizer that exists, in place of one that is learnt: a directory (a model's, too) or an id on the Hugging
+    Face Hub. Its own conventions hold."""
 
-    min_frequency: int = Field(default=2, ge=1)
+    vocabulary_size: int | None = Field(default=16_000, ge=SMALLEST_VOCABULARY, le=LARGEST_VOCABULARY)
+    """Tokens of a tokenizer that is learnt, at most: 3 special ones, 256 bytes and the learnt ones."""
+
+    min_frequency: int | None = Field(default=2, ge=1, le=10**9)
     """How often a pair of tokens must occur in the train split to become a token."""
 
-    document_start: bool = True
-    """Open each document with <s>, so that a model learns to begin; false leaves it out, as published."""
+    document_start: bool | str | None = None
+    """What opens each document, so that a model learns to begin: true for the tokenizer's bos, false for nothing, or a
+    token. Unless given as the tokenizer does it, and <s> with one that is learnt."""
+
+    document_end: bool | str | None = None
+    """What ends each document: true for the tokenizer's eos, false for nothing, or a token. Unless given as the
+    tokenizer does it, its eos if it puts nothing around a text, and nothing with one that is learnt."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _learnt_or_given(cls, given: Any) -> Any:  # noqa: ANN401 - whatever was given
+        if not isinstance(given, Mapping) or given.get("tokenizer") is None:
+            return given
+        for name in _OF_LEARNING:
+            if given.get(name) is not None:
+                raise ValueError(f"tokenizer is {given['tokenizer']}, which is not learnt; leave {name} out")
+        return {**given, **dict.fromkeys(_OF_LEARNING)}
+
+    @field_validator("document_start", "document_end", mode="before")
+    @classmethod
+    def _words_for_truth(cls, given: Any) -> Any:  # noqa: ANN401 - whatever was given
+        return {"true": True, "false": False}.get(given.lower(), given) if isinstance(given, str) else given
 
 
 def prepare(settings: CorpusSettings) -> None:
@@ -75,28 +115,49 @@ def _write_corpus(settings: CorpusSettings, sources: list[SourceFile], hashes: d
     for source in sources:
         if remark := source.reader.remark(source.path):
             info(f"{source.name} {remark}")
-    tokenizer = _learn_tokenizer(settings, [source for source in sources if source.split == "train"])
-    save_tokenizer(tokenizer, directory / TOKENIZER_FOLDER)
-    tokenizer_hash = sha256_of_file(directory / TOKENIZER_FOLDER / "tokenizer.json")
-    encoder = DocumentEncoder(tokenizer)
+    boundaries = _write_tokenizer(settings, sources, directory / TOKENIZER_FOLDER)
+    tokenizer = load_tokenizer(directory / TOKENIZER_FOLDER)
+    encoder = DocumentEncoder(tokenizer.backend_tokenizer, tokenizer.split_special_tokens)
+    identity, vocabulary_size = tokenizer_hash(tokenizer), vocabulary_size_of(tokenizer)
     with progress_bar("encoding", _num_bytes(sources), "bytes") as advance:
         for split in dict.fromkeys(source.split for source in sources):
-            with CorpusWriter(directory, split, tokenizer_hash, tokenizer.get_vocab_size()) as writer:
+            with CorpusWriter(directory, split, identity, vocabulary_size) as writer:
                 records = tuple(
-                    _encode_source(source, hashes[source.name], encoder, writer, settings.document_start, advance)
+                    _encode_source(source, hashes[source.name], encoder, writer, boundaries, advance)
                     for source in sources
                     if source.split == split
                 )
                 writer.finish(records)
+    if encoder.torn:
+        info(f"{encoder.torn:,} runs of {LONGEST_CHARACTERS:,} characters without a place to cut them were torn")
     settings.write_yaml(directory / CONFIG_FILE)
-    if (found := tokenizer.get_vocab_size()) < settings.vocabulary_size:
-        info(f"the train split gives {found:,} tokens, not {settings.vocabulary_size:,}: it is too small for more")
+    seal(directory)
+
+
+def _write_tokenizer(settings: CorpusSettings, sources: list[SourceFile], directory: Path) -> Boundaries:
+    """Write the corpus's tokenizer, learnt or given; returns what it puts around a document."""
+    if settings.tokenizer is None:
+        learnt = _learn_tokenizer(settings, [source for source in sources if source.split == "train"])
+        save_learnt(learnt, directory)
+        start = True if settings.document_start is None else settings.document_start
+        return boundaries_of(load_tokenizer(directory), start, settings.document_end or False)
+    tokenizer = load_tokenizer(locate_tokenizer(settings.tokenizer).directory)
+    save_tokenizer(tokenizer, directory)
+    boundaries = boundaries_of(tokenizer, settings.document_start, settings.document_end)
+    before, after = (" ".join(tokenizer.convert_ids_to_tokens(ids)) or "nothing" for ids in boundaries)
+    info(f"{settings.tokenizer}: {len(tokenizer):,} tokens; a document begins with {before} and ends with {after}")
+    return boundaries
 
 
 def _learn_tokenizer(settings: CorpusSettings, sources: list[SourceFile]) -> Tokenizer:
+    assert settings.vocabulary_size is not None
+    assert settings.min_frequency is not None
     with progress_bar("learning the tokenizer", _num_bytes(sources), "bytes") as advance:
         pieces = (piece for source in sources for piece in source.reader.documents(source.path, advance))
-        return train_tokenizer(pieces, settings.vocabulary_size, settings.min_frequency)
+        tokenizer = train_tokenizer(pieces, settings.vocabulary_size, settings.min_frequency)
+    if (found := tokenizer.get_vocab_size()) < settings.vocabulary_size:
+        info(f"the train split gives {found:,} tokens, not {settings.vocabulary_size:,}: it is too small for more")
+    return tokenizer
 
 
 def _encode_source(
@@ -104,21 +165,26 @@ def _encode_source(
     sha256: str,
     encoder: DocumentEncoder,
     writer: CorpusWriter,
-    document_start: bool,
+    boundaries: Boundaries,
     advance: Advance,
 ) -> Source:
     """Append a file's documents to the split's tokens."""
-    before = writer.num_tokens
+    first, inside = writer.num_tokens, False
+    before, after = (np.array(ids, dtype=np.uint32) for ids in boundaries)
     counter = _Counter()
     pieces = counter.watch(source.reader.documents(source.path, advance))
     for tokens, opens_document in encoder.encode(pieces):
         if opens_document:
+            if inside:
+                writer.append(after)
             writer.start_document()
-            if document_start:
-                writer.append(np.array([START_ID]))
+            writer.append(before)
+            inside = True
         writer.append(tokens)
+    if inside:
+        writer.append(after)
     counts = Counts(
-        tokens=writer.num_tokens - before, documents=counter.documents, words=counter.words, bytes=counter.num_bytes
+        tokens=writer.num_tokens - first, documents=counter.documents, words=counter.words, bytes=counter.num_bytes
     )
     return Source(path=source.name, sha256=sha256, cleaner=source.reader.cleaner(source.path), counts=counts)
 
@@ -155,13 +221,16 @@ def _require_same(settings: CorpusSettings, hashes: dict[str, str]) -> None:
     if not (output / CONFIG_FILE).is_file():
         raise UserError(f"output {output} exists and is no prepared corpus; choose another output")
     config = read_yaml(output / CONFIG_FILE)
-    found = {split: Corpus.open(output, split).sources for split in splits_of(output)}
+    corpora = [Corpus.open(output, split) for split in splits_of(output)]
+    wanted = hash_of_directory(locate_tokenizer(settings.tokenizer).directory) if settings.tokenizer else None
+    found = corpora[0].tokenizer_hash if config["tokenizer"] else None
     refuse_difference(
         f"corpus {output}",
-        {**_comparable(settings.as_plain()), "sources": hashes},
+        {"tokenizer": wanted, **_comparable(settings.as_plain()), "sources": hashes},
         {
+            "tokenizer": found,
             **_comparable(config),
-            "sources": {source.path: source.sha256 for sources in found.values() for source in sources},
+            "sources": {source.path: source.sha256 for corpus in corpora for source in corpus.sources},
         },
         "delete it or choose another output",
     )

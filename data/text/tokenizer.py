@@ -1,166 +1,191 @@
-"""The tokenizer: byte-level BPE, trained on the train split alone, and its encoder for documents of any length.
+"""Tokenizers in Hugging Face format: any fast one, read and written; what makes two the same; what they put where."""
 
-A document is encoded in pieces, on all cores and in flat memory, to exactly the tokens that the saved tokenizer gives
-for the whole of it. Two things make that true. The pieces are cut before white space that follows something else, where
-the byte-level splitting begins a new word whatever comes before. And the space that the tokenizer puts before a text
-(`add_prefix_space`) is put before a document's first piece alone.
-"""
-
-import re
-from collections.abc import Iterable, Iterator
+import hashlib
+import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-
-from palenka.data.text.lines import cut
-from palenka.data.text.readers import Piece
+from palenka.ground.errors import UserError
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
 PAD, START, END = "<pad>", "<s>", "</s>"
 SPECIAL_TOKENS = (PAD, START, END)
-"""In the order of their ids: 0, 1, 2."""
-START_ID = SPECIAL_TOKENS.index(START)
-SMALLEST_VOCABULARY = len(SPECIAL_TOKENS) + len(pre_tokenizers.ByteLevel.alphabet())
+"""Those of a tokenizer that is learnt here, in the order of their ids: 0, 1, 2."""
 
-_NORMALIZER = normalizers.NFKC()
+_PATTERNS = (
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab*",
+    "merges.txt",
+    "*.model",
+    "chat_template*",
+)
+_PROBE = (
+    "The cat's 12,345 mice DON'T  run!\n\n\tNaïve café, fi ½ … e\u0301 — “quotes” <s></s> <|endoftext|> [CLS]\r\n"
+    "def f(x):\n    return x**2  # ok\u00a0\u200b 字字，漢字。ไม่มีวรรค Ünïcödé Привет 🙂👍🏽 http://a.b/c?d=e_f \n"
+)
+# How a file is written, not what it maps: defaults that some versions leave out, and what only concerns offsets.
+_IMMATERIAL = ("trim_offsets",)
 
-PIECE_CHARACTERS = 16_384
-"""Longest piece that is encoded as one; a run of more characters without white space is torn here."""
-_BATCH_CHARACTERS = 64 * PIECE_CHARACTERS
-# Learning inside one word is quadratic in its length, and a file may be a single word.
-_LONGEST_WORD = 256
-_LONG_RUN = re.compile(rf"(?<!\S)\S{{{_LONGEST_WORD + 1},}}")
-_CHARACTERS_LEARNT_OF_A_RUN = 4 * _LONGEST_WORD
 
-# Only these two white-space characters: cleaned text has no others, both tokenizer and Python count them as white
-# space, and NFKC neither changes them nor joins them to what stands before.
-_BEFORE_SPACE = re.compile(r".*\S(?=[ \n])", re.DOTALL)
+def tokenizer_files(directory: Path) -> list[Path]:
+    """Everything in a directory that transformers may make a tokenizer from, sorted."""
+    return sorted({file for pattern in _PATTERNS for file in directory.glob(pattern) if file.is_file()})
 
 
-def train_tokenizer(pieces: Iterable[Piece], vocabulary_size: int, min_frequency: int) -> Tokenizer:
-    """Learn a byte-level BPE tokenizer; the same text gives the same tokenizer, byte for byte.
+def tokenizer_hash(tokenizer: "PreTrainedTokenizerFast") -> str:
+    """What makes a tokenizer the same, however its file was saved: that it maps text to the same ids.
 
-    Of a run of more than 256 characters without white space in a piece, only the first 1,024 are learnt from, as words
-    of 256: this bounds time and memory, and no word is that long.
-
-    Args:
-        pieces: documents, as readers yield them.
-        vocabulary_size: tokens at most, the 3 special ones and the 256 bytes included.
-        min_frequency: how often a pair of tokens must occur to be merged.
+    SHA-256 over vocabulary, merges, normaliser, pre-tokenizer and added tokens, each as the tokenizers library writes
+    them without defaults, and over the ids of a fixed text; some 0.5 s for 150,000 tokens. Which special tokens it puts
+    around a text, and what it calls bos and eos, is not part of it.
     """
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.normalizer = normalizers.NFKC()  # its own: while training, the lock of this one is held
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary_size,
-        min_frequency=min_frequency,
-        special_tokens=list(SPECIAL_TOKENS),
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator((_shorten_words(text) for text, _ in encoder_pieces(pieces)), trainer)
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    said = json.loads(tokenizer.backend_tokenizer.to_str())
+    mapping: dict[str, Any] = {name: _material(said.get(name)) for name in ("added_tokens", "normalizer", "model")}
+    mapping["pre_tokenizer"] = _material(_flat(said.get("pre_tokenizer")))
+    mapping["normalizer"] = _material(_flat(said.get("normalizer")))
+    mapping["probe"] = tokenizer(_PROBE, add_special_tokens=False).input_ids
+    return hashlib.sha256(json.dumps(mapping, sort_keys=True).encode()).hexdigest()
+
+
+def hash_of_directory(directory: Path) -> str:
+    """`tokenizer_hash` of the tokenizer in a directory.
+
+    Raises:
+        UserError: if there is none that can be read.
+    """
+    return tokenizer_hash(load_tokenizer(directory))
+
+
+def load_tokenizer(directory: Path) -> "PreTrainedTokenizerFast":
+    """The tokenizer in a directory, as `transformers.AutoTokenizer` gives it.
+
+    Raises:
+        UserError: if there is none, it cannot be read, or it is not a fast one.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    if not tokenizer_files(directory):
+        raise UserError(f"{directory} has no tokenizer; save its tokenizer there (tokenizer.json)")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # the library's Rust side raises bare exceptions
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"the tokenizer in {directory} cannot be read ({type(error).__name__}: {reason}); save it again with "
+            "save_pretrained, as tokenizer.json"
+        ) from error
+    # One that is written in Python has no pipeline that could be compared, or run on all cores.
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise UserError(
+            f"{directory} has a slow tokenizer ({type(tokenizer).__name__}, written in Python), but a fast one is "
+            "needed; convert it to a tokenizer.json (transformers.convert_slow_tokenizer), or choose a model that has "
+            "one"
+        )
     return tokenizer
 
 
-def save_tokenizer(tokenizer: Tokenizer, directory: Path) -> None:
-    """Write a directory that `transformers.AutoTokenizer` loads, with the special tokens named.
+def save_learnt(tokenizer: "Tokenizer", directory: Path) -> None:
+    """Write a directory that `transformers.AutoTokenizer` loads, with the special tokens of our own named.
 
     Text that spells a special token, such as ``<s>``, is encoded as any other text.
     """
     from transformers import PreTrainedTokenizerFast
 
+    save_tokenizer(
+        PreTrainedTokenizerFast(
+            tokenizer_object=tokenizer, bos_token=START, eos_token=END, pad_token=PAD, split_special_tokens=True
+        ),
+        directory,
+    )
+
+
+def save_tokenizer(tokenizer: "PreTrainedTokenizerFast", directory: Path) -> None:
+    """Write a directory that gives the same tokenizer again.
+
+    Raises:
+        UserError: if what transformers reads there maps text to other ids.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     # The library tells of a full disk with a bare Exception; writing the same text here first raises an OSError.
-    (directory / "tokenizer.json").write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token=START, eos_token=END, pad_token=PAD, split_special_tokens=True
-    ).save_pretrained(directory)
+    (directory / "tokenizer.json").write_text(tokenizer.backend_tokenizer.to_str(pretty=True), encoding="utf-8")
+    tokenizer.save_pretrained(directory)
+    if hash_of_directory(directory) != tokenizer_hash(tokenizer):
+        raise UserError(
+            f"the tokenizer {tokenizer.name_or_path} maps text to other ids once transformers has saved and loaded it; "
+            "save it as a PreTrainedTokenizerFast and give that directory"
+        )
 
 
-def load_tokenizer(directory: Path) -> "PreTrainedTokenizerFast":
-    """The tokenizer that `save_tokenizer` wrote."""
-    from transformers import PreTrainedTokenizerFast
+class Boundaries(NamedTuple):
+    """The ids that stand before and behind each document."""
 
-    tokenizer: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(directory)
-    return tokenizer
+    before: list[int]
+    after: list[int]
 
 
-class DocumentEncoder:
-    """Encodes documents in pieces, to the tokens that the tokenizer gives for each whole document.
+def boundaries_of(
+    tokenizer: "PreTrainedTokenizerFast", start: bool | str | None = None, end: bool | str | None = None
+) -> Boundaries:
+    """What stands around each document.
 
     Args:
-        tokenizer: as `train_tokenizer` returns it; it is left as it is.
-        piece_characters: longest piece that is encoded as one.
+        tokenizer: whose convention it is: what it puts around a text when it is called; if that is nothing, its eos
+            behind it; without one its bos before it; without either, nothing.
+        start: True for its bos, False for nothing, or a token; None for the convention.
+        end: the same with its eos.
+
+    Raises:
+        UserError: if it has no such token.
     """
-
-    def __init__(self, tokenizer: Tokenizer, piece_characters: int = PIECE_CHARACTERS) -> None:
-        self._tokenizer = Tokenizer.from_str(tokenizer.to_str())
-        self._tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        self._tokenizer.encode_special_tokens = True
-        self._piece_characters = piece_characters
-
-    def encode(self, pieces: Iterable[Piece]) -> Iterator[tuple[NDArray[np.uint32], bool]]:
-        """The tokens [n] of some text, and whether it opens a document, in order; no special token is added."""
-        for batch in _batches(encoder_pieces(pieces, self._piece_characters)):
-            encodings = self._tokenizer.encode_batch_fast([text for text, _ in batch], add_special_tokens=False)
-            for encoding, piece in zip(encodings, batch, strict=True):
-                yield np.array(encoding.ids, dtype=np.uint32), piece.opens_document
+    bare, whole = tokenizer("a", add_special_tokens=False).input_ids, tokenizer("a").input_ids
+    opens = next(place for place in range(len(whole)) if whole[place : place + len(bare)] == bare)
+    own = Boundaries(whole[:opens], whole[opens + len(bare) :])
+    if not any(own):
+        bos, eos = ([] if token is None else [token] for token in (tokenizer.bos_token_id, tokenizer.eos_token_id))
+        own = Boundaries([], eos) if eos else Boundaries(bos, [])
+    return Boundaries(
+        own.before if start is None else _token_of(tokenizer, "document_start", start, "bos"),
+        own.after if end is None else _token_of(tokenizer, "document_end", end, "eos"),
+    )
 
 
-def encoder_pieces(pieces: Iterable[Piece], limit: int = PIECE_CHARACTERS) -> Iterator[Piece]:
-    """The same documents in pieces of `limit` characters, cut where the encoder may, each document's first prefixed."""
-    waiting: list[str] = []
-    num_waiting, opens = 0, True
-    for text, opens_document in pieces:
-        if opens_document and waiting:
-            yield Piece("".join(waiting), opens)
-            waiting, num_waiting = [], 0
-        if opens_document:
-            text = _prefixed(text)
-            opens = True
-        waiting.append(text)
-        num_waiting += len(text)
-        if num_waiting > limit:
-            parts, rest = cut("".join(waiting), limit, _BEFORE_SPACE)
-            for part in parts:
-                yield Piece(part, opens)
-                opens = False
-            waiting, num_waiting = [rest], len(rest)
-    if waiting:
-        yield Piece("".join(waiting), opens)
+def _token_of(tokenizer: "PreTrainedTokenizerFast", option: str, given: bool | str, kind: str) -> list[int]:
+    if given is False:
+        return []
+    token = getattr(tokenizer, f"{kind}_token") if given is True else given
+    if token is None:
+        raise UserError(f"{option} is true, but the tokenizer has no {kind} token; give a token that it has, or false")
+    number = tokenizer.get_vocab().get(token)
+    if number is None:
+        raise UserError(f"{option} is {token!r}, but the tokenizer has no such token; give one that it has, or false")
+    return [number]
 
 
-def _prefixed(text: str) -> str:
-    """A document's text with the space that `add_prefix_space` gives it: unless NFKC makes its first character one."""
-    return text if _NORMALIZER.normalize_str(text[:1]).startswith(" ") else f" {text}"
+def vocabulary_size_of(tokenizer: "PreTrainedTokenizerFast") -> int:
+    """One more than the largest id, which is the number of tokens unless ids are left out."""
+    return max(tokenizer.get_vocab().values()) + 1
 
 
-def _batches(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
-    """Pieces in groups that are large enough to keep all cores busy."""
-    batch: list[Piece] = []
-    num_characters = 0
-    for piece in pieces:
-        batch.append(piece)
-        num_characters += len(piece.text)
-        if num_characters >= _BATCH_CHARACTERS:
-            yield batch
-            batch, num_characters = [], 0
-    if batch:
-        yield batch
+def _flat(component: Any) -> Any:  # noqa: ANN401 - JSON
+    """A sequence of components in which no other is nested, and which is no sequence if it has one alone."""
+    if not isinstance(component, Mapping) or component.get("type") != "Sequence":
+        return component
+    (parts,) = (value for key, value in component.items() if key != "type")
+    flat: list[Any] = []
+    for part in map(_flat, parts):
+        flat += part["parts"] if part.get("type") == "Sequence" else [part]
+    return flat[0] if len(flat) == 1 else {"type": "Sequence", "parts": flat}
 
 
-def _shorten_words(text: str) -> str:
-    """Cut runs that are too long to learn from down to words of bearable length."""
-
-    def spaced(run: re.Match[str]) -> str:
-        learnt = run[0][:_CHARACTERS_LEARNT_OF_A_RUN]
-        return " ".join(learnt[start : start + _LONGEST_WORD] for start in range(0, len(learnt), _LONGEST_WORD))
-
-    return _LONG_RUN.sub(spaced, text)
+def _material(value: Any) -> Any:  # noqa: ANN401 - JSON
+    """A component without what is absent or switched off, which versions write or leave out."""
+    if isinstance(value, Mapping):
+        said = {key: _material(inner) for key, inner in value.items() if key not in _IMMATERIAL}
+        return {key: inner for key, inner in said.items() if inner is not None and inner is not False and inner != ""}
+    return [_material(inner) for inner in value] if isinstance(value, list) else value

@@ -194,10 +194,11 @@ def _may_be_list(annotation: Annotation) -> bool:
 
 
 def _takes(annotation: Annotation, count: int, word: str) -> bool:
-    """Whether an option that has so many words takes another: a list all, truth only a word for it, others one."""
+    """Whether an option that has so many words takes another: a list all, truth alone a word for it, others one."""
     if _may_be_list(annotation):
         return True
-    return count == 0 and (bool not in types_of(annotation) or word.lower() in _TRUTHS)
+    kinds = types_of(annotation)
+    return count == 0 and (bool not in kinds or str in kinds or word.lower() in _TRUTHS)
 
 
 def _value(annotation: Annotation, words: Sequence[str]) -> Value:

@@ -136,7 +136,10 @@ def test_a_teacher_with_another_tokenizer_is_refused(capture_settings: CaptureSe
     (tmp_path / "text" / "other.dev").write_text("with other words .\n" * 50)
     other = CorpusSettings(sources=tmp_path / "text", output=tmp_path / "corpus", vocabulary_size=290)
     prepare(other)
-    with pytest.raises(UserError, match="both must come from one tokenizer"):
+    with pytest.raises(
+        UserError,
+        match=r"has tokenizer \w{64}, but corpus .* was made with \w{64}, .* data prepare --tokenizer .*teacher",
+    ):
         capture(changed(capture_settings, corpus=str(other.output)))
 
 

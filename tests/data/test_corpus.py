@@ -10,7 +10,7 @@ import zarr
 from hypothesis import given
 from hypothesis import strategies as st
 
-from palenka.data.corpus import Corpus, CorpusWriter, Counts, Source
+from palenka.data.corpus import Corpus, CorpusWriter, Counts, Source, seal
 from palenka.ground.errors import UserError
 
 TOKENIZER = b"{}"
@@ -29,6 +29,7 @@ def write(directory: Path, documents: list[list[int]], vocabulary_size: int = 65
                 writer.append(np.array([token]))
         counts = Counts(tokens=writer.num_tokens, documents=len(documents), words=3, bytes=9)
         writer.finish((Source(path="a.train", sha256="0", cleaner="general", counts=counts),))
+    seal(directory)
     return directory
 
 
@@ -96,24 +97,33 @@ def test_damage_is_named(tmp_path: Path, name: str, how: str) -> None:
     else:
         flipped = bytes([content[0] ^ 1]) + content[1:]
         path.write_bytes({"flipped": flipped, "truncated": content[:-1], "empty": b""}[how])
-    with pytest.raises(UserError, match=r"train\.zarr is damaged: .*; delete .* and prepare it again"):
+    with pytest.raises(UserError, match=r"corpus .* is damaged: .*; .*delete .* and prepare it again"):
         Corpus.open(tmp_path, "train")
 
 
 def test_another_format_version_is_refused(tmp_path: Path) -> None:
     group = zarr.open_group(write(tmp_path, DOCUMENTS) / "train.zarr", mode="r+")
     group.attrs["format_version"] = 99
-    with pytest.raises(UserError, match="has format version 99, but 1 is read here"):
+    with pytest.raises(UserError, match="has format version 99, but 2 is read here"):
         Corpus.open(tmp_path, "train")
 
 
-def test_another_tokenizer_is_refused_with_both_sides(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["config.yaml", "files.json", "tokenizer/tokenizer.json"])
+def test_a_corpus_with_another_tokenizer_or_other_settings_is_refused(tmp_path: Path, name: str) -> None:
     write(tmp_path, DOCUMENTS)
-    path = tmp_path / "tokenizer" / "tokenizer.json"
-    path.write_bytes(b"{ }")
-    other = hashlib.sha256(b"{ }").hexdigest()
-    with pytest.raises(UserError, match=f"was made with tokenizer {TOKENIZER_HASH}, but .* is {other}"):
-        Corpus.open(tmp_path, "train")
-    path.unlink()
-    with pytest.raises(UserError, match=r"tokenizer\.json is missing"):
+    path = tmp_path / name
+    content = path.read_bytes()
+    for other in (b"{ }", None):
+        path.write_bytes(other) if other else path.unlink()
+        with pytest.raises(
+            UserError, match=rf"damaged: {name} .*; restore that file, or delete|is no corpus, without config.yaml"
+        ):
+            Corpus.open(tmp_path, "train")
+        path.write_bytes(content)
+
+
+def test_a_file_added_to_the_tokenizer_is_refused(tmp_path: Path) -> None:
+    write(tmp_path, DOCUMENTS)
+    (tmp_path / "tokenizer" / "special_tokens_map.json").write_text('{"bos_token": "</s>"}')
+    with pytest.raises(UserError, match=r"tokenizer/special_tokens_map\.json was added; restore"):
         Corpus.open(tmp_path, "train")

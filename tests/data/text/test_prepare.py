@@ -1,8 +1,10 @@
 """Preparing a corpus, end to end: against an independent reading, and with everything that may go wrong."""
 
 import errno
+import json
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +81,7 @@ def test_the_same_sources_give_the_same_bytes(settings: CorpusSettings, tmp_path
     first, second = contents(settings.output), contents(again.output)
     assert yaml.safe_load(first.pop("config.yaml")) == settings.as_plain()
     assert yaml.safe_load(second.pop("config.yaml")) == again.as_plain()
+    assert first.pop("files.json") != second.pop("files.json"), "settings say where the output lies"
     assert first == second
 
 
@@ -139,6 +142,7 @@ def test_what_a_killed_run_left_is_removed(settings: CorpusSettings) -> None:
     assert sorted(path.name for path in settings.output.iterdir()) == [
         "config.yaml",
         "dev.zarr",
+        "files.json",
         "tokenizer",
         "train.zarr",
     ]
@@ -227,3 +231,91 @@ def tidy(document: str) -> str:
     text = re.sub(r"[^\S\n]+", " ", text)
     text = re.sub(r" ([.,;!?])", r"\1", text)
     return "\n".join(line.strip() for line in text.strip().split("\n"))
+
+
+KINDS = ["byte_level", "split_by_pattern", "sentence_piece", "unigram", "word_piece", "bare"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_tokenizer_that_exists(
+    kind: str,
+    settings: CorpusSettings,
+    save_tokenizer_of: Callable[[str, str, Path], Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    given = save_tokenizer_of(kind, (TRAIN + DEV) * 20, tmp_path / "given")
+    fields = {"sources": settings.sources, "output": settings.output, "tokenizer": given}
+    prepare(CorpusSettings.model_validate(fields))
+    corpus = Corpus.open(settings.output, "train")
+    tokenizer: Any = AutoTokenizer.from_pretrained(given)
+    assert "a document begins with" in capsys.readouterr().err
+    documents = ["The cat sat on the mat.", "A dog, a cat; the mat!\nThe end."]
+    expected = [tokenizer(document).input_ids for document in documents]
+    if kind in ("byte_level", "split_by_pattern"):  # it puts nothing around a text, but has an eos
+        expected = [[*ids, tokenizer.eos_token_id] for ids in expected]
+    assert corpus.tokens.tolist() == [token for tokens in expected for token in tokens]
+    assert corpus.document_starts.tolist() == [0, len(expected[0])]
+    assert corpus.counts.tokens == len(corpus.tokens)
+    assert corpus.vocabulary_size == len(tokenizer)
+    assert corpus.tokenizer()(TRAIN).input_ids == tokenizer(TRAIN).input_ids
+    before = contents(settings.output)
+    prepare(CorpusSettings.model_validate(fields))
+    assert contents(settings.output) == before
+    other = save_tokenizer_of("word_piece" if kind != "word_piece" else "bare", TRAIN * 20, tmp_path / "other")
+    with pytest.raises(UserError, match=r"tokenizer is '\w{64}' there, but '\w{64}' is expected; delete it or choose"):
+        prepare(CorpusSettings.model_validate(fields | {"tokenizer": other}))
+    with pytest.raises(UserError, match=r"tokenizer is '\w{64}' there, but None is expected"):
+        prepare(settings)
+
+
+def test_what_opens_and_ends_documents_can_be_changed(
+    settings: CorpusSettings, save_tokenizer_of: Callable[[str, str, Path], Path], tmp_path: Path
+) -> None:
+    given = save_tokenizer_of("split_by_pattern", (TRAIN + DEV) * 20, tmp_path / "given")
+    words = ["prepare", "--sources", str(settings.sources), "--tokenizer", str(given)]
+    plain: Any = AutoTokenizer.from_pretrained(given)
+    names = {"true": plain.eos_token, "<|im_end|>": "<|im_end|>", "false": None}
+    for number, (start, end) in enumerate([("<|im_start|>", "<|im_end|>"), ("false", "true"), ("false", "false")]):
+        output = tmp_path / str(number)
+        options = ["--output", str(output), "--document_start", start, "--document_end", end]
+        assert main([*words, *options]) == 0
+        corpus = Corpus.open(output, "dev")
+        text = plain("The zebra quizzes the cat.").input_ids
+        opening = plain.convert_tokens_to_ids([start]) if start != "false" else []
+        ending = plain.convert_tokens_to_ids([names[end]]) if names[end] else []
+        assert corpus.tokens.tolist() == [*opening, *text, *ending]
+        assert main([*words, *options]) == 0
+
+
+def test_settings_that_exclude_each_other_or_have_no_bound(
+    settings: CorpusSettings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["prepare", "--sources", str(settings.sources), "--output", str(tmp_path / "out")]
+
+    def told(*options: str) -> str:
+        assert main([*words, *options]) == 2
+        return " ".join(capsys.readouterr().err.split())
+
+    assert "which is not learnt; leave vocabulary_size out" in told("--tokenizer", "x", "--vocabulary_size", "300")
+    assert "vocabulary_size is 1000000000000" in told("--vocabulary_size", "1000000000000")
+    assert "min_frequency is 1e18" in told("--min_frequency", "1e18")
+    assert "document_start is '<nope>', but the tokenizer has no such token" in told("--document_start", "<nope>")
+    assert "has no tokenizer" in told("--tokenizer", str(tmp_path))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_token_type_wide_enough_for_the_vocabulary(
+    settings: CorpusSettings, save_tokenizer_of: Callable[[str, str, Path], Path], tmp_path: Path
+) -> None:
+    given = save_tokenizer_of("word_piece", (TRAIN + DEV) * 20, tmp_path / "given")
+    content = json.loads((given / "tokenizer.json").read_text())
+    vocabulary = content["model"]["vocab"]
+    vocabulary |= {f"filler{number}": number for number in range(len(vocabulary), 70_000)}
+    vocabulary["cat"], vocabulary["filler69999"] = 69_999, vocabulary["cat"]
+    (given / "tokenizer.json").write_text(json.dumps(content))
+    prepare(CorpusSettings(sources=settings.sources, output=settings.output, tokenizer=given))
+    corpus = Corpus.open(settings.output, "dev")
+    assert corpus.tokens.dtype == np.dtype("<u4")
+    assert corpus.vocabulary_size == 70_000
+    assert 69_999 in corpus.tokens

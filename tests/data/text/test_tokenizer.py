@@ -1,19 +1,28 @@
-"""The tokenizer, and that encoding a document in pieces gives the tokens of the whole."""
+"""Tokenizers: the one that is learnt here as it is saved; which are the same; what each puts around a document."""
 
+import json
+import shutil
+from collections.abc import Callable
 from functools import cache
-from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
-from hypothesis import example, given
-from hypothesis import strategies as st
 from tokenizers import Tokenizer
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, ByT5Tokenizer
 
+from palenka.data.text.learn import train_tokenizer
 from palenka.data.text.readers import Piece
-from palenka.data.text.tokenizer import DocumentEncoder, encoder_pieces, load_tokenizer, save_tokenizer, train_tokenizer
+from palenka.data.text.tokenizer import (
+    boundaries_of,
+    hash_of_directory,
+    load_tokenizer,
+    save_learnt,
+    save_tokenizer,
+    vocabulary_size_of,
+)
+from palenka.ground.errors import UserError
 
 TEXT = "The cat's kitten didn't see the other cats; it saw 12 mice, and don't they run! naïve café 字字 \n\n the end\n"
 
@@ -26,67 +35,8 @@ def tokenizer() -> Tokenizer:
 @cache
 def saved() -> Any:
     with TemporaryDirectory() as folder:
-        save_tokenizer(tokenizer(), Path(folder))
+        save_learnt(tokenizer(), Path(folder))
         return AutoTokenizer.from_pretrained(folder)
-
-
-def encode(pieces: list[Piece], piece_characters: int) -> list[list[int]]:
-    documents: list[list[int]] = []
-    for tokens, opens_document in DocumentEncoder(tokenizer(), piece_characters).encode(pieces):
-        if opens_document:
-            documents.append([])
-        documents[-1].extend(tokens.tolist())
-    return documents
-
-
-# Words without white space, up to five characters with the gap: letters, digits, contractions, combining marks,
-# characters that NFKC makes a space, joins, splits or turns into others, spelt special tokens, and odd white space.
-# fmt: off
-WORDS = st.sampled_from([
-    "a", "cat", "'s", "'", "’ll", "12", "½", "...", "é", "e\u0301", "\u0301", "´", "¨\u0301", "ﬁ", "가", "\u1100\u1161",
-    "\u11a8", "字", "🙂", "<s>", "\u200b", "\x1c", "\x85", "\u2028", "\u3000", "\u00a0", "\u1680", "\ufdfa", "\u037a",
-    "\u0345", "\ufeff",
-])
-# fmt: on
-GAPS = st.sampled_from(["", " ", "  ", "\n", "\n\n", " \n ", "\t", " \u0301"])
-DOCUMENTS = st.lists(st.tuples(WORDS, GAPS), min_size=1, max_size=12).map(
-    lambda words: "".join(word + gap for word, gap in words)
-)
-
-
-@given(st.lists(DOCUMENTS, min_size=1, max_size=3), st.integers(1, 30), st.integers(1, 7))
-@example(["´ accent first"], 4, 2)
-@example(["\u0301mark first", " space first", "\nline first"], 5, 3)
-@example(["the cats   \n\n  didn't <s> see"], 6, 1)
-def test_pieces_give_the_tokens_of_the_whole(documents: list[str], piece_characters: int, step: int) -> None:
-    pieces = [
-        Piece(text[start : start + step], start == 0) for text in documents for start in range(0, len(text), step)
-    ]
-    # A run without a place to cut in `piece_characters` is torn, as documented: then ask for pieces that are longer.
-    while is_torn(list(encoder_pieces(pieces, piece_characters))):
-        piece_characters += 1
-    assert encode(pieces, piece_characters) == [saved()(text).input_ids for text in documents]
-
-
-def is_torn(pieces: list[Piece]) -> bool:
-    return any(
-        not after.opens_document and (before.text[-1].isspace() or after.text[0] not in " \n")
-        for before, after in pairwise(pieces)
-    )
-
-
-@given(DOCUMENTS, st.integers(1, 9), st.integers(1, 9), st.integers(1, 30))
-def test_how_text_arrives_changes_nothing(text: str, step: int, other: int, piece_characters: int) -> None:
-    arrivals = [[Piece(text[i : i + n], i == 0) for i in range(0, len(text), n)] for n in (step, other)]
-    assert encode(arrivals[0], piece_characters) == encode(arrivals[1], piece_characters)
-
-
-def test_long_text_is_really_cut() -> None:
-    text = TEXT * 200
-    pieces = [piece.text for piece in encoder_pieces([Piece(text, True)], 64)]
-    assert len(pieces) > len(text) / 64
-    assert "".join(pieces) == f" {text}"
-    assert encode([Piece(text, True)], 64) == [saved()(text).input_ids]
 
 
 def test_the_saved_tokenizer_is_as_published() -> None:
@@ -107,8 +57,8 @@ def test_every_byte_has_a_token() -> None:
 
 def test_the_same_text_gives_the_same_bytes(tmp_path: Path) -> None:
     again = train_tokenizer([Piece(character, index == 0) for index, character in enumerate(TEXT * 3)], 400, 2)
-    save_tokenizer(tokenizer(), tmp_path / "first")
-    save_tokenizer(again, tmp_path / "again")
+    save_learnt(tokenizer(), tmp_path / "first")
+    save_learnt(again, tmp_path / "again")
     assert (tmp_path / "first/tokenizer.json").read_bytes() == (tmp_path / "again/tokenizer.json").read_bytes()
 
 
@@ -119,12 +69,121 @@ def test_merges_are_those_of_an_independent_count() -> None:
 
 
 def test_a_tokenizer_loads_as_the_fast_class(tmp_path: Path) -> None:
-    save_tokenizer(tokenizer(), tmp_path)
+    save_learnt(tokenizer(), tmp_path)
     assert load_tokenizer(tmp_path)(TEXT).input_ids == saved()(TEXT).input_ids
     assert not list(tmp_path.glob("*.p*kl*"))
 
 
-@pytest.mark.parametrize("length", [300, 5_000])
-def test_a_run_without_white_space_can_be_learnt_from(length: int) -> None:
-    learnt = train_tokenizer([Piece("ab" * length, True)], 300, 2)
-    assert "abab" in learnt.get_vocab()
+SaveTokenizerOf = Callable[[str, str, Path], Path]
+KINDS = ["byte_level", "split_by_pattern", "sentence_piece", "unigram", "word_piece", "bare"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_tokenizer_is_the_same_however_it_was_saved(
+    kind: str, save_tokenizer_of: SaveTokenizerOf, tmp_path: Path
+) -> None:
+    first = save_tokenizer_of(kind, TEXT * 20, tmp_path / "first")
+    other = shutil.copytree(first, tmp_path / "other")
+    content = json.loads((first / "tokenizer.json").read_text())
+    # What versions write differently, none of which changes an id.
+    if "merges" in content["model"]:
+        content["model"]["merges"] = [" ".join(pair) for pair in content["model"]["merges"]]
+        content["model"]["continuing_subword_prefix"] = ""
+        content["model"].pop("ignore_merges")
+    content["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [content["pre_tokenizer"]]}
+    content |= {"truncation": None, "padding": None, "decoder": None}
+    (other / "tokenizer.json").write_text(json.dumps(content))
+    assert (first / "tokenizer.json").read_bytes() != (other / "tokenizer.json").read_bytes()
+    assert hash_of_directory(first) == hash_of_directory(other)
+    save_tokenizer(load_tokenizer(first), tmp_path / "again")
+    assert hash_of_directory(tmp_path / "again") == hash_of_directory(first)
+
+
+def test_another_mapping_is_another_tokenizer(save_tokenizer_of: SaveTokenizerOf, tmp_path: Path) -> None:
+    first = save_tokenizer_of("split_by_pattern", TEXT * 20, tmp_path / "first")
+    before = hash_of_directory(first)
+
+    def changed(**changes: object) -> str:
+        other = shutil.copytree(first, tmp_path / "other", dirs_exist_ok=True)
+        content = json.loads((first / "tokenizer.json").read_text())
+        for name, value in changes.items():
+            (content["model"] if name in content["model"] else content)[name] = value
+        (other / "tokenizer.json").write_text(json.dumps(content))
+        return hash_of_directory(other)
+
+    model = json.loads((first / "tokenizer.json").read_text())["model"]
+    last, one_before = sorted(model["vocab"], key=model["vocab"].get)[-2:]
+    swapped = model["vocab"] | {last: model["vocab"][one_before], one_before: model["vocab"][last]}
+    hashes = [
+        changed(vocab=swapped),
+        changed(merges=[*model["merges"][1:], model["merges"][0]]),
+        changed(normalizer=None),
+        changed(normalizer={"type": "NFKC"}),
+        changed(
+            pre_tokenizer={"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+        ),
+    ]
+    assert len({before, *hashes}) == 6
+
+
+def test_how_special_tokens_in_text_are_read_is_part_of_it(tmp_path: Path) -> None:
+    save_learnt(tokenizer(), tmp_path)
+    file = tmp_path / "tokenizer_config.json"
+    before = hash_of_directory(tmp_path)
+    file.write_text(file.read_text().replace('"split_special_tokens": true', '"split_special_tokens": false'))
+    assert hash_of_directory(tmp_path) != before
+
+
+@pytest.mark.parametrize(
+    ("kind", "around"),
+    [
+        ("byte_level", ("", "<|endoftext|>")),
+        ("split_by_pattern", ("", "<|endoftext|>")),
+        ("sentence_piece", ("<s>", "")),
+        ("unigram", ("", "</s>")),
+        ("word_piece", ("[CLS]", "[SEP]")),
+        ("bare", ("", "")),
+    ],
+)
+def test_what_a_tokenizer_puts_around_a_document(
+    kind: str, around: tuple[str, str], save_tokenizer_of: SaveTokenizerOf, tmp_path: Path
+) -> None:
+    found: Any = load_tokenizer(save_tokenizer_of(kind, TEXT * 20, tmp_path))
+    before, after = boundaries_of(found)
+    assert (found.decode(before), found.decode(after)) == around
+    if around != ("", "<|endoftext|>"):  # GPT-2 and its like leave it to whoever trains
+        assert [*before, *found("a", add_special_tokens=False).input_ids, *after] == found("a").input_ids
+    assert boundaries_of(found, False, False) == ([], [])
+    assert boundaries_of(found, found.convert_ids_to_tokens(9), None) == ([9], after)
+    with pytest.raises(UserError, match="document_end is '<none>', but the tokenizer has no such token; give one"):
+        boundaries_of(found, None, "<none>")
+
+
+def test_bos_and_eos_that_a_tokenizer_lacks_are_refused(save_tokenizer_of: SaveTokenizerOf, tmp_path: Path) -> None:
+    found = load_tokenizer(save_tokenizer_of("bare", TEXT * 20, tmp_path))
+    with pytest.raises(UserError, match="document_start is true, but the tokenizer has no bos token; give a token"):
+        boundaries_of(found, True)
+    with pytest.raises(UserError, match="document_end is true, but the tokenizer has no eos token; give a token"):
+        boundaries_of(found, None, True)
+
+
+def test_ids_that_are_left_out_count(save_tokenizer_of: SaveTokenizerOf, tmp_path: Path) -> None:
+    save_tokenizer_of("word_piece", TEXT * 20, tmp_path)
+    content = json.loads((tmp_path / "tokenizer.json").read_text())
+    content["model"]["vocab"]["zzz"] = 70_000
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    assert vocabulary_size_of(load_tokenizer(tmp_path)) == 70_001
+
+
+def test_a_slow_tokenizer_is_refused(tmp_path: Path) -> None:
+    ByT5Tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"has a slow tokenizer \(ByT5Tokenizer, .* convert it to a tokenizer\.json"):
+        load_tokenizer(tmp_path)
+
+
+def test_what_is_no_tokenizer_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="has no tokenizer; save its tokenizer there"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(UserError, match=f"the tokenizer in {tmp_path} cannot be read .* save it again"):
+        load_tokenizer(tmp_path)
