@@ -54,12 +54,15 @@ def _report(directory: Path) -> None:
 
     corpora = [Corpus.open(directory, split) for split in splits_of(directory)]
     table = Table("split", title=f"{directory}: {corpora[0].vocabulary_size:,} tokens in the vocabulary")
-    for heading in ("documents", "tokens", "words", "bytes"):
+    rows = {
+        corpus.split: corpus.counts.as_plain()
+        | {"repeated": corpus.repeated.within, "in train too": corpus.repeated.in_train}
+        for corpus in corpora
+    }
+    for heading in ("documents", "tokens", "words", "bytes", "empty", "repeated", "in train too"):
         table.add_column(heading, justify="right")
-    for corpus in corpora:
-        counts = corpus.counts
-        numbers = (counts.documents, counts.tokens, counts.words, counts.bytes)
-        table.add_row(corpus.split, *(f"{number:,}" for number in numbers))
+    for split, numbers in rows.items():
+        table.add_row(split, *(f"{numbers[str(column.header)]:,}" for column in table.columns[1:]))
     Console().print(table)
 
 

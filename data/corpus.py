@@ -62,13 +62,27 @@ class Counts(Settings):
     bytes: int = 0
     """UTF-8 bytes of the documents' text."""
 
+    empty: int = 0
+    """Documents without any text, which are left out."""
+
     def __add__(self, other: "Counts") -> "Counts":
         return Counts(
             tokens=self.tokens + other.tokens,
             documents=self.documents + other.documents,
             words=self.words + other.words,
             bytes=self.bytes + other.bytes,
+            empty=self.empty + other.empty,
         )
+
+
+class Repeated(Settings):
+    """How many documents of a split are there more than once; they are kept."""
+
+    within: int = 0
+    """Documents that were in the split before."""
+
+    in_train: int = 0
+    """Documents of another split that are in the train split too."""
 
 
 class Source(Settings):
@@ -96,6 +110,7 @@ class StoreRecord(Settings):
     vocabulary_size: int
     fingerprint: str
     counts: Counts
+    repeated: Repeated
     sources: tuple[Source, ...]
 
 
@@ -113,7 +128,8 @@ class Corpus:
         tokenizer_hash: of the tokenizer, the same for all that map text to the same ids
             (`palenka.data.text.tokenizer.tokenizer_hash`).
         vocabulary_size: tokens that the tokenizer knows, its special tokens included.
-        counts: tokens, documents, words and bytes.
+        counts: tokens, documents, words, bytes and empty documents.
+        repeated: documents that are there more than once.
         sources: the files that the split was made from, in order.
     """
 
@@ -125,6 +141,7 @@ class Corpus:
     tokenizer_hash: str
     vocabulary_size: int
     counts: Counts
+    repeated: Repeated
     sources: tuple[Source, ...]
 
     @classmethod
@@ -157,6 +174,7 @@ class Corpus:
             tokenizer_hash=record.tokenizer,
             vocabulary_size=record.vocabulary_size,
             counts=record.counts,
+            repeated=record.repeated,
             sources=record.sources,
         )
 
@@ -207,7 +225,7 @@ class CorpusWriter:
         self._file.write(np.ascontiguousarray(tokens, dtype=self._dtype).data)
         self.num_tokens += len(tokens)
 
-    def finish(self, sources: tuple[Source, ...]) -> None:
+    def finish(self, sources: tuple[Source, ...], repeated: Repeated | None = None) -> None:
         """Turn what was appended into ``<split>.zarr``.
 
         Raises:
@@ -215,7 +233,10 @@ class CorpusWriter:
         """
         self._file.close()
         if self.num_tokens == 0:
-            raise UserError(f"the {self.split} split has no text: its sources are empty; add text or remove them")
+            raise UserError(
+                f"the {self.split} split has no text: its sources are empty, or dev_fraction is too small for them; "
+                "add text, remove them, or raise it"
+            )
         starts = np.array(self._starts, dtype="<i8")
         record = StoreRecord(
             format_version=FORMAT_VERSION,
@@ -224,6 +245,7 @@ class CorpusWriter:
             vocabulary_size=self.vocabulary_size,
             fingerprint=fingerprint_of(_blocks(self._spool), self._dtype, starts, self.tokenizer_hash),
             counts=sum((source.counts for source in sources), Counts()),
+            repeated=repeated or Repeated(),
             sources=sources,
         )
         import zarr

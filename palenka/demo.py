@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _demo(arguments: Sequence[str]) -> None:
     with importlib.resources.as_file(importlib.resources.files("palenka") / "configs" / "demo" / "study.yaml") as file:
         study = Study(*parse_file(StudySettings, ["--config", str(file), *arguments], "palenka demo"))
-    write_addresses(study.corpus.sources)
+    write_addresses(study.corpus.sources[0])
     if (folder := study.settings.suites.get("minimal_pairs")) is not None:
         write_pairs(folder)
     run_study(study)

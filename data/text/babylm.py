@@ -4,31 +4,35 @@ Documents are wiki articles, else the blocks between blank lines, else the whole
 lines count as one. A document never begins or ends with a blank line, and one without text vanishes.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from palenka.data.text.cleaners import CLEANERS, GENERAL, Cleaner, cleaner_for, opens_article
-from palenka.data.text.lines import PART_CHARACTERS, Part, read_parts
+from palenka.data.text.cleaners import CLEANERS, GENERAL, Cleaner, cleaner_for, finder_for, opens_article
+from palenka.data.text.lines import PART_CHARACTERS, Part, read_parts, refuse_json_lines
 from palenka.data.text.readers import READERS, Advance, Piece, Reader
 
 
 @READERS.register("babylm")
 class BabyLMText(Reader):
-    """Text that is cleaned as its source needs; the file's stem names the source."""
+    """Text that is cleaned as its source needs unless told otherwise; the file's stem names the source."""
 
     suffixes = (".train", ".dev", ".test")
 
     def documents(self, path: Path, advance: Advance) -> Iterator[Piece]:
         """The documents, each piece at most a part of a line and the line's end before it."""
-        return read_documents(path, cleaner_for(path.stem), advance=advance)
+        refuse_json_lines(path)
+        return read_documents(path, self._cleaner(path), advance=advance)
 
     def cleaner(self, path: Path) -> str:
         """The cleaner of the file's source."""
-        return cleaner_for(path.stem).name
+        return self._cleaner(path).name
+
+    def _cleaner(self, path: Path) -> Cleaner:
+        return finder_for(path.stem) if self.options.cleaner == "none" else cleaner_for(path.stem)
 
     def remark(self, path: Path) -> str | None:
         """That a source is not known."""
-        if path.stem in CLEANERS:
+        if path.stem in CLEANERS or self.options.cleaner == "none":
             return None
         return (
             f"is of no known source ({', '.join(CLEANERS)}), so the {GENERAL.name} cleaner is applied: white space and "
@@ -54,12 +58,23 @@ def read_documents(
         UserError: if the file is not UTF-8 text.
     """
     by_heading = cleaner.has_articles and any(map(_is_article_heading, clean(read_parts(path, limit), cleaner)))
+    opens = _is_article_heading if by_heading else _is_blank
+    yield from _joined(clean(read_parts(path, limit, advance=advance), cleaner), cleaner, opens)
+
+
+def cleaned_document(parts: Iterable[Part], cleaner: Cleaner) -> Iterator[Piece]:
+    """The text of one document, cleaned, as the pieces that together are it; none without any text."""
+    return _joined(clean(parts, cleaner), cleaner, lambda _: False)
+
+
+def _joined(parts: Iterable[Part], cleaner: Cleaner, opens: Callable[[Part], bool]) -> Iterator[Piece]:
+    """Parts of lines as documents, each of which begins where a part opens one; several blank lines become one."""
     opening, line_end = True, ""
-    for part in clean(read_parts(path, limit, advance=advance), cleaner):
-        if part.opens_line and not part.text:
-            opening, line_end = opening or not by_heading, "\n\n"
+    for part in parts:
+        opening = opening or opens(part)
+        if _is_blank(part):
+            line_end = "\n\n"
             continue
-        opening = opening or (by_heading and _is_article_heading(part))
         text = part.text
         if part.opens_line and part.ends_line:
             ruled = cleaner.line_rule(text)
@@ -71,11 +86,16 @@ def read_documents(
 
 
 def clean(parts: Iterable[Part], cleaner: Cleaner) -> Iterator[Part]:
-    """Make a cleaner's substitutions in parts of lines, and strip the lines.
+    """Make a cleaner's substitutions in parts of lines, and strip the lines, unless it keeps them.
 
     A blank line comes out as one empty part. The parts of a longer line that come out are never empty, the last
     excepted, and no white space is lost or doubled between them, however the line was cut.
     """
+    if cleaner.keeps_lines:
+        for part in parts:
+            blank = part.opens_line and part.ends_line and part.text.isspace()
+            yield part._replace(text="") if blank else part
+        return
     started, gap = False, ""
     for part in parts:
         text = cleaner.substitute(gap + part.text)
@@ -89,4 +109,8 @@ def clean(parts: Iterable[Part], cleaner: Cleaner) -> Iterator[Part]:
 
 
 def _is_article_heading(part: Part) -> bool:
-    return part.opens_line and part.ends_line and opens_article(part.text)
+    return part.opens_line and part.ends_line and opens_article(part.text.strip())
+
+
+def _is_blank(part: Part) -> bool:
+    return part.opens_line and not part.text

@@ -10,7 +10,7 @@ tells one speaker's turn from the next.
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 Substitution = tuple[re.Pattern[str], str]
 """A pattern and its replacement, safe on any part of a line: it looks at one space and its neighbours, no further."""
@@ -86,12 +86,14 @@ class Cleaner:
         substitutions: made in this order, anywhere.
         line_rule: for whole lines, after the substitutions.
         has_articles: documents begin at article headings; without, or in a file without any, at blank lines.
+        keeps_lines: lines stay as they are, white space and all; only documents are found.
     """
 
     name: str
     substitutions: tuple[Substitution, ...] = _PLAIN
     line_rule: LineRule = keep_line
     has_articles: bool = False
+    keeps_lines: bool = False
 
     def substitute(self, text: str) -> str:
         """Make the substitutions in a part of a line."""
@@ -122,3 +124,8 @@ CLEANERS = {
 def cleaner_for(stem: str) -> Cleaner:
     """The cleaner of a file's stem, exactly as written in `CLEANERS`; `GENERAL` for any other stem."""
     return CLEANERS.get(stem, GENERAL)
+
+
+def finder_for(stem: str) -> Cleaner:
+    """What cleans nothing, and finds the documents that the cleaner of a file's stem would find."""
+    return replace(cleaner_for(stem), name="none", substitutions=(), line_rule=keep_line, keeps_lines=True)

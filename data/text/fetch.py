@@ -87,7 +87,7 @@ def fetch(name: str, output: Path | None = None) -> Path:
         raise UserError(f"no text is called {name!r}; choose from {', '.join(TEXTS)}, or {_BY_HAND}")
     folder = output or Path("runs", "text", name)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        find_sources(folder)
+        find_sources([folder])
         info(f"{folder} holds text already; delete it to fetch it again")
         return folder
     # A name that stays, so that the next call finds what is there.
@@ -97,7 +97,7 @@ def fetch(name: str, output: Path | None = None) -> Path:
             for split, repository in TEXTS[name].items():
                 _Download(repository, split, download / split).run()
             _tidy(download)
-            find_sources(download)
+            find_sources([download])
             download.replace(folder)
     except OSError as error:
         raise UserError(f"cannot write {folder}: {error.strerror}; free the disk or fix the permissions") from error

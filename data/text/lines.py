@@ -6,8 +6,9 @@ keeps a few parts in memory.
 
 import codecs
 import io
+import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -53,8 +54,13 @@ def read_parts(
     Raises:
         UserError: at the first byte that is not UTF-8.
     """
+    return parts_of(read_blocks(path, block_bytes, advance), limit)
+
+
+def parts_of(blocks: Iterable[str], limit: int = PART_CHARACTERS) -> Iterator[Part]:
+    """The lines of a text that comes in blocks, as `read_parts` has them."""
     rest, opens_line = "", True
-    for text in _decoded_blocks(path, block_bytes, advance):
+    for text in blocks:
         *lines, rest = (rest + text).split("\n")
         for line in lines:
             parts, last = cut(line, limit, _BETWEEN_WORDS)
@@ -94,8 +100,31 @@ def cut(text: str, limit: int, place: re.Pattern[str]) -> tuple[list[str], str]:
     return parts, text[start:]
 
 
-def _decoded_blocks(path: Path, block_bytes: int, advance: Advance | None) -> Iterator[str]:
-    """The text of a file in blocks, line ends as newlines."""
+def refuse_json_lines(path: Path) -> None:
+    """Refuse a file of JSON lines that is named as if it were plain text.
+
+    Raises:
+        UserError: if its first line is a JSON object.
+    """
+    with path.open("rb") as file:
+        first = next((line for line in iter(lambda: file.readline(_BLOCK_BYTES), b"") if line.strip()), b"")
+    try:
+        found = json.loads(first) if first.lstrip().startswith(b"{") else None
+    except (ValueError, RecursionError):
+        return
+    if isinstance(found, dict):
+        raise UserError(
+            f"{path} holds JSON lines, which would be read as plain text; name it {path.name}.jsonl, so that one of "
+            "its fields is read"
+        )
+
+
+def read_blocks(path: Path, block_bytes: int = _BLOCK_BYTES, advance: Advance | None = None) -> Iterator[str]:
+    """The text of a UTF-8 file in blocks, line ends as newlines, without a byte-order mark.
+
+    Raises:
+        UserError: at the first byte that is not UTF-8.
+    """
     decoder = codecs.getincrementaldecoder("utf-8")()
     newlines = io.IncrementalNewlineDecoder(None, translate=True)
     at_start, num_read = True, 0

@@ -7,20 +7,33 @@ The text is read twice, once to learn the tokenizer and once to encode it, and k
 written beside the output and renamed at the end, so a corpus is either whole or not there.
 """
 
-from collections.abc import Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field, field_validator, model_validator
 from tokenizers import Tokenizer
 
-from palenka.data.corpus import CONFIG_FILE, TOKENIZER_FOLDER, Corpus, CorpusWriter, Counts, Source, seal, splits_of
-from palenka.data.hub import locate_tokenizer
+from palenka.data.corpus import (
+    CONFIG_FILE,
+    TOKENIZER_FOLDER,
+    Corpus,
+    CorpusWriter,
+    Repeated,
+    Source,
+    seal,
+    splits_of,
+)
+from palenka.data.hub import Located, locate_tokenizer
+from palenka.data.text.documents import Repeats, Sorting
 from palenka.data.text.encoder import LONGEST_CHARACTERS, DocumentEncoder
 from palenka.data.text.learn import SMALLEST_VOCABULARY, train_tokenizer
-from palenka.data.text.readers import Advance, Piece
-from palenka.data.text.sources import SourceFile, find_sources
+from palenka.data.text.readers import Advance, ReadingOptions
+from palenka.data.text.source import TextSource
+from palenka.data.text.sources import find_sources
 from palenka.data.text.tokenizer import (
     Boundaries,
     boundaries_of,
@@ -32,7 +45,7 @@ from palenka.data.text.tokenizer import (
     vocabulary_size_of,
 )
 from palenka.ground.errors import UserError, refuse_difference
-from palenka.ground.files import sha256_of_file, whole_directory
+from palenka.ground.files import whole_directory
 from palenka.ground.lock import sole_writer
 from palenka.ground.progress import info, progress_bar
 from palenka.ground.settings import Command, read_yaml
@@ -45,9 +58,10 @@ _OF_LEARNING = ("vocabulary_size", "min_frequency")
 class CorpusSettings(Command):
     """Prepare a corpus: clean raw text, learn a tokenizer on its train split, store every split's tokens."""
 
-    sources: Path
-    """Folder with the raw text: *.train, *.dev and *.test files at any depth, named by their source, or such as
-    *.train.EXT of any other format that has a reader."""
+    sources: tuple[Path, ...] = Field(min_length=1)
+    """The raw text: folders, files, patterns, and ids of datasets on the Hugging Face Hub (org/name, org/name@REVISION,
+    org/name:CONFIGURATION). Of folders the *.train, *.dev and *.test files at any depth, named by their source, or else
+    .txt, .jsonl (.gz, .zst) and .parquet, whose split is in their name or a folder's, or else train."""
 
     output: Path
     """Directory of the prepared corpus; it must not exist yet, or hold the same corpus."""
@@ -55,6 +69,16 @@ class CorpusSettings(Command):
     tokenizer: Path | None = None
     """A tokenizer that exists, in place of one that is learnt: a directory (a model's, too) or an id on the Hugging
     Face Hub. Its own conventions hold."""
+
+    text_field: str = "text"
+    """The field that holds the text of a record, in .jsonl, .parquet and datasets of the Hub."""
+
+    cleaner: Literal["babylm", "none"] | None = None
+    """How text is cleaned: babylm, as the name of its source asks for, or not at all. Unless given, *.train files are
+    cleaned where the tokenizer is learnt, and nothing else is."""
+
+    dev_fraction: float = Field(default=0, ge=0, lt=1)
+    """Where no source is a dev split: how much of the train split becomes one, by a hash of each document."""
 
     vocabulary_size: int | None = Field(default=16_000, ge=SMALLEST_VOCABULARY, le=LARGEST_VOCABULARY)
     """Tokens of a tokenizer that is learnt, at most: 3 special ones, 256 bytes and the learnt ones."""
@@ -69,6 +93,11 @@ class CorpusSettings(Command):
     document_end: bool | str | None = None
     """What ends each document: true for the tokenizer's eos, false for nothing, or a token. Unless given as the
     tokenizer does it, its eos if it puts nothing around a text, and nothing with one that is learnt."""
+
+    @field_validator("sources", mode="before")
+    @classmethod
+    def _one_or_several(cls, given: Any) -> Any:  # noqa: ANN401 - whatever was given
+        return (given,) if isinstance(given, str | Path) else given
 
     @model_validator(mode="before")
     @classmethod
@@ -85,6 +114,11 @@ class CorpusSettings(Command):
     def _words_for_truth(cls, given: Any) -> Any:  # noqa: ANN401 - whatever was given
         return {"true": True, "false": False}.get(given.lower(), given) if isinstance(given, str) else given
 
+    @property
+    def reading(self) -> ReadingOptions:
+        """What readers are told."""
+        return ReadingOptions(self.cleaner or ("none" if self.tokenizer else None), self.text_field)
+
 
 def prepare(settings: CorpusSettings) -> None:
     """Prepare a corpus, or say that it is there already.
@@ -95,8 +129,12 @@ def prepare(settings: CorpusSettings) -> None:
         UserError: if the sources are not usable, the output holds something else, or the disk does not take it.
     """
     try:
-        sources = find_sources(settings.sources)
-        hashes = {source.name: sha256_of_file(source.path) for source in sources}
+        sources = find_sources(settings.sources, settings.reading)
+        if settings.dev_fraction and (dev := [source.name for source in sources if source.split == "dev"]):
+            raise UserError(
+                f"dev_fraction is {settings.dev_fraction}, but {dev[0]} is a dev split; give one of the two"
+            )
+        hashes = {source.name: source.identity for source in sources}
         if settings.output.exists() and not _is_empty_folder(settings.output):
             _require_same(settings, hashes)
             info(f"corpus {settings.output} is prepared already: settings and sources are the same")
@@ -111,37 +149,48 @@ def prepare(settings: CorpusSettings) -> None:
         ) from error
 
 
-def _write_corpus(settings: CorpusSettings, sources: list[SourceFile], hashes: dict[str, str], directory: Path) -> None:
+def _write_corpus(settings: CorpusSettings, sources: list[TextSource], hashes: dict[str, str], directory: Path) -> None:
     for source in sources:
-        if remark := source.reader.remark(source.path):
+        if remark := source.remark():
             info(f"{source.name} {remark}")
-    boundaries = _write_tokenizer(settings, sources, directory / TOKENIZER_FOLDER)
+    located = locate_tokenizer(settings.tokenizer) if settings.tokenizer else None
+    boundaries = _write_tokenizer(settings, sources, located, directory / TOKENIZER_FOLDER)
     tokenizer = load_tokenizer(directory / TOKENIZER_FOLDER)
     encoder = DocumentEncoder(tokenizer.backend_tokenizer, tokenizer.split_special_tokens)
     identity, vocabulary_size = tokenizer_hash(tokenizer), vocabulary_size_of(tokenizer)
-    with progress_bar("encoding", _num_bytes(sources), "bytes") as advance:
-        for split in dict.fromkeys(source.split for source in sources):
-            with CorpusWriter(directory, split, identity, vocabulary_size) as writer:
-                records = tuple(
-                    _encode_source(source, hashes[source.name], encoder, writer, boundaries, advance)
-                    for source in sources
-                    if source.split == split
-                )
-                writer.finish(records)
+    repeats, records = Repeats(), defaultdict[str, list[Source]](list)
+    with ExitStack() as stack, progress_bar("encoding", _num_bytes(sources), "bytes") as advance:
+        splits = dict.fromkeys([*(source.split for source in sources), *(["dev"] if settings.dev_fraction else [])])
+        writers = {
+            split: stack.enter_context(CorpusWriter(directory, split, identity, vocabulary_size)) for split in splits
+        }
+        for source in sources:
+            sorting = Sorting(source.split, settings.dev_fraction, repeats)
+            _encode_source(source, sorting, encoder, writers, boundaries, advance)
+            for split, counts in sorting.counts().items():
+                about = Source(path=source.name, sha256=hashes[source.name], cleaner=source.cleaner, counts=counts)
+                records[split].append(about)
+        for split, writer in writers.items():
+            in_train = repeats.also_in(split, "train") if split != "train" else 0
+            writer.finish(tuple(records[split]), Repeated(within=repeats.duplicates(split), in_train=in_train))
     if encoder.torn:
         info(f"{encoder.torn:,} runs of {LONGEST_CHARACTERS:,} characters without a place to cut them were torn")
+    if located and located.source:
+        settings = settings.model_copy(update={"tokenizer": Path(located.source)})
     settings.write_yaml(directory / CONFIG_FILE)
     seal(directory)
 
 
-def _write_tokenizer(settings: CorpusSettings, sources: list[SourceFile], directory: Path) -> Boundaries:
+def _write_tokenizer(
+    settings: CorpusSettings, sources: list[TextSource], located: Located | None, directory: Path
+) -> Boundaries:
     """Write the corpus's tokenizer, learnt or given; returns what it puts around a document."""
-    if settings.tokenizer is None:
+    if located is None:
         learnt = _learn_tokenizer(settings, [source for source in sources if source.split == "train"])
         save_learnt(learnt, directory)
         start = True if settings.document_start is None else settings.document_start
         return boundaries_of(load_tokenizer(directory), start, settings.document_end or False)
-    tokenizer = load_tokenizer(locate_tokenizer(settings.tokenizer).directory)
+    tokenizer = load_tokenizer(located.directory)
     save_tokenizer(tokenizer, directory)
     boundaries = boundaries_of(tokenizer, settings.document_start, settings.document_end)
     before, after = (" ".join(tokenizer.convert_ids_to_tokens(ids)) or "nothing" for ids in boundaries)
@@ -149,11 +198,15 @@ def _write_tokenizer(settings: CorpusSettings, sources: list[SourceFile], direct
     return boundaries
 
 
-def _learn_tokenizer(settings: CorpusSettings, sources: list[SourceFile]) -> Tokenizer:
+def _learn_tokenizer(settings: CorpusSettings, sources: list[TextSource]) -> Tokenizer:
     assert settings.vocabulary_size is not None
     assert settings.min_frequency is not None
     with progress_bar("learning the tokenizer", _num_bytes(sources), "bytes") as advance:
-        pieces = (piece for source in sources for piece in source.reader.documents(source.path, advance))
+        pieces = (
+            piece
+            for source in sources
+            for piece in Sorting(source.split, settings.dev_fraction).only("train", source.documents(advance))
+        )
         tokenizer = train_tokenizer(pieces, settings.vocabulary_size, settings.min_frequency)
     if (found := tokenizer.get_vocab_size()) < settings.vocabulary_size:
         info(f"the train split gives {found:,} tokens, not {settings.vocabulary_size:,}: it is too small for more")
@@ -161,54 +214,34 @@ def _learn_tokenizer(settings: CorpusSettings, sources: list[SourceFile]) -> Tok
 
 
 def _encode_source(
-    source: SourceFile,
-    sha256: str,
+    source: TextSource,
+    sorting: Sorting,
     encoder: DocumentEncoder,
-    writer: CorpusWriter,
+    writers: Mapping[str, CorpusWriter],
     boundaries: Boundaries,
     advance: Advance,
-) -> Source:
-    """Append a file's documents to the split's tokens."""
-    first, inside = writer.num_tokens, False
+) -> None:
+    """Append a source's documents to the tokens of the splits that they are of."""
     before, after = (np.array(ids, dtype=np.uint32) for ids in boundaries)
-    counter = _Counter()
-    pieces = counter.watch(source.reader.documents(source.path, advance))
-    for tokens, opens_document in encoder.encode(pieces):
+    split = None
+    for tokens, opens_document in encoder.encode(sorting.pass_on(source.documents(advance))):
         if opens_document:
-            if inside:
-                writer.append(after)
-            writer.start_document()
-            writer.append(before)
-            inside = True
-        writer.append(tokens)
-    if inside:
-        writer.append(after)
-    counts = Counts(
-        tokens=writer.num_tokens - first, documents=counter.documents, words=counter.words, bytes=counter.num_bytes
-    )
-    return Source(path=source.name, sha256=sha256, cleaner=source.reader.cleaner(source.path), counts=counts)
+            if split:
+                writers[split].append(after)
+            split = sorting.splits.popleft()
+            sorting.tallies[split].tokens += len(before) + len(after)
+            writers[split].start_document()
+            writers[split].append(before)
+        assert split is not None
+        sorting.tallies[split].tokens += len(tokens)
+        writers[split].append(tokens)
+    if split:
+        writers[split].append(after)
 
 
-class _Counter:
-    """Counts documents, words and bytes of the pieces that pass."""
-
-    def __init__(self) -> None:
-        self.documents = self.words = self.num_bytes = 0
-
-    def watch(self, pieces: Iterator[Piece]) -> Iterator[Piece]:
-        """The same pieces, counted; a word torn between two pieces counts once."""
-        inside_word = False
-        for piece in pieces:
-            text = piece.text
-            self.documents += piece.opens_document
-            self.num_bytes += len(text.encode())
-            self.words += len(text.split()) - (inside_word and not piece.opens_document and not text[:1].isspace())
-            inside_word = not text[-1:].isspace()
-            yield piece
-
-
-def _num_bytes(sources: list[SourceFile]) -> int:
-    return sum(source.path.stat().st_size for source in sources)
+def _num_bytes(sources: list[TextSource]) -> int | None:
+    sizes = [source.num_bytes for source in sources]
+    return None if None in sizes else sum(filter(None, sizes))
 
 
 def _is_empty_folder(path: Path) -> bool:

@@ -5,8 +5,9 @@ A format is one file with a class that registers itself in `READERS`; whoever pr
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 from palenka.ground.registry import Registry
 
@@ -15,14 +16,31 @@ Advance = Callable[[int], object]
 
 
 class Piece(NamedTuple):
-    """Some text of a document, never empty."""
+    """Some text of a document; a document without any is one empty piece."""
 
     text: str
     opens_document: bool
 
 
+@dataclass(frozen=True)
+class ReadingOptions:
+    """What a user may say of how text is read.
+
+    Attributes:
+        cleaner: ``"babylm"``, the cleaner of the source that a file's name says, or ``"none"``; None for what the
+            format is used to.
+        text_field: the field of a record that is its text.
+    """
+
+    cleaner: Literal["babylm", "none"] | None = None
+    text_field: str = "text"
+
+
 class Reader(ABC):
     """Reads the files of one format.
+
+    Args:
+        options: of the user's.
 
     Attributes:
         suffixes: how the names of its files end, such as ``".jsonl"`` or ``".jsonl.gz"``. The longest that fits decides
@@ -30,6 +48,9 @@ class Reader(ABC):
     """
 
     suffixes: ClassVar[tuple[str, ...]]
+
+    def __init__(self, options: ReadingOptions | None = None) -> None:
+        self.options = options or ReadingOptions()
 
     @abstractmethod
     def documents(self, path: Path, advance: Advance) -> Iterator[Piece]:

@@ -1,61 +1,192 @@
-"""The files of raw text in a folder: which split each belongs to, and who reads it."""
+"""Where raw text comes from: files in folders, files by name or pattern, and datasets on the Hugging Face Hub.
 
-from collections.abc import Mapping
+Each source says which split it belongs to, what tells it from another, and its documents.
+"""
+
+import glob
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
-import palenka.data.text.babylm  # noqa: F401 - registers its reader
-from palenka.data.corpus import SPLITS
-from palenka.data.text.readers import READERS, Reader
+import palenka.data.text.plain_text
+import palenka.data.text.records  # noqa: F401 - they register their readers
+from palenka.data.text.babylm import BabyLMText
+from palenka.data.text.hub_text import find_dataset, is_dataset
+from palenka.data.text.readers import READERS, Advance, Piece, Reader, ReadingOptions
+from palenka.data.text.source import TextSource
 from palenka.ground.errors import UserError
+from palenka.ground.files import sha256_of_file
+from palenka.ground.progress import info
+
+_SPLIT_NAMES = {
+    "train": "train",
+    "training": "train",
+    "dev": "dev",
+    "valid": "dev",
+    "validation": "dev",
+    "val": "dev",
+    "test": "test",
+}
 
 
 @dataclass(frozen=True)
-class SourceFile:
+class SourceFile(TextSource):
     """One file of raw text.
 
     Attributes:
         path: where it is.
-        name: its path relative to the folder of the sources, with forward slashes.
-        split: ``"train"``, ``"dev"`` or ``"test"``.
         reader: of its format.
     """
 
     path: Path
-    name: str
-    split: str
     reader: Reader
 
+    @cached_property
+    def identity(self) -> str:
+        """The SHA-256 of the file."""
+        return sha256_of_file(self.path)
 
-def find_sources(folder: Path) -> list[SourceFile]:
-    """The files at any depth that a reader knows by their suffix, sorted by their relative path.
+    @property
+    def num_bytes(self) -> int:
+        """The file's size."""
+        return self.path.stat().st_size
+
+    @property
+    def cleaner(self) -> str:
+        """What is done to its text."""
+        return self.reader.cleaner(self.path)
+
+    def documents(self, advance: Advance) -> Iterator[Piece]:
+        """As the file's reader gives them."""
+        return self.reader.documents(self.path, advance)
+
+    def remark(self) -> str | None:
+        """What the reader says of the file."""
+        return self.reader.remark(self.path)
+
+
+def find_sources(given: Sequence[Path], options: ReadingOptions | None = None) -> list[TextSource]:
+    """The sources that a user names, sorted by their names.
+
+    Args:
+        given: folders (of which every file that a reader knows by its suffix is taken, at any depth), files, patterns,
+            and ids of datasets on the Hub.
+        options: for their readers.
 
     Raises:
-        UserError: if the folder is missing or a file, holds no such files or none for training, or one is of no split.
+        UserError: if one is missing or of no known format, a link leads nowhere, or none is for training.
     """
-    if not folder.is_dir():
-        problem = "is a file, not a folder" if folder.exists() else "does not exist"
-        raise UserError(f"sources {folder} {problem}; give the folder that holds the *.train and *.dev files")
-    readers = {suffix: reader() for reader in READERS.values() for suffix in reader.suffixes}
-    files = [
-        SourceFile(path, path.relative_to(folder).as_posix(), _split_of(path), reader)
-        for path in folder.rglob("*")
-        if (reader := _reader_of(path, readers)) and path.is_file()
-    ]
-    if not any(file.split == "train" for file in files):
-        other = f"only {', '.join(sorted(file.name for file in files))}" if files else "no *.train files"
-        raise UserError(f"sources {folder} holds {other}; name the training text SOURCE.train, such as childes.train")
-    return sorted(files, key=lambda file: file.name)
+    options = options or ReadingOptions()
+    readers = {suffix: reader(options) for reader in READERS.values() for suffix in reader.suffixes}
+    files: list[TextSource] = []
+    roots = [_root_of(path) for path in given if not is_dataset(path)]
+    root = Path(os.path.commonpath([path.absolute() for path in roots])) if roots else Path()
+    for path in given:
+        if is_dataset(path):
+            files += find_dataset(path, options)
+        elif path.is_dir():
+            files += _in_folder(path, root, readers)
+        else:
+            files += [_file(found, path.parent, root, readers) for found in _named(path)]
+    unique = {file.name: file for file in files}
+    found = sorted(unique.values(), key=lambda file: file.name)
+    if not any(file.split == "train" for file in found):
+        names = ", ".join(map(str, given))
+        other = f"only {', '.join(f'{file.name} ({file.split})' for file in found)}" if found else "no text"
+        raise UserError(
+            f"sources {names} holds {other}; name the training text SOURCE.train, such as childes.train, or give files "
+            f"that end in one of {', '.join(suffix for suffix in readers if suffix not in BabyLMText.suffixes)}"
+        )
+    return found
+
+
+def _in_folder(folder: Path, root: Path, readers: Mapping[str, Reader]) -> list[SourceFile]:
+    """The files in a folder that readers know; where some name their split by their ending, all must."""
+    paths = [path for path in _walk(folder) if _reader_of(path, readers)]
+    if not any(isinstance(_reader_of(path, readers), BabyLMText) for path in paths):
+        return [_file(path, folder, root, readers) for path in paths]
+    files = []
+    for path in paths:
+        if split := _split_in([path.name]):
+            files.append(_file(path, folder, root, readers, split))
+        elif path.suffix == ".txt":
+            info(f"{path} is not read: it names no split, as the text beside it does")
+        else:
+            raise UserError(f"{path} is of no split; name it {path.stem}.train{path.suffix}, or .dev or .test instead")
+    return files
+
+
+def _file(path: Path, folder: Path, root: Path, readers: Mapping[str, Reader], split: str | None = None) -> SourceFile:
+    """A file of a source; what its name and the folders inside the source do not say of its split, is train."""
+    reader = _reader_of(path, readers)
+    if reader is None:
+        raise UserError(f"no reader knows the format of {path}; its name should end in one of {', '.join(readers)}")
+    inside = path.relative_to(folder).parts
+    name = os.path.relpath(path.absolute(), root)
+    return SourceFile(name=Path(name).as_posix(), split=split or _split_in(inside) or "train", path=path, reader=reader)
+
+
+def _split_in(parts: Sequence[str]) -> str | None:
+    """The split that a name says, the file's own before those of folders, their ends before their beginnings."""
+    for part in reversed(parts):
+        for word in reversed(re.split(r"[._-]", part.lower())):
+            if word in _SPLIT_NAMES:
+                return _SPLIT_NAMES[word]
+    return None
+
+
+def _root_of(path: Path) -> Path:
+    """The folder that names are relative to."""
+    if path.is_dir():
+        return path
+    fixed = path.parent
+    while glob.has_magic(str(fixed)):
+        fixed = fixed.parent
+    return fixed
+
+
+def _named(path: Path) -> list[Path]:
+    """The files that a name or a pattern stands for.
+
+    Raises:
+        UserError: if there are none.
+    """
+    if path.is_file():
+        return [path]
+    found = [Path(name) for name in sorted(glob.glob(str(path), recursive=True)) if Path(name).is_file()]  # noqa: PTH207
+    if not found:
+        problem = "leads nowhere" if path.is_symlink() else "does not exist"
+        raise UserError(
+            f"sources {path} {problem}; give the folder that holds the text, files, a pattern such as text/*.jsonl, or "
+            "the id of a dataset on the Hugging Face Hub"
+        )
+    return found
+
+
+def _walk(folder: Path, within: tuple[Path, ...] = ()) -> Iterable[Path]:
+    """The files in a folder at any depth, links followed, nothing hidden.
+
+    Raises:
+        UserError: if a link leads nowhere, or to a folder that it is in.
+    """
+    here = folder.resolve()
+    if here in within:
+        raise UserError(f"{folder} is a link to a folder that it is in; remove the link")
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith("."):
+            continue
+        if path.is_dir():
+            yield from _walk(path, (*within, here))
+        elif path.is_file():
+            yield path
+        elif path.is_symlink():
+            raise UserError(f"{path} is a link to {path.readlink()}, which is not there; mend or remove the link")
 
 
 def _reader_of(path: Path, readers: Mapping[str, Reader]) -> Reader | None:
     """The reader of the longest suffix that a name ends with."""
     ends = ("".join(path.suffixes[start:]) for start in range(len(path.suffixes)))
     return next((readers[end] for end in ends if end in readers), None)
-
-
-def _split_of(path: Path) -> str:
-    for suffix in reversed(path.suffixes):
-        if suffix[1:] in SPLITS:
-            return suffix[1:]
-    raise UserError(f"{path} is of no split; name it {path.stem}.train{path.suffix}, or .dev or .test instead")

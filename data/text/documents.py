@@ -1,0 +1,146 @@
+"""What passes on its way from readers to the encoder: which split a document is of, and counts of what there is.
+
+A document's split must be known before its first token is written, so it follows from the document's head, its first
+65,536 characters: the same document is of the same split wherever and however often it stands.
+"""
+
+import hashlib
+from array import array
+from collections import defaultdict, deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from palenka.data.corpus import Counts
+from palenka.data.text.readers import Piece
+
+HEAD_CHARACTERS = 65_536
+
+
+@dataclass
+class Tally:
+    """How much text of a source went into a split."""
+
+    documents: int = 0
+    words: int = 0
+    bytes: int = 0
+    tokens: int = 0
+
+
+class Repeats:
+    """Hashes of documents by split, 8 bytes each, to count those that are there more than once."""
+
+    def __init__(self) -> None:
+        self._hashes: dict[str, array[int]] = defaultdict(lambda: array("Q"))
+
+    def add(self, split: str, number: int) -> None:
+        """Remember a document by a number that is the same for the same text."""
+        self._hashes[split].append(number)
+
+    def duplicates(self, split: str) -> int:
+        """Documents of a split that were in it before."""
+        found = self._of(split)
+        return len(found) - len(np.unique(found))
+
+    def also_in(self, split: str, other: str) -> int:
+        """Documents of a split that are in another one too."""
+        return int(np.isin(self._of(split), self._of(other)).sum())
+
+    def _of(self, split: str) -> NDArray[np.uint64]:
+        return np.frombuffer(self._hashes[split], dtype=np.uint64) if self._hashes[split] else np.empty(0, np.uint64)
+
+
+@dataclass
+class Sorting:
+    """Sorts the documents of one source into splits, and counts them.
+
+    Attributes:
+        split: of the source.
+        dev_fraction: how much of it goes to the dev split.
+        repeats: where the documents' hashes go.
+        tallies: what there was, by split.
+        empty: documents without any text, which are dropped.
+        splits: those of the documents that were passed on and not taken from here yet, in order.
+    """
+
+    split: str
+    dev_fraction: float
+    repeats: Repeats | None = None
+    tallies: dict[str, Tally] = field(default_factory=lambda: defaultdict(Tally))
+    empty: int = 0
+    splits: deque[str] = field(default_factory=deque)
+
+    def pass_on(self, pieces: Iterable[Piece]) -> Iterator[Piece]:
+        """The same documents, those without text left out; a word torn between two pieces counts once."""
+        digest, tally, inside_word = hashlib.blake2b(), Tally(), False
+        split = ""
+        for piece in _with_heads(pieces):
+            text = piece.text
+            if piece.opens_document:
+                self._remember(split, digest)
+                split = ""
+                if len(text) < HEAD_CHARACTERS and not text.strip():
+                    self.empty += 1
+                    continue
+                split = self._split_of(text)
+                self.splits.append(split)
+                digest, tally, inside_word = hashlib.blake2b(digest_size=8), self.tallies[split], False
+                tally.documents += 1
+            encoded = text.encode()
+            digest.update(encoded)
+            tally.bytes += len(encoded)
+            tally.words += len(text.split()) - (inside_word and not text[:1].isspace())
+            inside_word = not text[-1:].isspace()
+            yield piece
+        self._remember(split, digest)
+
+    def counts(self) -> dict[str, Counts]:
+        """What there was, by split; documents without text count for the source's own."""
+        found = {split: Counts(**vars(tally)) for split, tally in self.tallies.items()}
+        own = found.get(self.split, Counts())
+        return {**found, self.split: own.model_copy(update={"empty": self.empty})}
+
+    def only(self, split: str, pieces: Iterable[Piece]) -> Iterator[Piece]:
+        """The documents of one split alone."""
+        wanted = False
+        for piece in self.pass_on(pieces):
+            if piece.opens_document:
+                wanted = self.splits.popleft() == split
+            if wanted:
+                yield piece
+
+    def _split_of(self, head: str) -> str:
+        if not self.dev_fraction or self.split != "train":
+            return self.split
+        number = int.from_bytes(hashlib.blake2b(head.encode(), digest_size=8, person=b"dev split").digest(), "big")
+        return "dev" if number < self.dev_fraction * 2**64 else self.split
+
+    def _remember(self, split: str, digest: "hashlib.blake2b") -> None:
+        if split and self.repeats:
+            self.repeats.add(split, int.from_bytes(digest.digest(), "big"))
+
+
+def _with_heads(pieces: Iterable[Piece]) -> Iterator[Piece]:
+    """The same documents, each beginning with a piece of its first `HEAD_CHARACTERS`, or all of it."""
+    head: list[str] = []
+    num_waiting, gathering = 0, False
+    for text, opens_document in pieces:
+        if opens_document:
+            if gathering:
+                yield Piece("".join(head), True)
+            head, num_waiting, gathering = [], 0, True
+        if not gathering:
+            yield Piece(text, False)
+            continue
+        head.append(text)
+        num_waiting += len(text)
+        if num_waiting >= HEAD_CHARACTERS:
+            whole = "".join(head)
+            yield Piece(whole[:HEAD_CHARACTERS], True)
+            if rest := whole[HEAD_CHARACTERS:]:
+                yield Piece(rest, False)
+            gathering = False
+    if gathering:
+        yield Piece("".join(head), True)

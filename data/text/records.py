@@ -1,0 +1,146 @@
+"""Records: JSON lines and Parquet, local or on the Hugging Face Hub, read by the `datasets` library as a stream.
+
+The library is an extra, `palenka[datasets]`, imported where the first record is read. It runs no code of others.
+"""
+
+import gzip
+import itertools
+import json
+from collections.abc import Iterable, Iterator
+from glob import escape
+from pathlib import Path
+from typing import Any
+
+from palenka.data.text.babylm import cleaned_document
+from palenka.data.text.cleaners import GENERAL
+from palenka.data.text.lines import parts_of
+from palenka.data.text.readers import READERS, Advance, Piece, Reader, ReadingOptions
+from palenka.ground.errors import UserError
+
+_BATCH_RECORDS = 256
+_FORMATS = {"parquet": "parquet", "jsonl": "json", "ndjson": "json"}
+
+
+@READERS.register("records")
+class Records(Reader):
+    """Each record is a document, the text of one of its fields."""
+
+    suffixes = (
+        *(f".{name}{packed}" for name in ("jsonl", "ndjson") for packed in ("", ".gz", ".zst")),
+        ".parquet",
+    )
+
+    def documents(self, path: Path, advance: Advance) -> Iterator[Piece]:
+        """The documents, a record at a time."""
+        require_datasets(str(path))
+        _, *ends = path.name.split(".")
+        kind = next(_FORMATS[end] for end in reversed(ends) if end in _FORMATS)
+        yield from _documents(_checked(path, kind, self.options.text_field), self.options, path.stat().st_size, advance)
+
+
+def require_datasets(what: str) -> Any:  # noqa: ANN401 - a module of an extra
+    """The library that reads records.
+
+    Raises:
+        UserError: if it is not installed.
+    """
+    try:
+        import datasets
+    except ImportError:
+        raise UserError(
+            f"{what} is read by the library datasets, which is not installed here; pip install 'palenka[datasets]'"
+        ) from None
+    datasets.utils.logging.set_verbosity(datasets.utils.logging.CRITICAL)
+    return datasets
+
+
+def texts_of(name: str, stream: Any, text_field: str) -> Iterator[str]:  # noqa: ANN401 - a stream of `datasets`
+    """The text of each record of a stream; nothing for one without.
+
+    Raises:
+        UserError: if the first record has no such field, or a field is no text.
+    """
+    number = 0
+    for batch in stream.iter(batch_size=_BATCH_RECORDS):
+        if text_field not in batch:
+            raise UserError(
+                f"{name} has no field {text_field!r}; name one that it has with text_field: {', '.join(batch)}"
+            )
+        for text in batch[text_field]:
+            number += 1
+            if not isinstance(text, str | None):
+                said = json.dumps(text, default=str)[:60]
+                raise UserError(
+                    f"{name}, record {number}: the field {text_field!r} is {said}, no text; name a field of text with "
+                    "text_field"
+                )
+            yield text or ""
+
+
+def documents_of(texts: Iterable[str], options: ReadingOptions) -> Iterator[Piece]:
+    """Each text as a document, cleaned if that is asked for."""
+    for text in texts:
+        if options.cleaner == "babylm":
+            pieces = cleaned_document(parts_of([text]), GENERAL)
+            yield next(pieces, Piece("", True))
+            yield from pieces
+        else:
+            yield Piece(text, True)
+
+
+def _documents(texts: Iterable[str], options: ReadingOptions, size: int, advance: Advance) -> Iterator[Piece]:
+    """The documents of a file, whose bytes count as read as far as text came from it."""
+    left = size
+
+    def counted() -> Iterator[str]:
+        nonlocal left
+        for text in texts:
+            read = min(left, len(text))
+            left -= read
+            advance(read)
+            yield text
+
+    yield from documents_of(counted(), options)
+    advance(left)
+
+
+def _checked(path: Path, kind: str, text_field: str) -> Iterator[str]:
+    """The texts of a file, whose faults are said with the line that they are in."""
+    import pyarrow as pa
+
+    datasets = require_datasets(str(path))
+    try:
+        stream = datasets.load_dataset(kind, data_files=escape(str(path.absolute())), split="train", streaming=True)
+        yield from texts_of(str(path), stream, text_field)
+    except UserError:
+        raise
+    except (datasets.exceptions.DatasetsError, pa.ArrowException, ValueError, OSError, EOFError, RuntimeError) as error:
+        fault = _first_fault(path) if kind == "json" else None
+        reason = fault or f"it cannot be read ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+        raise UserError(f"{path}{reason if fault else ': ' + reason}; fix it there, or leave the file out") from error
+
+
+def _first_fault(path: Path) -> str | None:
+    """The first line that is no JSON object, as the end of a sentence that begins with the file's name."""
+    number = 0
+    try:
+        with _opened(path) as file:
+            for number in itertools.count(1):
+                line = file.readline()
+                if not line:
+                    return None
+                if line.strip() and not isinstance(json.loads(line), dict):
+                    return f", line {number}: it is no JSON object"
+    except (OSError, EOFError, ValueError, RuntimeError, RecursionError) as error:
+        return f", line {number}: it is no JSON object ({' '.join(str(error).split())[:100]})"
+    return None
+
+
+def _opened(path: Path) -> Any:  # noqa: ANN401 - files of three libraries, opened for bytes
+    if path.suffix == ".gz":
+        return gzip.open(path)
+    if path.suffix == ".zst":
+        import zstandard
+
+        return zstandard.open(path)
+    return path.open("rb")
