@@ -53,16 +53,15 @@ def _report(directory: Path) -> None:
     from palenka.data.corpus import Corpus, splits_of
 
     corpora = [Corpus.open(directory, split) for split in splits_of(directory)]
-    table = Table("split", title=f"{directory}: {corpora[0].vocabulary_size:,} tokens in the vocabulary")
-    rows = {
-        corpus.split: corpus.counts.as_plain()
-        | {"repeated": corpus.repeated.within, "in train too": corpus.repeated.in_train}
-        for corpus in corpora
-    }
-    for heading in ("documents", "tokens", "words", "bytes", "empty", "repeated", "in train too"):
-        table.add_column(heading, justify="right")
-    for split, numbers in rows.items():
-        table.add_row(split, *(f"{numbers[str(column.header)]:,}" for column in table.columns[1:]))
+    table = Table("", title=f"{directory}: {corpora[0].vocabulary_size:,} tokens in the vocabulary")
+    for corpus in corpora:
+        table.add_column(corpus.split, justify="right")
+    for name in ("documents", "tokens", "words", "bytes", "empty"):
+        table.add_row(name, *(f"{getattr(corpus.counts, name):,}" for corpus in corpora))
+    table.add_row("repeated", *(f"{corpus.repeated.within:,}" for corpus in corpora))
+    table.add_row(
+        "also in train", *("" if corpus.split == "train" else f"{corpus.repeated.in_train:,}" for corpus in corpora)
+    )
     Console().print(table)
 
 

@@ -90,7 +90,7 @@ def find_sources(given: Sequence[Path], options: ReadingOptions | None = None) -
         elif path.is_dir():
             files += _in_folder(path, root, readers)
         else:
-            files += [_file(found, path.parent, root, readers) for found in _named(path)]
+            files += [_file(found, _root_of(path), root, readers) for found in _named(path)]
     unique = {file.name: file for file in files}
     found = sorted(unique.values(), key=lambda file: file.name)
     if not any(file.split == "train" for file in found):
