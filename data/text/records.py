@@ -4,6 +4,7 @@ The library is an extra, `palenka[datasets]`, imported where the first record is
 """
 
 import gzip
+import io
 import itertools
 import json
 from collections.abc import Iterable, Iterator
@@ -18,6 +19,7 @@ from palenka.data.text.readers import READERS, Advance, Piece, Reader, ReadingOp
 from palenka.ground.errors import UserError
 
 _BATCH_RECORDS = 256
+_BLOCK_BYTES = 1 << 20
 _FORMATS = {"parquet": "parquet", "jsonl": "json", "ndjson": "json"}
 
 
@@ -106,18 +108,35 @@ def _documents(texts: Iterable[str], options: ReadingOptions, size: int, advance
 
 def _checked(path: Path, kind: str, text_field: str) -> Iterator[str]:
     """The texts of a file, whose faults are said with the line that they are in."""
-    import pyarrow as pa
-
     datasets = require_datasets(str(path))
     try:
+        if path.suffix == ".zst":
+            _require_whole_frames(path)
         stream = datasets.load_dataset(kind, data_files=escape(str(path.absolute())), split="train", streaming=True)
         yield from texts_of(str(path), stream, text_field)
     except UserError:
         raise
-    except (datasets.exceptions.DatasetsError, pa.ArrowException, ValueError, OSError, EOFError, RuntimeError) as error:
+    except StopIteration:  # the library's, of a file without a record
+        return
+    except Exception as error:  # whatever the libraries of the formats raise
         fault = _first_fault(path) if kind == "json" else None
         reason = fault or f"it cannot be read ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
         raise UserError(f"{path}{reason if fault else ': ' + reason}; fix it there, or leave the file out") from error
+
+
+def _require_whole_frames(path: Path) -> None:
+    """Refuse a zstd file that ends early: it would be read as if it ended there."""
+    import zstandard
+
+    frame = None
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK_BYTES):
+            while block:
+                frame = frame or zstandard.ZstdDecompressor().decompressobj()
+                frame.decompress(block)
+                block, frame = (frame.unused_data, None) if frame.eof else (b"", frame)
+    if frame:
+        raise EOFError("the compressed text ends early")
 
 
 def _first_fault(path: Path) -> str | None:
@@ -131,7 +150,7 @@ def _first_fault(path: Path) -> str | None:
                     return None
                 if line.strip() and not isinstance(json.loads(line), dict):
                     return f", line {number}: it is no JSON object"
-    except (OSError, EOFError, ValueError, RuntimeError, RecursionError) as error:
+    except Exception as error:  # as above
         return f", line {number}: it is no JSON object ({' '.join(str(error).split())[:100]})"
     return None
 
@@ -142,5 +161,5 @@ def _opened(path: Path) -> Any:  # noqa: ANN401 - files of three libraries, open
     if path.suffix == ".zst":
         import zstandard
 
-        return zstandard.open(path)
+        return io.BufferedReader(zstandard.open(path))
     return path.open("rb")

@@ -90,7 +90,7 @@ def test_a_download_that_fails_says_what_to_do(
 
 def test_a_repository_without_text_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(palenka.data.text.fetch, "snapshot_download", hub(["README.md"]))
-    with pytest.raises(UserError, match=r"holds no \*\.train files"):
+    with pytest.raises(UserError, match="holds no text; name the training text"):
         fetch("babylm-10m")
     assert not Path("runs/text/babylm-10m").exists()
 

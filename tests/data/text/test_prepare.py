@@ -320,3 +320,39 @@ def test_a_token_type_wide_enough_for_the_vocabulary(
     assert corpus.tokens.dtype == np.dtype("<u4")
     assert corpus.vocabulary_size == 70_000
     assert 69_999 in corpus.tokens
+
+
+def test_a_dev_split_of_a_fraction(settings: CorpusSettings, tmp_path: Path) -> None:
+    text = "\n\n".join(f"Sentence number {number} is here." for number in range(300))
+    (settings.sources[0] / "deep" / "childes.train").write_text(text)
+    fields = settings.as_plain() | {"dev_fraction": 0.2}
+    with pytest.raises(UserError, match=r"dev_fraction is 0\.2, but childes\.dev is a dev split; give one of the two"):
+        prepare(CorpusSettings.model_validate(fields))
+    (settings.sources[0] / "childes.dev").unlink()
+    prepare(CorpusSettings.model_validate(fields))
+    train, dev = (Corpus.open(settings.output, split) for split in ("train", "dev"))
+    assert train.counts.documents + dev.counts.documents == 300
+    assert 30 < dev.counts.documents < 90
+    assert dev.counts.tokens == len(dev.tokens)
+    decoded = [
+        set(corpus.tokenizer().decode(corpus.tokens, skip_special_tokens=True).strip(" ").split(". "))
+        for corpus in (train, dev)
+    ]
+    assert decoded[0].isdisjoint(decoded[1])
+    assert dev.repeated.in_train == 0
+
+
+def test_what_is_empty_or_there_twice_is_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    texts = {"train": ["a cat", "", " ", "a dog", "a cat"], "dev": ["a dog", "a bird"]}
+    for split, lines in texts.items():
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in lines))
+    words = ["prepare", "--sources", *(str(tmp_path / f"{split}.jsonl") for split in texts)]
+    assert main([*words, "--output", str(tmp_path / "out"), "--vocabulary_size", "270"]) == 0
+    table = capsys.readouterr().out
+    for row in (r"documents .* 3 .* 2 ", r"empty .* 2 .* 0 ", r"repeated .* 1 .* 0 ", r"also in train .* 1 "):
+        assert re.search(row, table)
+    assert max(map(len, table.splitlines())) <= 80
+    (tmp_path / "train.jsonl").write_text('{"text": "a"}\n{"text": "b"\n')
+    assert main([*words, "--output", str(tmp_path / "other")]) == 2
+    assert "train.jsonl, line 2: it is no JSON object" in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "other").exists()
