@@ -3,6 +3,7 @@
 import gzip
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
@@ -69,9 +70,9 @@ def test_records_that_differ_in_other_fields_are_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize("line", ['{"text": "cut', '["a"]', '{"text": "\\ud800"', "plain"])
 def test_a_line_that_cannot_be_read_is_named(line: str, packed: str, tmp_path: Path) -> None:
     content = '{"text": "a"}\n' * 700 + line + "\n" + '{"text": "b"}\n'
-    packers = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.compress}
+    packers: dict[str, Callable[[bytes], bytes]] = {".gz": gzip.compress, ".zst": zstandard.compress}
     path = tmp_path / f"a.jsonl{packed}"
-    path.write_bytes(packers[packed](content.encode()))
+    path.write_bytes(packers.get(packed, bytes)(content.encode()))
     with pytest.raises(UserError, match=rf"a\.jsonl{packed}, line 701: it is no JSON object"):
         documents_of(path)
 
