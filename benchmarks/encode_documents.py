@@ -2,8 +2,8 @@
 
 python benchmarks/encode_documents.py TOKENIZER_DIRECTORY --tokens 10000000
 
-Both read the same documents (the BabyLM train text, its blocks between blank lines, over and over). The library is given 1,000 documents
-at once and its ids are turned into arrays; ours goes on to write them as a corpus store does.
+Both read the same documents (the BabyLM train text, its blocks between blank lines, over and over). The library is
+given 1,000 documents at once and its ids are turned into arrays; ours goes on to write them as a corpus store does.
 """
 
 import argparse
