@@ -153,8 +153,8 @@ class Suite(ABC, Generic[Data]):
             raise UserError(f"{folder} is not a folder; give the one that holds the suite's {kinds} files")
         if not (files := self.found_in(folder)):
             raise UserError(
-                f"{folder} holds no {kinds} files, nor a folder {' or '.join(self.folders)}; give the folder that holds "
-                "those of the suite"
+                f"{folder} holds no {kinds} files, nor a folder {' or '.join(self.folders)}; give the folder that "
+                "holds those of the suite"
             )
         return files
 

@@ -133,8 +133,10 @@ def test_a_wrong_line_is_named(line: bytes, told: str, tmp_path: Path) -> None:
 def test_what_is_no_suite_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nowhere is not a folder"):
         read_pairs(tmp_path / "nowhere", "blimp")
-    with pytest.raises(UserError, match=r"holds no \*\.jsonl files"):
-        read_pairs(tmp_path, "blimp")
+    with pytest.raises(
+        UserError, match=r"holds no \*\.jsonl files, nor a folder blimp_supplement or supplement_filtered"
+    ):
+        read_pairs(tmp_path, "blimp_supplement")
     write(tmp_path / "a.jsonl", PAIR)
     write(tmp_path / "b.jsonl")
     with pytest.raises(UserError, match=r"b\.jsonl is empty, but every file should hold at least one line"):
