@@ -24,19 +24,18 @@ def main() -> None:
     """Measure and print."""
     os.environ.update(TOKENIZERS_PARALLELISM="false", RAYON_NUM_THREADS="1")
     import numpy as np
+    from tokenizers import Tokenizer
 
     from palenka.data.corpus import CorpusWriter
     from palenka.data.text.encoder import DocumentEncoder
     from palenka.data.text.readers import Piece
-    from palenka.data.text.tokenizer import load_tokenizer, vocabulary_size_of
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("tokenizer", type=Path)
     parser.add_argument("--tokens", type=int, default=10_000_000)
     parser.add_argument("--runs", type=int, default=3)
     arguments = parser.parse_args()
-    tokenizer = load_tokenizer(arguments.tokenizer)
-    backend = tokenizer.backend_tokenizer
+    backend = Tokenizer.from_file(str(arguments.tokenizer / "tokenizer.json"))
     names = sorted(REAL_TEXT.glob("*.train"))
     documents = [text for name in names for text in re.split(r"\n\s*\n", name.read_text()) if text.strip()]
 
@@ -47,21 +46,25 @@ def main() -> None:
                 num_tokens += len(np.array(encoding.ids, dtype=np.uint32))
         return num_tokens, time.process_time() - start
 
-    def ours(texts: Iterator[str]) -> tuple[int, float]:
+    def ours(texts: Iterator[str], at_most: int = 2**62) -> tuple[int, float]:
         with tempfile.TemporaryDirectory() as folder:
-            writer = CorpusWriter(Path(folder), "train", "", vocabulary_size_of(tokenizer))
+            writer = CorpusWriter(Path(folder), "train", "", backend.get_vocab_size())
             start = time.process_time()
             with writer:
                 pieces = (Piece(text, True) for text in texts)
-                for ids, opens in DocumentEncoder(backend, tokenizer.split_special_tokens).encode(pieces):
+                for ids, opens in DocumentEncoder(backend).encode(pieces):
                     if opens:
                         writer.start_document()
                     writer.append(ids)
-                    if writer.num_tokens > arguments.tokens:
+                    if writer.num_tokens > at_most:
                         break
             return writer.num_tokens, time.process_time() - start
 
     sample = documents[:: max(1, len(documents) // 3_000)]
+    for share in (0.1, 1.0, 3.0):
+        tokens, seconds = ours(chain.from_iterable(repeat(documents)), int(share * arguments.tokens))
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+        print(f"{tokens:,} tokens, {tokens / seconds:,.0f}/s, peak memory so far {peak:,.0f} MB")
     ratios = []
     for number in range(arguments.runs):
         tokens, seconds = ours(iter(sample))
@@ -72,13 +75,6 @@ def main() -> None:
             f"run {number}: {tokens:,} tokens, ours {tokens / seconds:,.0f}/s, library {theirs / their_seconds:,.0f}/s"
         )
     print(f"ratio {statistics.median(ratios):.2f} (median of {len(ratios)}: {', '.join(f'{r:.2f}' for r in ratios)})")
-    peaks = []
-    for part in (10, 1):
-        arguments.tokens //= part
-        tokens, seconds = ours(chain.from_iterable(repeat(documents)))
-        peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3)
-        print(f"{tokens:,} tokens, {tokens / seconds:,.0f}/s, peak memory so far {peaks[-1]:,.0f} MB")
-        arguments.tokens *= part
 
 
 if __name__ == "__main__":

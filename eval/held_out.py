@@ -160,19 +160,20 @@ def _estimate(items: "pa.Table", nats: NDArray[np.float64], per: str) -> Estimat
 def words_and_bytes(corpus: "Corpus", windows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """How many words begin in the predicted tokens of each window, [n], and how many bytes these stand for, [n].
 
-    A word is a run of anything but (ASCII) white space. The corpus's tokenizer is byte-level: each character of a
-    token's name is one byte of text, white space the 256 characters further.
+    A word is a run of anything but (ASCII) white space. Special tokens stand for no bytes.
     """
-    tokenizer = corpus.tokenizer()
-    special = set(tokenizer.all_special_ids)
-    names = tokenizer.convert_ids_to_tokens(list(range(corpus.vocabulary_size)))
-    names = ["" if token in special else name for token, name in enumerate(names)]
-    spaces = {chr(256 + ord(space)) for space in " \t\n\r\v\f"}
+    from palenka.data.text.tokenizer import token_bytes
+
+    names = token_bytes(corpus.tokenizer(), corpus.vocabulary_size)
+    spaces = {bytes([space]) for space in b" \t\n\r\v\f"}
     num_bytes = np.array([len(name) for name in names])
-    begins_with_word = np.array([name[:1] not in spaces and name != "" for name in names])
-    ends_before_word = np.array([name[-1:] in spaces or name == "" for name in names])
+    begins_with_word = np.array([name[:1] not in spaces and name != b"" for name in names])
+    ends_before_word = np.array([name[-1:] in spaces or name == b"" for name in names])
     begun_inside = np.array(
-        [sum(left in spaces and right not in spaces for left, right in pairwise(name)) for name in names]
+        [
+            sum(bytes([left]) in spaces and bytes([right]) not in spaces for left, right in pairwise(name))
+            for name in names
+        ]
     )
     before, predicted = windows[:, :-1], windows[:, 1:]
     begun = begun_inside[predicted] + (ends_before_word[before] & begins_with_word[predicted])

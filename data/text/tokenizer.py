@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -153,6 +154,35 @@ def boundaries_of(
         own.before if start is None else _token_of(tokenizer, "document_start", start, "bos"),
         own.after if end is None else _token_of(tokenizer, "document_end", end, "eos"),
     )
+
+
+def token_bytes(tokenizer: "PreTrainedTokenizerFast", vocabulary_size: int) -> list[bytes]:
+    """The UTF-8 bytes of normalised text that each token stands for, [V]; none for special tokens.
+
+    Byte-level tokens are spelt in an alphabet of bytes; elsewhere ``▁`` is a space, ``<0x0A>`` a byte, and of WordPiece
+    a token without ``##`` begins with the space before its word.
+    """
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    kind = json.loads(tokenizer.backend_tokenizer.to_str())
+    decoder = json.dumps(kind["decoder"] or {}) + json.dumps(kind["pre_tokenizer"] or {})
+    prefix = kind["model"].get("continuing_subword_prefix") if kind["model"]["type"] == "WordPiece" else None
+    alphabet = {character: byte for byte, character in bytes_to_unicode().items()}
+    special = set(tokenizer.all_special_ids)
+
+    def spelt(number: int, name: str | None) -> bytes:
+        if name is None or number in special:
+            return b""
+        if '"ByteLevel"' in decoder:
+            return bytes(map(alphabet.get, name)) if alphabet.keys() >= set(name) else name.encode()  # type: ignore[arg-type]
+        if prefix:
+            return name.removeprefix(prefix).encode() if name.startswith(prefix) else f" {name}".encode()
+        if byte := re.fullmatch(r"<0x([0-9A-F]{2})>", name):
+            return bytes.fromhex(byte[1])
+        return name.replace("▁", " ").encode()
+
+    names = tokenizer.convert_ids_to_tokens(list(range(vocabulary_size)))
+    return [spelt(number, name) for number, name in enumerate(names)]
 
 
 def _token_of(tokenizer: "PreTrainedTokenizerFast", option: str, given: bool | str, kind: str) -> list[int]:

@@ -20,6 +20,7 @@ from palenka.data.text.tokenizer import (
     load_tokenizer,
     save_learnt,
     save_tokenizer,
+    token_bytes,
     vocabulary_size_of,
 )
 from palenka.ground.errors import UserError
@@ -187,3 +188,22 @@ def test_what_is_no_tokenizer_is_refused(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(UserError, match=f"the tokenizer in {tmp_path} cannot be read .* save it again"):
         load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["own", *KINDS])
+def test_the_bytes_of_tokens_are_those_of_the_text(
+    kind: str, save_tokenizer_of: SaveTokenizerOf, tmp_path: Path
+) -> None:
+    text = "The cat's kitten naïve 字, they run the end"
+    if kind == "own":
+        save_learnt(tokenizer(), tmp_path)
+    else:
+        save_tokenizer_of(kind, TEXT * 20, tmp_path)
+    found: Any = load_tokenizer(tmp_path)
+    names = token_bytes(found, vocabulary_size_of(found))
+    spelt = b"".join(names[token] for token in found(text, add_special_tokens=False).input_ids).decode()
+    if kind == "word_piece":  # without accents, a space before each word and sign
+        assert spelt == " the cat ' s kitten naive 字 , they run the end"
+    else:
+        assert spelt.removeprefix(" ") == text
+    assert all(names[token] == b"" for token in found.all_special_ids)
