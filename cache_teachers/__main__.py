@@ -9,11 +9,10 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from rich.console import Console
-
 from palenka.cache_teachers.settings import CaptureSettings, InspectSettings, PlanSettings, VerifySettings
 from palenka.cache_teachers.tables import tables
 from palenka.ground.command_line import parse, run, subcommand
+from palenka.ground.console import console
 from palenka.ground.settings import Printing
 
 _COMMANDS = {
@@ -63,7 +62,7 @@ def _show(title: str, found: dict[str, Any], settings: Printing) -> None:
         sys.stdout.write(json.dumps(found, indent=1) + "\n")
         return
     for table in tables(title, found):
-        Console().print(table)
+        console().print(table)
 
 
 if __name__ == "__main__":

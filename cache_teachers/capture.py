@@ -4,10 +4,12 @@
 The same command goes on after any interruption: shards whose commit records are whole are kept.
 """
 
+import glob
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,8 +25,8 @@ from palenka.data.corpus import Corpus
 from palenka.data.signals.cache import CacheWriter, create_cache, damage_of_shard, is_begun
 from palenka.data.signals.encoding import TeacherOutputs
 from palenka.data.signals.manifest import CacheManifest, Shard, compressed_bytes, windows_per_shard
-from palenka.data.windows import gather
-from palenka.ground.errors import UserError
+from palenka.ground.errors import UserError, system_error
+from palenka.ground.files import resolved
 from palenka.ground.lock import sole_writer
 from palenka.ground.processes import open_processes
 from palenka.ground.progress import info, progress_bar
@@ -62,10 +64,7 @@ def capture(settings: CaptureSettings) -> None:
             capture_shards(mine, corpus, teacher, writer, settings.micro_batch, verbose=state.is_main_process)
             state.wait_for_everyone()
     except OSError as error:
-        raise UserError(
-            f"cannot write {settings.output}: {error.strerror or error}; fix that and run the same command again: "
-            "finished shards are kept"
-        ) from error
+        raise system_error(f"cannot capture {settings.output}", error) from error
 
 
 def free_bytes(output: Path) -> int:
@@ -86,7 +85,7 @@ def _require_space(
     """
     first = missing[0]
     indices = manifest.windows.slots(len(corpus.tokens), first.view)[first.start : first.stop][: settings.micro_batch]
-    tokens = gather(corpus.tokens, manifest.windows, first.view, indices)
+    tokens = corpus.gather(manifest.windows, first.view, indices)
     said = encode_windows(teacher, manifest, tokens, first.view, indices)
     sizes = compressed_bytes({name: array.row for name, array in manifest.arrays().items()}, said.arrays)
     needed = sum(sizes.values()) / len(indices) * sum(shard.stop - shard.start for shard in missing)
@@ -99,19 +98,42 @@ def _require_space(
 
 def _sole_writer(settings: CaptureSettings) -> AbstractContextManager[None]:
     """The lock of the whole cache, or of one part of it."""
-    if settings.parts == 1:
-        return _whole_cache(settings.output)
-    return sole_writer(settings.output.with_name(f"{settings.output.name}.part-{settings.part}-of-{settings.parts}"))
+    return _whole_cache(settings.output) if settings.parts == 1 else _part_of_cache(settings)
 
 
 @contextmanager
 def _whole_cache(output: Path) -> Iterator[None]:
     """The lock of a whole cache, while no part of it is being written."""
     with sole_writer(output):
-        for lock in output.absolute().parent.glob(f"{output.name}.part-*.lock"):
-            with sole_writer(lock.with_suffix("")):
-                pass
+        _refuse_other_parts(output, parts=1)
         yield
+
+
+@contextmanager
+def _part_of_cache(settings: CaptureSettings) -> Iterator[None]:
+    """The lock of a part, while the cache is not dealt out to another number of parts."""
+    output = resolved(settings.output)
+    part = output.with_name(f"{output.name}.part-{settings.part}-of-{settings.parts}")
+    with ExitStack() as held:
+        # One after the other, so that of two that begin at once the second sees the first.
+        with sole_writer(output, wait=True):
+            _refuse_other_parts(output, settings.parts)
+            held.enter_context(sole_writer(part))
+        yield
+
+
+def _refuse_other_parts(output: Path, parts: int) -> None:
+    """Refuse a cache that is being written in another number of parts: they would write the same shards.
+
+    Raises:
+        UserError: naming who writes.
+    """
+    output = resolved(output)
+    for path in output.parent.glob(f"{glob.escape(output.name)}.part-*.lock*"):
+        found = re.fullmatch(r"(.*-of-(\d+))\.lock(\.holder)?", path.name)
+        if found and int(found[2]) != parts:
+            with sole_writer(output.with_name(found[1])):
+                pass
 
 
 def _begin(settings: CaptureSettings, teacher: Teacher, manifest: CacheManifest) -> None:
@@ -196,7 +218,7 @@ def capture_shards(
             filled = _ShardInMemory(writer.empty(shard), teacher, writer.manifest)
             for start in range(0, len(indices), micro_batch):
                 some = indices[start : start + micro_batch]
-                filled.add(start, gather(corpus.tokens, rule, shard.view, some), shard.view, some)
+                filled.add(start, corpus.gather(rule, shard.view, some), shard.view, some)
                 advance(len(some) * rule.length)
             if written is not None:
                 written.result()

@@ -92,10 +92,7 @@ def _outputs(teacher: Teacher, corpus: Corpus, settings: PlanSettings) -> list[T
     count = max(2, _COMPARED_LOGITS // (rule.length * corpus.vocabulary_size))
     slots = rule.slots(len(corpus.tokens), 0)[: min(count, settings.sample)]
     parts = np.array_split(slots, max(2, -(-len(slots) // settings.micro_batch)))
-    return [
-        teacher.outputs(torch.from_numpy(gather(corpus.tokens, rule, 0, part)), 0, part, with_last=True)
-        for part in parts
-    ]
+    return [teacher.outputs(torch.from_numpy(corpus.gather(rule, 0, part)), 0, part, with_last=True) for part in parts]
 
 
 def _forward_seconds(teacher: Teacher, corpus: Corpus, settings: CaptureSettings, shard: Shard) -> float:

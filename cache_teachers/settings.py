@@ -59,11 +59,11 @@ class CaptureSettings(TeacherSettings, Command):
     """Capture only this part of each view's windows, a uniform sample, in whole shards; the rest can follow later."""
     device: Device = "auto"
     """Where the teacher computes: auto is a GPU (cuda, or mps on a Mac) if there is one."""
-    micro_batch: int = Field(default=32, ge=1)
+    micro_batch: int = Field(default=32, ge=1, le=2**20)
     """Windows per forward pass and process."""
     part: int = Field(default=0, ge=0)
     """Which of the parts to capture, from 0 on; each can be a job of its own, on any machine that sees the output."""
-    parts: int = Field(default=1, ge=1)
+    parts: int = Field(default=1, ge=1, le=2**16)
     """Parts that the shards are dealt out to; one of them may fail, and a later call fills its gaps."""
 
     @model_validator(mode="after")
@@ -76,18 +76,18 @@ class CaptureSettings(TeacherSettings, Command):
 class PlanSettings(CaptureSettings, Printing):
     """Say what a capture would cost; takes the configuration of the capture."""
 
-    epochs: int = Field(default=6, ge=1)
+    epochs: int = Field(default=6, ge=1, le=10_000)
     """Epochs of a student, for the number of students after which the cache pays off."""
-    sample: int = Field(default=64, ge=1)
+    sample: int = Field(default=64, ge=1, le=2**20)
     """Windows that are captured to a temporary place and timed; their bytes are those of the whole, nearly."""
 
 
 class VerifySettings(CaptureSettings, Printing):
     """Compare a cache with its teacher; takes the configuration of the capture."""
 
-    sample: int = Field(default=32, ge=1)
+    sample: int = Field(default=32, ge=1, le=2**20)
     """Random windows that are computed again."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**32)
     """Of the choice of windows."""
     all: bool = False
     """Also compare every checksum of every shard, at about 1 s a gigabyte."""
@@ -100,7 +100,7 @@ class InspectSettings(Printing):
 
     cache: Path
     """Directory of the cache."""
-    sample: int = Field(default=256, ge=1)
+    sample: int = Field(default=256, ge=1, le=2**20)
     """Windows whose entropy is measured."""
 
 

@@ -24,7 +24,7 @@ from palenka.data.signals.encoding import OutputMatrix, TeacherOutputs
 from palenka.data.signals.hidden import HiddenLayers, LayerFit
 from palenka.data.signals.manifest import LOGITS, codes_of, hidden_key
 from palenka.data.signals.signal import TeacherSignal, at_positions
-from palenka.data.windows import WindowRule, gather
+from palenka.data.windows import WindowRule
 from palenka.ground.errors import UserError
 
 _SAMPLE_TOKENS = 2**13
@@ -167,7 +167,7 @@ class Teacher:
     def _sample(self, count: int, micro_batch: int) -> "_Sample":
         slots = self._rule.slots(len(self._corpus.tokens), 0)[:count]
         parts = [slots[start : start + micro_batch] for start in range(0, len(slots), micro_batch)]
-        return _Sample(self, [(part, gather(self._corpus.tokens, self._rule, 0, part)) for part in parts])
+        return _Sample(self, [(part, self._corpus.gather(self._rule, 0, part)) for part in parts])
 
     def _uniforms(self, view: int, indices: NDArray[np.int64], count: int) -> Tensor:
         return torch.from_numpy(self._rule.uniforms(view, indices, count, self._stream))

@@ -22,7 +22,6 @@ from palenka.data.corpus import Corpus
 from palenka.data.signals.cache import TeacherCache, damage_of_shard, read_manifest
 from palenka.data.signals.distribution import Distribution
 from palenka.data.signals.manifest import codes_of
-from palenka.data.windows import gather
 from palenka.ground.errors import UserError, refuse_difference
 from palenka.ground.processes import open_processes
 
@@ -99,7 +98,7 @@ def _errors(
     """Errors of some windows, each a sum over them of means over their tokens; of differences the largest."""
     rule = cache.manifest.windows
     indices = rule.slots(len(corpus.tokens), view)[slots]
-    tokens = gather(corpus.tokens, rule, view, indices)
+    tokens = corpus.gather(rule, view, indices)
     said = encode_windows(teacher, cache.manifest, tokens, view, indices)
     logits = said.outputs.logits.cpu().double()
     alone = torch.cat([teacher.outputs(torch.from_numpy(window[None])).logits.cpu() for window in tokens])

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from palenka.ground.command_line import parse, run, subcommand
+from palenka.ground.console import console
 
 PROGRAM = "palenka data"
 COMMANDS = {
@@ -47,7 +48,6 @@ def _prepare(arguments: Sequence[str]) -> None:
 
 def _report(directory: Path) -> None:
     """Show what a prepared corpus holds."""
-    from rich.console import Console
     from rich.table import Table
 
     from palenka.data.corpus import Corpus, splits_of
@@ -62,7 +62,7 @@ def _report(directory: Path) -> None:
     table.add_row(
         "also in train", *("" if corpus.split == "train" else f"{corpus.repeated.in_train:,}" for corpus in corpora)
     )
-    Console().print(table)
+    console().print(table)
 
 
 if __name__ == "__main__":

@@ -24,8 +24,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
+from palenka.data.windows import WindowRule, gather
 from palenka.ground.errors import UserError
-from palenka.ground.files import commit, damage_of, read_record, size_of
+from palenka.ground.files import commit, damage_of, read_record, size_of, state_of
 from palenka.ground.settings import Settings
 
 if TYPE_CHECKING:
@@ -131,6 +132,7 @@ class Corpus:
         counts: tokens, documents, words, bytes and empty documents.
         repeated: documents that are there more than once.
         sources: the files that the split was made from, in order.
+        state: what told the file of the tokens from others when it was checked.
     """
 
     directory: Path
@@ -143,6 +145,7 @@ class Corpus:
     counts: Counts
     repeated: Repeated
     sources: tuple[Source, ...]
+    state: tuple[int, int, int] | None
 
     @classmethod
     def open(cls, directory: Path, split: str) -> Self:
@@ -158,6 +161,7 @@ class Corpus:
         except (ValidationError, ValueError, KeyError, TypeError, OSError) as error:
             raise _damaged(store, f"its records cannot be read ({type(error).__name__})") from error
         file = _chunk_file(store)
+        state = state_of(file)
         found = size_of(file) or 0
         if found != (expected := shape * dtype.itemsize):
             raise _damaged(store, f"tokens hold {found} bytes, but {expected} are expected")
@@ -176,7 +180,22 @@ class Corpus:
             counts=record.counts,
             repeated=record.repeated,
             sources=record.sources,
+            state=state,
         )
+
+    def gather(self, rule: WindowRule, view: int, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The tokens of some windows of a view, [len(indices), length].
+
+        Raises:
+            UserError: if the file of the tokens was changed since the corpus was opened.
+        """
+        windows = gather(self.tokens, rule, view, indices)
+        store = self.directory / f"{self.split}.zarr"
+        if state_of(_chunk_file(store)) != self.state:
+            raise UserError(
+                f"corpus store {store} was changed while it was read; leave it alone, and run the same command again"
+            )
+        return windows
 
     def tokenizer(self) -> "PreTrainedTokenizerFast":
         """The corpus's tokenizer, as `transformers.AutoTokenizer` gives it."""

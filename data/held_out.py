@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from palenka.data.corpus import Corpus
-from palenka.data.windows import WindowRule, gather
+from palenka.data.windows import WindowRule
 from palenka.ground.errors import UserError
 
 
@@ -36,7 +36,7 @@ def fixed_windows(corpus: Corpus, length: int, at_most: int | None = None) -> ND
     Raises:
         UserError: if the split is shorter than a window.
     """
-    return gather(corpus.tokens, WindowRule(length=length), 0, fixed_indices(corpus, length, at_most))
+    return corpus.gather(WindowRule(length=length), 0, fixed_indices(corpus, length, at_most))
 
 
 @torch.inference_mode()

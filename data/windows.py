@@ -31,7 +31,7 @@ _DRAWS = 2**32
 class WindowRule(Settings):
     """How the token stream is cut into windows."""
 
-    length: int = Field(default=128, ge=2)
+    length: int = Field(default=128, ge=2, le=2**17)
     """Tokens in a window."""
     views: int = Field(default=1, ge=1)
     """Cuttings of the stream at different offsets; epoch e reads view e mod views."""

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import ClassVar, Literal, Self
 
 from pydantic import model_validator
-from rich.console import Console
 
 from palenka.eval.suite import Conditions
 from palenka.eval.suites import SuiteName, folders_of
 from palenka.ground.command_line import parse, run
+from palenka.ground.console import console
 from palenka.ground.processes import Device, open_processes
 from palenka.ground.settings import Command
 
@@ -100,34 +100,33 @@ def _measure(arguments: Sequence[str]) -> None:
 
     open_processes(settings.device)
     asked = Measurement(settings.model, folders, settings)
-    print_results(measure(asked, settings.out), _console())
-    Console(soft_wrap=True).print(f"{settings.model}: written to {settings.out}", markup=False, highlight=False)
+    print_results(measure(asked, settings.out), console(wide=True))
+    console(soft_wrap=True).print(f"{settings.model}: written to {settings.out}")
 
 
 def _compare(arguments: Sequence[str]) -> None:
     settings = parse(CompareSettings, arguments, "palenka eval compare")
-    from palenka.eval.compare import compare, print_comparison, write_comparison
+    from palenka.eval.compare import compare, print_comparison, require_comparison, write_comparison
 
+    if settings.out is not None:
+        require_comparison(settings.out)
     comparison = compare(settings.first, settings.second)
-    print_comparison(comparison, _console())
+    print_comparison(comparison, console(wide=True))
     if settings.out is not None:
         write_comparison(settings.out, comparison)
 
 
 def _export(arguments: Sequence[str]) -> None:
     settings = parse(TableSettings, arguments, "palenka eval export")
-    from palenka.eval.tables import export, write_table
+    from palenka.eval.tables import export, require_table, write_table
 
+    if settings.out is not None:
+        require_table(settings.out)
     table = export(settings.files, settings.format, settings.published, settings.overall)
     if settings.out is None:
         sys.stdout.write(table)
     else:
         write_table(settings.out, table)
-
-
-def _console() -> Console:
-    """The terminal; a file or a pipe has room for tables of any width."""
-    return Console() if sys.stdout.isatty() else Console(width=160)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from palenka.eval.results import read_items, read_results, writing
 from palenka.eval.suite import column
 from palenka.eval.suites import SUITES
 from palenka.ground.errors import UserError, refuse_difference
-from palenka.ground.files import write_record
+from palenka.ground.files import load_json, require_own, write_record
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -61,10 +61,20 @@ def write_comparison(out: Path, comparison: dict[str, Any]) -> None:
     """Write a comparison as JSON.
 
     Raises:
-        UserError: if it cannot be written.
+        UserError: if something else than a comparison is there, or it cannot be written.
     """
+    require_comparison(out)
     with writing(out):
         write_record(out, comparison)
+
+
+def require_comparison(out: Path) -> None:
+    """Refuse to write over something else than a comparison, such as the results that are compared.
+
+    Raises:
+        UserError: if something else is there.
+    """
+    require_own(out, lambda text: set(load_json(text)) == {"first", "second", "suites"}, "comparison")
 
 
 def _in_order_of(items: "pa.Table", other: "pa.Table", suite: str, first: Path, second: Path) -> "pa.Table":

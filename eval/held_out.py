@@ -67,7 +67,7 @@ class HeldOut(Suite["Corpus"]):
 
         from palenka.data.held_out import fixed_indices, window_losses
         from palenka.data.model_files import require_fit
-        from palenka.data.windows import WindowRule, gather
+        from palenka.data.windows import WindowRule
 
         require_fit("model", model.directory, data, conditions.length)
         indices = fixed_indices(data, conditions.length, conditions.windows)
@@ -76,7 +76,7 @@ class HeldOut(Suite["Corpus"]):
                 f"the {data.split} split of {data.directory} has one window of {conditions.length} tokens, but two are "
                 "the fewest that tell how well a level is known; add text to it or shorten the windows"
             )
-        windows = gather(data.tokens, WindowRule(length=conditions.length), 0, indices)
+        windows = data.gather(WindowRule(length=conditions.length), 0, indices)
         loaded = model.load()
         parts = []
         with progress_bar(f"held out {model.name}", windows.size) as advance:

@@ -114,7 +114,7 @@ def read_json_rows(file: Path) -> Iterator[Row]:
                 raise UserError(f"{file}:{empty} is empty; fix or remove that line")
             try:
                 row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise UserError(f"{file}:{number} is not JSON ({error}); fix or remove that line") from None
             if not isinstance(row, dict):
                 raise UserError(f"{file}:{number} is not a JSON object; fix or remove that line")

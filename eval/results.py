@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from palenka.eval.suite import Measured
-from palenka.ground.errors import UserError
+from palenka.ground.errors import UserError, system_error
 from palenka.ground.files import (
     checksum_of,
     read_record,
@@ -154,7 +154,7 @@ def writing(out: Path) -> Iterator[None]:
                 remove_leftovers_of(path)
             yield
     except OSError as error:
-        raise UserError(f"cannot write {out}: {error.strerror or error}; make room or choose another out") from error
+        raise system_error(f"cannot write {out}", error) from error
 
 
 def read_results(path: Path) -> Results:

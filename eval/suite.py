@@ -17,7 +17,7 @@ from pydantic import Field, field_validator
 from palenka.eval.glue.tasks import TaskName
 from palenka.eval.protocols import Protocol
 from palenka.ground.errors import UserError
-from palenka.ground.files import sha256_of_file
+from palenka.ground.files import is_pipe, sha256_of_file
 from palenka.ground.settings import Settings
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class Conditions(Settings):
     in float32."""
     split: str = "dev"
     """Split of the corpus, for held_out."""
-    length: int = Field(default=128, ge=2)
+    length: int = Field(default=128, ge=2, le=2**17)
     """Tokens in a window, for held_out."""
     windows: int | None = Field(default=None, ge=2)
     """Windows for held_out, a sample that is the same for every model; all of them unless given."""
@@ -139,7 +139,9 @@ class Suite(ABC, Generic[Data]):
     def found_in(self, folder: Path) -> list[Path]:
         """The suite's files in a folder, by name, if there are any; not what a Mac puts beside files (`._name`)."""
         by_pattern = (sorted(folder.glob(pattern)) for pattern in self.patterns)
-        visible = ([file for file in files if not file.name.startswith(".")] for files in by_pattern)
+        visible = (
+            [file for file in files if not file.name.startswith(".") and not is_pipe(file)] for files in by_pattern
+        )
         return next((files for files in visible if files), [])
 
     def files(self, folder: Path) -> list[Path]:

@@ -5,6 +5,7 @@
 
 import csv
 import io
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -17,7 +18,7 @@ from palenka.eval.results import Results, SuiteResult, read_results, writing
 from palenka.eval.suite import Figure, Score
 from palenka.eval.suites import SUITES
 from palenka.ground.errors import UserError
-from palenka.ground.files import write_whole
+from palenka.ground.files import require_own, write_whole
 
 TableFormat = Literal["markdown", "csv", "latex"]
 
@@ -30,6 +31,15 @@ class Row(NamedTuple):
     figures: Mapping[str, Score]
 
 
+_HEADS = [
+    re.compile(head)
+    for head in (
+        r"\| model \|.*\| source \|\n",
+        r"model,.*,source\n",
+        r"\\begin\{tabular\}\{lr*l\}\n\\hline\nmodel & .*source ",
+    )
+]
+"""How a table begins in each form."""
 _PUBLISHED_SUITES = ("blimp_supplement", "blimp_filtered", "ewok_filtered")
 """Columns of every table, in the order of the published one."""
 
@@ -81,10 +91,20 @@ def write_table(out: Path, table: str) -> None:
     """Write a table, whole or not at all.
 
     Raises:
-        UserError: if it cannot be written.
+        UserError: if something else than a table is there, or it cannot be written.
     """
+    require_table(out)
     with writing(out):
         write_whole(out, table)
+
+
+def require_table(out: Path) -> None:
+    """Refuse to write over something else than a table of ours, such as the results that it is made of.
+
+    Raises:
+        UserError: if something else is there.
+    """
+    require_own(out, lambda text: any(head.match(text) for head in _HEADS), "table of `palenka eval export`")
 
 
 def print_results(results: Results, console: Console) -> None:

@@ -9,9 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
-from rich.console import Console
-
 from palenka.ground.command_line import parse, run
+from palenka.ground.console import console
 from palenka.ground.errors import UserError
 from palenka.ground.files import disk_errors, whole_directory
 from palenka.ground.lock import sole_writer
@@ -67,7 +66,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _export(arguments: Sequence[str]) -> None:
     settings = parse(ExportSettings, arguments, "palenka export")
     parameters = export(settings)
-    Console().print(f"{settings.out}: {parameters:,} parameters in {settings.dtype}, with their tokenizer")
+    console(soft_wrap=True).print(
+        f"{settings.out}: {parameters:,} parameters in {settings.dtype}, with their tokenizer"
+    )
 
 
 if __name__ == "__main__":

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field, ValidationError
-from rich.console import Console
 from rich.table import Table
 
 from palenka.ground.command_line import parse, run
+from palenka.ground.console import console
 from palenka.ground.errors import UserError
 from palenka.ground.settings import Command, read_yaml
 
@@ -27,7 +27,7 @@ class ParametersSettings(Command):
 
     files: tuple[Path, ...]
     """YAML files with a model."""
-    vocabulary_size: int = Field(default=16_000, ge=4)
+    vocabulary_size: int = Field(default=16_000, ge=4, le=2**20)
     """Tokens that the models know."""
 
 
@@ -46,7 +46,7 @@ def _print_sizes(arguments: Sequence[str]) -> None:
         shape = _shape_in(file)
         blocks = f"{shape.architecture} {shape.num_hidden_layers} × {shape.hidden_size}"
         table.add_row(str(file), blocks, f"{shape.num_parameters(settings.vocabulary_size):,}")
-    Console().print(table)
+    console().print(table)
 
 
 def _shape_in(file: Path) -> "ModelShape":

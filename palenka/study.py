@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from pydantic import Field
-from rich.console import Console
 from rich.table import Table
 
 from palenka.cache_teachers.settings import CaptureSettings
@@ -21,9 +20,10 @@ from palenka.eval.protocols import Protocol
 from palenka.eval.suite import Conditions
 from palenka.eval.suites import SUITES, SuiteName
 from palenka.ground.command_line import SettingsType, parse, parse_file, run
+from palenka.ground.console import console
 from palenka.ground.files import remove_leftovers_of
 from palenka.ground.lock import sole_writer
-from palenka.ground.settings import Command
+from palenka.ground.settings import Command, FileName
 from palenka.report.write import try_report
 from palenka.train_student.settings import TrainSettings
 
@@ -40,11 +40,11 @@ class StudySettings(Command):
     """Directory for the results."""
     corpus: Path
     """Settings of the corpus."""
-    teachers: dict[str, Path] = Field(default={})
+    teachers: dict[FileName, Path] = Field(default={})
     """Settings of the teachers' training, by name."""
-    caches: dict[str, Path] = Field(default={})
+    caches: dict[FileName, Path] = Field(default={})
     """Settings of the captures, by name."""
-    students: dict[str, Path]
+    students: dict[FileName, Path]
     """Settings of the students' training, by name; those without teachers are controls."""
     held_out_split: str = "dev"
     """Split on which all models are measured."""
@@ -118,6 +118,7 @@ def _run_stages(study: Study) -> "StudyResults":
 
     output = study.settings.output
     files, report = StudyFiles(output), output / "report.html"
+    files.require_own()
     for left in (files.seconds, files.results, report):
         remove_leftovers_of(left)
     stages = _Stages(files)
@@ -141,7 +142,7 @@ def _run_stages(study: Study) -> "StudyResults":
     results = StudyResults(models=tuple(models), caches=tuple(caches), seconds=stages.seconds)
     files.write(results)
     _print_tables(results)
-    Console().print(f"Written to {files.results}", soft_wrap=True)
+    console(soft_wrap=True).print(f"Written to {files.results}")
     try_report(_folders(study), report)
     return results
 
@@ -206,7 +207,7 @@ def _print_tables(results: "StudyResults") -> None:
     for stage, duration in results.seconds.items():
         seconds.add_row(stage, f"{duration:.1f}")
     seconds.add_row("all", f"{sum(results.seconds.values()):.1f}")
-    Console().print(*suites, caches, seconds)
+    console().print(*suites, caches, seconds)
 
 
 if __name__ == "__main__":

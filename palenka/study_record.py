@@ -3,13 +3,14 @@
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from pydantic import Field, RootModel
 
 from palenka.data.signals.cache import TeacherCache
 from palenka.eval.results import Results, SuiteResult
-from palenka.ground.files import read_sealed, write_sealed
+from palenka.ground.files import load_json, read_sealed, require_own, write_sealed
 from palenka.ground.settings import Settings, read_as
 
 
@@ -85,6 +86,16 @@ class StudyFiles:
         """Where the seconds are, from the first finished stage on."""
         return self.directory / "seconds.json"
 
+    def require_own(self) -> None:
+        """Refuse a folder in which other files have the names of these.
+
+        Raises:
+            UserError: if there are such.
+        """
+        for path, names in ((self.results, set(StudyResults.model_fields)), (self.seconds, set[str]())):
+            known = partial(_has, names | {"checksum"})
+            require_own(path, known, "record of a study", "output")
+
     def write(self, results: StudyResults) -> None:
         """Write the results."""
         write_sealed(self.results, results.as_plain())
@@ -110,3 +121,7 @@ class StudyFiles:
         """
         content = read_sealed(self.results) if self.results.is_file() else {}
         return read_as(StudyResults, {**content, "seconds": self.read_seconds()}, self.results)
+
+
+def _has(names: set[str], text: str) -> bool:
+    return names <= set(load_json(text))

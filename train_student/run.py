@@ -38,6 +38,7 @@ from palenka.ground.files import (
     damages_of,
     directory_aside,
     disk_errors,
+    follow_umask,
     load_json,
     read_commit,
     read_sealed,
@@ -371,6 +372,7 @@ class Run:
                 save_file(weights, aside / "projections.safetensors")
             for path in (corpus.directory / "tokenizer").iterdir():
                 shutil.copyfile(path, aside / path.name)
+            follow_umask(aside)
             files = sorted(aside.iterdir(), key=lambda path: path.name == _LAST)
             (self.directory / MODEL_RECORD).unlink(missing_ok=True)
             for path in files:

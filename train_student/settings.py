@@ -138,11 +138,11 @@ class TrainSettings(Command):
     """Teachers by name."""
     objective: ObjectiveSettings = Field(default_factory=ObjectiveSettings)
     """What is minimised."""
-    epochs: int = Field(default=1, ge=1)
+    epochs: int = Field(default=1, ge=1, le=10_000)
     """How often the corpus is read."""
-    global_batch: int = Field(default=32, ge=1)
+    global_batch: int = Field(default=32, ge=1, le=2**20)
     """Windows in an optimizer step, over all processes."""
-    micro_batch: int = Field(default=32, ge=1)
+    micro_batch: int = Field(default=32, ge=1, le=2**20)
     """Windows in a forward pass of one process, at most."""
     optimizer: OptimizerSettings = OptimizerSettings()
     """How the weights move."""

@@ -4,6 +4,7 @@
 """
 
 import contextlib
+import os
 import re
 from collections.abc import Iterator
 
@@ -16,7 +17,7 @@ from palenka.data.corpus import Corpus
 from palenka.data.held_out import fixed_windows
 from palenka.data.model_files import require_positions
 from palenka.data.signals.stream import ReadingOrder
-from palenka.ground.errors import UserError
+from palenka.ground.errors import UserError, system_error
 from palenka.ground.lock import sole_writer
 from palenka.ground.processes import open_processes
 from palenka.ground.progress import info
@@ -27,6 +28,9 @@ from palenka.train_student.settings import TrainSettings
 from palenka.train_student.teachers import Teachers, open_teachers
 from palenka.train_student.trackers import require_trackers, start_trackers
 from palenka.train_student.trainer import Trainer
+
+_BYTES_PER_PARAMETER = 16
+"""In float32: a weight, its gradient, and the two moments of AdamW."""
 
 
 def train(settings: TrainSettings) -> RunResult:
@@ -45,6 +49,7 @@ def train(settings: TrainSettings) -> RunResult:
         corpus = Corpus.open(settings.corpus, settings.split)
         validation = Corpus.open(settings.corpus, settings.validation.split)
         order = _reading_order(settings, corpus)
+        _require_memory(settings, corpus, accelerator.device)
         windows = fixed_windows(validation, settings.windows.length, settings.validation.windows)
         teachers = _open_teachers(settings, corpus, accelerator.device)
         inputs = _inputs(corpus, validation, teachers)
@@ -67,10 +72,7 @@ def train(settings: TrainSettings) -> RunResult:
             accelerator.wait_for_everyone()
         return result
     except OSError as error:
-        raise UserError(
-            f"cannot train {settings.output}: {error.strerror or error} {error.filename or ''}; "
-            "fix that and run it again"
-        ) from error
+        raise system_error(f"cannot train {settings.output}", error) from error
     finally:
         accelerator.end_training()
         # The next run in this process may compute in another precision.
@@ -136,6 +138,24 @@ def _reading_order(settings: TrainSettings, corpus: Corpus) -> ReadingOrder:
             f"tokens, but global_batch is {settings.global_batch}; lower it, add epochs or add text"
         )
     return order
+
+
+def _require_memory(settings: TrainSettings, corpus: Corpus, device: torch.device) -> None:
+    """Refuse a model that cannot fit, before the system ends the process for it.
+
+    Raises:
+        UserError: naming both sizes.
+    """
+    if device.type == "cuda":
+        there = torch.cuda.get_device_properties(device).total_memory
+    else:
+        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    parameters = settings.model.num_parameters(corpus.vocabulary_size)
+    if (needed := _BYTES_PER_PARAMETER * parameters) > there:
+        raise UserError(
+            f"the model has {parameters:,} parameters, which take {needed / 2**30:,.1f} GB with gradients and moments, "
+            f"but {device.type} has {there / 2**30:,.1f} GB; make the model smaller"
+        )
 
 
 def _open_teachers(settings: TrainSettings, corpus: Corpus, device: torch.device) -> Teachers:

@@ -99,8 +99,11 @@ def is_begun(directory: Path, manifest: CacheManifest) -> bool:
     """
     if not directory.exists() or not any(directory.iterdir()):
         return False
-    remedy = "delete it or choose another output"
-    refuse_difference(f"cache {directory}", manifest.as_plain(), read_manifest(directory).as_plain(), remedy)
+    found, asked = read_manifest(directory).as_plain(), manifest.as_plain()
+    if found["teachers"] != asked["teachers"]:
+        remedy = "the teacher is another one, or was changed since: restore it, or choose another output"
+        refuse_difference(f"the teacher of cache {directory}", asked["teachers"], found["teachers"], remedy)
+    refuse_difference(f"cache {directory}", asked, found, "delete it or choose another output")
     return True
 
 
@@ -169,6 +172,11 @@ def read_manifest(directory: Path) -> CacheManifest:
     """
     if not (directory / "zarr.json").is_file():
         raise UserError(f"{directory} is not a teacher cache: it has no zarr.json; make one with `palenka cache run`")
+    if (directory / "tokens").is_dir() and not (directory / _STORE_RECORD).exists():
+        raise UserError(
+            f"{directory} is a split of a corpus, not a teacher cache; capture one with `palenka cache run`, or give "
+            "its directory"
+        )
     if damage := damage_of(directory, _STORE_RECORD):
         raise UserError(f"teacher cache {directory} is damaged: {damage}; delete it and capture it again")
     try:

@@ -137,7 +137,7 @@ class LowRankEncoding(TopKEncoding):
     """Name of the encoding."""
     k: int = Field(default=8, ge=1)
     """Tokens kept: the most probable ones."""
-    rank: int = Field(default=32, ge=1)
+    rank: int = Field(default=32, ge=1, le=2**12)
     """Numbers a token from which the logits of all others are given back."""
     values: Literal["float32", "int8"] = "int8"  # type: ignore[assignment]
     """Type of what the codes leave of the kept tokens' log-probabilities; int8 in finer steps the more probable."""

@@ -85,7 +85,7 @@ class HiddenEncoding(Settings):
 
     layers: Literal["uniform"] | tuple[int, ...] = "uniform"
     """Indices of hidden states: 0 is the embeddings, the last is after the final norm; uniform spreads them evenly."""
-    num_layers: int = Field(default=9, ge=2)
+    num_layers: int = Field(default=9, ge=2, le=1000)
     """How many layers uniform takes."""
     positions: int | None = Field(default=None, ge=1)
     """Positions kept in each window, drawn by its address; seven eighths of them unless given; never position 0."""
@@ -164,7 +164,7 @@ class ComponentsEncoding(HiddenEncoding):
     """Principal components kept of each layer, at most; null keeps the teacher's own coordinates, all of them."""
     values: Literal["int8", "float32"] = "int8"
     """Type of the stored values; int8 with one scale for each component."""
-    sample_windows: int = Field(default=256, ge=2)
+    sample_windows: int = Field(default=256, ge=2, le=2**20)
     """Windows from which mean, variance, scale and basis are measured before a capture."""
 
     def array(self, width: int) -> ArrayType:

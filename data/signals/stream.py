@@ -19,7 +19,7 @@ from palenka.data.corpus import Corpus
 from palenka.data.signals.cache import Arrays, TeacherCache
 from palenka.data.signals.manifest import num_used
 from palenka.data.signals.signal import TeacherSignal
-from palenka.data.windows import WindowRule, epoch_order, gather
+from palenka.data.windows import WindowRule, epoch_order
 
 Codes = Mapping[str, Tensor]
 """The arrays of a cache for some windows, [B, …] each, as they are stored."""
@@ -146,7 +146,7 @@ def read_batch(
     positions: list[NDArray[np.int64]] = []
     codes: dict[str, list[Arrays]] = {name: [] for name in caches}
     for view, slots, indices in order.pieces(start, stop):
-        tokens.append(gather(corpus.tokens, order.rule, view, indices))
+        tokens.append(corpus.gather(order.rule, view, indices))
         positions.append(order.rule.positions(view, indices, num_positions))
         for name, cache in caches.items():
             codes[name].append(cache.codes(view, slots))

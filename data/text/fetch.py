@@ -13,7 +13,7 @@ from huggingface_hub.errors import GatedRepoError, HTTPError, RepositoryNotFound
 
 from palenka.data.corpus import SPLITS
 from palenka.data.text.sources import find_sources
-from palenka.ground.errors import UserError
+from palenka.ground.errors import UserError, system_error
 from palenka.ground.lock import sole_writer
 from palenka.ground.progress import info
 from palenka.ground.settings import Command
@@ -100,7 +100,7 @@ def fetch(name: str, output: Path | None = None) -> Path:
             find_sources([download])
             download.replace(folder)
     except OSError as error:
-        raise UserError(f"cannot write {folder}: {error.strerror}; free the disk or fix the permissions") from error
+        raise system_error(f"cannot write {folder}", error) from error
     info(f"{name} is in {folder}; prepare it with: palenka data prepare --config configs/corpora/{name}.yaml")
     return folder
 

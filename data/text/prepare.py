@@ -33,7 +33,7 @@ from palenka.data.text.encoder import LONGEST_CHARACTERS, DocumentEncoder
 from palenka.data.text.learn import SMALLEST_VOCABULARY, train_tokenizer
 from palenka.data.text.readers import Advance, ReadingOptions
 from palenka.data.text.source import TextSource
-from palenka.data.text.sources import find_sources
+from palenka.data.text.sources import SourceFile, find_sources
 from palenka.data.text.tokenizer import (
     Boundaries,
     boundaries_of,
@@ -44,8 +44,8 @@ from palenka.data.text.tokenizer import (
     tokenizer_hash,
     vocabulary_size_of,
 )
-from palenka.ground.errors import UserError, refuse_difference
-from palenka.ground.files import whole_directory
+from palenka.ground.errors import UserError, refuse_difference, system_error
+from palenka.ground.files import sha256_of_file, whole_directory
 from palenka.ground.lock import sole_writer
 from palenka.ground.progress import info, progress_bar
 from palenka.ground.settings import Command, read_yaml
@@ -141,12 +141,9 @@ def prepare(settings: CorpusSettings) -> None:
             return
         with sole_writer(settings.output), whole_directory(settings.output) as aside:
             _write_corpus(settings, sources, hashes, aside)
+            _require_unchanged(sources, hashes)
     except OSError as error:
-        where = error.filename or settings.output
-        raise UserError(
-            f"cannot prepare corpus {settings.output}: {where}: {error.strerror or error}; "
-            "free the disk, fix the permissions or choose another output"
-        ) from error
+        raise system_error(f"cannot prepare corpus {settings.output}", error) from error
 
 
 def _write_corpus(settings: CorpusSettings, sources: list[TextSource], hashes: dict[str, str], directory: Path) -> None:
@@ -179,6 +176,13 @@ def _write_corpus(settings: CorpusSettings, sources: list[TextSource], hashes: d
         settings = settings.model_copy(update={"tokenizer": Path(located.source)})
     settings.write_yaml(directory / CONFIG_FILE)
     seal(directory)
+
+
+def _require_unchanged(sources: list[TextSource], hashes: Mapping[str, str]) -> None:
+    """Refuse files that were changed while they were read: twice, and after their hashes were taken."""
+    for source in sources:
+        if isinstance(source, SourceFile) and sha256_of_file(source.path) != hashes[source.name]:
+            raise UserError(f"{source.path} was changed while it was read; leave it alone, and run the command again")
 
 
 def _write_tokenizer(

@@ -56,9 +56,11 @@ def _point(asked: PointSettings, file: Path) -> None:
 def _stages(command: str, settings: GridSettings, file: Path, rest: Sequence[str]) -> int:
     """Points, their ranking, and finalists, as far as a command has them run; returns the exit status."""
     from palenka.grid.points import Grid, require_same_settings
+    from palenka.grid.record import GridFiles
     from palenka.grid.running import require_inputs
 
     grid = Grid(settings, file)
+    GridFiles(settings.output).require_own()
     require_inputs(grid)
     require_same_settings(grid.points)
     settings.output.mkdir(parents=True, exist_ok=True)

@@ -171,7 +171,7 @@ def _variants(values: Mapping[str, Sequence[Any]]) -> Iterator[Variant]:
     shared = [option for option in values if option.split(".")[0] not in _OF_TEACHERS]
 
     def named(chosen: Mapping[str, Any], empty: str) -> str:
-        return "-".join(f"{labels[option]}{_as_text(value)}" for option, value in chosen.items()) or empty
+        return "-".join(f"{_as_text(labels[option])}{_as_text(value)}" for option, value in chosen.items()) or empty
 
     def control_name(chosen: Mapping[str, Any]) -> str:
         rest = named({option: chosen[option] for option in shared}, "")

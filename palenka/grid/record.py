@@ -12,7 +12,7 @@ from palenka.eval.results import SuiteResult
 from palenka.eval.statistics import mean_interval
 from palenka.eval.suite import Figure
 from palenka.ground.errors import UserError
-from palenka.ground.files import read_sealed, write_sealed
+from palenka.ground.files import load_json, read_sealed, require_own, write_sealed
 from palenka.ground.settings import Settings, read_as
 
 Stage = Literal["points", "finalists"]
@@ -191,6 +191,19 @@ class GridFiles:
         """Whether the folder is the output of a grid, ranked or not."""
         begun = (self.directory / "points").glob("*-seed*")
         return self.ranking.is_file() or any(path.is_dir() or path.name.endswith(".failure.json") for path in begun)
+
+    def require_own(self) -> None:
+        """Refuse a folder in which another file has the name of the ranking.
+
+        Raises:
+            UserError: if there is one.
+        """
+        require_own(
+            self.ranking,
+            lambda text: set(GridRecord.model_fields) < set(load_json(text)),
+            "ranking of a grid",
+            "output",
+        )
 
     def write(self, record: GridRecord) -> None:
         """Write the ranking."""

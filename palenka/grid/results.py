@@ -3,15 +3,13 @@
 grid.json has all of it, report.html shows it.
 """
 
-import sys
 from collections.abc import Sequence
-
-from rich.console import Console
 
 from palenka.grid.points import Grid, Point
 from palenka.grid.ranking import best, print_ranking, print_runs, rank
 from palenka.grid.record import GridFiles, GridRecord, GridRun, GridStage
 from palenka.grid.running import is_finished, measures, reason_of_failure
+from palenka.ground.console import console
 from palenka.ground.files import remove_leftovers_of
 from palenka.ground.lock import sole_writer
 from palenka.ground.progress import info
@@ -56,15 +54,15 @@ def _publish(files: GridFiles, record: GridRecord) -> None:
     for left in (files.ranking, report):
         remove_leftovers_of(left)
     files.write(record)
-    console = Console() if sys.stdout.isatty() else Console(width=160)
-    print_ranking("Points", rank_by, points, console)
+    wide = console(wide=True)
+    print_ranking("Points", rank_by, points, wide)
     if finalists:
-        print_ranking("Finalists", rank_by, finalists, console)
-        print_runs("Finalists", rank_by, finalists, console)
+        print_ranking("Finalists", rank_by, finalists, wide)
+        print_runs("Finalists", rank_by, finalists, wide)
     for stage in (points, finalists) if finalists else (points,):
         for name, reason in stage.failures.items():
             info(f"{name} failed: {reason}")
         if stage.untried:
             info(f"{len(stage.untried)} of {stage.planned} never began, the first is {stage.untried[0]}")
-    console.print(f"Written to {files.ranking}", soft_wrap=True)
+    console(soft_wrap=True).print(f"Written to {files.ranking}")
     try_report([files.directory], report)

@@ -1,5 +1,6 @@
 """What a grid is told: a student's file, what is varied of it, how it is launched and what it is ranked by."""
 
+import math
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -9,10 +10,11 @@ from pydantic import Field, model_validator
 from palenka.eval.protocols import Protocol
 from palenka.eval.suites import SuiteName
 from palenka.grid.record import HELD_OUT
-from palenka.ground.settings import Command, Settings
+from palenka.ground.settings import Command, OneLine, Settings
 
 _DECIDED = ("output", "seed")
 """Options of a student that the grid decides itself."""
+_MOST_POINTS = 10_000
 _SHARED = ("corpus", "split", "windows", "validation")
 """Options that all points share: cross-entropies on other text, or in other windows, cannot be ranked together."""
 
@@ -30,7 +32,7 @@ class FinalistSettings(Settings):
 class LocalSettings(Settings):
     """Points on this machine."""
 
-    processes: int | None = Field(default=None, ge=1)
+    processes: int | None = Field(default=None, ge=1, le=2**10)
     """Points at the same time; one for each GPU, or one where there is none, unless given."""
     isolated: bool = True
     """Each point in a process of its own, so that a crash ends that point alone; it costs a start of some seconds.
@@ -49,23 +51,23 @@ class LocalSettings(Settings):
 class SlurmSettings(Settings):
     """Points as tasks of a SLURM array; each has a line in `sbatch --help`."""
 
-    partition: str | None = None
+    partition: OneLine | None = None
     """Partition; the cluster's default unless given."""
-    account: str | None = None
+    account: OneLine | None = None
     """Account that is charged."""
-    time: str = "04:00:00"
+    time: OneLine = "04:00:00"
     """Time limit of a point. One that hits it goes on at its last checkpoint when the grid is called again."""
-    finalists_time: str | None = None
+    finalists_time: OneLine | None = None
     """Time limit of a finalist; that of a point unless given."""
-    cpus: int = Field(default=4, ge=1)
+    cpus: int = Field(default=4, ge=1, le=2**16)
     """Processor cores of a point."""
-    memory: str | None = None
+    memory: OneLine | None = None
     """Memory of a point, such as 32G."""
-    gres: str | None = None
+    gres: OneLine | None = None
     """Generic resources of a point, such as gpu:1; a point uses one GPU."""
     at_once: int | None = Field(default=None, ge=1)
     """Points at the same time, at most."""
-    options: tuple[str, ...] = ()
+    options: tuple[OneLine, ...] = ()
     """Further options of sbatch for all jobs, such as --qos=long."""
     setup: str = ""
     """Lines of bash before each command, such as module load cuda."""
@@ -120,6 +122,15 @@ class GridSettings(Command):
                 raise ValueError(f"product.{option} has no values; name at least one, or leave it out")
             if option in self.overrides or option in self.finalists.overrides:
                 raise ValueError(f"{option} is varied under product and set under overrides; leave it out of one")
+        return self
+
+    @model_validator(mode="after")
+    def _points_can_be_counted(self) -> Self:
+        count = math.prod(len(values) for values in self.product.values()) * len(self.seeds)
+        if count > _MOST_POINTS:
+            raise ValueError(
+                f"product and seeds make {count:,} points, but a grid has at most {_MOST_POINTS:,}; vary less"
+            )
         return self
 
     @model_validator(mode="after")

@@ -74,10 +74,13 @@ def following_script(grid: Grid, arguments: Sequence[str], following: Following)
 
 def _script(grid: Grid, name: str, number: str, options: Sequence[str], body: str) -> str:
     slurm, output = grid.settings.slurm, grid.settings.output.absolute()
+    places = {"chdir": Path.cwd(), "output": output / "logs" / f"{name}-{number}.out"}
+    for place in places.values():
+        if not str(place).isprintable():
+            raise UserError(f"{str(place)!r} has a control character in it, which no script can hold; rename it")
     given = [
         f"--job-name=palenka-{name}",
-        f"--chdir={Path.cwd()}",
-        f"--output={output / 'logs' / f'{name}-{number}.out'}",
+        *(shlex.quote(f"--{option}={place}") for option, place in places.items()),
         "--open-mode=append",
         "--requeue",
         *([f"--partition={slurm.partition}"] if slurm.partition else []),

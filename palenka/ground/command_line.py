@@ -3,6 +3,7 @@
 Precedence of settings: defaults < files < command line.
 """
 
+import os
 import sys
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -12,18 +13,21 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import ValidationError
 
-from palenka.ground.errors import UserError
+from palenka.ground.errors import UserError, system_error
 from palenka.ground.help import help_of, wrapped
 from palenka.ground.mistakes import first_mistake, sentence_of
 from palenka.ground.options import Annotation, Value, inner_of, is_list, locate, shorthand_of, types_of
+from palenka.ground.plain_yaml import load_yaml
 from palenka.ground.registry import import_plugins
-from palenka.ground.settings import Command, Settings, load_yaml, read_yaml
+from palenka.ground.settings import Command, Settings, read_yaml
 from palenka.ground.stopping import Stopped, stopped_at_once
 
 SettingsType = TypeVar("SettingsType", bound=Command)
 
 USER_MISTAKE = 2
 INTERRUPTED = 130
+PIPE_CLOSED = 141
+"""Exit status where whoever read the output left, such as `head`."""
 
 _HELP = ("-h", "--help")
 _TRUTHS = ("true", "false", "yes", "no", "on", "off")
@@ -65,13 +69,19 @@ def run(command: Callable[[Sequence[str]], int | None], arguments: Sequence[str]
     """
     try:
         with stopped_at_once():
-            return command(sys.argv[1:] if arguments is None else arguments) or 0
+            status = command(sys.argv[1:] if arguments is None else arguments) or 0
+            sys.stdout.flush()
+            return status
     except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
+        _tell(error)
         return USER_MISTAKE
+    except BrokenPipeError:
+        _give_up_output()
+        return PIPE_CLOSED
     except OSError as error:
         where = f" {error.filename}" if error.filename else ""
-        sys.stderr.write(f"error: cannot read or write{where}: {error.strerror or error}; fix that and run it again\n")
+        _tell(system_error(f"cannot read or write{where}", error))
+        _give_up_output()
         return USER_MISTAKE
     except KeyboardInterrupt:
         sys.stderr.write("interrupted; run the same command again: what is finished is kept\n")
@@ -80,6 +90,20 @@ def run(command: Callable[[Sequence[str]], int | None], arguments: Sequence[str]
         if str(stop):
             sys.stderr.write(f"stopped by {stop.by.name}: {stop}\n")
         return stop.status
+
+
+def _tell(error: UserError) -> None:
+    """Say what is wrong in one line, whatever the names in it hold."""
+    sys.stderr.write(f"error: {' '.join(str(error).splitlines())}\n")
+
+
+def _give_up_output() -> None:
+    """Let nothing that is left of the output be written at the end: that would fail again, with a traceback."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        with open(os.devnull, "w") as nothing:  # noqa: PTH123 - devnull is no path
+            os.dup2(nothing.fileno(), sys.stdout.fileno())
 
 
 def subcommand(program: str, commands: Mapping[str, str], arguments: Sequence[str]) -> tuple[str, Sequence[str]]:

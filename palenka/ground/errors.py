@@ -1,10 +1,35 @@
 """Mistakes that a user can fix, each told in one sentence: the value, the rule, what to do."""
 
+import errno
 from collections.abc import Mapping
+
+_REMEDIES = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "make room"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM), "mend the permissions or choose another place"),
+    **dict.fromkeys((errno.EROFS, errno.EBUSY), "choose another place"),
+    **dict.fromkeys((errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENOTEMPTY, errno.ELOOP), "choose another name"),
+    **dict.fromkeys((errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK, errno.EXDEV), "choose another file system"),
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.ENOENT: "give one that is there",
+    errno.EMFILE: "let a process open more files (ulimit -n)",
+}
 
 
 class UserError(Exception):
     """A mistake of the user's: a command prints its one sentence and exits with status 2."""
+
+
+def system_error(what: str, error: OSError) -> UserError:
+    """A mistake that the operating system told of, with the remedy that fits it.
+
+    Args:
+        what: could not be done, as the sentence's beginning, such as ``"cannot write runs/mine"``.
+        error: the system's.
+    """
+    said = error.strerror or str(error)
+    where = f"{error.filename}: " if error.filename and str(error.filename) not in what else ""
+    remedy = _REMEDIES.get(error.errno or 0, "mend that")
+    return UserError(f"{what}: {where}{said}; {remedy}, and run the same command again")
 
 
 def refuse_difference(what: str, expected: object, found: object, remedy: str) -> None:

@@ -19,8 +19,9 @@ import math
 import os
 import re
 import shutil
+import stat
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,28 @@ def write_whole(path: Path, content: str | bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         aside.replace(path)
+
+
+def require_own(path: Path, is_ours: Callable[[str], bool], what: str, option: str = "out") -> None:
+    """Refuse to write over a file that is something else than what would be written.
+
+    Args:
+        path: of the file; nothing there is well.
+        is_ours: tells an earlier one by its text.
+        what: would be written, such as ``"report"``.
+        option: that names the file.
+
+    Raises:
+        UserError: if something else is there.
+    """
+    if not path.exists():
+        return
+    try:
+        found = is_ours(read_text(path))
+    except (OSError, ValueError, UserError):
+        found = False
+    if not found:
+        raise UserError(f"{path} exists and is no {what}; choose another {option}")
 
 
 @contextmanager
@@ -77,7 +100,16 @@ def whole_directory(path: Path) -> Iterator[Path]:
         raise UserError(f"{path} is {where}, which cannot be replaced; choose a folder inside it")
     with directory_aside(path) as aside:
         yield aside
+        follow_umask(aside)
         aside.replace(path)
+
+
+def follow_umask(aside: Path) -> None:
+    """Let files in a new directory be read and written by those who may use it: safetensors makes them private."""
+    mode = stat.S_IMODE(aside.stat().st_mode) & 0o666
+    for path in aside.rglob("*"):
+        if path.is_file():
+            path.chmod(mode)
 
 
 def remove_leftovers(directory: Path) -> None:
@@ -201,6 +233,11 @@ def read_sealed(path: Path, remedy: str = _AGAIN) -> dict[str, Any]:
     return record
 
 
+def is_pipe(path: Path) -> bool:
+    """Whether it is a pipe or a device, which might never end."""
+    return path.exists() and not (path.is_file() or path.is_dir())
+
+
 def read_text(path: Path) -> str:
     """The text of a file; a pipe or a device, which might never end, is not read.
 
@@ -209,7 +246,7 @@ def read_text(path: Path) -> str:
         UserError: if it is a pipe or a device.
         UnicodeDecodeError: if it is not UTF-8.
     """
-    if path.exists() and not (path.is_file() or path.is_dir()):
+    if is_pipe(path):
         raise UserError(f"{path} is a pipe or a device; give a file")
     return path.read_text(encoding="utf-8")
 

@@ -1,16 +1,25 @@
 """A lock on an output: one process at a time writes there, and the lock dies with its holder.
 
-The lock is the kernel's (flock) on a small file beside the output, so nothing is left to clean up after a crash.
+The lock is the kernel's (flock) on a small file beside the output, so nothing is left to clean up after a crash. Beside
+means beside the target where the output is a link: a link and its target are one output.
+
+File systems without flock (Lustre, some NFS) have a file with a heartbeat in its place, `NAME.lock.holder`
+(`holder_file.py`).
 """
 
+import errno
 import fcntl
 import os
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from palenka.ground.errors import UserError
+from palenka.ground.files import resolved
+from palenka.ground.holder_file import HolderFile, name_of_holder, refuse_held
+from palenka.ground.progress import info
+
+_NOT_SUPPORTED = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
 
 
 @contextmanager
@@ -19,46 +28,64 @@ def sole_writer(output: Path, wait: bool = False) -> Iterator[None]:
 
     Args:
         output: what is written.
-        wait: wait for another holder instead of refusing.
+        wait: wait for another holder, and say so, instead of refusing.
 
     Raises:
         UserError: if another process holds it; its host and number are named.
     """
-    output = output.absolute()
+    output = resolved(output)
+    if not output.name:
+        raise UserError(f"{output} is a whole file system, not a place to write to; choose a folder inside it")
     output.parent.mkdir(parents=True, exist_ok=True)
     path = output.with_name(f"{output.name}.lock")
     descriptor = _acquire(path, output, wait)
     try:
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
-        yield
+        if descriptor is None:
+            with HolderFile(path.with_name(f"{path.name}.holder"), output).held(wait):
+                yield
+        else:
+            _sign(descriptor)
+            yield
     finally:
-        path.unlink(missing_ok=True)
-        os.close(descriptor)
+        if descriptor is not None:
+            path.unlink(missing_ok=True)
+            os.close(descriptor)
 
 
-def _acquire(path: Path, output: Path, wait: bool) -> int:
+def _acquire(path: Path, output: Path, wait: bool) -> int | None:
+    """The descriptor of a locked file; None where the file system has no such locks."""
+    is_told = False
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        descriptor = _open(path)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait and is_told else fcntl.LOCK_NB))
             # A holder that finished meanwhile has removed the file that was opened: that one locks nothing any more.
             if path.exists() and os.fstat(descriptor).st_ino == path.stat().st_ino:
                 return descriptor
         except BlockingIOError:
             holder = os.read(descriptor, 200).decode(errors="replace") or "another process"
-            os.close(descriptor)
-            raise UserError(
-                f"{output} is being written by {holder}; wait until it ends, or choose another output"
-            ) from None
+            if not wait:
+                os.close(descriptor)
+                refuse_held(output, holder)
+            is_told = True
+            info(f"{output} is being written by {holder}; waiting for it")
         except FileNotFoundError:
             pass
+        except OSError as error:
+            os.close(descriptor)
+            if error.errno not in _NOT_SUPPORTED:
+                raise
+            path.unlink(missing_ok=True)
+            return None
         os.close(descriptor)
 
 
 def holder_of(output: Path) -> str | None:
     """The process that writes an output now, with its host; None if none does. Nothing is written."""
-    path = output.absolute().with_name(f"{output.absolute().name}.lock")
+    output = resolved(output)
+    path = output.with_name(f"{output.name}.lock")
+    if (found := HolderFile(path.with_name(f"{path.name}.holder"), output).holder()) is not None:
+        return found
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except OSError:
@@ -72,3 +99,20 @@ def holder_of(output: Path) -> str | None:
     finally:
         os.close(descriptor)
     return None
+
+
+def _open(path: Path) -> int:
+    """The lock's file; one that a member of the group left behind can be locked by whoever may read it."""
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)  # as the umask has it
+    except PermissionError:
+        if not path.exists():
+            raise
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+
+def _sign(descriptor: int) -> None:
+    """Write the holder into the lock's file, where that may be written."""
+    if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDWR:
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, name_of_holder().encode())

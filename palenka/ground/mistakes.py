@@ -10,6 +10,8 @@ from pydantic_core import ErrorDetails
 from palenka.ground.options import NAME, fields_of, groups_of, locate, options_of
 from palenka.ground.settings import Settings
 
+_LONGEST = 200
+"""Characters of a value that are shown."""
 _ALIKE = 0.6
 """The least likeness of two names of which one may stand for the other."""
 _IN_PLACE = 0.1
@@ -32,17 +34,28 @@ def sentence_of(found: Sequence[ErrorDetails], schema: type[Settings]) -> str:
     if first["type"] == "extra_forbidden":
         hint = _nearest(schema, option)
         return f"{option} is not an option" + (f"; did you mean '{hint}'?" if hint else "")
+    if first["type"] == "invalid_key":
+        return f"{_shown(first['input'])} is not the name of an option; names are text"
     if first["type"] == "value_error":
         said = first["msg"].removeprefix("Value error, ")
         return f"{option}: {said}" if option else said
     # Of a choice between types each says what it wants.
     rules = dict.fromkeys(_rule(entry) for entry in found if _option(entry) == option)
-    return f"{option} is {first['input']}, but it should be {' or '.join(rules)}"
+    return f"{option} is {_shown(first['input'])}, but it should be {' or '.join(rules)}"
+
+
+def _shown(value: object) -> str:
+    """A value as it was given, in a line that is not too long."""
+    text = str(value)
+    text = text if text.isprintable() and text.strip() else repr(value)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
 
 
 def _option(found: ErrorDetails) -> str:
     """The dotted option that a mistake is in; places in lists and names of types, which pydantic adds, are left out."""
     parts = [part for part in found["loc"] if isinstance(part, str)]
+    if found["type"] == "extra_forbidden":
+        return ".".join(parts)
     return ".".join(part for part in parts if not re.search(r"[\[(]|^(str|int|float|bool|path|none)$", part))
 
 

@@ -4,17 +4,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
 from rich.table import Column
 from rich.text import Text
 
-_console = Console(stderr=True, highlight=False, soft_wrap=True)
+from palenka.ground.console import console
+
+_console = console(to_errors=True, soft_wrap=True)
 
 
 def info(sentence: str) -> None:
     """Tell the user something that is not an error."""
-    _console.print(sentence, markup=False)
+    _console.print(sentence)
 
 
 def is_watched() -> bool:
@@ -52,10 +53,12 @@ def progress_bar(
         done: units that were done before, which say nothing of the rate.
     """
     columns = (
-        TextColumn("{task.description}", table_column=Column(no_wrap=True, overflow="ellipsis", max_width=24)),
+        TextColumn(
+            "{task.description}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis", max_width=24)
+        ),
         BarColumn(None, table_column=Column(ratio=1, min_width=4)),
         TextColumn("{task.percentage:>3.0f} %", table_column=Column(no_wrap=True)),
-        TextColumn("{task.fields[note]}", table_column=Column(no_wrap=True)),
+        TextColumn("{task.fields[note]}", markup=False, table_column=Column(no_wrap=True)),
         _Rate(unit),
         _TimeLeft(),
     )

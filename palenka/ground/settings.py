@@ -4,7 +4,7 @@ import os
 import re
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
@@ -22,7 +22,8 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from palenka.ground.errors import UserError
-from palenka.ground.files import write_whole
+from palenka.ground.files import read_text, size_of, write_whole
+from palenka.ground.plain_yaml import load_yaml
 
 Schema = TypeVar("Schema", bound=BaseModel)
 
@@ -46,6 +47,29 @@ def seconds_of(duration: str) -> int:
 Duration = Annotated[str, AfterValidator(_require_duration)]
 """A time in seconds, minutes or hours: 90s, 10m, 2h."""
 
+_LONGEST_BYTES = 2**20
+"""Of a file of settings."""
+_BOUND = 2**53
+"""Whole numbers below it are the same in JSON everywhere."""
+
+
+def _one_line(text: str) -> str:
+    if not text.isprintable():
+        raise PydanticCustomError("line", "Input should be a line of text without control characters")
+    return text
+
+
+def _file_name(name: str) -> str:
+    if not re.fullmatch(r"[^./\\\s][^/\\]{0,99}", name) or not name.isprintable():
+        raise PydanticCustomError("name", "Input should be a name for a file, without slashes and a dot before it")
+    return name
+
+
+OneLine = Annotated[str, AfterValidator(_one_line)]
+"""Text that ends up in a line of a script."""
+FileName = Annotated[str, AfterValidator(_file_name)]
+"""A name that files and folders get."""
+
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """The options in a YAML file.
@@ -54,11 +78,17 @@ def read_yaml(path: Path) -> dict[str, Any]:
         UserError: if it cannot be read, gives an option twice, or holds something else than options.
     """
     try:
-        content = load_yaml(path.read_text(encoding="utf-8"))
+        if (size := size_of(path)) is not None and size > _LONGEST_BYTES:
+            raise UserError(
+                f"configuration {path} has {size:,} bytes, but {_LONGEST_BYTES:,} at most are read; shorten it"
+            )
+        content = load_yaml(read_text(path))
     except OSError as error:
         raise UserError(f"cannot read configuration {path}: {error.strerror}; give a YAML file") from None
     except UnicodeDecodeError as error:
         raise UserError(f"configuration {path} is not UTF-8 text: {error}; save it as UTF-8") from None
+    except ValueError as error:
+        raise UserError(f"configuration {str(path)!r} cannot be read: {error}; give a YAML file") from None
     except yaml.YAMLError as error:
         where = " ".join(str(error).replace(' in "<unicode string>",', " at").split())
         raise UserError(f"configuration {path} is not YAML: {where}; fix it there") from None
@@ -67,35 +97,13 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
-def load_yaml(text: str) -> Any:  # noqa: ANN401 - whatever the text says
-    """What a text in YAML says: plain values only, and of a mapping each key once.
-
-    Raises:
-        yaml.YAMLError: if it is no such text.
-    """
-    return yaml.load(text, _Loader)  # noqa: S506 - a safe loader
-
-
-class _Loader(yaml.SafeLoader):
-    """Refuses a key that a mapping has twice, of which PyYAML would keep the last without a word."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """A mapping, each of its keys once."""
-        keys = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.value in keys:
-                raise yaml.constructor.ConstructorError(None, None, f"{key.value} is given twice", key.start_mark)
-            keys.add(key.value if isinstance(key, yaml.ScalarNode) else key)
-        return super().construct_mapping(node, deep)
-
-
 class Settings(BaseModel):
     """A frozen group of settings; each class of settings stands beside the code that it configures.
 
     Paths may begin with ``~`` and hold ``$VARIABLES``.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
     shorthand: ClassVar[str | None] = None
     """The field that a bare value in place of the group sets, if there is one: ``logit: 0.5``."""
 
@@ -119,6 +127,23 @@ class Settings(BaseModel):
         if isinstance(given, bool) and _holds_numbers(cls.model_fields[str(info.field_name)].annotation):
             raise PydanticCustomError("number_type", "Input should be a number")
         return given
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _text_can_be_written(cls, given: Any, info: ValidationInfo) -> Any:  # noqa: ANN401 - whatever was given
+        for text in _texts(given):
+            if "\0" in text or not _is_unicode(text):
+                raise PydanticCustomError("text", "Input should be Unicode text without NUL")
+            if not text and Path in _kinds(cls.model_fields[str(info.field_name)].annotation):
+                raise PydanticCustomError("path", "Input should be a path, not empty")
+        return given
+
+    @field_validator("*")
+    @classmethod
+    def _whole_numbers_have_a_bound(cls, value: Any) -> Any:  # noqa: ANN401 - of any field
+        if isinstance(value, int) and abs(value) >= _BOUND:
+            raise PydanticCustomError("bound", "Input should be a whole number below 2^53")
+        return value
 
     @field_validator("*")
     @classmethod
@@ -173,12 +198,42 @@ def _holds_numbers(annotation: Any) -> bool:  # noqa: ANN401 - the type of a fie
     return bool not in kinds and (int in kinds or float in kinds)
 
 
+def _kinds(annotation: Any) -> Iterator[Any]:  # noqa: ANN401 - the type of a field
+    """A type and all that it is made of."""
+    yield annotation
+    for inner in typing.get_args(annotation):
+        yield from _kinds(inner)
+
+
+def _texts(value: Any) -> Iterator[str]:  # noqa: ANN401 - whatever was given
+    """Every text in a value, in whatever lists and mappings."""
+    if isinstance(value, str | Path):
+        yield str(value)
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _texts(key)
+            yield from _texts(inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _texts(inner)
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _expanded(value: Any) -> Any:  # noqa: ANN401 - of any field
     """A value whose paths, in whatever lists and mappings, have their home and variables put in."""
     if isinstance(value, Path):
         expanded = os.path.expandvars(os.path.expanduser(value))  # noqa: PTH111 - leaves an unknown home alone
         if unset := re.search(r"\$(\w+|\{\w+\})", expanded):
             raise ValueError(f"{value} has {unset[0]}, which is not set; export it, or write the path out")
+        if any(character < " " or character == "\x7f" for character in expanded):
+            raise ValueError(f"{expanded!r} has a line break or another control character in it; rename it")
         return Path(expanded)
     if isinstance(value, Mapping):
         return {key: _expanded(inner) for key, inner in value.items()}

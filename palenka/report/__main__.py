@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import ClassVar
 
 from pydantic import Field
-from rich.console import Console
 
 from palenka.ground.command_line import parse, run
+from palenka.ground.console import console
 from palenka.ground.settings import Command
 from palenka.report.write import write_report
 
@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _report(arguments: Sequence[str]) -> None:
     settings = parse(ReportSettings, arguments, "palenka report")
     write_report(settings.directories, settings.out)
-    Console().print(f"Written to {settings.out}", markup=False, highlight=False, soft_wrap=True)
+    console(soft_wrap=True).print(f"Written to {settings.out}")
 
 
 if __name__ == "__main__":

@@ -7,15 +7,14 @@ import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
-from palenka.ground.errors import UserError
-from palenka.ground.files import write_whole
+from palenka.ground.console import console
+from palenka.ground.errors import UserError, system_error
+from palenka.ground.files import require_own, write_whole
 from palenka.ground.progress import info
 
 GENERATOR = "palenka report"
 """What a page says of its origin; a file that does not say so is never replaced."""
-_FIRST_BYTES = 1024
+_FIRST_CHARACTERS = 1024
 _PACKAGES = ("jinja2", "markupsafe", "matplotlib")
 
 
@@ -31,13 +30,12 @@ def write_report(directories: Sequence[Path], out: Path) -> None:
     from palenka.report.page import render
     from palenka.report.sources import find_sources
 
-    if out.is_dir() or (out.exists() and GENERATOR.encode() not in out.read_bytes()[:_FIRST_BYTES]):
-        raise UserError(f"{out} exists and is no report; choose another out")
+    require_own(out, lambda text: GENERATOR in text[:_FIRST_CHARACTERS], "report")
     page = render(find_sources(directories), ", ".join(directory.resolve().name for directory in directories))
     try:
         write_whole(out, page)
     except OSError as error:
-        raise UserError(f"cannot write {out}: {error.strerror or error}; make room or choose another out") from error
+        raise system_error(f"cannot write {out}", error) from error
 
 
 def try_report(directories: Sequence[Path], out: Path) -> None:
@@ -47,4 +45,4 @@ def try_report(directories: Sequence[Path], out: Path) -> None:
     except (UserError, OSError) as error:
         info(f"{out} is not written: {error}")
     else:
-        Console().print(f"Written to {out}", markup=False, highlight=False, soft_wrap=True)
+        console(soft_wrap=True).print(f"Written to {out}")

@@ -244,7 +244,7 @@ def test_a_file_that_is_something_else_is_left_alone(
     with pytest.raises(UserError, match="the figures go to a JSON file and the items beside it"):
         measure(asked, tmp_path / "x.parquet")
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot write .*; make room or choose another out"):
+    with pytest.raises(UserError, match="cannot write .*; choose another name, and run"):
         measure(asked, tmp_path / "file" / "result.json")
 
 

@@ -221,7 +221,7 @@ def test_mistakes_on_the_command_line(
         ("corpus: [a\noutput: b: c", "is not YAML: while parsing a flow sequence at line 1, column 9"),
         ("corpus: a\n\toutput: b\n", "is not YAML: while scanning for the next token"),
         ("corpus: a\0b\n", "is not YAML: unacceptable character"),
-        (STUDENT + "x: !!python/object/apply:os.system ['true']\n", "is not YAML: could not determine a constructor"),
+        (STUDENT + "x: !!python/object/apply:os.system ['true']\n", "os.system is no type of a setting"),
         (b"corpus: \xff\xfe\n", "is not UTF-8 text: 'utf-8' codec can't decode byte 0xff in position 8"),
         ("- a\n- b\n", "has no options: it should hold lines such as `output: runs/mine`"),
         ("hello\n", "has no options"),
@@ -257,7 +257,7 @@ def test_a_file_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[
         (
             "palenka",
             [],
-            "palenka needs a command; choose from data, cache, train, parameters, export, eval, report",
+            "palenka needs a command; choose from data, cache, train, parameters, status, export, eval, report",
         ),
         ("palenka", ["teach"], "'teach' is not a command of palenka; choose from data, cache"),
         ("palenka", ["train"], "these options are missing: corpus, output, model.architecture"),

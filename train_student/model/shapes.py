@@ -18,15 +18,15 @@ class ModelShape(Settings):
 
     architecture: Literal["llama", "gpt2", "gptj"]
     """Family, built by transformers' own classes."""
-    hidden_size: int = Field(ge=1)
+    hidden_size: int = Field(ge=1, le=2**16)
     """Width."""
-    num_hidden_layers: int = Field(ge=1)
+    num_hidden_layers: int = Field(ge=1, le=1000)
     """Transformer blocks."""
-    num_attention_heads: int = Field(ge=1)
+    num_attention_heads: int = Field(ge=1, le=2**16)
     """Attention heads in a block."""
-    intermediate_size: int | None = Field(default=None, ge=1)
+    intermediate_size: int | None = Field(default=None, ge=1, le=2**18)
     """Width of the feed-forward layer; 4 × hidden_size unless given."""
-    max_position_embeddings: int = Field(default=256, ge=2)
+    max_position_embeddings: int = Field(default=256, ge=2, le=2**20)
     """Longest sequence that the model takes."""
     tie_word_embeddings: bool = True
     """Whether input and output embeddings are one matrix."""

@@ -82,9 +82,9 @@ class ContrastiveTerm(Term):
 
     temperature: float = Field(default=2.0, gt=0)
     """τ: cosines are divided by it."""
-    width: int = Field(default=256, ge=2)
+    width: int = Field(default=256, ge=2, le=2**16)
     """Width that student and teacher are projected to."""
-    negatives: int = Field(default=1023, ge=1)
+    negatives: int = Field(default=1023, ge=1, le=2**20)
     """Other positions that each one is told from, at most; a micro-batch with more is dealt out to several pools."""
 
     def module(self) -> type[TermModule]:
@@ -106,7 +106,7 @@ class AuxiliaryTerm(Term):
     trains_all: ClassVar[bool] = True
     sees_micro_batch: ClassVar[bool] = True
 
-    width: int = Field(default=128, ge=1)
+    width: int = Field(default=128, ge=1, le=2**16)
     """Width between a head's two linear maps; a head has about width × vocabulary weights."""
     dropout: float = Field(default=0.1, ge=0, lt=1)
     """Dropout between them."""

@@ -10,8 +10,10 @@ import pytest
 from palenka.cache_teachers.capture import capture
 from palenka.cache_teachers.settings import CaptureSettings, VerifySettings
 from palenka.cache_teachers.verify import verify
+from palenka.data.corpus import Corpus
 from palenka.data.model_files import identity_of
 from palenka.data.signals.cache import TeacherCache, damage_of_shard
+from palenka.data.windows import WindowRule
 from palenka.ground.errors import UserError
 
 
@@ -89,3 +91,36 @@ def test_the_identity_is_of_the_weights_that_are_loaded(make_teacher: Callable[.
     (teacher / "adapter_config.json").write_text("{}")
     with pytest.raises(UserError, match="would change the model when it is loaded"):
         identity_of(teacher, "float32")
+
+
+def test_a_split_of_a_corpus_is_not_called_a_damaged_cache(corpus_directory: Path) -> None:
+    with pytest.raises(UserError, match=r"train\.zarr is a split of a corpus, not a teacher cache") as refusal:
+        TeacherCache(corpus_directory / "train.zarr")
+    assert "delete" not in str(refusal.value)
+
+
+def test_tokens_that_change_while_they_are_read_are_refused(corpus_directory: Path, tmp_path: Path) -> None:
+    shutil.copytree(corpus_directory, tmp_path / "corpus")
+    corpus = Corpus.open(tmp_path / "corpus", "train")
+    indices = np.arange(3)
+    before = corpus.gather(WindowRule(length=16), 0, indices)
+    path = tmp_path / "corpus" / "train.zarr" / "tokens" / "c" / "0"
+    content = bytearray(path.read_bytes())
+    content[0] ^= 1
+    with path.open("r+b") as file:
+        file.write(content)
+    with pytest.raises(UserError, match="was changed while it was read"):
+        corpus.gather(WindowRule(length=16), 0, indices)
+    assert before.shape == (3, 16)
+
+
+@pytest.mark.usefixtures("cache_directory")
+def test_another_teacher_is_not_blamed_on_the_cache(
+    capture_settings: CaptureSettings, make_teacher: Callable[..., Path]
+) -> None:
+    other = capture_settings.model_copy(update={"teacher": make_teacher("llama", seed=5)})
+    with pytest.raises(
+        UserError, match="the teacher is another one, or was changed since: restore it, or choose"
+    ) as no:
+        capture(other)
+    assert "delete" not in str(no.value)

@@ -129,7 +129,7 @@ def test_a_failure_leaves_nothing(
         raise error
 
     monkeypatch.setattr(palenka.data.corpus.CorpusWriter, "finish", fail)
-    with pytest.raises((UserError, KeyboardInterrupt), match=r"No space left on device; free the disk|^$"):
+    with pytest.raises((UserError, KeyboardInterrupt), match=r"No space left on device; make room|^$"):
         prepare(settings)
     assert list(settings.output.parent.iterdir()) == []
 
