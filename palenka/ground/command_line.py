@@ -150,6 +150,7 @@ def _parsed(schema: type[SettingsType], arguments: Sequence[str], program: str) 
             content = _merged(content, read)
         if left:
             raise _MistakeError(f"{left[0]} is not an option")
+        _refuse_dropped(schema, options)
         for option, value in options:
             content = _changed(schema, content, option, value)
         return schema.model_validate(content | ({"plugins": plugins} if plugins else {})), files
@@ -267,6 +268,17 @@ def _merged(content: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, A
         before = merged.get(name)
         merged[name] = _merged(before, value) if isinstance(before, Mapping) and isinstance(value, Mapping) else value
     return merged
+
+
+def _refuse_dropped(schema: type[Settings], options: Sequence[tuple[str, Value]]) -> None:
+    """Refuse an option of a group that a later option replaces as a whole: it would be dropped without a word."""
+    for number, (whole, value) in enumerate(options):
+        keeps_others = isinstance(_spelled_out(locate(schema, whole)[1], value), Mapping) and not isinstance(
+            value, Mapping
+        )
+        for option, _ in () if keeps_others else options[:number]:
+            if option.startswith(f"{whole}."):
+                raise _MistakeError(f"--{whole} replaces --{option}, which is given before it; give --{whole} first")
 
 
 def _changed(schema: type[Settings], content: Mapping[str, Any], option: str, value: Value) -> dict[str, Any]:

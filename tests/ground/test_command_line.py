@@ -1,6 +1,8 @@
 """The command line: what wins, and what a mistake is told: one sentence on one line, exit status 2."""
 
+import os
 import re
+import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -319,6 +321,39 @@ def test_an_interruption_has_a_status_of_its_own(capsys: pytest.CaptureFixture[s
 
     assert run(interrupted, []) == INTERRUPTED == 130
     assert capsys.readouterr().err == "interrupted; run the same command again: what is finished is kept\n"
+
+
+def test_sigterm_ends_a_command_as_ctrl_c_does(capsys: pytest.CaptureFixture[str]) -> None:
+    cleaned = []
+
+    def terminated(_: Sequence[str]) -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        finally:
+            cleaned.append(True)
+
+    before = signal.getsignal(signal.SIGTERM)
+    assert run(terminated, []) == 143
+    assert cleaned == [True]
+    assert capsys.readouterr().err == "stopped by SIGTERM: what is finished is kept; run the same command again\n"
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--model.hidden_size", "64", "--model", "{architecture: llama}"],
+        ["--teachers.one.weight", "0.5", "--epochs", "2", "--teachers", "{}"],
+    ],
+)
+def test_an_option_that_a_later_one_would_drop_is_refused(student: str, arguments: list[str]) -> None:
+    first, whole = arguments[0], arguments[-2]
+    with pytest.raises(UserError, match=f"{whole} replaces {re.escape(first)}, which is given before it; give {whole}"):
+        train_settings(student, *arguments)
+    # What a file has may be replaced as a whole, and a weight alone leaves the term's other options.
+    train_settings(student, "--teachers", "{}", "--objective", "{hard: 1}")
+    terms = train_settings(student, "--objective.logit.schedule.start", "1", "--objective.logit", "0.5").objective.terms
+    assert (terms["logit"].weight, terms["logit"].schedule is None) == (0.5, False)
 
 
 def test_a_mistake_of_the_programs_own_is_not_hidden() -> None:
