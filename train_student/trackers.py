@@ -38,6 +38,7 @@ def start_trackers(settings: TrainSettings, accelerator: Accelerator) -> None:
     try:
         accelerator.init_trackers("palenka", config=_flat(settings.as_plain()), init_kwargs={"wandb": wandb})
     except Exception as error:  # each tracker has errors of its own
+        accelerator.trackers = []  # one that has not begun cannot end
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"tracker {' or '.join(settings.trackers)} does not start ({reason}); log in (`wandb login`), set "

@@ -301,6 +301,29 @@ def test_a_killed_training_goes_on_with_another_number_of_processes(
         torch.testing.assert_close(load_file(settings.output / "model.safetensors")[name], tensor, rtol=0, atol=1e-3)
 
 
+def test_two_processes_stop_after_the_same_step_and_end_as_undisturbed_ones(
+    student_settings: TrainSettings, tmp_path: Path
+) -> None:
+    settings = student_settings.model_copy(
+        update={"fraction": 1.0, "epochs": 4, "checkpoint_every": "1h", "log_every": 7}
+    )
+    undisturbed = elsewhere(settings, "undisturbed")
+    call([*TWO_PROCESSES, "palenka.train_student", "--config", configuration(undisturbed, tmp_path)], tmp_path)
+    log = settings.output / "metrics.jsonl"
+    command = [*TWO_PROCESSES, "palenka.train_student", "--config", configuration(settings, tmp_path)]
+    stop(command, tmp_path, lambda: log.is_file() and log.read_bytes().count(b"\n") > 8, signal.SIGTERM)
+    (kept,) = (settings.output / "checkpoints").iterdir()
+    assert not (settings.output / "result.json").exists()
+    told = call(command, tmp_path)
+    assert f"going on after step {int(kept.name.removeprefix('step-'))}" in told
+    assert (settings.output / "model.safetensors").read_bytes() == (
+        undisturbed.output / "model.safetensors"
+    ).read_bytes()
+    for mine, theirs in zip(metrics(settings), metrics(undisturbed), strict=True):
+        own_speed = {"tokens_per_second": 0, "data_wait": 0}
+        assert mine | own_speed == theirs | own_speed
+
+
 def test_a_second_process_on_an_output_is_refused_and_a_killed_one_leaves_no_lock(
     student_settings: TrainSettings, tmp_path: Path
 ) -> None:

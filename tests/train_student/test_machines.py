@@ -82,8 +82,8 @@ def test_a_full_disk_is_one_sentence_and_once_there_is_room_the_end_is_the_same(
     assert not list(small_disk.rglob("*.partial"))
 
     # The same of an export.
-    subprocess.run(["mount", "-o", "remount,size=1500k", str(small_disk)], check=False)
     shutil.rmtree(on_disk.output)
+    subprocess.run(["mount", "-o", "remount,size=1500k", str(small_disk)], check=True)
     (small_disk / "filler").write_bytes(bytes(1_300_000))
     export = [sys.executable, "-m", "palenka", "export", str(settings.output), "--out", str(small_disk / "model")]
     done = subprocess.run(export, env=ENVIRONMENT, capture_output=True, text=True, timeout=SECONDS, check=False)

@@ -1,0 +1,27 @@
+"""The bar that a person watches: what it says, and that it fits 80 columns."""
+
+import pytest
+from rich.console import Console
+
+from palenka.ground import progress
+from palenka.ground.progress import duration, progress_bar
+
+
+def test_a_bar_says_loss_rate_and_time_left_in_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    console = Console(width=80, force_terminal=True, color_system=None, record=True, file=open("/dev/null", "w"))  # noqa: PTH123, SIM115
+    monkeypatch.setattr(progress, "_console", console)
+    with progress_bar("train a run with a long name, as they have", 1000, done=400) as bar:
+        bar(300)
+        bar.note("loss 5.4321")
+        bar(300)
+    console.file.close()
+    # Each drawing returns to the line's beginning: the last 80 columns are the last of them.
+    last = console.export_text().rstrip("\n")[-80:]
+    for said in ("train a run with", "100 %", "loss 5.4321", "tokens/s in 0 s"):
+        assert said in last
+
+
+def test_times_are_read_at_a_glance() -> None:
+    assert [duration(seconds) for seconds in (0.2, 59.4, 185, 3599.6, 7805)] == [
+        *("0 s", "59 s", "3 min 05 s", "1 h 00 min", "2 h 10 min")
+    ]
