@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -43,12 +43,14 @@ def settings(corpus_directory: Path, make_shape: Callable[..., ModelShape], tmp_
     )
 
 
-def call(settings: TrainSettings, *options: str, expected: int = 0, limits: Sequence[str] = (), **more: str) -> str:
+def call(settings: TrainSettings, *options: str, expected: int = 0, more: Mapping[str, str] | None = None) -> str:
     """Train in a process of its own; returns what it said."""
     file = settings.output.parent.with_suffix(".yaml")
     settings.write_yaml(file)
-    command = [*limits, sys.executable, "-m", "palenka", "train", str(file), *options]
-    done = subprocess.run(command, env=ENVIRONMENT | more, capture_output=True, text=True, timeout=SECONDS, check=False)
+    command = [sys.executable, "-m", "palenka", "train", str(file), *options]
+    done = subprocess.run(
+        command, env=ENVIRONMENT | dict(more or {}), capture_output=True, text=True, timeout=SECONDS, check=False
+    )
     assert done.returncode == expected, done.stderr
     assert "Traceback" not in done.stderr
     return done.stderr
@@ -131,14 +133,15 @@ def test_wandb_without_a_login_is_one_sentence_and_a_run_that_goes_on_stays_the_
 ) -> None:
     pytest.importorskip("wandb")
     home = {"HOME": str(tmp_path), "WANDB_SILENT": "true"}
-    told = call(settings, "--trackers", "wandb", expected=2, **home)
+    offline = home | {"WANDB_MODE": "offline"}
+    told = call(settings, "--trackers", "wandb", expected=2, more=home)
     assert told.splitlines()[-1].startswith("error: tracker wandb does not start (")
     assert "log in (`wandb login`), set WANDB_MODE=offline, or take it out of trackers" in told
     # It may be turned off, and on again, offline; a run that goes on keeps its id.
-    call(settings, "--trackers", "wandb", WANDB_MODE="offline", **home)
+    call(settings, "--trackers", "wandb", more=offline)
     (settings.output / "result.json").unlink()
     shutil.rmtree(sorted((settings.output / "checkpoints").iterdir())[-1])
-    call(settings, "--trackers", "wandb", WANDB_MODE="offline", **home)
+    call(settings, "--trackers", "wandb", more=offline)
     ids = {path.name.rsplit("-", 1)[1] for path in (settings.output / "wandb").glob("offline-run-*")}
     assert ids == {(settings.output / "wandb.id").read_text()}
     (settings.output / "result.json").unlink()
