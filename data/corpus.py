@@ -168,7 +168,7 @@ class Corpus:
         fingerprint = fingerprint_of(_blocks(file), dtype, starts, record.tokenizer)
         if fingerprint != record.fingerprint:
             raise _damaged(store, f"its fingerprint is {fingerprint}, but {record.fingerprint} was recorded")
-        _require_files(directory)
+        require_files(directory)
         return cls(
             directory=directory,
             split=split,
@@ -189,13 +189,17 @@ class Corpus:
         Raises:
             UserError: if the file of the tokens was changed since the corpus was opened.
         """
+        self._require_unchanged()  # what is cut off of a mapped file would end the process
         windows = gather(self.tokens, rule, view, indices)
+        self._require_unchanged()
+        return windows
+
+    def _require_unchanged(self) -> None:
         store = self.directory / f"{self.split}.zarr"
         if state_of(_chunk_file(store)) != self.state:
             raise UserError(
                 f"corpus store {store} was changed while it was read; leave it alone, and run the same command again"
             )
-        return windows
 
     def tokenizer(self) -> "PreTrainedTokenizerFast":
         """The corpus's tokenizer, as `transformers.AutoTokenizer` gives it."""
@@ -332,8 +336,12 @@ def _read_group(store: Path) -> tuple[StoreRecord, NDArray[np.int64], int, np.dt
     return StoreRecord.model_validate(attributes), np.asarray(starts[:], dtype=np.int64), tokens.shape[0], tokens.dtype
 
 
-def _require_files(directory: Path) -> None:
-    """Refuse a corpus whose tokenizer, settings or records are not as they were written."""
+def require_files(directory: Path) -> None:
+    """Refuse a corpus whose tokenizer, settings or records are not as they were written.
+
+    Raises:
+        UserError: naming the file.
+    """
     damage = damage_of(directory, FILES_RECORD)
     if damage is None:
         known = read_record(directory / FILES_RECORD)["files"]

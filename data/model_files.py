@@ -135,6 +135,9 @@ def load_model(directory: Path, device: torch.device, precision: Precision = "fl
             kind = problem.removesuffix("_keys")
             raise UserError(f"model {directory} has {len(wrong)} {kind} tensors, such as {wrong[0]}; save it again")
     assert isinstance(model, PreTrainedModel)
+    with torch.no_grad():
+        for tensor in (*model.parameters(), *model.buffers()):
+            tensor.data = tensor.data.clone()  # no longer mapped from a file that may change
     model.to(device=device)  # type: ignore[call-arg]
     model.train(False)
     return model

@@ -83,6 +83,8 @@ class EvaluatedModel:
         if self.identity["tokenizer"] is None:
             raise UserError(f"model {self.directory} has no tokenizer beside it; save its tokenizer there")
         tokenizer = load_tokenizer(self.directory)
+        if _hash_of_tokenizer(self.directory) != self.identity["tokenizer"]:
+            raise UserError(f"the tokenizer in {self.directory} was changed while it was read; run the command again")
         _require_recorded(self.directory, tokenizer)
         if not _LEAST_KNOWN_SHARE * self.vocabulary_size <= len(tokenizer) <= self.vocabulary_size:
             raise UserError(

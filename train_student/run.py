@@ -28,7 +28,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from palenka.data.corpus import Corpus
+from palenka.data.corpus import Corpus, require_files
 from palenka.data.model_files import MODEL_RECORD, commit_model, identity_of
 from palenka.ground.errors import UserError, refuse_difference
 from palenka.ground.files import (
@@ -372,6 +372,7 @@ class Run:
                 save_file(weights, aside / "projections.safetensors")
             for path in (corpus.directory / "tokenizer").iterdir():
                 shutil.copyfile(path, aside / path.name)
+            require_files(corpus.directory)  # what was copied is what the corpus was opened with
             follow_umask(aside)
             files = sorted(aside.iterdir(), key=lambda path: path.name == _LAST)
             (self.directory / MODEL_RECORD).unlink(missing_ok=True)

@@ -59,7 +59,7 @@ class CacheWriter:
         self.manifest = manifest
         group = zarr.open_group(directory, mode="r+", zarr_format=3)
         self._arrays = {name: _array(group, name) for name in manifest.arrays()}
-        self.measured = _read_measured(group, manifest, manifest.hidden_keys())
+        self.measured = _read_measured(directory, group, manifest, manifest.hidden_keys())
 
     def empty(self, shard: Shard) -> dict[str, NDArray[np.generic]]:
         """Room for one shard: an array [windows, …] for every array of the cache."""
@@ -211,7 +211,7 @@ class TeacherCache:
         group = zarr.open_group(directory, mode="r")
         names = [name for name in self.manifest.arrays() if name.startswith(f"{LOGITS}/")] if logits else []
         self._arrays = {name: _array(group, name) for name in [*names, *map(codes_of, hidden)]}
-        self.measured = _read_measured(group, self.manifest, hidden)
+        self.measured = _read_measured(directory, group, self.manifest, hidden)
         self._chunk_windows = _chunk_windows(self.manifest)
         self._checked: dict[Shard, tuple[object, ...]] = {}
         self._chunks: OrderedDict[tuple[int, int], dict[str, NDArray[np.generic]]] = OrderedDict()
@@ -359,7 +359,23 @@ def _chunk_windows(manifest: CacheManifest) -> int:
     return min(CHUNK_WINDOWS, manifest.windows_per_shard)
 
 
-def _read_measured(group: zarr.Group, manifest: CacheManifest, keys: Iterable[str]) -> Measured:
+def _read_measured(directory: Path, group: zarr.Group, manifest: CacheManifest, keys: Iterable[str]) -> Measured:
+    """What was measured, as it was recorded.
+
+    Raises:
+        UserError: if it was changed meanwhile.
+    """
+    try:
+        measured = _measured_in(group, manifest, keys)
+        damage = damage_of(directory, _STORE_RECORD)
+    except (OSError, RuntimeError, ValueError, KeyError) as error:  # as codecs and Zarr have it
+        damage = str(error)
+    if damage:
+        raise UserError(f"teacher cache {directory} was changed while it was read ({damage}); leave it alone")
+    return measured
+
+
+def _measured_in(group: zarr.Group, manifest: CacheManifest, keys: Iterable[str]) -> Measured:
     def read(folder: str, without: Collection[str] = ()) -> dict[str, Tensor]:
         arrays = group.get(folder)
         names = sorted(set(arrays.array_keys()) - set(without)) if isinstance(arrays, zarr.Group) else []

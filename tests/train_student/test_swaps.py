@@ -9,11 +9,12 @@ import pytest
 
 from palenka.cache_teachers.capture import capture
 from palenka.cache_teachers.settings import CaptureSettings
+from palenka.data.corpus import Corpus
 from palenka.data.model_files import identity_of
 from palenka.export import ExportSettings, export
 from palenka.ground.errors import UserError
 from palenka.train_student.model.shapes import ModelShape
-from palenka.train_student.run import Run
+from palenka.train_student.run import Best, Run
 from palenka.train_student.settings import TrainSettings
 from palenka.train_student.train import train
 
@@ -164,3 +165,21 @@ def test_metrics_of_a_finished_run_are_part_of_it(settings: TrainSettings) -> No
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     with pytest.raises(UserError, match=r"metrics\.jsonl"):
         Run(settings.output).read()
+
+
+def test_a_tokenizer_that_changes_while_a_run_trains_is_not_kept(
+    corpus_directory: Path, make_shape: Callable[..., ModelShape], tmp_path: Path
+) -> None:
+    shutil.copytree(corpus_directory, tmp_path / "corpus")
+    corpus = Corpus.open(tmp_path / "corpus", "train")
+    model = make_shape().build(corpus.tokenizer(), 0)
+    run = Run(tmp_path / "run", "identity")
+    run.directory.mkdir()
+    best = Best(step=1, validation_cross_entropy=1.0)
+    run.save_model(model, {}, corpus, best)
+    kept = (run.directory / "model.safetensors").stat().st_ino
+    flip(corpus.directory / "tokenizer" / "tokenizer_config.json")
+    with pytest.raises(UserError, match=r"tokenizer_config\.json differs from its checksum"):
+        run.save_model(model, {}, corpus, best)
+    assert run.best() == best
+    assert (run.directory / "model.safetensors").stat().st_ino == kept
