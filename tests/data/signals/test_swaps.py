@@ -12,7 +12,7 @@ from palenka.cache_teachers.settings import CaptureSettings, VerifySettings
 from palenka.cache_teachers.verify import verify
 from palenka.data.corpus import Corpus
 from palenka.data.model_files import identity_of
-from palenka.data.signals.cache import TeacherCache, damage_of_shard
+from palenka.data.signals.cache import TeacherCache, damage_of_shard, read_manifest
 from palenka.data.windows import WindowRule
 from palenka.ground.errors import UserError
 
@@ -124,3 +124,15 @@ def test_another_teacher_is_not_blamed_on_the_cache(
     ) as no:
         capture(other)
     assert "delete" not in str(no.value)
+
+
+def test_statics_that_change_while_a_cache_is_opened_are_refused(
+    cache_directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = read_manifest(cache_directory)
+    record = cache_directory / "commits" / "store.json"
+    # After the manifest was checked, and before the statics are read.
+    monkeypatch.setattr("palenka.data.signals.cache.read_manifest", lambda _: manifest)
+    record.write_text(record.read_text().replace('"bytes": ', '"bytes": 1'))
+    with pytest.raises(UserError, match="was changed while it was read"):
+        TeacherCache(cache_directory)
