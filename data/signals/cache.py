@@ -102,8 +102,8 @@ def is_begun(directory: Path, manifest: CacheManifest) -> bool:
     found, asked = read_manifest(directory).as_plain(), manifest.as_plain()
     if found["teachers"] != asked["teachers"]:
         remedy = "the teacher is another one, or was changed since: restore it, or choose another output"
-        both = ({"teachers": each["teachers"]} for each in (asked, found))
-        refuse_difference(f"cache {directory}", *both, remedy)
+        ours, theirs = ({"teachers": each["teachers"]} for each in (asked, found))
+        refuse_difference(f"cache {directory}", ours, theirs, remedy)
     refuse_difference(f"cache {directory}", asked, found, "delete it or choose another output")
     return True
 
