@@ -71,6 +71,8 @@ def load_tokenizer(directory: Path) -> "PreTrainedTokenizerFast":
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+    if not directory.is_dir():
+        raise UserError(f"{directory} is no directory; give one that holds a tokenizer, or an id on the Hub")
     if not tokenizer_files(directory):
         raise UserError(f"{directory} has no tokenizer; save its tokenizer there (tokenizer.json)")
     try:

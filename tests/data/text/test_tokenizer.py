@@ -183,6 +183,8 @@ def test_a_slow_tokenizer_is_refused(tmp_path: Path) -> None:
 
 
 def test_what_is_no_tokenizer_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="gone is no directory; give one that holds a tokenizer, or an id"):
+        load_tokenizer(tmp_path / "gone")
     with pytest.raises(UserError, match="has no tokenizer; save its tokenizer there"):
         load_tokenizer(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{}")
