@@ -101,5 +101,5 @@ def run_arms(given: argparse.Namespace, arms: Mapping[str, Arm], fraction: float
 
 def held_out(model: Path, corpus: Corpus) -> float:
     """Cross-entropy in nats per token on windows of a split that are the same for every model."""
-    windows = fixed_windows(corpus, 128, HELD_OUT_WINDOWS)
-    return float(np.concatenate(list(window_losses(load_model(model, torch.device("cpu")), windows, 4))).mean())
+    windows, loaded = fixed_windows(corpus, 128, HELD_OUT_WINDOWS), load_model(model, torch.device("cpu"))
+    return float(np.concatenate(list(window_losses(loaded, windows, corpus.vocabulary_size, 4))).mean())

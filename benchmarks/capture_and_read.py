@@ -37,7 +37,7 @@ HIDDEN = {"sample_windows": MICRO_BATCH}
 
 def random_teacher(corpus: Corpus, shape: Path, folder: Path) -> Path:
     """A model directory with random weights."""
-    model = ModelShape.model_validate(read_yaml(shape)["model"]).build(corpus.tokenizer(), seed=0)
+    model = ModelShape.model_validate(read_yaml(shape)["model"]).build(corpus, seed=0)
     model.save_pretrained(folder)
     for path in (corpus.directory / "tokenizer").iterdir():
         (folder / path.name).write_bytes(path.read_bytes())

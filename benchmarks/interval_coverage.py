@@ -274,7 +274,7 @@ def _losses(corpus: Corpus, folder: Path, size: int) -> NDArray[np.float64]:
         indices = np.arange(len(corpus.tokens) // LENGTH)
         windows = gather(corpus.tokens, WindowRule(length=LENGTH), 0, indices)
         model = load_model(folder, torch.device("cpu"))
-        np.save(kept, np.concatenate(list(window_losses(model, windows, 32))))
+        np.save(kept, np.concatenate(list(window_losses(model, windows, corpus.vocabulary_size, 32))))
     losses: NDArray[np.float64] = np.load(kept)
     return losses
 

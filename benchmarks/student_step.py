@@ -111,7 +111,7 @@ def one(given: argparse.Namespace) -> None:
 def plain_steps(settings: TrainSettings) -> list[float]:
     """Seconds a token of training steps with the model's own loss: whole logits, plain autograd."""
     corpus = Corpus.open(settings.corpus, settings.split)
-    model = settings.model.build(corpus.tokenizer(), settings.seed).train()
+    model = settings.model.build(corpus, settings.seed).train()
     optimizer, rule = adamw(model, settings.optimizer), settings.windows
     slots = rule.slots(len(corpus.tokens), 0)
     seconds = []

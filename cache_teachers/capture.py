@@ -84,7 +84,9 @@ def _require_space(
         UserError: naming both sizes.
     """
     first = missing[0]
-    indices = manifest.windows.slots(len(corpus.tokens), first.view)[first.start : first.stop][: settings.micro_batch]
+    indices = manifest.windows.slots(len(corpus.tokens), first.view)[first.start : first.stop][
+        : teacher.windows_at_once(settings.micro_batch)
+    ]
     tokens = corpus.gather(manifest.windows, first.view, indices)
     said = encode_windows(teacher, manifest, tokens, first.view, indices)
     sizes = compressed_bytes({name: array.row for name, array in manifest.arrays().items()}, said.arrays)
@@ -206,7 +208,7 @@ def capture_shards(
     verbose: bool = True,
 ) -> None:
     """Capture some shards; each is compressed and written while the teacher reads the next."""
-    rule = writer.manifest.windows
+    rule, micro_batch = writer.manifest.windows, teacher.windows_at_once(micro_batch)
     total = sum(shard.stop - shard.start for shard in shards) * rule.length
     with (
         progress_bar("capture", total, verbose=verbose and bool(shards)) as advance,

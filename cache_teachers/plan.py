@@ -3,22 +3,24 @@
 import math
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from palenka.cache_teachers.capture import capture_shards, free_bytes, manifest_of, require_windows
 from palenka.cache_teachers.fidelity import compare
-from palenka.cache_teachers.settings import CaptureSettings, PlanSettings
+from palenka.cache_teachers.settings import PlanSettings
 from palenka.cache_teachers.teacher import Teacher
 from palenka.data.corpus import Corpus
 from palenka.data.signals.cache import CacheWriter, create_cache
-from palenka.data.signals.encoding import LogitEncoding, TeacherOutputs
+from palenka.data.signals.encoding import LogitEncoding
 from palenka.data.signals.encodings import LowRankEncoding, TopKEncoding
 from palenka.data.signals.manifest import Shard, num_used
-from palenka.data.windows import gather
 from palenka.ground.processes import open_processes
 
 _SIZES, _RANKS = (8, 16, 32), (8, 16, 32)
@@ -33,7 +35,9 @@ def plan(settings: PlanSettings) -> dict[str, Any]:
     Returns:
         ``tokens``, ``bytes_per_token`` by array and in all, ``bytes`` and ``free_bytes`` of the disk,
         ``forward_seconds`` and ``seconds`` of one process, ``live_seconds_per_student``, ``break_even_students``; bytes
-        and gradient errors of the asked and of other ``encodings`` (`fidelity.py`); and the ``sample``'s size.
+        and gradient errors of the asked and of other ``encodings`` (`fidelity.py`); ``padding_mass``, by model, where
+        a model has more logits than the tokenizer has tokens: what it gives to those that are left out; and the
+        ``sample``'s size.
 
     Raises:
         UserError: as a capture would.
@@ -51,12 +55,15 @@ def plan(settings: PlanSettings) -> dict[str, Any]:
         place = Path(folder) / "cache"
         create_cache(place, manifest, teacher.measured.to(torch.device("cpu")))
         writer = CacheWriter(place, manifest)
-        forward = _forward_seconds(teacher, corpus, settings, shard)
+        forward = _forward_seconds(teacher, _micro_batches(teacher, corpus, settings, shard.stop - shard.start))
         started = time.perf_counter()
         capture_shards([shard], corpus, teacher, writer, settings.micro_batch, verbose=False)
         seconds = time.perf_counter() - started
         sizes = {name: (place / shard.file_of(name)).stat().st_size / sample_tokens for name in writer.empty(shard)}
-    encodings = compare(_alternatives(settings.logits), _outputs(teacher, corpus, settings), corpus.vocabulary_size)
+    few = _micro_batches(teacher, corpus, settings, max(2, _COMPARED_LOGITS // (rule.length * corpus.vocabulary_size)))
+    said = [teacher.outputs(tokens, 0, indices, with_last=True) for indices, tokens in few]
+    encodings = compare(_alternatives(settings.logits), said, corpus.vocabulary_size)
+    padding = teacher.padding_mass(torch.cat([tokens for _, tokens in few]))
     # Shards are captured whole, whatever the fraction; a student reads just the fraction.
     tokens = sum(part.stop - part.start for part in manifest.shards(settings.fraction)) * rule.length
     used = [num_used(manifest.num_windows(view), settings.fraction) * rule.length for view in range(rule.views)]
@@ -73,6 +80,7 @@ def plan(settings: PlanSettings) -> dict[str, Any]:
         "break_even_students": math.floor(whole / live) + 1,
         "free_bytes": free_bytes(settings.output),
         "encodings": encodings,
+        **({"padding_mass": padding} if padding else {}),
         "sample": {"tokens": sample_tokens, "seconds": seconds, "forward_seconds": forward},
     }
 
@@ -86,23 +94,21 @@ def _alternatives(asked: LogitEncoding) -> dict[str, LogitEncoding]:
     return alternatives
 
 
-def _outputs(teacher: Teacher, corpus: Corpus, settings: PlanSettings) -> list[TeacherOutputs]:
-    """What the teacher says of the first windows on disk, few enough to compare in seconds: two parts or more."""
-    rule = settings.windows
-    count = max(2, _COMPARED_LOGITS // (rule.length * corpus.vocabulary_size))
+def _micro_batches(
+    teacher: Teacher, corpus: Corpus, settings: PlanSettings, count: int
+) -> list[tuple[NDArray[np.int64], Tensor]]:
+    """The first windows on disk, as many as are asked for and sampled: their indices and tokens [B, L]."""
+    rule, size = settings.windows, teacher.windows_at_once(settings.micro_batch)
     slots = rule.slots(len(corpus.tokens), 0)[: min(count, settings.sample)]
-    parts = np.array_split(slots, max(2, -(-len(slots) // settings.micro_batch)))
-    return [teacher.outputs(torch.from_numpy(corpus.gather(rule, 0, part)), 0, part, with_last=True) for part in parts]
+    # Two parts or more: encodings are compared on another part than they are measured on.
+    parts = np.array_split(slots, max(2, -(-len(slots) // size)))
+    return [(part, torch.from_numpy(corpus.gather(rule, 0, part))) for part in parts]
 
 
-def _forward_seconds(teacher: Teacher, corpus: Corpus, settings: CaptureSettings, shard: Shard) -> float:
-    """Seconds of the bare forward pass over a shard; the first micro-batch goes through once before, to warm up."""
-    rule = settings.windows
-    slots = rule.slots(len(corpus.tokens), shard.view)[shard.start : shard.stop]
-    parts = [slots[start : start + settings.micro_batch] for start in range(0, len(slots), settings.micro_batch)]
-    batches = [torch.from_numpy(gather(corpus.tokens, rule, shard.view, part)) for part in parts]
-    teacher.outputs(batches[0]).logits[0, 0, 0].item()
+def _forward_seconds(teacher: Teacher, micro_batches: Sequence[tuple[NDArray[np.int64], Tensor]]) -> float:
+    """Seconds of the bare forward pass over some windows; the first of them go through once before, to warm up."""
+    teacher.outputs(micro_batches[0][1]).logits[0, 0, 0].item()
     started = time.perf_counter()
-    for tokens in batches:
+    for _, tokens in micro_batches:
         teacher.outputs(tokens).logits[0, 0, 0].item()  # waits for an accelerator
     return time.perf_counter() - started

@@ -24,9 +24,9 @@ class TeacherSettings(Settings):
     """A teacher, one model or an ensemble, and what is kept of what it says."""
 
     teacher: Path | None = None
-    """Directory of the teacher, in Hugging Face format."""
+    """Directory of the teacher, in Hugging Face format, or its id on the Hub, such as HuggingFaceTB/SmolLM2-135M."""
     ensemble: dict[str, Path] = Field(default={})
-    """Directories of several teachers by name, instead of one: their geometric mean, captured in one pass."""
+    """Several teachers by name, instead of one: their geometric mean, captured in one pass."""
     logits: AnyLogitEncoding = LowRankEncoding()
     """What is kept of the teacher's distribution at every token."""
     hidden: AnyHiddenEncoding | None = None
@@ -60,7 +60,7 @@ class CaptureSettings(TeacherSettings, Command):
     device: Device = "auto"
     """Where the teacher computes: auto is a GPU (cuda, or mps on a Mac) if there is one."""
     micro_batch: int = Field(default=32, ge=1, le=2**20)
-    """Windows per forward pass and process."""
+    """Windows per forward pass and process, at most; fewer where their logits would take more than 1 GB."""
     part: int = Field(default=0, ge=0)
     """Which of the parts to capture, from 0 on; each can be a job of its own, on any machine that sees the output."""
     parts: int = Field(default=1, ge=1, le=2**16)

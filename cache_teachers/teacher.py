@@ -18,8 +18,17 @@ from torch import Tensor, nn
 
 from palenka.cache_teachers.settings import TeacherSettings
 from palenka.data.corpus import Corpus
-from palenka.data.model_files import identity_of, load_model, require_fit, require_unchanged, state_of_model
+from palenka.data.hub import locate_model
+from palenka.data.model_files import (
+    config_of,
+    identity_of,
+    load_model,
+    require_fit,
+    require_unchanged,
+    state_of_model,
+)
 from palenka.data.signals.cache import Measured
+from palenka.data.signals.distribution import token_chunks
 from palenka.data.signals.encoding import OutputMatrix, TeacherOutputs
 from palenka.data.signals.hidden import HiddenLayers, LayerFit
 from palenka.data.signals.manifest import LOGITS, codes_of, hidden_key
@@ -27,6 +36,8 @@ from palenka.data.signals.signal import TeacherSignal, at_positions
 from palenka.data.windows import WindowRule
 from palenka.ground.errors import UserError
 
+_LOGITS_AT_ONCE = 2**28
+"""Of a forward pass: 1 GB in float32, whatever the vocabulary."""
 _SAMPLE_TOKENS = 2**13
 """Of the first windows on disk, a random sample of the corpus, on which logit encodings are measured."""
 
@@ -35,7 +46,8 @@ class Teacher:
     """One frozen model or an ensemble of them on a device, fit for a corpus.
 
     Args:
-        settings: the models, with safetensors weights and the corpus's tokenizer, and what is kept of them.
+        settings: the models, directories or Hub ids, with safetensors weights and the corpus's tokenizer, and what is
+            kept of them.
         corpus: what they are to read.
         rule: how it is cut into windows.
         device: where they run.
@@ -55,16 +67,18 @@ class Teacher:
         settings.logits.require_room(corpus.vocabulary_size, str(corpus.directory))
         self.logits = settings.logits
         self.hidden = settings.hidden.within(rule.length) if settings.hidden else None
-        self._directories, self._precision, self._device = settings.models(), settings.precision, device
+        self._precision, self._device = settings.precision, device
         self._corpus, self._rule = corpus, rule
-        for directory in self._directories.values():
-            require_fit("teacher", directory, corpus, rule.length)
+        located = {name: locate_model(path) for name, path in settings.models().items()}
+        self._directories = {name: found.directory for name, found in located.items()}
+        for model in located.values():
+            require_fit("teacher", model, corpus, rule.length)
         states = {directory: state_of_model(directory) for directory in self._directories.values()}
         self.identities = {
-            name: identity_of(directory, self._precision) for name, directory in self._directories.items()
+            name: identity_of(found.directory, self._precision, found.source) for name, found in located.items()
         }
         self.hidden_layers = (
-            {name: HiddenLayers.of(identity.config, self.hidden) for name, identity in self.identities.items()}
+            {name: HiddenLayers.of(config_of(place), self.hidden) for name, place in self._directories.items()}
             if self.hidden
             else {}
         )
@@ -77,7 +91,14 @@ class Teacher:
         }
         for directory, state in states.items():
             require_unchanged(directory, state)
-        self._heads = {name: head for name, model in self._models.items() if (head := _output_matrix(model))}
+        self._logits_of = {name: int(model.config.get_text_config().vocab_size) for name, model in self._models.items()}
+        size = corpus.vocabulary_size
+        self._heads = {name: head for name, model in self._models.items() if (head := _output_matrix(model, size))}
+
+    def windows_at_once(self, micro_batch: int, most_logits: int = _LOGITS_AT_ONCE) -> int:
+        """Windows of a forward pass: a micro-batch, or fewer where that would be more logits than so many."""
+        fit = most_logits // (self._rule.length * max(self._logits_of.values()))
+        return max(1, min(micro_batch, fit))
 
     @torch.no_grad()
     def signal(self, tokens: Tensor, positions: Tensor) -> TeacherSignal:
@@ -112,13 +133,26 @@ class Teacher:
             keeps_last = with_last or self.logits.needs_states
             with_states = bool(layers) or keeps_last
             given = model(input_ids=tokens.to(self._device), use_cache=False, output_hidden_states=with_states)
-            logits.append(given.logits)
+            # Some models have more logits than the tokenizer has tokens: left out before anything is normalised.
+            logits.append(given.logits[..., : self._corpus.vocabulary_size])
             hidden |= {hidden_key(name, layer): given.hidden_states[layer] for layer in layers}
             if keeps_last:
                 last[name] = given.hidden_states[-1]
         mean = logits[0] if len(logits) == 1 else torch.stack([part.float() for part in logits]).mean(0)
         addresses = np.empty(0, np.int64) if indices is None else indices
         return TeacherOutputs(mean, hidden, last, self._heads, partial(self._uniforms, view, addresses))
+
+    @torch.no_grad()
+    def padding_mass(self, tokens: Tensor) -> dict[str, float]:
+        """Mean mass that each model with more logits than tokens gives to those without one, for windows [B, L]."""
+        masses, size = {}, self._corpus.vocabulary_size
+        for name, model in self._models.items():
+            if self._logits_of[name] > size:
+                logits = model(input_ids=tokens.to(self._device), use_cache=False).logits
+                parts = token_chunks(logits.flatten(0, -2))
+                mass = sum(float(part.float().softmax(-1)[:, size:].sum()) for part in parts)
+                masses[name] = mass / tokens.numel()
+        return masses
 
     @torch.no_grad()
     def encode(self, outputs: TeacherOutputs, positions: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -166,7 +200,8 @@ class Teacher:
 
     def _sample(self, count: int, micro_batch: int) -> "_Sample":
         slots = self._rule.slots(len(self._corpus.tokens), 0)[:count]
-        parts = [slots[start : start + micro_batch] for start in range(0, len(slots), micro_batch)]
+        size = self.windows_at_once(micro_batch)
+        parts = [slots[start : start + size] for start in range(0, len(slots), size)]
         return _Sample(self, [(part, self._corpus.gather(self._rule, 0, part)) for part in parts])
 
     def _uniforms(self, view: int, indices: NDArray[np.int64], count: int) -> Tensor:
@@ -201,7 +236,10 @@ def prefixed(arrays: Mapping[str, Tensor], codes: Mapping[str, Tensor]) -> dict[
     return logits | {codes_of(key): part for key, part in codes.items()}
 
 
-def _output_matrix(model: nn.Module) -> OutputMatrix | None:
-    """A model's linear map from its last hidden states to its logits, if it has one."""
+def _output_matrix(model: nn.Module, vocabulary_size: int) -> OutputMatrix | None:
+    """A model's linear map from its last hidden states to the logits of a vocabulary, if it has one."""
     head = model.get_output_embeddings()  # type: ignore[operator]
-    return OutputMatrix(head.weight.detach(), head.bias) if isinstance(head, nn.Linear) else None
+    if not isinstance(head, nn.Linear):
+        return None
+    bias = head.bias if head.bias is None else head.bias.detach()[:vocabulary_size]
+    return OutputMatrix(head.weight.detach()[:vocabulary_size], bias)

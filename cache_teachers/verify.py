@@ -25,6 +25,9 @@ from palenka.data.signals.manifest import codes_of
 from palenka.ground.errors import UserError, refuse_difference
 from palenka.ground.processes import open_processes
 
+_LOGITS_AT_ONCE = 2**26
+"""That are compared: 512 MB in float64, some six times over."""
+
 
 def verify(settings: VerifySettings) -> dict[str, Any]:
     """The errors of a cache, as means over the tokens of random windows.
@@ -43,16 +46,17 @@ def verify(settings: VerifySettings) -> dict[str, Any]:
     damaged = _damaged(cache) if settings.all else {}
     corpus = Corpus.open(settings.corpus, settings.split)
     teacher = Teacher(settings, corpus, settings.windows, open_processes(settings.device).device)
-    expected = manifest_of(settings, corpus, teacher).as_plain()
+    expected = manifest_of(settings, corpus, teacher).compared()
     remedy = "verify it with the configuration that it was captured with"
-    refuse_difference(f"cache {settings.output}", expected, cache.manifest.as_plain(), remedy)
+    refuse_difference(f"cache {settings.output}", expected, cache.manifest.compared(), remedy)
     teacher.use(cache.measured)
     sums: dict[str, list[Any]] = {}
     sampled = 0
+    size = teacher.windows_at_once(settings.micro_batch, _LOGITS_AT_ONCE)
     for view, slots in _sample(cache, settings, damaged):
         sampled += len(slots)
-        for start in range(0, len(slots), settings.micro_batch):
-            measured = _errors(cache, corpus, teacher, view, slots[start : start + settings.micro_batch])
+        for start in range(0, len(slots), size):
+            measured = _errors(cache, corpus, teacher, view, slots[start : start + size])
             for name, value in measured.items():
                 sums.setdefault(name, []).append(value)
     return {"cache": str(settings.output), "damaged": damaged, "windows": sampled, **_collected(cache, sums, sampled)}

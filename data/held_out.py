@@ -12,6 +12,8 @@ from palenka.data.corpus import Corpus
 from palenka.data.windows import WindowRule
 from palenka.ground.errors import UserError
 
+_LOGITS_AT_ONCE = 2**27
+
 
 def fixed_indices(corpus: Corpus, length: int, at_most: int | None = None) -> NDArray[np.int64]:
     """The windows of view 0 of a held-out split, [n], each by its number: all of them, or a sample of them.
@@ -41,18 +43,25 @@ def fixed_windows(corpus: Corpus, length: int, at_most: int | None = None) -> ND
 
 @torch.inference_mode()
 def window_losses(
-    model: PreTrainedModel, windows: NDArray[np.int64], micro_batch: int
+    model: PreTrainedModel, windows: NDArray[np.int64], vocabulary_size: int, micro_batch: int
 ) -> Iterator[NDArray[np.float64]]:
     """Mean cross-entropy in nats of the next tokens of each window, micro-batch by micro-batch.
 
     Computed in float32 from the model's logits; L − 1 predictions in a window of L tokens.
+
+    Args:
+        model: on its device.
+        windows: [n, L].
+        vocabulary_size: of the corpus; logits that a model has beyond it stand for no token, and are left out.
+        micro_batch: windows at once, at most; fewer where their logits would take more than 512 MB.
     """
     was_training = model.training
     model.train(False)
+    size = max(1, min(micro_batch, _LOGITS_AT_ONCE // (windows.shape[1] * vocabulary_size)))
     try:
-        for start in range(0, len(windows), micro_batch):
-            tokens = torch.from_numpy(windows[start : start + micro_batch]).to(model.device)
-            logits = model(input_ids=tokens, use_cache=False).logits[:, :-1].float()
+        for start in range(0, len(windows), size):
+            tokens = torch.from_numpy(windows[start : start + size]).to(model.device)
+            logits = model(input_ids=tokens, use_cache=False).logits[:, :-1, :vocabulary_size].float()
             losses = F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
             yield losses.view(len(tokens), -1).mean(dim=1).cpu().double().numpy()
     finally:

@@ -26,10 +26,12 @@ class Located:
     """What a name stands for.
 
     Attributes:
+        name: as the user wrote it.
         directory: on this machine.
         source: ``org/name@COMMIT`` of what came from the Hub; None for a directory of the user's own.
     """
 
+    name: Path
     directory: Path
     source: str | None = None
 
@@ -53,7 +55,7 @@ def _locate(name: Path, what: str, files: list[str]) -> Located:
     found = _ID.fullmatch(str(name))
     # Where its first part is a folder here, a name is a path with a slip in it.
     if name.exists() or found is None or (len(name.parts) > 1 and Path(name.parts[0]).exists()):
-        return Located(name)
+        return Located(name, name)
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -83,4 +85,4 @@ def _locate(name: Path, what: str, files: list[str]) -> Located:
             f"{name} is no directory here, and cannot be fetched from the Hugging Face Hub ({reason.rstrip('.')}); "
             "connect to the network, or give a directory"
         ) from None
-    return Located(snapshot, f"{repository}@{snapshot.name}")
+    return Located(name, snapshot, f"{repository}@{snapshot.name}")

@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from palenka.data.corpus import Corpus
+from palenka.data.hub import Located
 from palenka.data.signals.manifest import TeacherIdentity
 from palenka.data.text.tokenizer import hash_of_directory
 from palenka.ground.errors import UserError
@@ -28,10 +29,19 @@ MODEL_RECORD = "model.commit.json"
 _NOT_IDENTITY = ("_name_or_path", "dtype", "torch_dtype", "transformers_version")
 
 
-def identity_of(directory: Path, precision: Precision) -> TeacherIdentity:
+_POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx")
+"""Names that configurations have for the number of positions; none where a model has no bound."""
+
+
+def identity_of(directory: Path, precision: Precision, source: str | None = None) -> TeacherIdentity:
     """What makes the model in a directory the same model: a hash of its tensors, its configuration, its precision.
 
     Reads every weight once, about 1 s a gigabyte, one tensor in memory at a time.
+
+    Args:
+        directory: of the model.
+        precision: that it computes in.
+        source: where on the Hub it came from; it is told, and does not tell it from the same model elsewhere.
 
     Raises:
         UserError: if the directory is not a model with safetensors weights, or not as a run of ours left it.
@@ -39,7 +49,7 @@ def identity_of(directory: Path, precision: Precision) -> TeacherIdentity:
     require_untouched(directory)
     config = {key: value for key, value in _read_config(directory).items() if key not in _NOT_IDENTITY}
     with _reading(directory):
-        return TeacherIdentity(weights=_weights_hash(directory), config=config, precision=precision)
+        return TeacherIdentity(weights=_weights_hash(directory), config=config, precision=precision, source=source)
 
 
 def commit_model(directory: Path, files: Iterable[str], **facts: object) -> None:
@@ -73,41 +83,64 @@ def require_unchanged(directory: Path, state: tuple[object, ...]) -> None:
         raise UserError(f"model {directory} was changed while it was read; leave it alone, and run the command again")
 
 
-def require_fit(subject: str, directory: Path, corpus: Corpus, length: int) -> None:
+def config_of(directory: Path) -> PretrainedConfig:
+    """The configuration of the model in a directory.
+
+    Raises:
+        UserError: if there is none that transformers can read without code of its own.
+    """
+    written = _read_config(directory)
+    if "auto_map" in written and written.get("model_type") not in CONFIG_MAPPING:
+        raise UserError(
+            f"{directory} brings code of its own for its model ({written.get('model_type')}), which is never run here; "
+            "choose a model whose class transformers has"
+        )
+    with _reading(directory):
+        config: PretrainedConfig = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    return config
+
+
+def positions_of(config: PretrainedConfig) -> int | None:
+    """The longest window that a model takes; None for any length."""
+    text = config.get_text_config()
+    return next((int(found) for name in _POSITIONS if (found := getattr(text, name, None))), None)
+
+
+def require_fit(what: str, model: Located, corpus: Corpus, length: int) -> None:
     """Refuse a model that does not know a corpus's tokens, or has too few positions for its windows.
 
+    A model may have more logits than the tokenizer has tokens (many round their number up); those are left out.
+
     Args:
-        subject: what the model is, as the sentence's subject, such as ``"teacher"``.
-        directory: of the model.
+        what: the model is, such as ``"teacher"``.
+        model: where it is.
         corpus: what it is to read.
         length: tokens in a window.
 
     Raises:
         UserError: naming both sides.
     """
-    _read_config(directory)
-    with _reading(directory):
-        config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-        positions = getattr(config, "max_position_embeddings", None)
-        vocabulary_size = config.vocab_size
-    if positions is not None:
-        require_positions(f"{subject} {directory}", positions, length)
+    directory, subject = model.directory, f"{what} {model.name}"
+    config = config_of(directory)
+    require_positions(subject, positions_of(config), length)
+    vocabulary_size = config.get_text_config().vocab_size
     if (found := hash_of_directory(directory)) != corpus.tokenizer_hash:
         raise UserError(
-            f"{subject} {directory} has tokenizer {found}, but corpus {corpus.directory} was made with "
-            f"{corpus.tokenizer_hash}, which maps text to other ids; use the corpus that the model was trained on, or "
-            f"prepare one for it: palenka data prepare --tokenizer {directory} --sources TEXT --output CORPUS"
+            f"{subject} has another tokenizer ({vocabulary_size:,} tokens, {found[:12]}) than corpus "
+            f"{corpus.directory} ({corpus.vocabulary_size:,} tokens, {corpus.tokenizer_hash[:12]}); prepare text with "
+            f"that of the {what}, `palenka data prepare --sources TEXT --output CORPUS --tokenizer {model.name}`, or "
+            f"choose a {what} with that of the corpus"
         )
-    if vocabulary_size != corpus.vocabulary_size:
+    if vocabulary_size < corpus.vocabulary_size:
         raise UserError(
-            f"{subject} {directory} has a vocabulary of {vocabulary_size} tokens, but its tokenizer has "
-            f"{corpus.vocabulary_size}; give it the embeddings of its tokenizer"
+            f"{subject} has logits for {vocabulary_size:,} tokens, but its tokenizer, that of corpus "
+            f"{corpus.directory}, has {corpus.vocabulary_size:,}; give the model that the tokenizer belongs to"
         )
 
 
-def require_positions(subject: str, positions: int, length: int) -> None:
+def require_positions(subject: str, positions: int | None, length: int) -> None:
     """Refuse windows that are longer than a model's positions."""
-    if length > positions:
+    if positions is not None and length > positions:
         raise UserError(
             f"windows have {length} tokens, but {subject} has {positions} positions; shorten windows.length, or give "
             "the model more positions (max_position_embeddings)"
@@ -117,9 +150,13 @@ def require_positions(subject: str, positions: int, length: int) -> None:
 def load_model(directory: Path, device: torch.device, precision: Precision = "float32") -> PreTrainedModel:
     """A trained model on a device, ready to be run (not trained), its weights in a type; from safetensors only.
 
+    Attention is torch's scaled dot product wherever transformers has it for the model.
+
     Raises:
         UserError: if the weights are not those of the configuration; transformers would make up the missing ones.
     """
+    config_of(directory)
+    _weight_files(directory)
     with _reading(directory):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             directory,
@@ -147,7 +184,7 @@ def _read_config(directory: Path) -> dict[str, Any]:
     path = directory / "config.json"
     if not path.is_file():
         raise UserError(
-            f"{directory} is not a Hugging Face model: it has no config.json; give a trained run's directory"
+            f"{directory} is not a Hugging Face model: it has no config.json; give {_instead_of(directory)}"
         )
     with _reading(directory):
         config = load_json(read_text(path))
@@ -184,9 +221,23 @@ def _weight_files(directory: Path) -> list[Path]:
         return [single]
     if index.is_file():
         return sorted({directory / name for name in read_record(index)["weight_map"].values()})
-    raise UserError(
-        f"{directory} has no model*.safetensors weights; save it with save_pretrained (pickles are not loaded)"
-    )
+    raise UserError(f"{directory} has no model*.safetensors weights; give {_instead_of(directory)}")
+
+
+def _instead_of(directory: Path) -> str:
+    """What to give instead of a directory, or a file, that no model can be loaded from."""
+    there = [directory] if directory.is_file() else sorted(directory.glob("*")) if directory.is_dir() else []
+    if any(path.suffix == ".gguf" for path in there):
+        return (
+            "a directory instead of GGUF: AutoModelForCausalLM.from_pretrained(FOLDER, gguf_file=NAME), then "
+            "save_pretrained, and its tokenizer beside it"
+        )
+    if any(path.suffix in (".bin", ".pt", ".pth", ".ckpt") for path in there):
+        return (
+            "a directory with safetensors: pickles such as *.bin are never loaded, for they can run code; load the "
+            "model where you trust it and save it with save_pretrained"
+        )
+    return "the directory of a model saved with save_pretrained, such as a trained run, or an id on the Hub"
 
 
 @contextmanager

@@ -69,7 +69,7 @@ class HeldOut(Suite["Corpus"]):
         from palenka.data.model_files import require_fit
         from palenka.data.windows import WindowRule
 
-        require_fit("model", model.directory, data, conditions.length)
+        require_fit("model", model.located, data, conditions.length)
         indices = fixed_indices(data, conditions.length, conditions.windows)
         if len(indices) < 2:
             raise UserError(
@@ -80,9 +80,8 @@ class HeldOut(Suite["Corpus"]):
         loaded = model.load()
         parts = []
         with progress_bar(f"held out {model.name}", windows.size) as advance:
-            for part in window_losses(
-                loaded, windows, _MICRO_BATCH if loaded.device.type == "cpu" else _GPU_MICRO_BATCH
-            ):
+            micro_batch = _MICRO_BATCH if loaded.device.type == "cpu" else _GPU_MICRO_BATCH
+            for part in window_losses(loaded, windows, data.vocabulary_size, micro_batch):
                 parts.append(part)
                 advance(len(part) * conditions.length)
         losses = np.concatenate(parts)

@@ -6,7 +6,8 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from palenka.data.model_files import identity_of, load_model, require_unchanged, state_of_model
+from palenka.data.hub import locate_model
+from palenka.data.model_files import identity_of, load_model, positions_of, require_unchanged, state_of_model
 from palenka.data.text.tokenizer import load_tokenizer, tokenizer_files, tokenizer_hash
 from palenka.eval.suite import PairPrecision, hash_of_files
 from palenka.ground.errors import UserError
@@ -17,20 +18,17 @@ _LEAST_KNOWN_SHARE = 0.5
 """Models round their vocabulary up by some percent; a tokenizer with far fewer tokens is another one."""
 
 
-_POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx")
-"""Names that configurations have for the number of positions; none where a model has no bound."""
-
-
 class EvaluatedModel:
     """A causal language model in Hugging Face format, with its tokenizer.
 
     Args:
-        directory: of the model.
+        model: its directory, or its id on the Hugging Face Hub.
     """
 
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self.name = directory.resolve().name
+    def __init__(self, model: Path) -> None:
+        self.located = locate_model(model)
+        self.directory = self.located.directory
+        self.name = model.name if self.located.source else model.resolve().name
         self._loaded: dict[PairPrecision, PreTrainedModel] = {}
 
     @cached_property
@@ -69,8 +67,7 @@ class EvaluatedModel:
     @property
     def positions(self) -> int | None:
         """How many it has; None for any number."""
-        config = self.load().config.get_text_config()
-        return next((int(found) for name in _POSITIONS if (found := getattr(config, name, None))), None)
+        return positions_of(self.load().config)
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:

@@ -40,7 +40,7 @@ def export(settings: ExportSettings) -> int:
 
     from palenka.data.model_files import load_model
     from palenka.data.text.tokenizer import tokenizer_files
-    from palenka.train_student.model.shapes import count_parameters
+    from palenka.train_student.model.student import count_parameters
     from palenka.train_student.run import Run
 
     run = Run(settings.run)

@@ -8,16 +8,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from pydantic import Field, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 from rich.table import Table
 
 from palenka.ground.command_line import parse, run
 from palenka.ground.console import console
 from palenka.ground.errors import UserError
 from palenka.ground.settings import Command, read_yaml
+from palenka.train_student.settings import AnyStudentModel
 
 if TYPE_CHECKING:
-    from palenka.train_student.model.shapes import ModelShape
+    from palenka.train_student.model.student import StudentModel
 
 
 class ParametersSettings(Command):
@@ -40,27 +41,28 @@ def _print_sizes(arguments: Sequence[str]) -> None:
     settings = parse(ParametersSettings, arguments, "palenka parameters")
     table = Table(title=f"Parameters over {settings.vocabulary_size:,} tokens")
     table.add_column("configuration", overflow="fold")
-    table.add_column("shape", no_wrap=True)
+    table.add_column("shape", overflow="fold")
     table.add_column("parameters", justify="right")
     for file in settings.files:
         shape = _shape_in(file)
-        blocks = f"{shape.architecture} {shape.num_hidden_layers} × {shape.hidden_size}"
-        table.add_row(str(file), blocks, f"{shape.num_parameters(settings.vocabulary_size):,}")
+        vocabulary = settings.vocabulary_size
+        config = shape.configuration(vocabulary, {"bos_token_id": 0, "eos_token_id": 0}).get_text_config()
+        blocks = f"{shape.summary()} {config.num_hidden_layers} × {config.hidden_size}"
+        table.add_row(str(file), blocks, f"{shape.num_parameters(vocabulary):,}")
     console().print(table)
 
 
-def _shape_in(file: Path) -> "ModelShape":
-    from palenka.train_student.model.shapes import ModelShape
-
+def _shape_in(file: Path) -> "StudentModel":
     content = read_yaml(file)
     if "model" not in content:
         raise UserError(f"configuration {file} has no model; give files of baselines, teachers or students")
     try:
-        return ModelShape.model_validate(content["model"])
+        model: StudentModel = TypeAdapter(AnyStudentModel).validate_python(content["model"])
     except ValidationError as error:
         first = error.errors()[0]
         option = ".".join(["model", *(str(part) for part in first["loc"])])
         raise UserError(f"configuration {file}: {option} is {first['input']}: {first['msg']}") from None
+    return model
 
 
 if __name__ == "__main__":

@@ -174,7 +174,7 @@ def make_teacher(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Ca
 
     def make(architecture: str = "llama", seed: int = 0, **changes: object) -> Path:
         directory = tmp_path_factory.mktemp(f"teacher-{architecture}")
-        model = shape(architecture, **changes).build(corpus.tokenizer(), seed)
+        model = shape(architecture, **changes).build(corpus, seed)
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.mul_(3.0)

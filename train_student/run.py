@@ -29,7 +29,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from palenka.data.corpus import Corpus, require_files
-from palenka.data.model_files import MODEL_RECORD, commit_model, identity_of
+from palenka.data.model_files import MODEL_RECORD, commit_model, config_of, identity_of
+from palenka.data.signals.manifest import TeacherIdentity
 from palenka.ground.errors import UserError, refuse_difference
 from palenka.ground.files import (
     commit,
@@ -68,6 +69,8 @@ class RunInputs(Settings):
     """Fingerprint of the validation text."""
     tokenizer: str
     """Hash of the tokenizer."""
+    origin: TeacherIdentity | None = None
+    """The model whose weights it went on from; None for random ones."""
     teachers: dict[str, dict[str, Any]]
     """What each teacher was by name: a cache's manifest, or the identities of a live teacher's models."""
 
@@ -133,6 +136,14 @@ class FinishedRun:
     result: RunResult
     weights: str | None
     metrics: Mapping[str, Series]
+
+    @property
+    def shape(self) -> str:
+        """Family, depth and width of the model, such as ``llama 6 × 256``; how it was begun where it was deleted."""
+        if not (self.directory / "config.json").is_file():
+            return self.settings.model.summary()
+        config = config_of(self.directory).get_text_config()
+        return f"{config.model_type} {config.num_hidden_layers} × {config.hidden_size}"
 
     def tokens_at(self, steps: NDArray[np.float64]) -> NDArray[np.float64]:
         """Tokens that were read up to some steps."""

@@ -11,9 +11,14 @@ from palenka.data.signals.encodings import TopKEncoding
 from palenka.data.signals.hidden import ComponentsEncoding
 from palenka.data.windows import WindowRule
 from palenka.ground.processes import Device
+from palenka.ground.registry import OneOf
 from palenka.ground.settings import Command, Duration, Precision, Settings
-from palenka.train_student.model.shapes import ModelShape
+from palenka.train_student.model import configured, shapes, trained  # noqa: F401 - they register themselves
+from palenka.train_student.model.student import STUDENT_MODELS, StudentModel
 from palenka.train_student.objective.settings import ObjectiveSettings
+
+AnyStudentModel = Annotated[StudentModel, OneOf(STUDENT_MODELS, "architecture", key=None)]
+"""A settings field that any registered way to begin a student fits, chosen by the option that it alone has."""
 
 
 class LiveHidden(ComponentsEncoding):
@@ -35,9 +40,9 @@ class TeacherSource(Settings):
     cache: Path | None = None
     """Directory of its cache."""
     model: Path | None = None
-    """Directory of a live model; beside a cache, the model that it must have been captured from."""
+    """A live model, a directory or a Hub id; beside a cache, the model that it must have been captured from."""
     ensemble: dict[str, Path] = Field(default={})
-    """Directories of several live models by name, instead of one: their geometric mean."""
+    """Several live models by name, instead of one: their geometric mean."""
     layers: Literal["uniform"] | dict[int, int] = "uniform"
     """The student layer that is to predict each teacher layer; indices of hidden states, 0 is the embeddings."""
     k: int | None = Field(default=None, ge=1)
@@ -126,8 +131,8 @@ class TrainSettings(Command):
     """Directory of the prepared corpus."""
     output: Path
     """Directory of the run."""
-    model: ModelShape
-    """Shape of the model."""
+    model: AnyStudentModel
+    """The model: a shape, with architecture; any of transformers, with model_type; or trained weights, with from."""
     split: str = "train"
     """Split of the corpus to train on."""
     windows: WindowRule = WindowRule()
@@ -178,7 +183,7 @@ class TrainSettings(Command):
     @property
     def needs_its_micro_batch(self) -> bool:
         """Whether micro-batches decide what is computed: dropout has a mask for each, some terms compare windows."""
-        return self.model.dropout > 0 or any(term.sees_micro_batch for term in self.objective.active.values())
+        return self.model.may_drop_out or any(term.sees_micro_batch for term in self.objective.active.values())
 
     def weights(self, step: int | None = None, num_steps: int = 1) -> dict[str, float]:
         """The weight of every active term, by its name in the log; at the end unless a step is given."""

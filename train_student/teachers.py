@@ -12,6 +12,7 @@ import torch
 from palenka.cache_teachers.settings import SINGLE
 from palenka.cache_teachers.teacher import Teacher
 from palenka.data.corpus import Corpus
+from palenka.data.hub import locate_model
 from palenka.data.model_files import identity_of
 from palenka.data.signals.cache import TeacherCache, read_manifest
 from palenka.data.signals.hidden import HiddenLayers
@@ -67,6 +68,7 @@ def open_teachers(settings: TrainSettings, corpus: Corpus, device: torch.device)
     pairs: dict[str, list[LayerPair]] = {}
     identities: dict[str, object] = {}
     num_positions = 0
+    student_depth = settings.model.configured(corpus).get_text_config().num_hidden_layers
     heard = {teacher_of(name) for name in settings.weights() if "/" in name}
     for name, source in settings.teachers.items():
         if name not in heard:
@@ -74,11 +76,11 @@ def open_teachers(settings: TrainSettings, corpus: Corpus, device: torch.device)
         if source.source == "live":
             live[name] = teacher = _open_live(source, settings, corpus, device)
             identities[name] = {model: identity.as_plain() for model, identity in teacher.identities.items()}
-            layers, hidden = _map_layers(name, settings, teacher.hidden_layers), teacher.hidden
+            layers, hidden = _map_layers(name, settings, teacher.hidden_layers, student_depth), teacher.hidden
             measured = teacher.measured
         else:
             manifest = _require_cache(name, source, settings, corpus)
-            layers, hidden = _map_layers(name, settings, manifest.hidden_layers), manifest.hidden
+            layers, hidden = _map_layers(name, settings, manifest.hidden_layers, student_depth), manifest.hidden
             assert source.cache is not None
             caches[name] = cache = TeacherCache(source.cache, layers, bool(settings.objective.needing("distributions")))
             cache.require_shards(
@@ -126,7 +128,9 @@ def _require_cache(name: str, source: TeacherSource, settings: TrainSettings, co
     return manifest
 
 
-def _map_layers(name: str, settings: TrainSettings, kept: Mapping[str, HiddenLayers]) -> dict[str, int]:
+def _map_layers(
+    name: str, settings: TrainSettings, kept: Mapping[str, HiddenLayers], student_depth: int
+) -> dict[str, int]:
     """The student's layer for every teacher layer that has one, by "model/layer"; none unless a term reads states.
 
     Uniform maps a layer to the one at the same part of the student's depth.
@@ -136,7 +140,7 @@ def _map_layers(name: str, settings: TrainSettings, kept: Mapping[str, HiddenLay
     """
     if not settings.objective.needing("states"):
         return {}
-    subject, source, student_depth = f"teacher {name}", settings.teachers[name], settings.model.num_hidden_layers
+    subject, source = f"teacher {name}", settings.teachers[name]
     mapped: dict[str, int] = {}
     for model, layers in kept.items():
         if isinstance(source.layers, str):
@@ -191,4 +195,5 @@ def _require_teacher(subject: str, manifest: CacheManifest, model: Path) -> None
     if list(manifest.teachers) != [SINGLE]:
         raise UserError(f"{subject} is of an ensemble ({', '.join(manifest.teachers)}), not of {model}; {remedy}")
     captured = manifest.teachers[SINGLE]
-    refuse_difference(subject, identity_of(model, captured.precision).as_plain(), captured.as_plain(), remedy)
+    asked = identity_of(locate_model(model).directory, captured.precision)
+    refuse_difference(subject, asked.compared(), captured.compared(), remedy)

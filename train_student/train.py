@@ -15,7 +15,6 @@ from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulation
 
 from palenka.data.corpus import Corpus
 from palenka.data.held_out import fixed_windows
-from palenka.data.model_files import require_positions
 from palenka.data.signals.stream import ReadingOrder
 from palenka.ground.errors import UserError, system_error
 from palenka.ground.lock import sole_writer
@@ -48,11 +47,12 @@ def train(settings: TrainSettings) -> RunResult:
     try:
         corpus = Corpus.open(settings.corpus, settings.split)
         validation = Corpus.open(settings.corpus, settings.validation.split)
+        settings.model.require_fit(corpus, settings.windows.length)
         order = _reading_order(settings, corpus)
         _require_memory(settings, corpus, accelerator.device)
         windows = fixed_windows(validation, settings.windows.length, settings.validation.windows)
         teachers = _open_teachers(settings, corpus, accelerator.device)
-        inputs = _inputs(corpus, validation, teachers)
+        inputs = _inputs(settings, corpus, validation, teachers)
         run = Run(settings.output, identity_of_run(settings, inputs))
         # Before the lock: who may only read sees it too.
         if (result := run.finished(settings, inputs)) is not None:
@@ -123,7 +123,6 @@ def _leaves_parameters_unused(settings: TrainSettings) -> bool:
 
 
 def _reading_order(settings: TrainSettings, corpus: Corpus) -> ReadingOrder:
-    require_positions("model", settings.model.max_position_embeddings, settings.windows.length)
     order = ReadingOrder(
         settings.windows,
         len(corpus.tokens),
@@ -161,18 +160,20 @@ def _require_memory(settings: TrainSettings, corpus: Corpus, device: torch.devic
 def _open_teachers(settings: TrainSettings, corpus: Corpus, device: torch.device) -> Teachers:
     """The teachers whose terms have a weight, fit for the student."""
     teachers = open_teachers(settings, corpus, device)
-    fit = TermFit(settings.model.hidden_size, teachers.pairs, settings.micro_batch, teachers.num_positions)
+    width = settings.model.configured(corpus).get_text_config().hidden_size
+    fit = TermFit(width, teachers.pairs, settings.micro_batch, teachers.num_positions)
     for term in settings.objective.active.values():
         term.require_fit(fit)
     return teachers
 
 
-def _inputs(corpus: Corpus, validation: Corpus, teachers: Teachers) -> RunInputs:
+def _inputs(settings: TrainSettings, corpus: Corpus, validation: Corpus, teachers: Teachers) -> RunInputs:
     return RunInputs.model_validate(
         {
             "corpus": corpus.fingerprint,
             "validation": validation.fingerprint,
             "tokenizer": corpus.tokenizer_hash,
+            "origin": settings.model.origin(),
             "teachers": teachers.identities,
         }
     )

@@ -30,7 +30,8 @@ from palenka.train_student.diagnosis import not_finite_error
 from palenka.train_student.display import display, tell_result
 from palenka.train_student.gradients import gradient_ratios
 from palenka.train_student.meter import GRADIENT, Meter
-from palenka.train_student.model.shapes import count_parameters
+from palenka.train_student.model.probe import require_causal
+from palenka.train_student.model.student import count_parameters
 from palenka.train_student.objective.objective import Objective
 from palenka.train_student.optimizer import LearningRate, adamw
 from palenka.train_student.reading import Reading
@@ -65,7 +66,8 @@ class Trainer:
         self.settings, self.run, self.accelerator = settings, run, accelerator
         self.corpus, self.order = corpus, order
         self.reading = Reading(settings, accelerator, corpus, order, teachers)
-        self.student = settings.model.build(corpus.tokenizer(), settings.seed)
+        self.student = settings.model.build(corpus, settings.seed)
+        require_causal(self.student, settings.model.summary())
         self.objective = Objective(self.student, settings.objective, teachers.pairs, settings.seed)
         self.num_steps = self.reading.num_steps
         self.adamw = adamw(self.objective, settings.optimizer)
@@ -179,7 +181,8 @@ class Trainer:
         accelerator = self.accelerator
         mine = self.validation_windows[accelerator.process_index :: accelerator.num_processes]
         with accelerator.autocast():
-            total = sum((losses.sum() for losses in window_losses(self.student, mine, self.reading.micro_batch)), 0.0)
+            losses = window_losses(self.student, mine, self.corpus.vocabulary_size, self.reading.micro_batch)
+            total = sum((part.sum() for part in losses), 0.0)
         summed = accelerator.reduce(torch.tensor(total, device=accelerator.device, dtype=torch.float32), "sum")
         cross_entropy = float(summed) / len(self.validation_windows)
         if not math.isfinite(cross_entropy):
@@ -305,11 +308,16 @@ class Trainer:
         if self.accelerator.is_main_process:
             going_on = f", going on after step {first - 1:,}" if first > 1 else ""
             info(
-                f"{self.settings.output}: {self.settings.model.architecture}, "
+                f"{self.settings.output}: {self.settings.model.summary()}, "
                 f"{count_parameters(self.student):,} parameters, "
                 f"{self.num_steps:,} steps of {self.settings.global_batch} windows, "
                 f"{self.accelerator.num_processes} process(es){going_on}"
             )
+            if not self.objective.has_linear_head:
+                info(
+                    "its logits are no linear map of its last states: they are the model's own, and all those of a "
+                    "micro-batch are held at once"
+                )
 
     def _finish(self) -> RunResult:
         seconds = self._elapsed()

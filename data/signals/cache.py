@@ -99,7 +99,7 @@ def is_begun(directory: Path, manifest: CacheManifest) -> bool:
     """
     if not directory.exists() or not any(directory.iterdir()):
         return False
-    found, asked = read_manifest(directory).as_plain(), manifest.as_plain()
+    found, asked = read_manifest(directory).compared(), manifest.compared()
     if found["teachers"] != asked["teachers"]:
         remedy = "the teacher is another one, or was changed since: restore it, or choose another output"
         ours, theirs = ({"teachers": each["teachers"]} for each in (asked, found))

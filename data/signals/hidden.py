@@ -9,7 +9,7 @@ Shapes: B batch, P positions, W width of the teacher, C components kept (W witho
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Protocol, Self
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -22,6 +22,7 @@ from palenka.ground.settings import Settings
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+    from transformers import PretrainedConfig
 
 
 class Layer(Protocol):
@@ -195,12 +196,12 @@ class HiddenLayers(Settings):
     """Indices of those that are kept."""
 
     @staticmethod
-    def of(config: Mapping[str, Any], encoding: HiddenEncoding) -> HiddenLayers:
-        """The layers that an encoding keeps of a model with this Hugging Face configuration.
+    def of(config: PretrainedConfig, encoding: HiddenEncoding) -> HiddenLayers:
+        """The layers that an encoding keeps of a model with this configuration.
 
         Raises:
             UserError: if the model has no such layer.
         """
-        depth = int(config.get("num_hidden_layers") or config["n_layer"])
-        width = int(config.get("hidden_size") or config["n_embd"])
-        return HiddenLayers(depth=depth, width=width, layers=encoding.layers_of(depth))
+        text = config.get_text_config()
+        depth = int(text.num_hidden_layers)
+        return HiddenLayers(depth=depth, width=int(text.hidden_size), layers=encoding.layers_of(depth))

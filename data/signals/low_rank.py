@@ -25,6 +25,8 @@ from palenka.data.signals.encoding import OutputMatrix, TeacherOutputs
 
 _LEAST_SHARE = 1e-10
 """Of the largest eigenvalue: directions with less are not inverted."""
+_ROWS = 2**13
+"""Of a head that are worked on at once in float64: as a whole it would take gigabytes for a large vocabulary."""
 _COMPARED_TOKENS = 4096
 """On which the two maps from codes to logits are compared."""
 
@@ -104,13 +106,22 @@ def measure(
     plain = LowRankMap(mean.float(), project.float(), torch.empty(0), torch.empty(0))
     maps = {"regression": _regressed(sample, plain, rounded)}
     if head is not None:
-        weight = head.weight.double().cpu()
-        offset = 0.0 if head.bias is None else head.bias.double().cpu()
-        maps["head"] = LowRankMap(
-            plain.mean, plain.project, (weight @ inverse).float(), (weight @ mean + offset).float()
-        )
+        maps["head"] = _of_head(plain, head, mean, inverse)
     errors = {name: _error(sample, found, k, temperatures, rounded) for name, found in maps.items()}
     return maps[min(errors, key=lambda name: errors[name])], errors
+
+
+def _of_head(plain: LowRankMap, head: OutputMatrix, mean: Tensor, inverse: Tensor) -> LowRankMap:
+    """The map from codes to logits that the head itself gives, W L⁺ U and W · mean + b."""
+    found = [(rows @ inverse, rows @ mean) for rows in map(_exact, head.weight.split(_ROWS))]
+    basis, centre = (torch.cat(parts) for parts in zip(*found, strict=True))
+    if head.bias is not None:
+        centre = centre + _exact(head.bias)
+    return LowRankMap(plain.mean, plain.project, basis.float(), centre.float())
+
+
+def _exact(values: Tensor) -> Tensor:
+    return values.cpu().double()
 
 
 def _joint_head(outputs: TeacherOutputs) -> OutputMatrix | None:
@@ -156,9 +167,13 @@ def _coordinates(
     width = len(covariance)
     root = inverse = torch.eye(width, dtype=torch.float64)
     if head is not None:
-        weight = head.weight.double().cpu()
-        centred = weight - probabilities @ weight
-        root, inverse = _root_and_inverse((centred * probabilities.unsqueeze(-1)).T @ centred)
+        parts = list(zip(head.weight.split(_ROWS), probabilities.split(_ROWS), strict=True))
+        mean = torch.stack([share @ _exact(rows) for rows, share in parts]).sum(0)
+        metric = torch.zeros(width, width, dtype=torch.float64)
+        for rows, share in parts:
+            centred = _exact(rows) - mean
+            metric += (centred * share.unsqueeze(-1)).T @ centred
+        root, inverse = _root_and_inverse(metric)
     vectors = torch.linalg.eigh(root @ covariance @ root).eigenvectors.flip(-1)[:, :rank]
     missing = torch.zeros(width, max(0, rank - width), dtype=torch.float64)
     components = torch.cat([vectors, missing], dim=-1)

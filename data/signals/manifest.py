@@ -38,6 +38,12 @@ class TeacherIdentity(Settings):
     """Its Hugging Face configuration."""
     precision: Precision
     """The type that its forward pass computes in."""
+    source: str | None = None
+    """Where on the Hugging Face Hub it came from, as ``org/name@COMMIT``; not compared."""
+
+    def compared(self) -> dict[str, object]:
+        """What must be equal for two teachers to be the same."""
+        return {name: value for name, value in self.as_plain().items() if name != "source"}
 
 
 class CacheManifest(Settings):
@@ -60,6 +66,10 @@ class CacheManifest(Settings):
     """Layers kept of each teacher's hidden states, by its name; empty unless hidden states are kept."""
     windows_per_shard: int = Field(ge=1)
     """Slots that are written, committed and, if damaged, captured again together."""
+
+    def compared(self) -> dict[str, object]:
+        """What must be equal for two caches to be of the same."""
+        return self.as_plain() | {"teachers": {name: teacher.compared() for name, teacher in self.teachers.items()}}
 
     def hidden_keys(self) -> tuple[str, ...]:
         """The names of the layers kept, in the order of teachers and layers."""

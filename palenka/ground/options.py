@@ -34,7 +34,7 @@ class Option:
         annotation: the type of its value.
         about: what it is for.
         default: its value unless given; PydanticUndefined where it must be given.
-        choice: of a group, what makes its options count, such as ``kind topk``.
+        choice: of a group, what makes its options count, such as ``kind topk`` or ``with from``.
     """
 
     name: str
@@ -74,7 +74,7 @@ def groups_of(annotation: Annotation) -> list[tuple[str, type[Settings]]]:
     groups: list[tuple[str, type[Settings]]] = []
     for kind in types_of(annotation):
         if isinstance(kind, OneOf):
-            groups += [(f"{kind.key} {name}", choice) for name, choice in kind.registry.items()]
+            groups += [(kind.choice(name), choice) for name, choice in kind.registry.items()]
         elif inspect.isclass(kind) and issubclass(kind, Settings):
             groups.append(("", kind))
     return groups
@@ -97,12 +97,15 @@ def members_of(group: type[Settings]) -> Mapping[str, type[Settings]]:
 
 
 def inner_of(annotation: Annotation, name: str) -> Annotation:
-    """The type of what has a name in a group or a mapping; None if nothing has."""
-    for _, group in groups_of(annotation):
+    """The type of what has a name in a group or a mapping; None if nothing has, Any where every name is allowed."""
+    groups = groups_of(annotation)
+    for _, group in groups:
         if field := fields_of(group).get(name):
             return _whole(field)
         if name in (members := members_of(group)):
             return members[name]
+    if annotation is Any or any(group.model_config.get("extra") == "allow" for _, group in groups):
+        return Any
     return value_of(annotation)
 
 
@@ -162,7 +165,7 @@ def _with_its_own(option: Option) -> Iterator[Option]:
     """A group and the options in it; of a choice of classes the options of each."""
     yield option
     for kind in types_of(option.annotation):
-        if isinstance(kind, OneOf):
+        if isinstance(kind, OneOf) and kind.key:
             chosen = getattr(option.default, kind.key, kind.default)
             yield Option(f"{option.name}.{kind.key}", Literal[tuple(kind.registry)], "Which of these it is.", chosen)
     for choice, group in groups_of(option.annotation):

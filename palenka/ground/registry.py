@@ -94,27 +94,38 @@ class OneOf:
     """The annotation of a settings field whose class is chosen by a name inside it: `kind` unless told otherwise.
 
     ``logits: Annotated[LogitEncoding, OneOf(ENCODINGS, "topk")]`` takes the fields of the class that ``logits.kind``
-    names.
+    names. Without a key the class is that of whichever registered name is itself an option that is given.
     """
 
     registry: Registry[Any]
     default: str
-    key: str = "kind"
+    key: str | None = "kind"
 
     def choose(self, given: object) -> Any:  # noqa: ANN401 - settings of a class that the registry knows
         """The settings that a mapping gives.
 
         Raises:
-            ValueError: if it is no mapping, or names nothing that is registered.
+            ValueError: if it is no mapping, or names nothing that is registered, or several things.
         """
         if isinstance(given, tuple(self.registry.values())):
             return given
         if not isinstance(given, Mapping):
             raise PydanticCustomError("model_type", "Input should be a mapping")
+        if self.key is None:
+            names = [name for name in self.registry if name in given]
+            if len(names) > 1:
+                raise PydanticCustomError(
+                    "value_error", "{names} exclude each other; give one", {"names": " and ".join(names)}
+                )
+            return self.registry[names[0] if names else self.default].model_validate(given)
         kind = given.get(self.key, self.default)
         if not isinstance(kind, str) or kind not in self.registry:
             raise _line_error("literal_error", _choices(self.registry), (self.key,), kind)
         return self.registry[kind].model_validate({self.key: kind, **given})
+
+    def choice(self, name: str) -> str:
+        """What makes a value be of a registered class, such as ``kind topk`` or ``with from``."""
+        return f"{self.key or 'with'} {name}"
 
     def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
         """How pydantic reads and writes such a field."""

@@ -43,7 +43,7 @@ def test_a_float32_cache_of_everything_gives_the_live_teachers_loss_and_gradient
     batch = read_batch(corpus, order, {"t": cache}, 5, 45).decode({"t": cache})
     teacher = AutoModelForCausalLM.from_pretrained(settings.models()[SINGLE])
     for temperature in (1.0, 2.0):
-        student = make_shape("gpt2").build(corpus.tokenizer(), seed=9)
+        student = make_shape("gpt2").build(corpus, seed=9)
         settings_of_terms = ObjectiveSettings.model_validate({"hard": 0.25, "logit": 0.5, "temperature": temperature})
         objective = Objective(student, settings_of_terms, {}, seed=0)
         loss, _ = objective(batch, settings_of_terms.weights({"t": 0.8}))
@@ -138,7 +138,7 @@ def test_a_teacher_with_another_tokenizer_is_refused(capture_settings: CaptureSe
     prepare(other)
     with pytest.raises(
         UserError,
-        match=r"has tokenizer \w{64}, but corpus .* was made with \w{64}, .* data prepare --tokenizer .*teacher",
+        match=r"another tokenizer \(320 tokens, \w+\) than corpus .* \(281 tokens, \w+\); prepare text with that",
     ):
         capture(changed(capture_settings, corpus=str(other.output)))
 

@@ -30,19 +30,23 @@ def in_cache(teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.usefixtures("in_cache")
 def test_a_directory_comes_before_an_id() -> None:
     Path("some/teacher").mkdir(parents=True)
-    assert locate_model(Path("some/teacher")) == Located(Path("some/teacher"))
+    assert locate_model(Path("some/teacher")) == Located(Path("some/teacher"), Path("some/teacher"))
 
 
 @pytest.mark.parametrize("name", ["some/teacher", "some/teacher@main", f"some/teacher@{COMMIT}"])
 def test_an_id_is_resolved_to_its_commit(in_cache: Path, name: str) -> None:
-    assert locate_model(Path(name)) == locate_tokenizer(Path(name)) == Located(in_cache, f"some/teacher@{COMMIT}")
+    assert (
+        locate_model(Path(name))
+        == locate_tokenizer(Path(name))
+        == Located(Path(name), in_cache, f"some/teacher@{COMMIT}")
+    )
 
 
 @pytest.mark.usefixtures("in_cache")
 def test_paths_that_are_not_there_are_left_to_whoever_reads_them() -> None:
     Path("runs").mkdir()
     for name in ("runs/teacher", "/runs/teacher", "runs/teachers/one", "../teacher"):
-        assert locate_model(Path(name)) == Located(Path(name))
+        assert locate_model(Path(name)) == Located(Path(name), Path(name))
 
 
 @pytest.mark.usefixtures("in_cache")

@@ -22,6 +22,7 @@ from palenka.ground.command_line import INTERRUPTED, USER_MISTAKE, parse, parse_
 from palenka.ground.errors import UserError, refuse_difference
 from palenka.ground.settings import Command
 from palenka.study import Study, StudySettings
+from palenka.train_student.model.shapes import ModelShape
 from palenka.train_student.objective.settings import ObjectiveSettings
 from palenka.train_student.settings import TrainSettings
 
@@ -108,6 +109,7 @@ def test_lists_groups_and_numbers_are_written_as_in_yaml(student: str) -> None:
     assert (settings.windows.length, settings.windows.views) == (64, 2)
     assert settings.optimizer.learning_rate == 1e-3
     assert settings.validation.every is None
+    assert isinstance(settings.model, ModelShape)
     assert settings.model.tie_word_embeddings is False
 
 
@@ -244,6 +246,7 @@ def test_what_a_file_lacks_may_come_from_the_command_line(tmp_path: Path) -> Non
     file = tmp_path / "part.yaml"
     file.write_text(STUDENT.replace("corpus: no/corpus", "").replace("hidden_size: 16, ", ""))
     settings = train_settings("--config", str(file), "--corpus", "here", "--model.hidden_size", "8")
+    assert isinstance(settings.model, ModelShape)
     assert (settings.corpus, settings.model.hidden_size) == (Path("here"), 8)
 
 

@@ -80,7 +80,7 @@ def first_step(settings: TrainSettings, corpus: Corpus) -> tuple[dict[str, float
     ((view, _, indices),) = order.pieces(0, BATCH)
     tokens = torch.from_numpy(gather(corpus.tokens, settings.windows, view, indices))
     positions = torch.from_numpy(settings.windows.positions(view, indices, 5))
-    student: Any = settings.model.build(corpus.tokenizer(), settings.seed).double().eval()
+    student: Any = settings.model.build(corpus, settings.seed).double().eval()
     with torch.no_grad():
         return trained[0], tokens, positions, student(input_ids=tokens, output_hidden_states=True)
 
@@ -163,9 +163,7 @@ def test_a_term(hidden_capture: CaptureSettings, corpus: Corpus, teacher: Path, 
     logged, tokens, positions, student = first_step(settings, corpus)
     # The map that a run of this seed begins with.
     key, layer = "teacher/2", TeacherCache(hidden_capture.output, ["teacher/2"]).measured.layers["teacher/2"]
-    begun = Objective(
-        settings.model.build(corpus.tokenizer(), 0), settings.objective, {"t": [LayerPair(key, 2, layer)]}, 0
-    )
+    begun = Objective(settings.model.build(corpus, 0), settings.objective, {"t": [LayerPair(key, 2, layer)]}, 0)
     linear = begun.trained_beside()
     weight, bias = (linear[f"last_cosine.maps.teacher_t.{name}"].double() for name in ("weight", "bias"))
     rows = torch.arange(BATCH)[:, None]

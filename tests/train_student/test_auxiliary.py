@@ -68,7 +68,7 @@ def test_the_term_and_its_gradients_are_those_of_the_definition(
     options = {"width": 6, "dropout": 0.0, "positions": 3, "class_weight": 0.3, "feature_weight": 0.9}
     settings = settings_with(settings_of_run, make_shape("gpt2", num_hidden_layers=DEPTH), spoken_by, **options)
     teachers, batch = opened(settings, corpus)
-    student = settings.model.build(corpus.tokenizer(), seed=3)
+    student = settings.model.build(corpus, seed=3)
     objective = Objective(student, settings.objective, teachers.pairs, seed=5)
     loss, parts = objective(batch, settings.weights())
     assert parts.keys() == {"auxiliary/t"}
@@ -125,7 +125,7 @@ def test_layers_that_lag_weigh_more_and_heads_drop_out_while_they_train(
 ) -> None:
     settings = settings_with(settings_of_run, make_shape(num_hidden_layers=DEPTH), {"a": models["a"]}, dropout=0.5)
     teachers, batch = opened(settings, corpus)
-    objective = Objective(settings.model.build(corpus.tokenizer(), 3), settings.objective, teachers.pairs, seed=5)
+    objective = Objective(settings.model.build(corpus, 3), settings.objective, teachers.pairs, seed=5)
     objective.eval()
     weights = settings.weights()
     still = objective(batch, weights)[0].item()

@@ -108,7 +108,7 @@ def test_the_term_is_its_definition_over_the_states_of_student_and_teachers(
     contrastive = {"weight": 1.0, "width": 8, "negatives": 7}
     settings = settings_of_run(fraction=0.1, teachers=sources, objective={"hard": 0.0, "contrastive": contrastive})
     opened = open_teachers(settings, corpus, CPU)
-    student: Any = settings.model.build(corpus.tokenizer(), seed=4)
+    student: Any = settings.model.build(corpus, seed=4)
     objective = Objective(student, settings.objective, opened.pairs, seed=2)
     maps: Any = objective.terms["contrastive"]
     names = {name for name in objective.trained_beside() if name.endswith("weight")}

@@ -208,7 +208,7 @@ def test_the_head_learns_in_float32_after_autocast_has_seen_it(case: Case) -> No
 def test_the_hard_term_of_a_student_is_the_loss_of_its_own_model(
     architecture: str, corpus: Corpus, make_shape: Callable[..., ModelShape]
 ) -> None:
-    student = make_shape(architecture).build(corpus.tokenizer(), seed=3)
+    student = make_shape(architecture).build(corpus, seed=3)
     tokens = torch.from_numpy(corpus.tokens[:128].astype("int64")).view(8, 16)
     loss, terms = Objective(student, ObjectiveSettings(), {}, seed=0)(Batch(tokens, tokens[:, :0], {}), {"hard": 0.5})
     parameters = list(student.parameters())

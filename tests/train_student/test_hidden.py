@@ -89,7 +89,7 @@ def test_a_live_teacher_and_a_float32_cache_of_all_positions_give_the_same_loss_
             objective={"hard": 0.5, "logit": 0.7, "hidden": 0.3},
         )
         opened = open_teachers(settings, corpus, CPU)
-        student = settings.model.build(corpus.tokenizer(), seed=9)
+        student = settings.model.build(corpus, seed=9)
         objective = Objective(student, settings.objective, opened.pairs, seed=2)
         loss, parts = objective(batch_of(opened, settings, corpus), settings.weights())
         assert parts.keys() == {"hard", "logit/t", "hidden/t"}
@@ -116,7 +116,7 @@ def test_the_hidden_term_is_its_definition_in_float64(
         objective={"hard": 0.0, "hidden": 0.3},
     )
     opened = open_teachers(settings, corpus, CPU)
-    student: Any = settings.model.build(corpus.tokenizer(), seed=4)
+    student: Any = settings.model.build(corpus, seed=4)
     objective: Any = Objective(student, settings.objective, opened.pairs, seed=2)
     batch = batch_of(opened, settings, corpus)
     loss, parts = objective(batch, settings.weights())
@@ -142,7 +142,7 @@ def test_the_term_moves_student_and_projections(
     capture(hidden_capture)
     settings = settings_of_run(teachers={"t": {"cache": hidden_capture.output}}, objective={"hard": 0.0, "hidden": 1.0})
     opened = open_teachers(settings, corpus, CPU)
-    objective = Objective(settings.model.build(corpus.tokenizer(), seed=4), settings.objective, opened.pairs, seed=2)
+    objective = Objective(settings.model.build(corpus, seed=4), settings.objective, opened.pairs, seed=2)
     loss, _ = objective(batch_of(opened, settings, corpus), settings.weights())
     loss.backward()
     unmoved = {name for name, weight in objective.named_parameters() if weight.grad is None or not weight.grad.any()}
@@ -204,7 +204,7 @@ def test_without_a_projection_it_is_the_mean_squared_difference_of_the_states_th
         objective={"hard": 0.0, "hidden": {"weight": 1.0, "distance": "mse", "projection": "none"}},
     )
     opened = open_teachers(settings, corpus, CPU)
-    student: Any = settings.model.build(corpus.tokenizer(), seed=4)
+    student: Any = settings.model.build(corpus, seed=4)
     objective = Objective(student, settings.objective, opened.pairs, seed=2)
     assert {name for name, _ in objective.named_parameters()} == {f"student.{n}" for n, _ in student.named_parameters()}
     batch = batch_of(opened, settings, corpus)

@@ -119,6 +119,7 @@ def test_the_caches_hold_what_the_students_read(name: str) -> None:
         assert source.model == cache.teacher
         assert cache.hidden is not None
         assert isinstance(source.layers, dict)
+        assert isinstance(student.model, ModelShape)
         assert set(source.layers) <= set(cache.hidden.layers)
         assert max(source.layers.values()) <= student.model.num_hidden_layers
         assert student.objective.temperature in cache.logits.temperatures

@@ -75,6 +75,8 @@ def test_the_caches_hold_what_the_students_map(hidden: str) -> None:
         assert list(source.layers) == list(cache.hidden.layers)
         assert (source.cache, source.model) == (cache.output, cache.teacher)
         teacher = settings_of(f"teachers/{source.cache.name}").model
+        assert isinstance(teacher, ModelShape)
+        assert isinstance(student.model, ModelShape)
         positions, components = (
             cache.hidden.within(128).num_positions(),
             cache.hidden.array(teacher.hidden_size).width,
@@ -101,7 +103,7 @@ def test_as_published_is_the_loss_of_the_published_code(
     }
     tokens = torch.from_numpy(corpus.tokens[: 3 * settings.windows.length].astype("int64")).view(3, -1)
     shape: ModelShape = make_shape("llama", max_position_embeddings=128)
-    student = shape.build(corpus.tokenizer(), seed=5)
+    student = shape.build(corpus, seed=5)
     with torch.no_grad():
         logits = [AutoModelForCausalLM.from_pretrained(place)(input_ids=tokens).logits for place in teachers.values()]
     output = student(input_ids=tokens, labels=tokens)

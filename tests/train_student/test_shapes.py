@@ -7,18 +7,14 @@ import pytest
 import torch
 from accelerate import init_empty_weights
 from pydantic import ValidationError
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from palenka.data.corpus import Corpus
-from palenka.train_student.model.shapes import ModelShape, count_parameters
+from palenka.train_student.model.shapes import ModelShape
+from palenka.train_student.model.student import count_parameters, special_tokens_of
 
 PUBLISHED_VOCABULARY = 16_000
 MakeShape = Callable[..., ModelShape]
-
-
-@pytest.fixture(scope="module")
-def tokenizer(corpus: Corpus) -> PreTrainedTokenizerFast:
-    return corpus.tokenizer()
 
 
 def counted_by_hand(shape: ModelShape, vocabulary: int) -> int:
@@ -37,10 +33,9 @@ def counted_by_hand(shape: ModelShape, vocabulary: int) -> int:
     return embeddings + vocabulary + depth * (4 * width**2 + feed_forward + 2 * width) + 2 * width
 
 
-def on_meta(shape: ModelShape, tokenizer: PreTrainedTokenizerFast, vocabulary: int) -> PreTrainedModel:
+def on_meta(shape: ModelShape, corpus: Corpus, vocabulary: int) -> PreTrainedModel:
     """The model that `build` would make over a larger vocabulary, without memory for its weights."""
-    configuration = shape.configuration(tokenizer)
-    configuration.vocab_size = vocabulary
+    configuration = shape.configuration(vocabulary, special_tokens_of(corpus))
     with init_empty_weights(include_buffers=False):
         model = AutoModelForCausalLM.from_config(configuration)
     assert isinstance(model, PreTrainedModel)
@@ -80,11 +75,11 @@ def on_meta(shape: ModelShape, tokenizer: PreTrainedTokenizerFast, vocabulary: i
     ids=["GPT2-44M", "Llama-60M", "BabyLlama-58M", "GPT2-705M", "GPT-J-97M"],
 )
 def test_published_shapes_have_the_parameters_that_a_formula_counts(
-    fields: dict[str, object], millions: float, tokenizer: PreTrainedTokenizerFast
+    fields: dict[str, object], millions: float, corpus: Corpus
 ) -> None:
     shape = ModelShape.model_validate(fields)
     expected = counted_by_hand(shape, PUBLISHED_VOCABULARY)
-    assert count_parameters(on_meta(shape, tokenizer, PUBLISHED_VOCABULARY)) == expected
+    assert count_parameters(on_meta(shape, corpus, PUBLISHED_VOCABULARY)) == expected
     assert expected / 1e6 == pytest.approx(millions, abs=0.06)
 
 
@@ -92,44 +87,42 @@ def test_published_shapes_have_the_parameters_that_a_formula_counts(
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("inner", [None, 24])
 def test_each_architecture_is_built_as_told_and_runs(
-    architecture: str, tied: bool, inner: int | None, tokenizer: PreTrainedTokenizerFast, make_shape: MakeShape
+    architecture: str, tied: bool, inner: int | None, corpus: Corpus, make_shape: MakeShape
 ) -> None:
     shape = make_shape(architecture, tie_word_embeddings=tied, intermediate_size=inner)
-    model = shape.build(tokenizer, seed=0)
-    assert count_parameters(model) == counted_by_hand(shape, len(tokenizer))
-    tokens = torch.randint(len(tokenizer), (2, 9), generator=torch.Generator().manual_seed(0))
+    model = shape.build(corpus, seed=0)
+    assert count_parameters(model) == counted_by_hand(shape, corpus.vocabulary_size)
+    tokens = torch.randint(corpus.vocabulary_size, (2, 9), generator=torch.Generator().manual_seed(0))
     output = model(input_ids=tokens, labels=tokens)
-    assert output.logits.shape == (2, 9, len(tokenizer))
+    assert output.logits.shape == (2, 9, corpus.vocabulary_size)
     # An untrained model knows nothing: about as surprised as by a uniform guess.
-    assert output.loss.item() == pytest.approx(math.log(len(tokenizer)), abs=0.2)
+    assert output.loss.item() == pytest.approx(math.log(corpus.vocabulary_size), abs=0.2)
     output.loss.backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "gptj"])
-def test_special_tokens_are_those_of_the_tokenizer(
-    architecture: str, tokenizer: PreTrainedTokenizerFast, make_shape: MakeShape
-) -> None:
-    model = make_shape(architecture).build(tokenizer, seed=0)
+def test_special_tokens_are_those_of_the_tokenizer(architecture: str, corpus: Corpus, make_shape: MakeShape) -> None:
+    model, tokenizer = make_shape(architecture).build(corpus, seed=0), corpus.tokenizer()
     for configuration in (model.config, model.generation_config):
         assert configuration is not None
         found = (configuration.bos_token_id, configuration.eos_token_id, configuration.pad_token_id)
         assert found == (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
     assert None not in found
-    assert model.config.vocab_size == len(tokenizer)
+    assert model.config.vocab_size == corpus.vocabulary_size
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "gptj"])
 def test_only_the_seed_decides_the_weights_and_the_global_generator_is_left_alone(
-    architecture: str, tokenizer: PreTrainedTokenizerFast, make_shape: MakeShape
+    architecture: str, corpus: Corpus, make_shape: MakeShape
 ) -> None:
     before = torch.random.get_rng_state()
     models = []
     for seed in (3, 3, 4):
         torch.rand(seed)  # moves the global generator
         state = torch.random.get_rng_state()
-        models.append(make_shape(architecture).build(tokenizer, seed))
+        models.append(make_shape(architecture).build(corpus, seed))
         assert torch.equal(torch.random.get_rng_state(), state)
     assert not torch.equal(torch.random.get_rng_state(), before)
     first, same, other = (model.state_dict() for model in models)
@@ -138,13 +131,11 @@ def test_only_the_seed_decides_the_weights_and_the_global_generator_is_left_alon
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "gptj"])
-def test_dropout_is_off_unless_asked_for(
-    architecture: str, tokenizer: PreTrainedTokenizerFast, make_shape: MakeShape
-) -> None:
+def test_dropout_is_off_unless_asked_for(architecture: str, corpus: Corpus, make_shape: MakeShape) -> None:
     tokens = torch.arange(12).unsqueeze(0)
 
     def differs(dropout: float) -> bool:
-        model = make_shape(architecture, dropout=dropout).build(tokenizer, seed=0)
+        model = make_shape(architecture, dropout=dropout).build(corpus, seed=0)
         model.train()
         first, second = (model(input_ids=tokens).logits for _ in range(2))
         return not torch.equal(first, second)
@@ -171,6 +162,6 @@ def test_impossible_shapes_are_refused(changes: dict[str, object], message: str,
         make_shape(**changes)
 
 
-def test_gpt2_takes_odd_heads(tokenizer: PreTrainedTokenizerFast, make_shape: MakeShape) -> None:
-    model = make_shape("gpt2", hidden_size=6, num_attention_heads=2).build(tokenizer, seed=0)
+def test_gpt2_takes_odd_heads(corpus: Corpus, make_shape: MakeShape) -> None:
+    model = make_shape("gpt2", hidden_size=6, num_attention_heads=2).build(corpus, seed=0)
     assert model(input_ids=torch.arange(4).unsqueeze(0)).logits.isfinite().all()

@@ -205,7 +205,7 @@ def test_a_step_with_two_teachers_is_the_one_that_live_teachers_in_float64_give(
     logged = lines(settings, "loss")[0]
 
     tokens = first_windows(settings, corpus, stop=16)
-    student = settings.model.build(corpus.tokenizer(), settings.seed).double()
+    student = settings.model.build(corpus, settings.seed).double()
     logits = student(input_ids=tokens).logits
     loss = 0.4 * F.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
     assert logged["hard"] == pytest.approx(loss.item() / 0.4, rel=1e-5)

@@ -4,6 +4,9 @@ The logits of a vocabulary are by far the largest tensor of a step, so they are 
 for the backward pass: a chunk is overwritten by its gradient, which goes into the gradients of states and head at once
 (the idea of Liger Kernel's fused linear cross-entropy, arXiv 2410.10989). The backward pass only scales these.
 
+Logits that are no linear map of the last states (`probe.py`) are made by the model itself, as a whole, and go through
+the same terms.
+
 Shapes: N tokens, S width, V vocabulary.
 """
 
@@ -37,6 +40,12 @@ def head_terms(states: Tensor, head: nn.Linear, terms: NextTokenTerms) -> tuple[
         The sum, and [1 + teachers] means without a gradient: the cross-entropy, then each scaled divergence.
     """
     total, means = _HeadTerms.apply(states.flatten(0, -2), head.weight, head.bias, terms)  # type: ignore[no-untyped-call]
+    return total, means
+
+
+def logit_terms(logits: Tensor, terms: NextTokenTerms) -> tuple[Tensor, Tensor]:
+    """The same for logits [B, L, V] that a model made in its own way, as float32; keeps their gradient beside them."""
+    total, means = _LogitTerms.apply(logits.flatten(0, -2), terms)  # type: ignore[no-untyped-call]
     return total, means
 
 
@@ -75,9 +84,9 @@ class _HeadTerms(torch.autograd.Function):
             start += len(part)
         ctx.save_for_backward(of_states, of_weight, of_bias)
         ctx.num_tokens = len(states)
-        means = sums / len(states)
+        total, means = _total(sums, len(states), terms)
         ctx.mark_non_differentiable(means)
-        return (means * means.new_tensor([terms.hard, *terms.weights])).sum(), means
+        return total, means
 
     @staticmethod
     @once_differentiable
@@ -98,6 +107,32 @@ def _sum_over_tokens(gradient: Tensor, seen: Tensor) -> Tensor:
     if gradient.is_cuda and _MULTIPLIES_INTO_FLOAT32:
         return torch.mm(gradient.T, seen, out_dtype=torch.float32)
     return gradient.T.float() @ seen.float()
+
+
+class _LogitTerms(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, terms: NextTokenTerms) -> tuple[Tensor, Tensor]:  # noqa: ANN401
+        """Values and, times N, the gradient."""
+        # A copy: what made the logits may need them for its own backward pass.
+        gradient = logits.to(torch.promote_types(logits.dtype, torch.float32), copy=True)
+        sums = gradient.new_zeros(1 + len(terms.teachers))
+        _to_gradient(gradient, 0, terms, sums)
+        ctx.save_for_backward(gradient)
+        total, means = _total(sums, len(logits), terms)
+        ctx.mark_non_differentiable(means)
+        return total, means
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_total: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+        (gradient,) = ctx.saved_tensors
+        return gradient * (grad_total / len(gradient)), None
+
+
+def _total(sums: Tensor, num_tokens: int, terms: NextTokenTerms) -> tuple[Tensor, Tensor]:
+    """The weighted sum of the terms, and the terms, from their sums over tokens."""
+    means = sums / num_tokens
+    return (means * means.new_tensor([terms.hard, *terms.weights])).sum(), means
 
 
 def _to_gradient(logits: Tensor, start: int, terms: NextTokenTerms, sums: Tensor) -> None:

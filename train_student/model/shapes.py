@@ -1,4 +1,4 @@
-"""Model shapes: from a few numbers in YAML to a randomly initialised transformers model."""
+"""Model shapes: from a few numbers in YAML to a configuration of Llama, GPT-2 or GPT-J."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from palenka.ground.settings import Settings
+from palenka.train_student.model.student import STUDENT_MODELS, SpecialTokens, StudentModel
 
 if TYPE_CHECKING:
-    from torch import nn
-    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+    from transformers import PretrainedConfig
 
 
-class ModelShape(Settings):
-    """The shape of a model; the names are those of Hugging Face configurations."""
+@STUDENT_MODELS.register("architecture")
+class ModelShape(StudentModel):
+    """A shape in a few numbers; the names are those of Hugging Face configurations."""
 
     architecture: Literal["llama", "gpt2", "gptj"]
     """Family, built by transformers' own classes."""
@@ -46,23 +46,8 @@ class ModelShape(Settings):
             )
         return self
 
-    def configuration(self, tokenizer: PreTrainedTokenizerFast) -> PretrainedConfig:
-        """The Hugging Face configuration of this shape over a tokenizer's vocabulary."""
-        special = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
-        return self._configuration(len(tokenizer), **special, pad_token_id=tokenizer.pad_token_id)
-
-    def num_parameters(self, vocabulary_size: int) -> int:
-        """How many numbers a model of this shape has over so many tokens; built by transformers, without memory."""
-        import torch
-        from transformers import AutoModelForCausalLM
-
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(
-                self._configuration(vocabulary_size, bos_token_id=0, eos_token_id=0)
-            )
-        return count_parameters(model)
-
-    def _configuration(self, vocabulary_size: int, **special_tokens: Any) -> PretrainedConfig:  # noqa: ANN401
+    def configuration(self, vocabulary_size: int, special_tokens: SpecialTokens) -> PretrainedConfig:
+        """As `StudentModel` has it."""
         from transformers import GPT2Config, GPTJConfig, LlamaConfig
 
         shared = {"vocab_size": vocabulary_size, "tie_word_embeddings": self.tie_word_embeddings, **special_tokens}
@@ -93,18 +78,11 @@ class ModelShape(Settings):
         head_size = self.hidden_size // self.num_attention_heads
         return GPTJConfig(rotary_dim=min(64, head_size), **older_names, **shared)
 
-    def build(self, tokenizer: PreTrainedTokenizerFast, seed: int) -> PreTrainedModel:
-        """A model of this shape with float32 weights that only the seed decides."""
-        import torch
-        from transformers import AutoModelForCausalLM, PreTrainedModel
+    def summary(self) -> str:
+        """As `StudentModel` has it."""
+        return self.architecture
 
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            model = AutoModelForCausalLM.from_config(self.configuration(tokenizer), dtype=torch.float32)
-        assert isinstance(model, PreTrainedModel)
-        return model
-
-
-def count_parameters(model: nn.Module) -> int:
-    """How many numbers a model has; a tied matrix counts once."""
-    return sum(parameter.numel() for parameter in model.parameters())
+    @property
+    def may_drop_out(self) -> bool:
+        """As `StudentModel` has it."""
+        return self.dropout > 0

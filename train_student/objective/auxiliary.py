@@ -19,7 +19,6 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from palenka.data.signals.distribution import Distribution
 from palenka.data.signals.signal import TeacherSignal, at_positions
 from palenka.train_student.model.head import head_terms
 from palenka.train_student.objective.hidden import Projections
@@ -65,19 +64,16 @@ class DeepSupervision(TeacherTerm):
         num_known = next(iter(signal.hidden.values())).shape[1]
         places = positions[:, : min(num_known, self.settings.positions)]
         there = signal.at(self.temperature).at(places)
-        classes = [self._class_loss(at_positions(student.states[-1], places), student.head, there)]
+        terms = NextTokenTerms(None, 0.0, [there], [1.0], self.divergence, self.temperature)
+        classes = [student.next_token(terms, places)[0]]
         for head, states in zip(self.heads, student.states[1:-1], strict=True):
             assert isinstance(head, nn.Sequential)
             last = head[-1]
             assert isinstance(last, nn.Linear)
-            classes.append(self._class_loss(head[:-1](at_positions(states, places)), last, there))
+            classes.append(head_terms(head[:-1](at_positions(states, places)), last, terms)[0])
         features = [feature(teacher, student, signal, positions) for feature in self.features]
         class_loss, feature_loss = _adaptive_mean(classes), _adaptive_mean(features)
         return self.settings.class_weight * class_loss + self.settings.feature_weight * feature_loss
-
-    def _class_loss(self, states: Tensor, head: nn.Linear, teacher: Distribution) -> Tensor:
-        terms = NextTokenTerms(None, 0.0, [teacher], [1.0], self.divergence, self.temperature)
-        return head_terms(states, head, terms)[0]
 
 
 def _adaptive_mean(losses: list[Tensor]) -> Tensor:

@@ -1,11 +1,10 @@
-"""The terms on the student's logits, hard and logit, as one function: its logits are never held as a whole."""
+"""The terms on the student's logits, hard and logit, as one function; of a linear head it holds few logits at once."""
 
 from collections.abc import Mapping
 
 from torch import Tensor
 
 from palenka.data.signals.stream import Batch
-from palenka.train_student.model.head import head_terms
 from palenka.train_student.objective.module import StudentOutputs, TermContext, TermModule, teacher_of
 from palenka.train_student.objective.next_token import NextTokenTerms
 from palenka.train_student.objective.term import Term
@@ -34,6 +33,6 @@ class LogitTerms(TermModule):
             self._divergence,
             self._temperature,
         )
-        total, values = head_terms(student.last, student.head, compared)
+        total, values = student.next_token(compared)
         text, *teachers = values.unbind()
         return total, dict.fromkeys(from_text, text) | dict(zip(from_teachers, teachers, strict=True))

@@ -14,6 +14,8 @@ from palenka.data.signals.hidden import Layer
 from palenka.data.signals.signal import TeacherSignal, at_positions
 from palenka.data.signals.stream import Batch
 from palenka.ground.errors import UserError
+from palenka.train_student.model.head import head_terms, logit_terms
+from palenka.train_student.objective.next_token import NextTokenTerms
 from palenka.train_student.objective.settings import ObjectiveSettings
 from palenka.train_student.objective.term import Term
 
@@ -111,17 +113,31 @@ class TermContext:
 
 @dataclass(frozen=True)
 class StudentOutputs:
-    """What the student's forward pass gives for a batch, without its logits.
+    """What the student's forward pass gives for a batch.
 
     Attributes:
         last: last hidden states, which the head sees, [B, L, S].
         states: all hidden states, [B, L, S] each; empty unless a term reads states.
-        head: from the last states to logits.
+        head: from the last states to logits; None where these are no linear map of them.
+        logits: [B, L, V] as the student makes them, where it has no such head; None otherwise.
     """
 
     last: Tensor
     states: Sequence[Tensor]
-    head: nn.Linear
+    head: nn.Linear | None
+    logits: Tensor | None = None
+
+    def next_token(self, terms: NextTokenTerms, positions: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Terms on the student's logits: their weighted sum, and each of them without its weight.
+
+        Args:
+            terms: over the B · L tokens, or over the B · P at the positions.
+            positions: [B, P] of each window; all of it unless given.
+        """
+        if self.logits is not None:
+            return logit_terms(self.logits if positions is None else at_positions(self.logits, positions), terms)
+        assert self.head is not None
+        return head_terms(self.last if positions is None else at_positions(self.last, positions), self.head, terms)
 
 
 class TermModule(nn.Module):

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from palenka.data.signals.stream import Batch
+from palenka.train_student.model.probe import has_linear_head
 from palenka.train_student.objective.module import LayerPair, StudentOutputs, TermContext, TermModule
 from palenka.train_student.objective.settings import ObjectiveSettings
 from palenka.train_student.objective.term import Term
@@ -29,6 +30,9 @@ class Objective(nn.Module):
         settings: of the terms.
         pairs: the mapped layers of every teacher that has a term with hidden states, by the teacher's name.
         seed: of the first weights of projections and heads.
+
+    Attributes:
+        has_linear_head: whether the student's logits are a linear map of its last states, so that few are held.
     """
 
     def __init__(
@@ -41,7 +45,8 @@ class Objective(nn.Module):
         super().__init__()
         self.student = student
         self._reads_states = {name for name, term in settings.active.items() if "states" in term.needs}
-        context = TermContext(settings, student.config, pairs, seed)
+        self.has_linear_head = has_linear_head(student)
+        context = TermContext(settings, student.config.get_text_config(), pairs, seed)
         # Terms that name the same module are computed together.
         together: dict[type[TermModule], dict[str, Term]] = {}
         for name, term in settings.active.items():
@@ -62,9 +67,7 @@ class Objective(nn.Module):
                 others are not computed.
         """
         with_states = any(_kind(name) in self._reads_states for name in weights)
-        # Without the head: its logits and their terms are one function.
-        output = self.student.base_model(input_ids=batch.tokens, use_cache=False, output_hidden_states=with_states)
-        student = StudentOutputs(output.last_hidden_state, output.hidden_states or (), self.head)
+        student = self._outputs(batch.tokens, with_states)
         losses: list[Tensor] = []
         values: dict[str, Tensor] = {}
         for together, module in self.terms.items():
@@ -75,12 +78,16 @@ class Objective(nn.Module):
                 values |= {name: value.detach() for name, value in found.items()}
         return torch.stack(losses).sum(), values
 
-    @property
-    def head(self) -> nn.Linear:
-        """From the student's last hidden states to its logits."""
-        head = self.student.get_output_embeddings()
-        assert isinstance(head, nn.Linear)
-        return head
+    def _outputs(self, tokens: Tensor, with_states: bool) -> StudentOutputs:
+        if self.has_linear_head:
+            # Without the head: its logits and their terms are one function.
+            base = self.student.base_model(input_ids=tokens, use_cache=False, output_hidden_states=with_states)
+            head = self.student.get_output_embeddings()
+            assert isinstance(head, nn.Linear)
+            return StudentOutputs(base.last_hidden_state, base.hidden_states or (), head)
+        whole = self.student(input_ids=tokens, use_cache=False, output_hidden_states=True)
+        states = whole.hidden_states
+        return StudentOutputs(states[-1], states if with_states else (), None, whole.logits)
 
     def trained_beside(self) -> dict[str, Tensor]:
         """What is trained beside the student, projections and heads, by name, which begins with that of the term."""

@@ -1,0 +1,224 @@
+"""Teachers of any kind: padded vocabularies, Hub ids, files of other kinds, and independence of the batch."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+
+from palenka.cache_teachers.capture import capture
+from palenka.cache_teachers.plan import plan
+from palenka.cache_teachers.settings import SINGLE, CaptureSettings, PlanSettings, TeacherSettings, VerifySettings
+from palenka.cache_teachers.teacher import Teacher
+from palenka.cache_teachers.verify import verify
+from palenka.data.corpus import Corpus
+from palenka.data.held_out import fixed_windows, window_losses
+from palenka.data.model_files import load_model
+from palenka.data.signals.cache import TeacherCache, read_manifest
+from palenka.data.windows import WindowRule, gather
+from palenka.ground.errors import UserError
+
+LENGTH, PADDING = 16, 64
+LOW_RANK = {"kind": "low_rank", "k": 4, "rank": 4}
+
+
+def changed(settings: CaptureSettings, **changes: object) -> CaptureSettings:
+    return CaptureSettings.model_validate(settings.as_plain() | changes)
+
+
+@pytest.fixture(scope="module")
+def padded(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The teacher with logits for 64 more tokens than there are, which it likes very much."""
+    directory = tmp_path_factory.mktemp("padded") / "teacher"
+    shutil.copytree(teacher, directory)
+    model: Any = AutoModelForCausalLM.from_pretrained(directory)
+    size = model.config.vocab_size
+    model.resize_token_embeddings(size + PADDING)
+    with torch.no_grad():
+        model.get_output_embeddings().weight[size:] = 2 * model.get_output_embeddings().weight[100 : 100 + PADDING]
+    model.save_pretrained(directory)
+    return directory
+
+
+@pytest.mark.parametrize("logits", [LOW_RANK, {"kind": "topk", "k": 8}, {"kind": "sampled"}])
+def test_a_padded_teacher_says_what_it_would_say_without_padding(
+    logits: dict[str, object], teacher: Path, padded: Path, capture_settings: CaptureSettings, tmp_path: Path
+) -> None:
+    said = []
+    for name, model in (("plain", teacher), ("padded", padded)):
+        settings = changed(capture_settings, teacher=model, output=tmp_path / name, logits=logits, fraction=0.2)
+        capture(settings)
+        cache = TeacherCache(settings.output)
+        said.append(cache.read(0, np.arange(32)).at(1.0))
+        assert cache.manifest.vocabulary_size == 320
+    if logits["kind"] == "sampled":  # draws are the teacher's own
+        ids = said[1].ids
+        assert ids is not None
+        assert ids.max() < 320
+        return
+    plain, without = said
+    assert plain.ids is not None
+    assert without.ids is not None
+    assert torch.equal(plain.ids, without.ids)
+    torch.testing.assert_close(plain.log_kept, without.log_kept, rtol=0, atol=0.02)
+    torch.testing.assert_close(plain.log_tail, without.log_tail, rtol=0, atol=0.02)
+
+
+def test_the_mass_of_the_padding_is_told_and_verify_agrees_with_the_teacher(
+    teacher: Path, padded: Path, capture_settings: CaptureSettings, corpus: Corpus
+) -> None:
+    settings = changed(capture_settings, teacher=padded, logits=LOW_RANK, fraction=0.2)
+    found = plan(PlanSettings.model_validate(settings.as_plain() | {"sample": 32}))
+    tokens = torch.from_numpy(gather(corpus.tokens, settings.windows, 0, settings.windows.slots(len(corpus.tokens), 0)))
+    model: Any = AutoModelForCausalLM.from_pretrained(padded).double()
+    with torch.no_grad():
+        expected = model(tokens[:32]).logits.softmax(-1)[..., 320:].sum(-1).mean().item()
+    assert expected > 0.01
+    assert found["padding_mass"] == {SINGLE: pytest.approx(expected, rel=1e-4)}
+    assert "padding_mass" not in plan(
+        PlanSettings.model_validate(changed(settings, teacher=teacher).as_plain() | {"sample": 8})
+    )
+    capture(settings)
+    errors = verify(VerifySettings.model_validate(settings.as_plain()))
+    assert errors["differing_codes"]["logits/ids"] == 0
+    assert errors["low_rank"]["1.0"] < 0.5
+
+
+def test_padding_counts_in_no_held_out_figure(teacher: Path, padded: Path, corpus: Corpus) -> None:
+    windows = fixed_windows(corpus, LENGTH, 16)
+    plain, without = (
+        np.concatenate(list(window_losses(load_model(each, torch.device("cpu")), windows, 320, 4)))
+        for each in (teacher, padded)
+    )
+    np.testing.assert_allclose(plain, without, rtol=1e-6)
+
+
+KINDS: dict[str, dict[str, object]] = {
+    "llama": {},
+    "gpt2": {"n_positions": 32},
+    "gptj": {"rotary_dim": 8, "n_positions": 32},
+    "qwen3": {"head_dim": 8},
+    "gemma2": {"head_dim": 8, "sliding_window": 8},
+    "gemma3_text": {"head_dim": 8, "sliding_window": 8},
+    "cohere": {},
+    "gpt_neox": {},
+    "mixtral": {"num_local_experts": 4},
+    "mamba": {},
+}
+
+
+@pytest.fixture
+def any_teacher(corpus: Corpus, tmp_path: Path) -> Callable[[str], Path]:
+    """Makes a model of any type with random weights, sharp enough to have opinions."""
+
+    def make(model_type: str) -> Path:
+        kind: Any = CONFIG_MAPPING[model_type]
+        shape: dict[str, object] = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+        shape |= {"num_key_value_heads": 1, "intermediate_size": 32, "max_position_embeddings": 32}
+        shape |= {"vocab_size": 320, "pad_token_id": None}
+        known = {*kind().to_dict(), *kind.attribute_map}
+        config = kind(**{name: value for name, value in (shape | KINDS[model_type]).items() if name in known})
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model = AutoModelForCausalLM.from_config(config)
+            for parameter in model.parameters():
+                parameter.data.mul_(2.0)
+        model.save_pretrained(tmp_path / model_type)
+        for path in (corpus.directory / "tokenizer").iterdir():
+            shutil.copyfile(path, tmp_path / model_type / path.name)
+        return tmp_path / model_type
+
+    return make
+
+
+@pytest.mark.parametrize("model_type", KINDS)
+def test_states_and_logits_do_not_depend_on_the_batch(
+    model_type: str, any_teacher: Callable[[str], Path], corpus: Corpus
+) -> None:
+    settings = TeacherSettings.model_validate(
+        {"teacher": any_teacher(model_type), "logits": LOW_RANK, "hidden": {"layers": [0, 1, 2]}}
+    )
+    rule = WindowRule(length=LENGTH)
+    teacher = Teacher(settings, corpus, rule, torch.device("cpu"))
+    tokens = torch.from_numpy(gather(corpus.tokens, rule, 0, rule.slots(len(corpus.tokens), 0)[:33]))
+
+    def said(*batches: Tensor) -> dict[str, Tensor]:
+        outputs = [teacher.outputs(batch) for batch in batches]
+        parts = [{"logits": each.logits, "last": each.last[SINGLE], **each.hidden} for each in outputs]
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    alone = said(*tokens.split(1))
+    assert set(alone) == {"logits", "last", "teacher/0", "teacher/1", "teacher/2"}
+    backwards = {name: values.flip(0) for name, values in said(*tokens.flip(0).split(7)).items()}
+    for other in (said(tokens), said(*tokens.split(4)), backwards):
+        for name, values in alone.items():
+            difference = (other[name] - values).abs().max() / values.abs().max()
+            assert difference < 1e-5, name
+
+
+def test_attention_is_torchs(teacher: Path) -> None:
+    assert load_model(teacher, torch.device("cpu")).config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize(
+    ("files", "sentence"),
+    [
+        (["model.gguf"], r"GGUF: AutoModelForCausalLM.from_pretrained\(FOLDER, gguf_file=NAME\), then save_pretrained"),
+        (
+            ["pytorch_model.bin"],
+            r"pickles such as \*.bin are never loaded, for they can run code; load the",
+        ),
+        ([], r"has no model\*.safetensors weights; give the directory of a model saved with save_pretrained"),
+    ],
+)
+def test_files_of_other_kinds_are_refused_with_what_to_do(
+    files: list[str], sentence: str, teacher: Path, capture_settings: CaptureSettings, tmp_path: Path
+) -> None:
+    directory = tmp_path / "model"
+    shutil.copytree(teacher, directory)
+    (directory / "model.safetensors").unlink()
+    for name in files:
+        (directory / name).write_bytes(b"weights")
+    with pytest.raises(UserError, match=sentence):
+        capture(changed(capture_settings, teacher=directory))
+    for name in files:
+        with pytest.raises(UserError, match=sentence):
+            capture(changed(capture_settings, teacher=directory / name))
+
+
+def test_code_that_a_model_brings_is_not_run(teacher: Path, capture_settings: CaptureSettings, tmp_path: Path) -> None:
+    directory = tmp_path / "model"
+    shutil.copytree(teacher, directory)
+    config = json.loads((directory / "config.json").read_text())
+    config |= {"model_type": "own", "auto_map": {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}}
+    (directory / "config.json").write_text(json.dumps(config))
+    (directory / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    with pytest.raises(UserError, match=r"brings code of its own for its model \(own\), which is never run here"):
+        capture(changed(capture_settings, teacher=directory))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_teacher_of_the_hub_is_kept_by_its_commit_and_is_the_same_elsewhere(
+    teacher: Path, capture_settings: CaptureSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    snapshot = tmp_path / "hub" / "models--some--teacher" / "snapshots" / commit
+    shutil.copytree(teacher, snapshot)
+    (snapshot.parent.parent / "refs").mkdir()
+    (snapshot.parent.parent / "refs" / "main").write_text(commit)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    capture(changed(capture_settings, teacher="some/teacher", fraction=0.1))
+    manifest = read_manifest(capture_settings.output)
+    assert manifest.teachers[SINGLE].source == f"some/teacher@{commit}"
+    # The rest may be captured from a copy of the same weights.
+    capture(changed(capture_settings, teacher=teacher))
+    assert read_manifest(capture_settings.output) == manifest
+    assert len(TeacherCache(capture_settings.output).committed()) == len(list(manifest.shards()))

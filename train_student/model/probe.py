@@ -1,0 +1,85 @@
+"""Probes: what a model computes, found out by running it, so that no list of names is needed."""
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from palenka.ground.errors import UserError
+from palenka.train_student.model.student import building
+
+_LENGTH = 8
+_LARGE = 50.0
+"""Standard deviation of the logits that are probed: caps on logits, some 30, show there."""
+_EQUAL = 1e-4
+"""Of the largest logit: float32 in another order makes some 1e-6."""
+
+
+@torch.no_grad()
+def has_linear_head(model: PreTrainedModel) -> bool:
+    """Whether a model's logits are its output embedding of its base model's last states, and nothing more.
+
+    Not so for logits that are capped (Gemma 2) or scaled (Granite, Cohere), and for heads of several layers. The states
+    are replaced by large random ones on the way, for small logits would not show a cap.
+    """
+    head = model.get_output_embeddings()
+    if not isinstance(head, nn.Linear) or model.base_model is model:
+        return False
+    given: list[Tensor] = []
+
+    def replace(_module: nn.Module, _arguments: object, output: object) -> object:
+        states = getattr(output, "last_hidden_state", None)
+        if isinstance(states, Tensor):
+            random = torch.randn(states.shape, generator=torch.Generator().manual_seed(0)).to(states)
+            large = random * (_LARGE / head(random).std())
+            output.last_hidden_state = large  # type: ignore[attr-defined]
+            given.append(large)
+        return output
+
+    hook = model.base_model.register_forward_hook(replace)
+    try:
+        logits = _logits(model, _tokens(model))
+    finally:
+        hook.remove()
+    return len(given) == 1 and _equal(logits, head(given[0]))
+
+
+@torch.no_grad()
+def require_causal(model: PreTrainedModel, summary: str) -> None:
+    """Refuse a model whose logits depend on tokens that follow, as those of an encoder do.
+
+    Raises:
+        UserError: naming it; or if its parts do not fit each other, which some models only tell when they run.
+    """
+    tokens = _tokens(model)
+    changed = tokens.clone()
+    changed[:, -1] = (changed[:, -1] + 1) % _vocabulary(model)
+    with building(summary):
+        before, after = (_logits(model, each)[:, :-1] for each in (tokens, changed))
+    if not _equal(before, after):
+        raise UserError(
+            f"model: {summary} sees the tokens that it is to predict; set is_decoder: true if its configuration has "
+            "that, or choose a causal language model"
+        )
+
+
+def _tokens(model: PreTrainedModel) -> Tensor:
+    spread = torch.arange(_LENGTH) * 7919 % _vocabulary(model)
+    return spread.unsqueeze(0).to(model.device)
+
+
+def _vocabulary(model: PreTrainedModel) -> int:
+    return int(model.config.get_text_config().vocab_size)
+
+
+def _logits(model: PreTrainedModel, tokens: Tensor) -> Tensor:
+    was_training = model.training
+    model.train(False)
+    try:
+        logits: Tensor = model(input_ids=tokens, use_cache=False).logits
+    finally:
+        model.train(was_training)
+    return logits
+
+
+def _equal(first: Tensor, second: Tensor) -> bool:
+    return bool((first - second).abs().max() <= _EQUAL * first.abs().max())
