@@ -12,6 +12,7 @@ import yaml
 from pydantic import ValidationError
 
 from palenka.data.corpus import Corpus
+from palenka.data.hub import Located
 from palenka.data.model_files import load_model, require_fit
 from palenka.eval.__main__ import main as evaluate
 from palenka.grid.points import Grid
@@ -75,7 +76,7 @@ def test_code_beside_a_model_is_never_run(
         (model / "config.json").write_text(json.dumps(config | {"model_type": kind, "auto_map": auto}))
         # A kind that transformers knows is read by its own class, another one not at all.
         with refusal:
-            require_fit("teacher", model, corpus, 16)
+            require_fit("teacher", Located(model, model), corpus, 16)
         with refusal:
             load_model(model, torch.device("cpu"))
         assert evaluate(given) == (0 if kind == "llama" else 2)

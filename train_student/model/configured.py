@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ConfigDict, model_validator
 
 from palenka.ground.errors import UserError
-from palenka.ground.settings import load_yaml
+from palenka.ground.plain_yaml import load_yaml
 from palenka.train_student.model.student import STUDENT_MODELS, SpecialTokens, StudentModel, building
 
 if TYPE_CHECKING:
