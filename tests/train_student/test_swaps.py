@@ -172,7 +172,7 @@ def test_a_tokenizer_that_changes_while_a_run_trains_is_not_kept(
 ) -> None:
     shutil.copytree(corpus_directory, tmp_path / "corpus")
     corpus = Corpus.open(tmp_path / "corpus", "train")
-    model = make_shape().build(corpus.tokenizer(), 0)
+    model = make_shape().build(corpus, 0)
     run = Run(tmp_path / "run", "identity")
     run.directory.mkdir()
     best = Best(step=1, validation_cross_entropy=1.0)
