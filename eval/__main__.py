@@ -29,15 +29,28 @@ class EvalSettings(Conditions, Command):
 
     model: Path
     """Directory of the model."""
-    data: Path | dict[str, Path]
+    data: Path | dict[str, Path] | None = None
     """Folder with the suite's *.jsonl files, or the prepared corpus for held_out. With several suites: a folder with a
     subfolder for each (blimp_filtered, supplement_filtered, ...), or each by itself, as --data.blimp_filtered DIR."""
     out: Path
     """JSON file for the figures; the items behind them go beside it, to FILE.parquet."""
     suite: tuple[SuiteName, ...] = ("held_out",)
     """What to measure; several may follow each other, as --suite blimp_filtered blimp_supplement."""
+    babylm: Path | None = None
+    """In place of data and suite, BabyLM's evaluation data as downloaded: every suite that it has files for is
+    measured under babylm-2025, a table goes to FILE.md, and the pipeline's predictions to results/ beside it."""
     device: Device = "auto"
     """Where the model computes: auto is a GPU (cuda, or mps on a Mac) if there is one."""
+
+    @model_validator(mode="after")
+    def _data_is_given_once(self) -> Self:
+        if (self.data is None) == (self.babylm is None):
+            raise ValueError(
+                "data and babylm are both given, or neither; give --data DIR, or --babylm DIR for all suites"
+            )
+        if self.babylm is not None and {"suite", "protocol"} & self.model_fields_set:
+            raise ValueError("babylm measures all suites under babylm-2025; leave suite and protocol out, or give data")
+        return self
 
     @model_validator(mode="after")
     def _suites_differ(self) -> Self:
@@ -94,13 +107,17 @@ def _evaluate(arguments: Sequence[str]) -> None:
 
 def _measure(arguments: Sequence[str]) -> None:
     settings = parse(EvalSettings, arguments, "palenka eval")
-    folders = folders_of(settings.suite, settings.data)
+    folders = {} if settings.data is None else folders_of(settings.suite, settings.data)
     from palenka.eval.measure import Measurement, measure
+    from palenka.eval.submission import measure_submission
     from palenka.eval.tables import print_results
 
     open_processes(settings.device)
-    asked = Measurement(settings.model, folders, settings)
-    print_results(measure(asked, settings.out), console(wide=True))
+    if settings.babylm is not None:
+        results = measure_submission(settings.model, settings.babylm, settings, settings.out)
+    else:
+        results = measure(Measurement(settings.model, folders, settings), settings.out)
+    print_results(results, console(wide=True))
     console(soft_wrap=True).print(f"{settings.model}: written to {settings.out}")
 
 

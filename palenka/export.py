@@ -28,6 +28,8 @@ class ExportSettings(Command):
     """Directory to make."""
     dtype: Precision = "float32"
     """Type of the weights."""
+    add_bos: bool = False
+    """Whether the tokenizer puts its bos before every text by itself: the BabyLM pipeline then scores first tokens."""
 
 
 def export(settings: ExportSettings) -> int:
@@ -39,6 +41,7 @@ def export(settings: ExportSettings) -> int:
     import torch
 
     from palenka.data.model_files import load_model
+    from palenka.data.text.bos import add_bos
     from palenka.data.text.tokenizer import tokenizer_files
     from palenka.train_student.model.student import count_parameters
     from palenka.train_student.run import Run
@@ -54,6 +57,8 @@ def export(settings: ExportSettings) -> int:
         model.save_pretrained(aside)
         for path in tokenizer_files(settings.run):
             shutil.copyfile(path, aside / path.name)
+        if settings.add_bos:
+            add_bos(aside)
         run.require_whole()  # what was read is what was there before
     return count_parameters(model)
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
+from scipy.stats import t
 from transformers import AutoModelForCausalLM
 
 from palenka.data.corpus import Corpus
@@ -76,13 +78,14 @@ def test_it_is_the_mean_of_a_float64_loop_with_the_interval_of_its_units(
     assert loss.n == len(expected)
     assert not loss.higher_is_better
     assert loss.value == pytest.approx(math.fsum(expected) / len(expected), abs=1e-5)
-    # Fifteen documents of some hundred tokens: each begins in a twentieth of its own.
+    # A few documents of some hundred tokens: each begins in a twentieth of its own.
+    count = len(dev.document_starts)
     documents = np.searchsorted(dev.document_starts, np.arange(len(expected)) * length, side="right")
     sums, sizes = np.bincount(documents, expected)[1:], np.bincount(documents)[1:]
-    error = math.sqrt(sum((sums - loss.value * sizes) ** 2)) / len(expected) * math.sqrt(15 / 14)
-    interval = (loss.value - 2.145 * error, loss.value + 2.145 * error)
-    assert loss.interval == pytest.approx(interval, abs=0.1 * error)
-    assert result.facts == {"runs_of_documents": 15, "blocks_of_text": 0}
+    error = math.sqrt(sum((sums - loss.value * sizes) ** 2)) / len(expected) * math.sqrt(count / (count - 1))
+    interval = t.interval(0.95, count - 1, loc=loss.value, scale=error)
+    assert loss.interval == pytest.approx(interval, abs=0.2 * error)
+    assert result.facts == {"runs_of_documents": count, "blocks_of_text": 0}
     assert loss.tasks == {}
     assert read_results(out).suites == (result,)
 
@@ -148,12 +151,12 @@ def test_words_and_bytes_are_those_of_the_predicted_text(teacher: Path, dev: Cor
     assert per_byte.value == pytest.approx(nats / num_bytes)
     # But for what no window holds or predicts, and the space before each document, these are the corpus's own counts.
     predicted = loss.n * (LENGTH - 1) / len(dev.tokens)
-    assert words == pytest.approx(dev.counts.words * predicted, rel=0.02)
-    assert num_bytes == pytest.approx(dev.counts.bytes * predicted, rel=0.02)
+    assert words == pytest.approx(dev.counts.words * predicted, rel=0.05)
+    assert num_bytes == pytest.approx(dev.counts.bytes * predicted, rel=0.05)
     for figure in (per_word, per_byte):
         assert figure.interval is not None
         low, high = figure.interval
-        assert low < figure.value < high < 1.1 * low
+        assert low < figure.value < high < 1.3 * low
 
 
 def test_batches_change_nothing_and_dropout_is_off(
@@ -203,16 +206,20 @@ def test_a_sample_is_never_taken_for_the_whole(teacher: Path, dev: Corpus, tmp_p
     assert measure_held_out(teacher, dev, LENGTH, out, windows=5) == sample
 
 
-def test_weights_that_give_no_number_are_refused(
-    make_teacher: Callable[..., Path], dev: Corpus, tmp_path: Path
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_give_no_number_are_one_sentence_and_no_file(
+    make_teacher: Callable[..., Path], dev: Corpus, tmp_path: Path, value: float, capsys: pytest.CaptureFixture[str]
 ) -> None:
     broken = make_teacher("llama", seed=10)
     weights = load_file(broken / "model.safetensors")
-    weights["model.norm.weight"][:] = float("nan")
+    weights["model.norm.weight"][3] = value
     save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(UserError, match=r"gives a window of .* no finite loss"):
-        measure_held_out(broken, dev, LENGTH, tmp_path / "result.json")
-    assert not (tmp_path / "result.json").exists()
+    out = tmp_path / "results" / "result.json"
+    options = ["--data", str(dev.directory), "--out", str(out), "--length", str(LENGTH), "--suite", "held_out"]
+    assert main([str(broken), *options]) == 2
+    (told,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
+    assert re.search(r"model .* gives a window of .* no finite loss; it is broken", told)
+    assert not [path for path in tmp_path.rglob("*") if path.suffix != ".lock" and path.is_file()]
 
 
 @pytest.mark.parametrize("content", ["precious", '{"thesis": 1}', "[]", "\N{SNOWMAN}"])

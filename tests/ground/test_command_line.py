@@ -266,7 +266,7 @@ def test_a_file_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[
         ),
         ("palenka", ["teach"], "'teach' is not a command of palenka; choose from data, cache"),
         ("palenka", ["train"], "these options are missing: corpus, output, model.architecture"),
-        ("palenka", ["eval", "/nowhere"], "these options are missing: data, out"),
+        ("palenka", ["eval", "/nowhere"], "these options are missing: out"),
         ("palenka", ["cache", "rum"], "'rum' is not a command of palenka cache; choose from plan, run, verify"),
         ("palenka", ["study"], "these options are missing: output, corpus, students"),
         ("palenka", ["study", "--config=/nowhere.yaml"], "cannot read configuration /nowhere.yaml"),
@@ -283,7 +283,7 @@ def test_a_file_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[
             "micro_batch is 0, but it should be greater than or equal to 1",
         ),
         ("train_student", ["--model.architecture", "bert"], "model.architecture is bert"),
-        ("eval", [], "these options are missing: model, data, out; give them in a file or as --model VALUE"),
+        ("eval", [], "these options are missing: model, out; give them in a file or as --model VALUE"),
         ("eval", ["/m", "--data", "/nowhere", "--out", "/o", "--suite", "ewok"], "suite is ewok, but it should be"),
         (
             "eval",

@@ -92,7 +92,7 @@ def test_the_list_of_commands_fits_too(command: str, capsys: pytest.CaptureFixtu
         ),
         ("cache verify", ["--all true or false (default: false)", "--json true or false (default: false)"]),
         ("cache inspect", ["usage: palenka cache inspect CACHE [--OPTION VALUE ...]"]),
-        ("eval", ["usage: palenka eval MODEL [--OPTION VALUE ...]", "--data path or mapping of paths (required)"]),
+        ("eval", ["usage: palenka eval MODEL [--OPTION VALUE ...]", "--data path or mapping of paths (default: none)"]),
         ("eval export", ["usage: palenka eval export [FILES ...] [--OPTION VALUE ...]"]),
         ("report", ["usage: palenka report DIRECTORIES ... [--OPTION VALUE ...]"]),
         ("grid", ["--product.NAME list of values (default: none)", "--finalists.overrides.NAME value"]),

@@ -62,6 +62,14 @@ def test_an_export_in_another_type_is_rounded_once(finished: Path, tmp_path: Pat
         assert torch.equal(weight, exact[name].bfloat16())
 
 
+def test_a_tokenizer_can_open_texts_by_itself(finished: Path, tmp_path: Path) -> None:
+    ids = []
+    for name, choice in (("plain", "false"), ("opened", "true")):
+        assert main([str(finished), "--out", str(tmp_path / name), "--add_bos", choice]) == 0
+        ids.append(AutoTokenizer.from_pretrained(tmp_path / name)("the teacher").input_ids)
+    assert ids[1] == [1, *ids[0]]
+
+
 def test_what_cannot_be_exported_is_refused(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path), "--out", str(tmp_path / "x")]) == USER_MISTAKE
     assert "is not a finished run" in capsys.readouterr().err

@@ -138,7 +138,7 @@ def test_a_run_that_is_open_at_its_end_goes_on_to_the_bits_of_a_longer_one(
 
 @given(
     st.sampled_from(["cosine", "constant", "wsd"]),
-    st.integers(2, 400),
+    st.integers(8, 400),
     st.integers(1, 3),
     st.one_of(st.none(), st.integers(0, 1)),
     st.floats(0.01, 0.8),
