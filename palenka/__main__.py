@@ -17,6 +17,7 @@ _PROGRAMS = {
     "parameters": ("palenka.parameters", "how many parameters the models of some configurations have"),
     "export": ("palenka.export", "write a finished run's model alone, to publish it"),
     "eval": ("palenka.eval.__main__", "measure a model"),
+    "generate": ("palenka.generate", "let a model go on with the beginning of a text"),
     "report": ("palenka.report.__main__", "write a page about runs, caches and results"),
     "status": ("palenka.status", "list runs, caches and grids: done, running, interrupted or damaged"),
     "study": ("palenka.study", "run all stages of a study, from raw text to a report"),

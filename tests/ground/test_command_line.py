@@ -262,7 +262,7 @@ def test_a_file_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[
         (
             "palenka",
             [],
-            "palenka needs a command; choose from data, cache, train, parameters, export, eval, report, status",
+            "palenka needs a command; choose from data, cache, train, parameters, export, eval, generate, report",
         ),
         ("palenka", ["teach"], "'teach' is not a command of palenka; choose from data, cache"),
         ("palenka", ["train"], "these options are missing: corpus, output, model.architecture"),

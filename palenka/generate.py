@@ -1,0 +1,120 @@
+"""Generate: what a model makes of the beginning of a text.
+
+`palenka generate runs/demo/distilled --prompt "The state of the union"`
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import Field
+
+from palenka.ground.command_line import parse, run
+from palenka.ground.errors import UserError
+from palenka.ground.processes import Device
+from palenka.ground.settings import Printing
+
+if TYPE_CHECKING:
+    from palenka.eval.model import EvaluatedModel
+
+
+class GenerateSettings(Printing):
+    """Let a model go on with the beginning of a text."""
+
+    positional: ClassVar[tuple[str, ...]] = ("model",)
+
+    model: Path
+    """Directory of a run, or of any causal language model with its tokenizer, or an id on the Hugging Face Hub."""
+    prompt: tuple[str, ...] = ("",)
+    """Beginnings of texts, each of which is gone on with; nothing lets the model begin."""
+    tokens: int = Field(default=64, ge=1)
+    """Tokens to add to each prompt, at most."""
+    temperature: float = Field(default=0.8, ge=0)
+    """Of the distribution that tokens are drawn from; 0 takes the most probable one."""
+    top_p: float = Field(default=0.95, gt=0, le=1)
+    """Draw from the most probable tokens that have this mass together."""
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    """Of the draws; each prompt has its own."""
+    device: Device = "auto"
+    """Where the model computes: auto is a GPU (cuda, or mps on a Mac) if there is one."""
+
+
+def generate(settings: GenerateSettings) -> list[str]:
+    """Each prompt with what the model adds to it; in float32, the same on the same machine.
+
+    Raises:
+        UserError: if a prompt leaves no room in the model's positions, or there is no token to begin with.
+    """
+    from palenka.eval.model import EvaluatedModel
+    from palenka.ground.processes import open_processes
+
+    open_processes(settings.device)
+    model = EvaluatedModel(settings.model)
+    texts = []
+    for number, prompt in enumerate(settings.prompt):
+        tokens = _encoded(model, prompt)
+        room = settings.tokens if model.positions is None else model.positions - len(tokens)
+        if room < 1:
+            raise UserError(
+                f"prompt {prompt[:40]!r} has {len(tokens)} tokens, but {model.directory} has {model.positions} "
+                "positions; shorten it"
+            )
+        added = _added(model, tokens, min(room, settings.tokens), settings, settings.seed + number)
+        texts.append(str(model.tokenizer.decode(tokens + added, skip_special_tokens=True)))
+    return texts
+
+
+def _encoded(model: "EvaluatedModel", prompt: str) -> list[int]:
+    """The tokens of a prompt, behind the token that documents begin with, where the tokenizer has one."""
+    tokenizer: Any = model.tokenizer
+    tokens: list[int] = tokenizer(prompt).input_ids
+    begin = tokenizer.bos_token_id
+    if begin is not None and tokens[:1] != [begin]:
+        return [begin, *tokens]
+    if not tokens:
+        raise UserError(f"the tokenizer of {model.directory} has no token to begin with; give a --prompt")
+    return tokens
+
+
+def _added(model: "EvaluatedModel", tokens: list[int], count: int, settings: GenerateSettings, seed: int) -> list[int]:
+    """The tokens that the model adds, up to the end of the text."""
+    import torch
+    from transformers import GenerationConfig
+
+    loaded: Any = model.load()
+    draws = {"do_sample": True, "temperature": settings.temperature, "top_p": settings.top_p, "top_k": 0}
+    config = GenerationConfig(
+        max_new_tokens=count,
+        eos_token_id=model.tokenizer.eos_token_id,
+        pad_token_id=model.tokenizer.eos_token_id or 0,
+        # Logits beyond the tokenizer's stand for no token.
+        suppress_tokens=list(range(len(model.tokenizer), model.vocabulary_size)) or None,
+        **(draws if settings.temperature else {"do_sample": False}),
+    )
+    given = torch.tensor([tokens], device=loaded.device)
+    with torch.random.fork_rng(), torch.inference_mode():
+        torch.manual_seed(seed)
+        made = loaded.generate(given, attention_mask=torch.ones_like(given), generation_config=config)
+    added: list[int] = made[0, len(tokens) :].tolist()
+    return added
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    return run(_generate, arguments)
+
+
+def _generate(arguments: Sequence[str]) -> None:
+    settings = parse(GenerateSettings, arguments, "palenka generate")
+    texts = generate(settings)
+    if settings.as_json:
+        samples = [{"prompt": prompt, "text": text} for prompt, text in zip(settings.prompt, texts, strict=True)]
+        sys.stdout.write(json.dumps(samples, indent=1, ensure_ascii=False) + "\n")
+    else:
+        sys.stdout.write("\n\n".join(text.strip() for text in texts) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

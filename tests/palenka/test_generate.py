@@ -1,0 +1,51 @@
+"""Generating: the most probable tokens against a loop of argmax, draws by seed, and what cannot be gone on with."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from palenka.__main__ import main
+from palenka.generate import GenerateSettings, generate
+
+PROMPT = "the cat"
+
+
+def test_at_temperature_0_each_token_is_the_most_probable_one(teacher: Path) -> None:
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(teacher), AutoTokenizer.from_pretrained(teacher)
+    tokens = [tokenizer.bos_token_id, *tokenizer(PROMPT, add_special_tokens=False).input_ids]
+    for _ in range(6):
+        logits = model(torch.tensor([tokens])).logits[0, -1, : len(tokenizer)]
+        tokens.append(int(logits.argmax()))
+        if tokens[-1] == tokenizer.eos_token_id:
+            break
+    (text,) = generate(GenerateSettings(model=teacher, prompt=(PROMPT,), tokens=6, temperature=0))
+    assert text == tokenizer.decode(tokens, skip_special_tokens=True)
+
+
+def test_draws_follow_from_the_seed_and_each_prompt_has_its_own(teacher: Path) -> None:
+    def texts(seed: int) -> list[str]:
+        return generate(GenerateSettings(model=teacher, prompt=(PROMPT, PROMPT), tokens=12, temperature=5.0, seed=seed))
+
+    state = torch.random.get_rng_state()
+    first = texts(0)
+    assert texts(0) == first
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert first[0] != first[1]
+    assert texts(1)[0] == first[1]
+
+
+def test_samples_are_printed_as_text_or_json(teacher: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = [str(teacher), "--prompt", PROMPT, "", "--tokens", "3"]
+    assert main(["generate", *options, "--json"]) == 0
+    samples = json.loads(capsys.readouterr().out)
+    assert [sample["prompt"] for sample in samples] == [PROMPT, ""]
+    assert main(["generate", *options]) == 0
+    assert capsys.readouterr().out == "\n\n".join(sample["text"].strip() for sample in samples) + "\n"
+
+
+def test_a_prompt_that_fills_the_positions_is_refused(teacher: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", str(teacher), "--prompt", PROMPT * 200]) == 2
+    assert "positions; shorten it" in capsys.readouterr().err
