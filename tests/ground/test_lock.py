@@ -134,7 +134,9 @@ def test_a_lock_that_a_member_of_the_group_left_shuts_nobody_out(tmp_path: Path)
         # The interpreter may be closed to other users, so that none could be started.
         os.setgroups([])
         os.setuid(1234)
-        with contextlib.suppress(BaseException), sole_writer(folder / "run"):
+        with contextlib.suppress(BaseException):
+            with sole_writer(folder / "run"):
+                pass
             os._exit(0)
         os._exit(1)
     assert os.waitpid(child, 0)[1] == 0
