@@ -328,7 +328,7 @@ def test_the_scripts_for_the_other_stages_run_on_a_cluster(
     submit("evaluation", *models, options=["--array=0-1"])
     for model in models:
         suites = json.loads((tmp_path / "runs" / "results" / f"{Path(model).name}.json").read_text())["suites"]
-        assert [result["n"] for result in suites] == [1200, 1200]
+        assert [result["figures"]["accuracy"]["n"] for result in suites] == [1200, 1200]
 
     call(grid_file, "--finalists.count", "0")
     submit("finalists", str(grid_file))
