@@ -58,7 +58,9 @@ class CacheWriter:
         self.directory = directory
         self.manifest = manifest
         group = zarr.open_group(directory, mode="r+", zarr_format=3)
-        self._arrays = {name: _array(group, name) for name in manifest.arrays()}
+        # Zarr keeps no such setting on disk, and would write no file for a shard of zeros.
+        config = {"write_empty_chunks": True}
+        self._arrays = {name: _array(group, name).with_config(config) for name in manifest.arrays()}
         self.measured = _read_measured(directory, group, manifest, manifest.hidden_keys())
 
     def empty(self, shard: Shard) -> dict[str, NDArray[np.generic]]:
@@ -153,7 +155,6 @@ def _write_store(directory: Path, manifest: CacheManifest, measured: Measured) -
             shards=(1, manifest.windows_per_shard, *shape[2:]),
             filters=[TransposeCodec(order=(3, 0, 1, 2))] if array.row.by_column else None,
             compressors=[_compressor(array, _chunk_windows(manifest)), Crc32cCodec()],
-            config={"write_empty_chunks": True},
         )
     for folder, values in [
         (_STATICS, measured.statics),

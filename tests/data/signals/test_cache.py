@@ -13,7 +13,15 @@ from transformers import AutoModelForCausalLM
 from palenka.cache_teachers.capture import capture
 from palenka.cache_teachers.settings import SINGLE, CaptureSettings
 from palenka.data.corpus import Corpus
-from palenka.data.signals.cache import Measured, TeacherCache, create_cache, is_begun, read_manifest
+from palenka.data.signals.cache import (
+    CacheWriter,
+    Measured,
+    TeacherCache,
+    create_cache,
+    damage_of_shard,
+    is_begun,
+    read_manifest,
+)
 from palenka.data.signals.encodings import TopKEncoding
 from palenka.data.signals.manifest import CacheManifest, TeacherIdentity, windows_per_shard
 from palenka.data.windows import WindowRule, gather
@@ -254,3 +262,13 @@ def test_what_is_read_is_fixed_when_a_cache_is_opened(
         signal = cache.read(0, slots)
         assert signal.hidden.keys() == set(hidden)
         assert {f"logits/{name}" for name in signal.arrays} == {name for name in names if name.startswith("logits")}
+
+
+def test_a_shard_of_zeros_is_written_and_read(cache_directory: Path) -> None:
+    manifest = TeacherCache(cache_directory).manifest
+    writer = CacheWriter(cache_directory, manifest)
+    shard = next(manifest.shards())
+    writer.write(shard, writer.empty(shard), {})
+    assert damage_of_shard(cache_directory, shard) is None
+    codes = TeacherCache(cache_directory).codes(shard.view, np.arange(shard.start, shard.stop))
+    assert not any(part.any() for part in codes.values())
