@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 from torch import Tensor
 from zarr.codecs import BloscCodec, Crc32cCodec, TransposeCodec
+from zarr.core.array_spec import ArrayConfigParams
 
 from palenka.data.signals.hidden import Layer
 from palenka.data.signals.manifest import (
@@ -59,7 +60,7 @@ class CacheWriter:
         self.manifest = manifest
         group = zarr.open_group(directory, mode="r+", zarr_format=3)
         # Zarr keeps no such setting on disk, and would write no file for a shard of zeros.
-        config = {"write_empty_chunks": True}
+        config: ArrayConfigParams = {"write_empty_chunks": True}
         self._arrays = {name: _array(group, name).with_config(config) for name in manifest.arrays()}
         self.measured = _read_measured(directory, group, manifest, manifest.hidden_keys())
 
