@@ -167,7 +167,10 @@ def _import_plugins(schema: type[Command], words: Sequence[str]) -> list[str]:
     files, options, _ = _split(schema, words)
     named = [read_yaml(Path(file)).get("plugins") for file in files]
     named += [value for option, value in options if option == "plugins"]
-    plugins = list(dict.fromkeys(name for names in named if isinstance(names, list) for name in names))
+    listed = [name for names in named if isinstance(names, list) for name in names]
+    if not all(isinstance(name, str) for name in listed):
+        return []  # the schema refuses them
+    plugins = list(dict.fromkeys(listed))
     import_plugins(plugins)
     return plugins
 
