@@ -40,6 +40,7 @@ def main() -> None:
     documents = [text for name in names for text in re.split(r"\n\s*\n", name.read_text()) if text.strip()]
 
     def library(texts: list[str]) -> tuple[int, float]:
+        """Tokens and processor seconds of the library's own encoding."""
         num_tokens, start = 0, time.process_time()
         for some in (texts[place : place + 1_000] for place in range(0, len(texts), 1_000)):
             for encoding in backend.encode_batch(some, add_special_tokens=False):
@@ -47,6 +48,7 @@ def main() -> None:
         return num_tokens, time.process_time() - start
 
     def ours(texts: Iterator[str], at_most: int = 2**62) -> tuple[int, float]:
+        """Tokens and processor seconds of our encoder over some texts, up to so many tokens, written to a store."""
         with tempfile.TemporaryDirectory() as folder:
             writer = CorpusWriter(Path(folder), "train", "", backend.get_vocab_size())
             start = time.process_time()

@@ -64,7 +64,7 @@ def compare(
     Args:
         encodings: by name.
         sample: of the teacher. Every other part of it is what the encodings measure, the rest is encoded: a map is not
-            judged on the tokens that it was fitted to.
+            judged on the tokens that it was fitted to, unless there is one part alone.
         vocabulary_size: V.
 
     Returns:
@@ -72,7 +72,7 @@ def compare(
         the mean square.
     """
     return {
-        name: _measured(encoding, encoding.measure(sample[::2]), sample[1::2], vocabulary_size)
+        name: _measured(encoding, encoding.measure(sample[::2]), sample[1::2] or sample, vocabulary_size)
         for name, encoding in encodings.items()
     }
 

@@ -100,8 +100,8 @@ def _micro_batches(
     """The first windows on disk, as many as are asked for and sampled: their indices and tokens [B, L]."""
     rule, size = settings.windows, teacher.windows_at_once(settings.micro_batch)
     slots = rule.slots(len(corpus.tokens), 0)[: min(count, settings.sample)]
-    # Two parts or more: encodings are compared on another part than they are measured on.
-    parts = np.array_split(slots, max(2, -(-len(slots) // size)))
+    # Two parts or more, where there are two windows: encodings are compared on another part than they are measured on.
+    parts = [part for part in np.array_split(slots, max(2, -(-len(slots) // size))) if len(part)]
     return [(part, torch.from_numpy(corpus.gather(rule, 0, part))) for part in parts]
 
 

@@ -207,6 +207,24 @@ def capture_settings(teacher: Path, corpus_directory: Path, tmp_path: Path) -> C
 
 
 @pytest.fixture
+def student_of_cache(
+    capture_settings: CaptureSettings, settings_of_run: Callable[..., TrainSettings], tmp_path: Path
+) -> Callable[..., TrainSettings]:
+    """Makes settings of a student with the cache of `capture_settings` as teacher t; changes replace whole groups."""
+
+    def make(**changes: object) -> TrainSettings:
+        fields: dict[str, object] = {
+            "output": tmp_path / "run",
+            "windows": capture_settings.windows,
+            "teachers": {"t": {"cache": capture_settings.output}},
+            "global_batch": 16,
+        }
+        return settings_of_run(**(fields | changes))
+
+    return make
+
+
+@pytest.fixture
 def cache_directory(capture_settings: CaptureSettings) -> Path:
     """A captured cache of the test's own: it may be damaged."""
     capture(capture_settings)

@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
+from palenka.data.signals.rounding import LARGEST_INT8, to_int8
+
 if TYPE_CHECKING:
     from palenka.data.signals.hidden import ComponentsEncoding
 
 _CLIP_DEVIATIONS = 5.0
 """Values beyond so many standard deviations are clipped: they cost the others more than they are worth."""
-_LARGEST_CODE = 127
 _SMALLEST_VARIANCE = 1e-12
 
 
@@ -74,7 +75,7 @@ class Components:
         components = centred if self.basis is None else centred @ self.basis.T
         if self.values == "float32":
             return components
-        return (components / self.scale).round().clamp(-_LARGEST_CODE, _LARGEST_CODE).to(torch.int8)
+        return to_int8(components / self.scale)
 
     def decode(self, codes: Tensor) -> Tensor:
         """Components [..., C] in units of the RMS deviation, float32."""
@@ -129,4 +130,4 @@ class ComponentsFit:
             return torch.ones_like(variance, dtype=torch.float32)
         deviation = variance.sqrt().float()
         # A component that never varies has code 0 whatever its scale.
-        return torch.where(deviation > 0, deviation, 1.0) * (_CLIP_DEVIATIONS / _LARGEST_CODE)
+        return torch.where(deviation > 0, deviation, 1.0) * (_CLIP_DEVIATIONS / LARGEST_INT8)

@@ -193,8 +193,10 @@ class LowRankEncoding(TopKEncoding):
 
     def clipped(self, arrays: Mapping[str, Tensor]) -> dict[str, float]:
         """As `LogitEncoding` has it."""
+        from palenka.data.signals.rounding import share_clipped
+
         coarse = {"values": self.values, "codes": self.codes}
-        return {name: _share(arrays[name].abs() == 127) for name, kind in coarse.items() if kind == "int8"}
+        return {name: share_clipped(arrays[name]) for name, kind in coarse.items() if kind == "int8"}
 
     def summary(self) -> str:
         """As `LogitEncoding` has it."""
@@ -215,9 +217,9 @@ class LowRankEncoding(TopKEncoding):
         return predicted, self._log_masses(arrays, self.temperatures[0])[0]
 
     def _coarse(self, codes: Tensor) -> Tensor:
-        import torch
+        from palenka.data.signals.rounding import to_int8
 
-        return codes if self.codes == "float32" else (codes / self.step).round().clamp(-127, 127).to(torch.int8)
+        return codes if self.codes == "float32" else to_int8(codes / self.step)
 
     def _fine(self, codes: Tensor) -> Tensor:
         return codes if self.codes == "float32" else codes.float() * self.step

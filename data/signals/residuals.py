@@ -10,7 +10,8 @@ Shapes: k kept tokens.
 import torch
 from torch import Tensor
 
-LARGEST_CODE = 127
+from palenka.data.signals.rounding import to_int8
+
 _STEP = 1 / 32
 """Nats in a step of a token that holds all mass."""
 _LARGEST_STEP = 1 / 4
@@ -35,7 +36,7 @@ def residuals(values: Tensor, predicted: Tensor, log_mass: Tensor) -> Tensor:
 def pack_residuals(left: Tensor, predicted: Tensor, log_mass: Tensor) -> Tensor:
     """Residuals as int8 in steps of each token's own, which widen with the distance to the prediction."""
     code = left.sign() * torch.log1p(left.abs() / _WIDEN) * _WIDEN / _steps(predicted, log_mass)
-    return code.round().clamp(-LARGEST_CODE, LARGEST_CODE).to(torch.int8)
+    return to_int8(code)
 
 
 def unpack_residuals(stored: Tensor, predicted: Tensor, log_mass: Tensor) -> Tensor:

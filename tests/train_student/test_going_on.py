@@ -23,22 +23,19 @@ MakeSettings = Callable[..., TrainSettings]
 
 
 @pytest.fixture
-def make_settings(corpus_directory: Path, tmp_path: Path, make_shape: Callable[..., ModelShape]) -> MakeSettings:
+def make_settings(settings_of_run: MakeSettings, tmp_path: Path) -> MakeSettings:
     """Settings of a run of 20 steps an epoch; changes replace whole groups."""
 
     def make(name: str = "run", **changes: object) -> TrainSettings:
         fields: dict[str, object] = {
-            "corpus": corpus_directory,
             "output": tmp_path / name,
-            "model": make_shape(),
-            "windows": {"length": 16},
             "fraction": 0.3,
             "global_batch": 16,
             "micro_batch": 8,
             "optimizer": {"learning_rate": 1e-2},
             "checkpoint_every": 6,
         }
-        return TrainSettings.model_validate(fields | changes)
+        return settings_of_run(**(fields | changes))
 
     return make
 

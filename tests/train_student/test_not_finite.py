@@ -18,7 +18,6 @@ from palenka.data.signals.stream import ReadingOrder
 from palenka.ground.errors import UserError
 from palenka.ground.files import commit, read_record
 from palenka.train_student.meter import GRADIENT, Meter, NotFinite
-from palenka.train_student.model.shapes import ModelShape
 from palenka.train_student.settings import TrainSettings
 from palenka.train_student.train import train
 
@@ -26,24 +25,16 @@ LENGTH = 16
 
 
 @pytest.fixture
-def settings(capture_settings: CaptureSettings, make_shape: Callable[..., ModelShape], tmp_path: Path) -> TrainSettings:
+def settings(capture_settings: CaptureSettings, student_of_cache: Callable[..., TrainSettings]) -> TrainSettings:
     """20 steps with a cached teacher, logged seldom; the cache keeps logits as float32."""
     logits = {"kind": "topk", "k": 8, "values": "float32"}
     capture(CaptureSettings.model_validate(capture_settings.as_plain() | {"logits": logits, "fraction": 0.3}))
-    return TrainSettings.model_validate(
-        {
-            "corpus": capture_settings.corpus,
-            "output": tmp_path / "run",
-            "model": make_shape(),
-            "windows": capture_settings.windows,
-            "fraction": 0.3,
-            "teachers": {"t": {"cache": capture_settings.output}},
-            "objective": {"hard": 0.5, "logit": 0.5},
-            "global_batch": 16,
-            "micro_batch": 4,
-            "optimizer": {"learning_rate": 3e-3},
-            "log_every": 10,
-        }
+    return student_of_cache(
+        fraction=0.3,
+        objective={"hard": 0.5, "logit": 0.5},
+        micro_batch=4,
+        optimizer={"learning_rate": 3e-3},
+        log_every=10,
     )
 
 

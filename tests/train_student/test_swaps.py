@@ -20,23 +20,15 @@ from palenka.train_student.train import train
 
 
 @pytest.fixture
-def settings(capture_settings: CaptureSettings, make_shape: Callable[..., ModelShape], tmp_path: Path) -> TrainSettings:
+def settings(capture_settings: CaptureSettings, student_of_cache: Callable[..., TrainSettings]) -> TrainSettings:
     """A student of a cache, 13 steps, with a checkpoint every 4 and a validation every 3."""
     capture(capture_settings)
-    return TrainSettings.model_validate(
-        {
-            "corpus": capture_settings.corpus,
-            "output": tmp_path / "run",
-            "model": make_shape(),
-            "windows": capture_settings.windows,
-            "fraction": 0.2,
-            "teachers": {"t": {"cache": capture_settings.output}},
-            "objective": {"hard": 1.0, "logit": 0.5},
-            "global_batch": 16,
-            "optimizer": {"learning_rate": 1e-2},
-            "validation": {"every": 3, "windows": 20},
-            "checkpoint_every": 4,
-        }
+    return student_of_cache(
+        fraction=0.2,
+        objective={"hard": 1.0, "logit": 0.5},
+        optimizer={"learning_rate": 1e-2},
+        validation={"every": 3, "windows": 20},
+        checkpoint_every=4,
     )
 
 

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from palenka.data.signals.draws import differences, sums
-from palenka.data.signals.residuals import LARGEST_CODE, pack_residuals, residuals, unpack_residuals
+from palenka.data.signals.residuals import pack_residuals, residuals, unpack_residuals
+from palenka.data.signals.rounding import LARGEST_INT8
 
 K = 8
 
@@ -29,7 +30,7 @@ def test_an_error_is_half_a_step_of_the_predicted_probability(seed: int, error: 
     step = (1 / (32 * shares.sqrt())).clamp_max(1 / 4)
     # Steps widen as 1 + |distance| / 4; the 1.04 is for the far end of one, and for float32.
     allowed = step / 2 * (1 + left.abs().double() / 4) * 1.04
-    inside = codes.abs() < LARGEST_CODE
+    inside = codes.abs() < LARGEST_INT8
     assert bool(((found - left).abs().double() <= allowed)[inside].all())
 
 
