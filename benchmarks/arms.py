@@ -17,7 +17,7 @@ from scipy import stats
 from palenka.data.corpus import Corpus
 from palenka.data.held_out import fixed_windows, window_losses
 from palenka.data.model_files import load_model
-from palenka.ground.files import read_record, write_record
+from palenka.ground.records import read_record, write_record
 from palenka.train_student.settings import TrainSettings
 from palenka.train_student.train import train
 

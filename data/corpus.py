@@ -26,7 +26,8 @@ from pydantic import ValidationError
 
 from palenka.data.windows import WindowRule, gather
 from palenka.ground.errors import UserError
-from palenka.ground.files import commit, damage_of, read_record, size_of, state_of
+from palenka.ground.files import size_of, state_of
+from palenka.ground.records import commit, damage_of, read_record
 from palenka.ground.settings import Settings
 
 if TYPE_CHECKING:

@@ -16,8 +16,9 @@ from palenka.data.hub import Located
 from palenka.data.signals.manifest import TeacherIdentity
 from palenka.data.text.tokenizer import hash_of_directory
 from palenka.ground.errors import UserError
-from palenka.ground.files import commit, damage_of, load_json, read_record, read_text, state_of
+from palenka.ground.files import read_text, state_of
 from palenka.ground.precision import dtype_of
+from palenka.ground.records import commit, damage_of, load_json, read_record
 from palenka.ground.settings import Precision
 
 # Its bars for loading and saving would break up those of `progress.py`.

@@ -11,7 +11,8 @@ from palenka.eval.results import read_items, read_results, writing
 from palenka.eval.suite import column
 from palenka.eval.suites import SUITES
 from palenka.ground.errors import UserError, refuse_difference
-from palenka.ground.files import load_json, require_own, write_record
+from palenka.ground.files import require_own
+from palenka.ground.records import load_json, write_record
 
 if TYPE_CHECKING:
     import pyarrow as pa

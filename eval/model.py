@@ -11,8 +11,8 @@ from palenka.data.model_files import identity_of, load_model, positions_of, requ
 from palenka.data.text.tokenizer import load_tokenizer, tokenizer_files, tokenizer_hash
 from palenka.eval.suite import PairPrecision, hash_of_files
 from palenka.ground.errors import UserError
-from palenka.ground.files import read_record
 from palenka.ground.processes import open_processes
+from palenka.ground.records import read_record
 
 _LEAST_KNOWN_SHARE = 0.5
 """Models round their vocabulary up by some percent; a tokenizer with far fewer tokens is another one."""

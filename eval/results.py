@@ -14,15 +14,9 @@ from pydantic import ValidationError
 
 from palenka.eval.suite import Measured
 from palenka.ground.errors import UserError, system_error
-from palenka.ground.files import (
-    checksum_of,
-    read_record,
-    remove_leftovers_of,
-    sha256_of_file,
-    write_sealed,
-    write_whole,
-)
+from palenka.ground.files import remove_leftovers_of, sha256_of_file, write_whole
 from palenka.ground.lock import sole_writer
+from palenka.ground.records import checksum_of, read_record, write_sealed
 from palenka.ground.settings import Settings
 
 if TYPE_CHECKING:

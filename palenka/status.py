@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from pydantic import Field
-from rich.console import Console
 from rich.table import Table
 
 from palenka.ground.command_line import parse, run
+from palenka.ground.console import console
 from palenka.ground.errors import UserError
 from palenka.ground.files import is_partial
 from palenka.ground.lock import holder_of
+from palenka.ground.records import damage_of
 from palenka.ground.settings import Printing
 
 State = Literal["done", "running", "interrupted", "damaged"]
@@ -82,7 +83,6 @@ def find_statuses(directories: Sequence[Path]) -> Iterator[Status]:
 
 
 def _of_run(folder: Path) -> Status:
-    from palenka.ground.files import damage_of
     from palenka.train_student.run import Run
 
     try:
@@ -153,7 +153,7 @@ def _status(arguments: Sequence[str]) -> None:
     table = Table("what", "state", "how far", box=None, pad_edge=False)
     for each in found:
         table.add_row(f"{each.kind} {each.path}", each.state, each.detail)
-    Console(markup=False, highlight=False).print(table)
+    console().print(table)
 
 
 if __name__ == "__main__":

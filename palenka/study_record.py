@@ -10,7 +10,8 @@ from pydantic import Field, RootModel
 
 from palenka.data.signals.cache import TeacherCache
 from palenka.eval.results import Results, SuiteResult
-from palenka.ground.files import load_json, read_sealed, require_own, write_sealed
+from palenka.ground.files import require_own
+from palenka.ground.records import load_json, read_sealed, write_sealed
 from palenka.ground.settings import Settings, read_as
 
 

@@ -19,8 +19,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from palenka.ground.files import commit, damage_of, disk_errors, read_record, whole_directory, write_record
+from palenka.ground.files import disk_errors, whole_directory
 from palenka.ground.progress import info
+from palenka.ground.records import commit, damage_of, read_record, write_record
 
 _KEPT = 2
 _COMMIT = "commit.json"

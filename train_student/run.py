@@ -32,19 +32,15 @@ from palenka.data.corpus import Corpus, require_files
 from palenka.data.model_files import MODEL_RECORD, commit_model, config_of, identity_of
 from palenka.data.signals.manifest import TeacherIdentity
 from palenka.ground.errors import UserError, refuse_difference
-from palenka.ground.files import (
+from palenka.ground.files import directory_aside, disk_errors, follow_umask, read_text, remove_leftovers
+from palenka.ground.records import (
     commit,
     committed_files,
     damage_of,
     damages_of,
-    directory_aside,
-    disk_errors,
-    follow_umask,
     load_json,
     read_commit,
     read_sealed,
-    read_text,
-    remove_leftovers,
     write_sealed,
 )
 from palenka.ground.settings import Settings, read_as, read_yaml

@@ -38,7 +38,8 @@ from palenka.data.signals.manifest import (
 from palenka.data.signals.signal import TeacherSignal
 from palenka.data.windows import BLOCK_WINDOWS, CHUNK_WINDOWS
 from palenka.ground.errors import UserError, refuse_difference
-from palenka.ground.files import commit, damage_of, names_in, read_record, remove, state_of, whole_directory
+from palenka.ground.files import names_in, remove, state_of, whole_directory
+from palenka.ground.records import commit, damage_of, read_record
 
 Arrays = Mapping[str, NDArray[np.generic]]
 

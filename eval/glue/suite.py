@@ -24,8 +24,8 @@ from palenka.eval.suite import (
     hash_of_files,
 )
 from palenka.ground.errors import UserError
-from palenka.ground.files import read_record, write_record
 from palenka.ground.progress import info, progress_bar
+from palenka.ground.records import read_record, write_record
 
 if TYPE_CHECKING:
     import pyarrow as pa

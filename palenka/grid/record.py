@@ -12,7 +12,8 @@ from palenka.eval.results import SuiteResult
 from palenka.eval.statistics import mean_interval
 from palenka.eval.suite import Figure
 from palenka.ground.errors import UserError
-from palenka.ground.files import load_json, read_sealed, require_own, write_sealed
+from palenka.ground.files import require_own
+from palenka.ground.records import load_json, read_sealed, write_sealed
 from palenka.ground.settings import Settings, read_as
 
 Stage = Literal["points", "finalists"]

@@ -20,9 +20,9 @@ from palenka.grid.points import Grid, Point
 from palenka.grid.processes import describe, log_of, run_in_processes
 from palenka.grid.record import HELD_OUT, GridFiles, RunFigure
 from palenka.ground.errors import UserError
-from palenka.ground.files import read_record, write_record
 from palenka.ground.lock import sole_writer
 from palenka.ground.progress import info
+from palenka.ground.records import read_record, write_record
 from palenka.ground.stopping import Stopped
 from palenka.train_student.run import Run
 from palenka.train_student.train import train

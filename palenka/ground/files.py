@@ -1,34 +1,27 @@
-"""Whole files or none: what is written lies aside, under a name of its own, until it is renamed; and commit records.
+"""Whole files or none: what is written lies aside, under a name of its own, until it is renamed.
 
 Aside is `NAME.HEX.partial`, with 32 random digits, so that two processes never write the same file. Zarr names its own
 so, too. What a killed writer left there is told by this name, and the sole writer of NAME removes it.
 
-A commit record names files that belong together, with sizes and checksums. It is written last: they count
-once it is there. A sealed record holds a checksum of itself.
-
 A path that is a link stands for its target: what is written takes its place there, on whatever disk that is.
 
-Caches and records ask their store for nothing but what stands here, so that another one than a folder could take its
-place: `write_whole`, `read_record`, `size_of`, `names_in`, `remove`.
+Caches ask their store for nothing but what stands here and in `records.py`, so that another one than a folder could
+take its place: `write_whole`, `size_of`, `names_in`, `remove`, `read_record`.
 """
 
 import glob
 import hashlib
-import json
-import math
 import os
 import re
 import shutil
 import stat
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from palenka.ground.errors import UserError
 
-_AGAIN = "delete it and run the same command again"
 _PARTIAL = ".partial"
 _ASIDE_PATTERN = f".{'[0-9a-f]' * 32}{_PARTIAL}"
 
@@ -175,64 +168,6 @@ def sha256_of_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_record(path: Path, record: Mapping[str, Any]) -> None:
-    """Write a JSON record that is either whole or absent, whenever the process or the machine stops.
-
-    Raises:
-        UserError: if a number in it is not finite, which JSON cannot say.
-    """
-    try:
-        text = json.dumps(record, indent=1, allow_nan=False)
-    except ValueError:
-        name = next((name for name, value in record.items() if not _is_json(value)), "a number")
-        raise UserError(
-            f"{path} is not written: {name} in it is not finite; look for nan or inf in what it measures"
-        ) from None
-    write_whole(path, text + "\n")
-
-
-def _is_json(value: object) -> bool:
-    try:
-        json.dumps(value, allow_nan=False)
-    except ValueError:
-        return False
-    return True
-
-
-def read_record(path: Path, remedy: str = _AGAIN) -> dict[str, Any]:
-    """Read what `write_record` wrote.
-
-    Raises:
-        FileNotFoundError: if there is no record.
-        UserError: if it is not a JSON object.
-    """
-    try:
-        record = load_json(read_text(path))
-    except ValueError:
-        record = None
-    if not isinstance(record, dict):
-        raise UserError(f"{path} is damaged: it is not a JSON object; {remedy}")
-    return record
-
-
-def write_sealed(path: Path, record: Mapping[str, Any]) -> None:
-    """Write a JSON record with a checksum of itself, as `write_record` does."""
-    write_record(path, {**record, "checksum": checksum_of(record)})
-
-
-def read_sealed(path: Path, remedy: str = _AGAIN) -> dict[str, Any]:
-    """Read what `write_sealed` wrote, without the checksum.
-
-    Raises:
-        FileNotFoundError: if there is no record.
-        UserError: if it is not a JSON object, or not as it was written.
-    """
-    record = read_record(path, remedy)
-    if record.pop("checksum", None) != checksum_of(record):
-        raise UserError(f"{path} was changed since it was written: it differs from its checksum; {remedy}")
-    return record
-
-
 def is_pipe(path: Path) -> bool:
     """Whether it is a pipe or a device, which might never end."""
     return path.exists() and not (path.is_file() or path.is_dir())
@@ -251,18 +186,6 @@ def read_text(path: Path) -> str:
     return path.read_text(encoding="utf-8")
 
 
-def load_json(text: str) -> Any:  # noqa: ANN401 - whatever the text says
-    """What a text in JSON says.
-
-    Raises:
-        ValueError: if it is none, is nested too deeply, or has a number that is not finite.
-    """
-    try:
-        return json.loads(text, parse_constant=_finite, parse_float=_finite)
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
-
-
 def state_of(path: Path) -> tuple[int, int, int] | None:
     """What tells a file from another of the same name, and from itself after a change; None without one."""
     try:
@@ -270,89 +193,6 @@ def state_of(path: Path) -> tuple[int, int, int] | None:
     except FileNotFoundError:
         return None
     return found.st_ino, found.st_size, found.st_mtime_ns
-
-
-def commit(directory: Path, record: str, files: Iterable[str], **facts: object) -> None:
-    """Record size and checksum of files that are whole, and facts about them: from here on they count."""
-    paths = {name: directory / name for name in files}
-    written = {name: {"bytes": size_of(path), "sha256": sha256_of_file(path)} for name, path in paths.items()}
-    whole = {"files": written, **facts}
-    write_record(directory / record, {**whole, "checksum": checksum_of(whole)})
-
-
-def read_commit(directory: Path, record: str, remedy: str = _AGAIN) -> dict[str, Any]:
-    """The facts in a commit record, itself whole; its files are not looked at.
-
-    Raises:
-        FileNotFoundError: if there is none.
-        UserError: if it is damaged.
-    """
-    facts = read_sealed(directory / record, remedy)
-    facts.pop("files", None)
-    return facts
-
-
-def committed_files(directory: Path, record: str) -> list[str]:
-    """The names of the files in a commit record that is whole."""
-    return [*read_sealed(directory / record)["files"]]
-
-
-def damage_of(directory: Path, record: str, contents: bool = True, **facts: object) -> str | None:
-    """What is wrong with the files that a commit record names, in a few words; None if nothing is.
-
-    Args:
-        directory: that the files are in.
-        record: path of the record in it.
-        contents: also compare checksums, at about 1 s a gigabyte; otherwise only presence and sizes.
-        facts: that the record must have, as they were given to `commit`: it may be whole and belong elsewhere.
-    """
-    return next((damage for _, damage in damages_of(directory, record, contents, **facts)), None)
-
-
-def damages_of(directory: Path, record: str, contents: bool = True, **facts: object) -> Iterator[tuple[str, str]]:
-    """Each file that is damaged, as `damage_of` has it, and what is wrong with it; or else the record itself."""
-    try:
-        found = read_record(directory / record)
-        files = [(name, entry["bytes"], entry["sha256"]) for name, entry in found["files"].items()]
-        is_whole = found.pop("checksum") == checksum_of(found)
-    except FileNotFoundError:
-        yield record, f"{record} is missing"
-        return
-    except (UserError, IsADirectoryError, KeyError, TypeError, AttributeError):
-        yield record, f"{record} is not a commit record"
-        return
-    if not is_whole:
-        yield record, f"{record} differs from its checksum"
-        return
-    if not files:
-        yield record, f"{record} names no file"
-    for name, value in facts.items():
-        if found.get(name) != value:
-            yield record, f"{record} is of another {name}: {found.get(name)!r}, not {value!r}"
-            return
-    for name, size, checksum in files:
-        if how := _damage_of_file(directory / name, size, checksum if contents else None):
-            yield name, f"{name} {how}"
-
-
-def _damage_of_file(path: Path, size: int, checksum: str | None) -> str | None:
-    found = size_of(path)
-    if found is None:
-        return "is missing"
-    if found != size:
-        return f"has {found} bytes where {size} were written"
-    return "differs from its checksum" if checksum and sha256_of_file(path) != checksum else None
-
-
-def _finite(number: str) -> float:
-    if not math.isfinite(value := float(number)):
-        raise ValueError(f"{number} is not finite")
-    return value
-
-
-def checksum_of(record: Mapping[str, object]) -> str:
-    """The SHA-256 of a record without its own checksum."""
-    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
 @contextmanager

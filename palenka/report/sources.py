@@ -9,7 +9,8 @@ from palenka.data.signals.cache import TeacherCache
 from palenka.eval.results import Results
 from palenka.grid.record import GridFiles, GridRecord
 from palenka.ground.errors import UserError
-from palenka.ground.files import is_partial, read_record
+from palenka.ground.files import is_partial
+from palenka.ground.records import read_record
 from palenka.report.results import read_suites
 from palenka.study_record import StudyFiles, StudyResults
 from palenka.train_student.run import BegunRun, FinishedRun, Run

@@ -112,7 +112,7 @@ def test_values_that_are_wrong_though_whole_show_as_codec_error(settings: Captur
     values[0] = np.minimum(np.asarray(values[0]) + np.arange(8, dtype=np.uint8) * 4, 255).astype(np.uint8)
     for record in (settings.output / "commits").glob("0-*.json"):
         content = json.loads(record.read_text())
-        from palenka.ground.files import commit
+        from palenka.ground.records import commit
 
         facts = {name: content[name] for name in ("hidden_error", "shard", "store")}
         commit(settings.output, f"commits/{record.name}", content["files"], **facts)

@@ -23,7 +23,7 @@ from palenka.eval.measure import Measurement, measure
 from palenka.eval.results import SuiteResult, items_file, read_items, read_results
 from palenka.eval.suite import Conditions, column
 from palenka.ground.errors import UserError
-from palenka.ground.files import read_sealed, write_sealed
+from palenka.ground.records import read_sealed, write_sealed
 from palenka.train_student.model.shapes import ModelShape
 
 LENGTH = 16

@@ -13,7 +13,7 @@ from palenka.eval.suite import Figure
 from palenka.eval.suites import SUITES
 from palenka.eval.tables import PUBLISHED, export
 from palenka.ground.errors import UserError
-from palenka.ground.files import write_sealed
+from palenka.ground.records import write_sealed
 
 
 def written(

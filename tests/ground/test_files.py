@@ -9,20 +9,17 @@ import pytest
 
 from palenka.ground.errors import UserError
 from palenka.ground.files import (
-    commit,
-    damage_of,
     directory_aside,
     is_partial,
     names_in,
-    read_record,
     remove,
     remove_leftovers,
     remove_leftovers_of,
     size_of,
     whole_directory,
-    write_record,
     write_whole,
 )
+from palenka.ground.records import commit, damage_of, read_record, write_record
 
 HEX = "0123456789abcdef" * 2
 

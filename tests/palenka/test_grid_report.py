@@ -23,7 +23,7 @@ from palenka.__main__ import main
 from palenka.eval.results import ModelIdentity, Request, Results, SuiteResult, items_file, write_results
 from palenka.eval.suites import SUITES
 from palenka.grid.record import GridFiles, GridStage
-from palenka.ground.files import write_sealed
+from palenka.ground.records import write_sealed
 from palenka.report.grid.analysis import noise_of, paired_runs, varied_options
 from palenka.report.grid.heat_map import draw_legend, readable_on
 from palenka.report.grid.seed_chart import SeedDot, draw_seeds, panel_limits

@@ -21,7 +21,7 @@ from palenka.data.signals.cache import TeacherCache
 from palenka.eval.measure import Measurement, measure
 from palenka.eval.suite import Conditions
 from palenka.ground.errors import UserError
-from palenka.ground.files import commit, committed_files, read_commit, write_sealed
+from palenka.ground.records import commit, committed_files, read_commit, write_sealed
 from palenka.report.cache_card import make_card
 from palenka.report.costs import break_even
 from palenka.report.figures import thin, without_rest

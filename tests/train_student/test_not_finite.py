@@ -16,7 +16,7 @@ from palenka.cache_teachers.settings import CaptureSettings
 from palenka.data.corpus import Corpus
 from palenka.data.signals.stream import ReadingOrder
 from palenka.ground.errors import UserError
-from palenka.ground.files import commit, read_record
+from palenka.ground.records import commit, read_record
 from palenka.train_student.meter import GRADIENT, Meter, NotFinite
 from palenka.train_student.settings import TrainSettings
 from palenka.train_student.train import train

@@ -24,7 +24,7 @@ from palenka.data.signals.stream import ReadingOrder
 from palenka.data.text.prepare import CorpusSettings, prepare
 from palenka.data.windows import gather
 from palenka.ground.errors import UserError
-from palenka.ground.files import read_commit
+from palenka.ground.records import read_commit
 from palenka.train_student.model.shapes import ModelShape
 from palenka.train_student.settings import TrainSettings
 from palenka.train_student.train import train

@@ -26,7 +26,7 @@ from palenka.data.signals.encodings import TopKEncoding
 from palenka.data.signals.manifest import CacheManifest, TeacherIdentity, windows_per_shard
 from palenka.data.windows import WindowRule, gather
 from palenka.ground.errors import UserError
-from palenka.ground.files import commit
+from palenka.ground.records import commit
 
 Damage = Callable[[Path], object]
 
