@@ -23,7 +23,8 @@ import numpy as np
 from palenka.cache_teachers.__main__ import main as cache_command
 from palenka.cache_teachers.capture import capture
 from palenka.cache_teachers.settings import CaptureSettings
-from palenka.data.signals.cache import TeacherCache, read_manifest
+from palenka.data.signals.cache import TeacherCache
+from palenka.data.signals.store import read_manifest
 from palenka.ground.errors import UserError
 
 KILLS, FLIPS = 20, 200

@@ -24,7 +24,8 @@ from palenka.cache_teachers.capture import capture, capture_shards, manifest_of
 from palenka.cache_teachers.settings import CaptureSettings
 from palenka.cache_teachers.teacher import Teacher
 from palenka.data.corpus import Corpus
-from palenka.data.signals.cache import CacheWriter, TeacherCache, create_cache
+from palenka.data.signals.cache import TeacherCache
+from palenka.data.signals.cache_writer import CacheWriter, create_cache
 from palenka.data.signals.manifest import Shard
 from palenka.data.signals.stream import ReadingOrder, stream
 from palenka.data.windows import gather

@@ -22,9 +22,10 @@ from torch import Tensor
 from palenka.cache_teachers.settings import CaptureSettings
 from palenka.cache_teachers.teacher import Teacher, prefixed
 from palenka.data.corpus import Corpus
-from palenka.data.signals.cache import CacheWriter, create_cache, damage_of_shard, is_begun
+from palenka.data.signals.cache_writer import CacheWriter, create_cache, is_begun
 from palenka.data.signals.encoding import TeacherOutputs
 from palenka.data.signals.manifest import CacheManifest, Shard, compressed_bytes, windows_per_shard
+from palenka.data.signals.store import damage_of_shard
 from palenka.ground.errors import UserError, system_error
 from palenka.ground.files import resolved
 from palenka.ground.lock import sole_writer

@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 
 from palenka.cache_teachers.settings import InspectSettings
-from palenka.data.signals.cache import TeacherCache, damage_of_shard
+from palenka.data.signals.cache import TeacherCache
+from palenka.data.signals.store import damage_of_shard
 from palenka.ground.errors import UserError
 
 

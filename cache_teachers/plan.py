@@ -17,7 +17,7 @@ from palenka.cache_teachers.fidelity import compare
 from palenka.cache_teachers.settings import PlanSettings
 from palenka.cache_teachers.teacher import Teacher
 from palenka.data.corpus import Corpus
-from palenka.data.signals.cache import CacheWriter, create_cache
+from palenka.data.signals.cache_writer import CacheWriter, create_cache
 from palenka.data.signals.encoding import LogitEncoding
 from palenka.data.signals.encodings import LowRankEncoding, TopKEncoding
 from palenka.data.signals.manifest import Shard, num_used

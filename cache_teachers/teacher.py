@@ -27,12 +27,12 @@ from palenka.data.model_files import (
     require_unchanged,
     state_of_model,
 )
-from palenka.data.signals.cache import Measured
 from palenka.data.signals.distribution import token_chunks
 from palenka.data.signals.encoding import OutputMatrix, TeacherOutputs
 from palenka.data.signals.hidden import HiddenLayers, LayerFit
 from palenka.data.signals.manifest import LOGITS, codes_of, hidden_key
 from palenka.data.signals.signal import TeacherSignal, at_positions
+from palenka.data.signals.store import Measured
 from palenka.data.windows import WindowRule
 from palenka.ground.errors import UserError
 

@@ -19,9 +19,10 @@ from palenka.cache_teachers.capture import encode_windows, manifest_of
 from palenka.cache_teachers.settings import VerifySettings
 from palenka.cache_teachers.teacher import Teacher
 from palenka.data.corpus import Corpus
-from palenka.data.signals.cache import TeacherCache, damage_of_shard, read_manifest
+from palenka.data.signals.cache import TeacherCache
 from palenka.data.signals.distribution import Distribution
 from palenka.data.signals.manifest import codes_of
+from palenka.data.signals.store import damage_of_shard, read_manifest
 from palenka.ground.errors import UserError, refuse_difference
 from palenka.ground.processes import open_processes
 

@@ -101,7 +101,8 @@ def _of_run(folder: Path) -> Status:
 
 
 def _of_cache(folder: Path) -> Status:
-    from palenka.data.signals.cache import TeacherCache, damage_of_shard
+    from palenka.data.signals.cache import TeacherCache
+    from palenka.data.signals.store import damage_of_shard
 
     try:
         cache = TeacherCache(folder)

@@ -179,7 +179,7 @@ def _is_trained(settings: TrainSettings) -> bool:
 
 
 def _is_captured(settings: CaptureSettings) -> bool:
-    from palenka.data.signals.cache import damage_of_shard, read_manifest
+    from palenka.data.signals.store import damage_of_shard, read_manifest
 
     if not settings.output.exists():
         return False

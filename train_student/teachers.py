@@ -14,9 +14,10 @@ from palenka.cache_teachers.teacher import Teacher
 from palenka.data.corpus import Corpus
 from palenka.data.hub import locate_model
 from palenka.data.model_files import identity_of
-from palenka.data.signals.cache import TeacherCache, read_manifest
+from palenka.data.signals.cache import TeacherCache
 from palenka.data.signals.hidden import HiddenLayers
 from palenka.data.signals.manifest import CacheManifest, hidden_key, num_used
+from palenka.data.signals.store import read_manifest
 from palenka.data.signals.stream import Batch, EncodedBatch
 from palenka.data.windows import WindowRule
 from palenka.ground.errors import UserError, refuse_difference

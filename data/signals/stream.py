@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from palenka.data.corpus import Corpus
-from palenka.data.signals.cache import Arrays, TeacherCache
+from palenka.data.signals.cache import TeacherCache
 from palenka.data.signals.manifest import num_used
 from palenka.data.signals.signal import TeacherSignal
+from palenka.data.signals.store import Arrays
 from palenka.data.windows import WindowRule, epoch_order
 
 Codes = Mapping[str, Tensor]

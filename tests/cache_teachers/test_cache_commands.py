@@ -19,7 +19,8 @@ from palenka.cache_teachers.plan import plan
 from palenka.cache_teachers.settings import CaptureSettings, InspectSettings, PlanSettings, VerifySettings
 from palenka.cache_teachers.verify import verify
 from palenka.data.corpus import Corpus
-from palenka.data.signals.cache import TeacherCache, read_manifest
+from palenka.data.signals.cache import TeacherCache
+from palenka.data.signals.store import read_manifest
 from palenka.ground.command_line import USER_MISTAKE
 from palenka.ground.errors import UserError
 from palenka.ground.lock import sole_writer

@@ -21,7 +21,8 @@ from palenka.cache_teachers.verify import verify
 from palenka.data.corpus import Corpus
 from palenka.data.held_out import fixed_windows, window_losses
 from palenka.data.model_files import load_model
-from palenka.data.signals.cache import TeacherCache, read_manifest
+from palenka.data.signals.cache import TeacherCache
+from palenka.data.signals.store import read_manifest
 from palenka.data.windows import WindowRule, gather
 from palenka.ground.errors import UserError
 

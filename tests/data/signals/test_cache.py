@@ -13,17 +13,11 @@ from transformers import AutoModelForCausalLM
 from palenka.cache_teachers.capture import capture
 from palenka.cache_teachers.settings import SINGLE, CaptureSettings
 from palenka.data.corpus import Corpus
-from palenka.data.signals.cache import (
-    CacheWriter,
-    Measured,
-    TeacherCache,
-    create_cache,
-    damage_of_shard,
-    is_begun,
-    read_manifest,
-)
+from palenka.data.signals.cache import TeacherCache
+from palenka.data.signals.cache_writer import CacheWriter, create_cache, is_begun
 from palenka.data.signals.encodings import TopKEncoding
 from palenka.data.signals.manifest import CacheManifest, TeacherIdentity, windows_per_shard
+from palenka.data.signals.store import Measured, damage_of_shard, read_manifest
 from palenka.data.windows import WindowRule, gather
 from palenka.ground.errors import UserError
 from palenka.ground.records import commit

@@ -12,7 +12,8 @@ from palenka.cache_teachers.settings import CaptureSettings, VerifySettings
 from palenka.cache_teachers.verify import verify
 from palenka.data.corpus import Corpus
 from palenka.data.model_files import identity_of
-from palenka.data.signals.cache import TeacherCache, damage_of_shard, read_manifest
+from palenka.data.signals.cache import TeacherCache
+from palenka.data.signals.store import damage_of_shard, read_manifest
 from palenka.data.windows import WindowRule
 from palenka.ground.errors import UserError
 

@@ -1,0 +1,129 @@
+"""Writing a teacher cache: an empty one first, then its shards, each of them whole or not at all."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from zarr.codecs import BloscCodec, Crc32cCodec, TransposeCodec
+from zarr.core.array_spec import ArrayConfigParams
+
+from palenka.data.signals.manifest import (
+    COMPRESSION_LEVEL,
+    COMPRESSOR,
+    CacheManifest,
+    Shard,
+    StoredArray,
+    blosc_block,
+)
+from palenka.data.signals.store import (
+    STATICS,
+    STORE_RECORD,
+    Arrays,
+    Measured,
+    array_at,
+    chunk_windows,
+    facts_of,
+    read_manifest,
+    read_measured,
+)
+from palenka.ground.errors import refuse_difference
+from palenka.ground.files import remove, whole_directory
+from palenka.ground.records import commit
+
+HiddenError = Mapping[str, tuple[float, float]]
+"""For every layer the residual and the total sum of squares (`Layer.squared_error`)."""
+
+
+class CacheWriter:
+    """Writes the shards of a cache, each of them whole or not at all.
+
+    Many processes may write one cache, each its own shards; `create_cache` comes first, in one of them.
+    """
+
+    def __init__(self, directory: Path, manifest: CacheManifest) -> None:
+        self.directory = directory
+        self.manifest = manifest
+        group = zarr.open_group(directory, mode="r+", zarr_format=3)
+        # Zarr keeps no such setting on disk, and would write no file for a shard of zeros.
+        config: ArrayConfigParams = {"write_empty_chunks": True}
+        self._arrays = {name: array_at(group, name).with_config(config) for name in manifest.arrays()}
+        self.measured = read_measured(directory, group, manifest, manifest.hidden_keys())
+
+    def empty(self, shard: Shard) -> dict[str, NDArray[np.generic]]:
+        """Room for one shard: an array [windows, …] for every array of the cache."""
+        windows = shard.stop - shard.start
+        return {name: np.zeros((windows, *array.shape[2:]), dtype=array.dtype) for name, array in self._arrays.items()}
+
+    def write(self, shard: Shard, arrays: Arrays, hidden_error: HiddenError) -> None:
+        """Write one shard's arrays, each [shard.stop − shard.start, …], and then its commit record."""
+        for name, array in self._arrays.items():
+            # The last shard of a view ends before its array does: Zarr would read what is there, damaged or not.
+            remove(self.directory / shard.file_of(name))
+            array[shard.view, shard.start : shard.stop] = arrays[name]
+        files = [shard.file_of(name) for name in self._arrays]
+        remove(self.directory / shard.record)
+        facts = facts_of(self.directory, shard)
+        commit(self.directory, shard.record, files, hidden_error=dict(hidden_error), **facts)
+
+
+def is_begun(directory: Path, manifest: CacheManifest) -> bool:
+    """Whether a cache with this manifest was begun at `directory`.
+
+    Raises:
+        UserError: if something else is there, or a cache of another corpus, teacher, window rule or encoding.
+    """
+    if not directory.exists() or not any(directory.iterdir()):
+        return False
+    found, asked = read_manifest(directory).compared(), manifest.compared()
+    if found["teachers"] != asked["teachers"]:
+        remedy = "the teacher is another one, or was changed since: restore it, or choose another output"
+        ours, theirs = ({"teachers": each["teachers"]} for each in (asked, found))
+        refuse_difference(f"cache {directory}", ours, theirs, remedy)
+    refuse_difference(f"cache {directory}", asked, found, "delete it or choose another output")
+    return True
+
+
+def create_cache(directory: Path, manifest: CacheManifest, measured: Measured) -> None:
+    """Make an empty cache at `directory`, where nothing is; its sole writer alone may.
+
+    Args:
+        directory: where it will be; it appears there whole.
+        manifest: what it says of itself.
+        measured: of the teacher, for every layer in `manifest.hidden_keys()`.
+    """
+    with whole_directory(directory) as aside:
+        _write_store(aside, manifest, measured)
+
+
+def _write_store(directory: Path, manifest: CacheManifest, measured: Measured) -> None:
+    """The metadata and what was measured, and then their commit record."""
+    group = zarr.open_group(directory, mode="w", zarr_format=3)
+    group.attrs.update(manifest.model_dump(mode="json"))
+    num_windows = max(manifest.num_windows(view) for view in range(manifest.windows.views))
+    for name, array in manifest.arrays().items():
+        shape = (manifest.windows.views, num_windows, array.rows, array.row.width)
+        group.create_array(
+            name,
+            shape=shape,
+            dtype=array.row.dtype,
+            chunks=(1, chunk_windows(manifest), *shape[2:]),
+            shards=(1, manifest.windows_per_shard, *shape[2:]),
+            filters=[TransposeCodec(order=(3, 0, 1, 2))] if array.row.by_column else None,
+            compressors=[_compressor(array, chunk_windows(manifest)), Crc32cCodec()],
+        )
+    for folder, values in [
+        (STATICS, measured.statics),
+        *((f"hidden/{key}", layer.statics()) for key, layer in measured.layers.items()),
+    ]:
+        for name, value in values.items():
+            group.create_array(f"{folder}/{name}", data=value.numpy())
+    files = sorted(str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file())
+    commit(directory, STORE_RECORD, files)
+
+
+def _compressor(array: StoredArray, chunk_windows: int) -> BloscCodec:
+    """Zstandard over a whole chunk, or over each of its columns."""
+    block = blosc_block(array.row, chunk_windows * array.rows * array.row.width)
+    return BloscCodec(cname=COMPRESSOR, clevel=COMPRESSION_LEVEL, shuffle=array.row.shuffle, blocksize=block)

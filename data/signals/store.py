@@ -1,0 +1,118 @@
+"""What writing and reading a teacher cache share: its store, its manifest, what was measured, and whole shards."""
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+import zarr
+from numpy.typing import NDArray
+from pydantic import ValidationError
+from torch import Tensor
+
+from palenka.data.signals.hidden import Layer
+from palenka.data.signals.manifest import LOGITS, CacheManifest, Shard
+from palenka.data.windows import CHUNK_WINDOWS
+from palenka.ground.errors import UserError
+from palenka.ground.records import damage_of, read_record
+
+Arrays = Mapping[str, NDArray[np.generic]]
+
+STORE_RECORD = "commits/store.json"
+STATICS = f"{LOGITS}/statics"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was measured of a teacher before its capture.
+
+    Attributes:
+        statics: of the logit encoding, by name.
+        layers: the coordinates of each layer kept, by "model/layer".
+    """
+
+    statics: Mapping[str, Tensor] = field(default_factory=dict)
+    layers: Mapping[str, Layer] = field(default_factory=dict)
+
+    def to(self, device: torch.device) -> "Measured":
+        """The same on another device."""
+        statics = {name: value.to(device) for name, value in self.statics.items()}
+        return Measured(statics, {key: layer.to(device) for key, layer in self.layers.items()})
+
+
+def read_manifest(directory: Path) -> CacheManifest:
+    """The manifest of a cache, its metadata checked.
+
+    Raises:
+        UserError: if there is no cache, or its metadata is damaged or of another format version.
+    """
+    if not (directory / "zarr.json").is_file():
+        raise UserError(f"{directory} is not a teacher cache: it has no zarr.json; make one with `palenka cache run`")
+    if (directory / "tokens").is_dir() and not (directory / STORE_RECORD).exists():
+        raise UserError(
+            f"{directory} is a split of a corpus, not a teacher cache; capture one with `palenka cache run`, or give "
+            "its directory"
+        )
+    if damage := damage_of(directory, STORE_RECORD):
+        raise UserError(f"teacher cache {directory} is damaged: {damage}; delete it and capture it again")
+    try:
+        return CacheManifest.model_validate(dict(zarr.open_group(directory, mode="r").attrs))
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise UserError(
+            f"teacher cache {directory} has a manifest of another format: {field} is {first['input']!r}; "
+            "capture it again"
+        ) from None
+
+
+def read_measured(directory: Path, group: zarr.Group, manifest: CacheManifest, keys: Iterable[str]) -> Measured:
+    """What was measured, as it was recorded.
+
+    Raises:
+        UserError: if it was changed meanwhile.
+    """
+    try:
+        measured = _measured_in(group, manifest, keys)
+        damage = damage_of(directory, STORE_RECORD)
+    except (OSError, RuntimeError, ValueError, KeyError) as error:  # as codecs and Zarr have it
+        damage = str(error)
+    if damage:
+        raise UserError(f"teacher cache {directory} was changed while it was read ({damage}); leave it alone")
+    return measured
+
+
+def _measured_in(group: zarr.Group, manifest: CacheManifest, keys: Iterable[str]) -> Measured:
+    def read(folder: str, without: Collection[str] = ()) -> dict[str, Tensor]:
+        arrays = group.get(folder)
+        names = sorted(set(arrays.array_keys()) - set(without)) if isinstance(arrays, zarr.Group) else []
+        return {name: torch.from_numpy(np.asarray(array_at(group, f"{folder}/{name}")[:])) for name in names}
+
+    layers = {key: manifest.hidden.layer(read(f"hidden/{key}", {"codes"})) for key in keys} if manifest.hidden else {}
+    return Measured(read(STATICS), layers)
+
+
+def damage_of_shard(directory: Path, shard: Shard, contents: bool = True) -> str | None:
+    """What is wrong with a shard of a cache, in a few words; None if nothing is.
+
+    Its record must be of this shard and of this cache: a copy from elsewhere is damage.
+    """
+    return damage_of(directory, shard.record, contents, **facts_of(directory, shard))
+
+
+def facts_of(directory: Path, shard: Shard) -> dict[str, object]:
+    """What ties a commit record to its shard and to its cache."""
+    return {"shard": [shard.view, shard.number], "store": read_record(directory / STORE_RECORD)["checksum"]}
+
+
+def chunk_windows(manifest: CacheManifest) -> int:
+    """Windows of a chunk: none is in two shards, of which the second may not be captured."""
+    return min(CHUNK_WINDOWS, manifest.windows_per_shard)
+
+
+def array_at(group: zarr.Group, name: str) -> zarr.Array:  # type: ignore[type-arg]
+    """The array at a path of a store."""
+    array = group[name]
+    assert isinstance(array, zarr.Array)
+    return array
