@@ -365,6 +365,26 @@ def damage(path: Path, way: str, others: Sequence[Path], draw: random.Random) ->
     return new != content
 
 
+def outcome_of(stage: Stage, ended: Ended, named: bool, sentences: int) -> str | None:
+    """How a command met a damage: refused (by the file's name), or badly; None if it ended well."""
+    refused = "refused by name" if named else "refused"
+    if ended.status == 1 and stage.out == "grid" and " failed: " in ended.said:
+        return refused
+    if "Traceback" in ended.said or ended.status not in (0, 2):
+        return f"status {ended.status}: {ended.said[-400:]}"
+    if ended.status == 2:
+        return refused if sentences == 1 else f"{sentences} sentences"
+    return None
+
+
+def compared(file: str, expected: Mapping[str, Any], found: Mapping[str, Any], again: bool) -> str:
+    """Whether what a command made in spite of a damaged file is what an undisturbed one makes."""
+    differ = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+    # Nobody reads the checkpoints of a run that is finished.
+    differ = [name for name in differ if not (again and "checkpoints/" in name)]
+    return f"ACCEPTED {file}: {differ[:4]}" if differ else "same files"
+
+
 def harm(workshop: Workshop, draw: random.Random, all_files: Sequence[Path]) -> dict[str, Any] | None:
     """One damage, and a command that reads what was damaged."""
     stage = draw.choice(workshop.stages)
@@ -406,23 +426,9 @@ def harm(workshop: Workshop, draw: random.Random, all_files: Sequence[Path]) -> 
         victim.parent.mkdir(parents=True, exist_ok=True)
         victim.write_bytes(before)
         os.utime(victim, ns=(state.st_atime_ns, state.st_mtime_ns))
-    expected = files_of(workshop.at(stage.out))
     named = victim.name in ended.said or str(victim.parent) in ended.said
     lines = [line for line in ended.said.splitlines() if line.startswith("error: ")]
-    is_failed_point = ended.status == 1 and stage.out == "grid" and " failed: " in ended.said
-    if is_failed_point:
-        outcome = "refused by name" if named else "refused"
-    elif "Traceback" in ended.said or ended.status not in (0, 2):
-        outcome = f"status {ended.status}: {ended.said[-400:]}"
-    elif ended.status == 2:
-        outcome = ("refused by name" if named else "refused") if len(lines) == 1 else f"{len(lines)} sentences"
-    else:
-        ours = victim.relative_to(workshop.folder).as_posix()
-        differ = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
-        # Nobody reads the checkpoints of a run that is finished.
-        differ = [name for name in differ if not (again and "checkpoints/" in name)]
-        outcome = f"ACCEPTED {ours}: {differ[:4]}" if differ else "same files"
-    place_of = victim.relative_to(workshop.folder).as_posix()
+    place_of, expected = victim.relative_to(workshop.folder).as_posix(), files_of(workshop.at(stage.out))
     return {
         "kind": "damage",
         "stage": stage.name,
@@ -430,7 +436,7 @@ def harm(workshop: Workshop, draw: random.Random, all_files: Sequence[Path]) -> 
         "way": way,
         "running": while_running,
         "file": place_of,
-        "outcome": outcome,
+        "outcome": outcome_of(stage, ended, named, len(lines)) or compared(place_of, expected, found, again),
         "said": lines[0][:300] if lines else "",
     }
 

@@ -1,12 +1,11 @@
 """Standard errors of figures that are no means, such as correlations and shares of variance: the jackknife."""
 
-import math
 from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from palenka.eval.statistics import normal_interval
+from palenka.eval.statistics import difference_row
 
 Floats = NDArray[np.float64]
 
@@ -41,13 +40,3 @@ def jackknifed_difference(
     value = float(estimate(np.ones(len(units), dtype=np.bool_))[0])
     errors = jackknife_errors(estimate, units)
     return difference_row(value, 0.0 if errors is None else float(errors[0]))
-
-
-def difference_row(difference: float, error: float) -> dict[str, float | list[float]]:
-    """A difference with its standard error, as an interval and a two-sided p-value of the normal distribution."""
-    p_value = math.erfc(abs(difference) / error / math.sqrt(2)) if error else float(difference == 0)
-    return {
-        "difference": difference,
-        "interval": list(normal_interval(difference, error)),
-        "p_value": p_value,
-    }

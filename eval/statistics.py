@@ -97,6 +97,16 @@ def normal_interval(value: float, stderr: float) -> tuple[float, float]:
     return value - NORMAL_95 * stderr, value + NORMAL_95 * stderr
 
 
+def difference_row(difference: float, error: float) -> dict[str, float | list[float]]:
+    """A difference with its standard error, as an interval and a two-sided p-value of the normal distribution."""
+    p_value = math.erfc(abs(difference) / error / math.sqrt(2)) if error else float(difference == 0)
+    return {
+        "difference": difference,
+        "interval": list(normal_interval(difference, error)),
+        "p_value": p_value,
+    }
+
+
 def share_interval(share: float, count: int) -> tuple[float, float]:
     """Wilson's 95 % interval of a share among `count` (1927): right for small counts, and near 0 and 1."""
     z2 = NORMAL_95**2

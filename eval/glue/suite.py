@@ -10,8 +10,7 @@ import numpy as np
 
 from palenka.eval.glue.metrics import Integers, Known, Metric, accuracy, difference_over_seeds, f1, mcc, mean_over_seeds
 from palenka.eval.glue.tasks import TASKS, GlueTask, TaskData, TaskName, files_of, read_task
-from palenka.eval.jackknife import difference_row
-from palenka.eval.statistics import mean_standard_error, normal_interval
+from palenka.eval.statistics import difference_row, mean_standard_error, normal_interval
 from palenka.eval.suite import (
     Conditions,
     Figure,
