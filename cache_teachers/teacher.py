@@ -191,6 +191,7 @@ class Teacher:
                 for key, layer in outputs.hidden.items():
                     self._require_finite(f"hidden states ({key})", layer)
                     layers.setdefault(key, self.hidden.fit()).add(layer[:, 1:])
+                del outputs  # before the next are computed: logits of a large vocabulary may take a gigabyte
         statics = self.logits.measure(self._sample(-(-_SAMPLE_TOKENS // self._rule.length), micro_batch))
         self.use(Measured(statics, {key: fit.finish() for key, fit in layers.items()}))
 
@@ -225,9 +226,7 @@ class _Sample:
 
     def __iter__(self) -> Iterator[TeacherOutputs]:
         for indices, tokens in self.windows:
-            with torch.no_grad():
-                outputs = self.teacher.outputs(torch.from_numpy(tokens), 0, indices)
-            yield outputs
+            yield self.teacher.outputs(torch.from_numpy(tokens), 0, indices)  # without a name, which would keep it
 
 
 def prefixed(arrays: Mapping[str, Tensor], codes: Mapping[str, Tensor]) -> dict[str, Tensor]:

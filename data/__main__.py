@@ -14,7 +14,8 @@ from palenka.ground.console import console
 PROGRAM = "palenka data"
 COMMANDS = {
     "fetch": "download BabyLM text from the Hugging Face Hub",
-    "prepare": "clean raw text, learn a tokenizer and store the tokens",
+    "prepare": "clean raw text, learn a tokenizer or take one, and store the tokens",
+    "convert": "turn a GGUF file into the directory of a model",
 }
 
 
@@ -25,10 +26,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _command(arguments: Sequence[str]) -> None:
     name, rest = subcommand(PROGRAM, COMMANDS, arguments)
-    if name == "fetch":
-        _fetch(rest)
-    else:
-        _prepare(rest)
+    programs = {"fetch": _fetch, "prepare": _prepare, "convert": _convert}
+    programs[name](rest)
 
 
 def _fetch(arguments: Sequence[str]) -> None:
@@ -44,6 +43,12 @@ def _prepare(arguments: Sequence[str]) -> None:
     settings = parse(CorpusSettings, arguments, f"{PROGRAM} prepare")
     prepare(settings)
     _report(settings.output)
+
+
+def _convert(arguments: Sequence[str]) -> None:
+    from palenka.data.from_gguf import ConvertSettings, convert
+
+    convert(parse(ConvertSettings, arguments, f"{PROGRAM} convert"))
 
 
 def _report(directory: Path) -> None:

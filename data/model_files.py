@@ -229,10 +229,7 @@ def _instead_of(directory: Path) -> str:
     """What to give instead of a directory, or a file, that no model can be loaded from."""
     there = [directory] if directory.is_file() else sorted(directory.glob("*")) if directory.is_dir() else []
     if any(path.suffix == ".gguf" for path in there):
-        return (
-            "a directory instead of GGUF: AutoModelForCausalLM.from_pretrained(FOLDER, gguf_file=NAME), then "
-            "save_pretrained, and its tokenizer beside it"
-        )
+        return "a directory instead of GGUF, which `palenka data convert FILE.gguf --output DIR` makes"
     if any(path.suffix in (".bin", ".pt", ".pth", ".ckpt") for path in there):
         return (
             "a directory with safetensors: pickles such as *.bin are never loaded, for they can run code; load the "

@@ -9,18 +9,19 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from pydantic import Field
 from rich.table import Table
 
-from palenka.cache_teachers.settings import CaptureSettings
+from palenka.cache_teachers.settings import SINGLE, CaptureSettings
 from palenka.data.text.prepare import CorpusSettings, prepare
 from palenka.eval.protocols import Protocol
 from palenka.eval.suite import Conditions
 from palenka.eval.suites import SUITES, SuiteName
 from palenka.ground.command_line import SettingsType, parse, parse_file, run
 from palenka.ground.console import console
+from palenka.ground.errors import UserError
 from palenka.ground.files import remove_leftovers_of
 from palenka.ground.lock import sole_writer
 from palenka.ground.settings import Command, FileName
@@ -48,6 +49,8 @@ class StudySettings(Command):
     """Settings of the students' training, by name; those without teachers are controls."""
     held_out_split: str = "dev"
     """Split on which all models are measured."""
+    held_out_windows: int | None = Field(default=None, ge=2)
+    """Windows of it, a sample that is the same for all models; all of them unless given."""
     suites: dict[SuiteName, Path] = Field(default={})
     """Folders of the data that all models are measured on too, by suite."""
     protocol: Protocol = "babylm-2024"
@@ -84,13 +87,51 @@ class Study:
         def load_runs(stages: dict[str, Path]) -> dict[str, TrainSettings]:
             return {name: load(TrainSettings, stage, "palenka train") for name, stage in stages.items()}
 
-        self.conditions = Conditions(protocol=self.settings.protocol, split=self.settings.held_out_split)
+        self.conditions = Conditions(
+            protocol=settings.protocol, split=settings.held_out_split, windows=settings.held_out_windows
+        )
         self.corpus = load(CorpusSettings, self.settings.corpus, "palenka data prepare")
         self.teachers = load_runs(self.settings.teachers)
         self.caches = {
             name: load(CaptureSettings, stage, "palenka cache run") for name, stage in self.settings.caches.items()
         }
         self.students = load_runs(self.settings.students)
+
+    def models(self) -> dict[str, "MeasuredModel"]:
+        """The models that are measured, by name: of teachers that no file of the study trains, that of their cache.
+
+        Raises:
+            UserError: if two models would have the same name.
+        """
+        length = next((run.windows.length for run in self.students.values()), self.conditions.length)
+        found = {name: MeasuredModel(path, "teacher", length) for name, path in self._teachers_from_elsewhere().items()}
+        for name, run_settings in (self.teachers | self.students).items():
+            if name in found:
+                raise UserError(
+                    f"cache {name} is of {found[name].path}, which is measured by that name, but the study has another "
+                    "model called so; rename the cache"
+                )
+            role = "teacher" if name in self.teachers else "student" if run_settings.teachers else "control"
+            found[name] = MeasuredModel(run_settings.output, role, run_settings.windows.length)
+        return found
+
+    def _teachers_from_elsewhere(self) -> dict[str, Path]:
+        """Models that caches are captured from, and that no file of the study trains."""
+        trained = {run.output for run in self.teachers.values()}
+        found: dict[str, Path] = {}
+        for cache, settings in self.caches.items():
+            for model, path in settings.models().items():
+                if path not in trained and path not in found.values():
+                    found[cache if model == SINGLE else f"{cache}-{model}"] = path
+        return found
+
+
+class MeasuredModel(NamedTuple):
+    """A model of a study: where it is, what it is to it, and the tokens of the windows that it is measured on."""
+
+    path: Path
+    role: str
+    length: int
 
 
 def run_study(study: Study) -> "StudyResults":
@@ -104,6 +145,7 @@ def run_study(study: Study) -> "StudyResults":
     """
     for suite, folder in study.settings.suites.items():
         SUITES[suite].read(folder, study.conditions)
+    study.models()
     with sole_writer(study.settings.output):
         return _run_stages(study)
 
@@ -130,14 +172,12 @@ def _run_stages(study: Study) -> "StudyResults":
     for name, student in study.students.items():
         stages.run(f"student {name}", _is_trained(student), partial(train, student))
     models = []
-    for name, run_settings in (study.teachers | study.students).items():
+    for name, model in study.models().items():
         out = output / "measures" / f"{name}.json"
         folders = {"held_out": study.corpus.output, **study.settings.suites}
-        under = study.conditions.model_copy(update={"length": run_settings.windows.length})
-        asked = Measurement(run_settings.output, folders, under)
+        asked = Measurement(model.path, folders, study.conditions.model_copy(update={"length": model.length}))
         measured = stages.run(f"measures {name}", out.exists(), partial(measure, asked, out))
-        role = "teacher" if name in study.teachers else "student" if run_settings.teachers else "control"
-        models.append(ModelRow.of(name, role, measured))
+        models.append(ModelRow.of(name, model.role, measured))
     caches = [CacheRow.of(name, TeacherCache(cache.output), output) for name, cache in study.caches.items()]
     results = StudyResults(models=tuple(models), caches=tuple(caches), seconds=stages.seconds)
     files.write(results)

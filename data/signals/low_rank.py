@@ -99,8 +99,7 @@ def measure(
         The map; and by name, ``head`` and ``regression``, the KL in nats a token that each leaves, a mean over the
         temperatures.
     """
-    first = next(iter(sample))
-    head = _joint_head(first)
+    head = _joint_head(next(iter(sample)))
     mean, covariance, probabilities = _moments(sample, temperatures)
     project, inverse = _coordinates(covariance, head, probabilities, rank)
     plain = LowRankMap(mean.float(), project.float(), torch.empty(0), torch.empty(0))
@@ -146,6 +145,7 @@ def _tokens(sample: Iterable[TeacherOutputs]) -> Iterator[tuple[Tensor, Tensor]]
         for few in token_chunks(outputs.logits.flatten(0, -2)):
             yield states[start : start + len(few)].float(), few.float()
             start += len(few)
+        del outputs, few  # before the next are computed: logits of a large vocabulary may take a gigabyte
 
 
 def _moments(sample: Iterable[TeacherOutputs], temperatures: Sequence[float]) -> tuple[Tensor, Tensor, Tensor]:

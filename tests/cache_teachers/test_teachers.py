@@ -171,7 +171,7 @@ def test_attention_is_torchs(teacher: Path) -> None:
 @pytest.mark.parametrize(
     ("files", "sentence"),
     [
-        (["model.gguf"], r"GGUF: AutoModelForCausalLM.from_pretrained\(FOLDER, gguf_file=NAME\), then save_pretrained"),
+        (["model.gguf"], r"a directory instead of GGUF, which `palenka data convert FILE.gguf --output DIR` makes"),
         (
             ["pytorch_model.bin"],
             r"pickles such as \*.bin are never loaded, for they can run code; load the",
