@@ -4,8 +4,8 @@
 
 A made-up language with a tokenizer of that size learnt from it, a teacher of random weights (Llama 2 × 256, with 512
 logits more than tokens), its cache in the default encoding, and a student 4 × 256 that reads a few steps of it. Each
-stage is a process of its own. `control` has cross-entropy alone, `cached` the teacher's distribution beside it, with the
-gradient ratios of step 1; `dense` is a step as it is usually written, all logits at once by autograd.
+stage is a process of its own. `control` has cross-entropy alone, `cached` the teacher's distribution beside it (and the
+gradient ratios of step 1); `dense` is a step as it is usually written, all logits at once by autograd.
 """
 
 import argparse

@@ -6,7 +6,7 @@ Nothing here imports torch.
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 
@@ -65,6 +65,17 @@ class CaptureSettings(TeacherSettings, Command):
     """Which of the parts to capture, from 0 on; each can be a job of its own, on any machine that sees the output."""
     parts: int = Field(default=1, ge=1, le=2**16)
     """Parts that the shards are dealt out to; one of them may fail, and a later call fills its gaps."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _corpus_is_given(cls, given: Any) -> Any:  # noqa: ANN401 - whatever was given
+        # Whoever brings a model may not know that its text is prepared first.
+        if isinstance(given, Mapping) and given.get("teacher") and not given.get("corpus"):
+            raise ValueError(
+                "corpus is missing; prepare text with the teacher's tokenizer, `palenka data prepare --sources TEXT "
+                f"--tokenizer {given['teacher']} --output CORPUS`, and give --corpus CORPUS"
+            )
+        return given
 
     @model_validator(mode="after")
     def _part_is_one_of_the_parts(self) -> Self:

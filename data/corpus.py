@@ -313,7 +313,10 @@ def splits_of(directory: Path) -> list[str]:
 
 def _require_store(directory: Path, split: str) -> Path:
     if not (directory / CONFIG_FILE).is_file():
-        raise UserError(f"{directory} is no corpus, without {CONFIG_FILE}; make one with `palenka data prepare`")
+        raise UserError(
+            f"{directory} is no corpus, without {CONFIG_FILE}; make one with `palenka data prepare --sources TEXT "
+            f"--output {directory}`, and with --tokenizer MODEL if it is for a model that exists"
+        )
     store = directory / f"{split}.zarr"
     if split not in SPLITS or not store.is_dir():
         existing = ", ".join(splits_of(directory)) or "none"

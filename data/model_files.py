@@ -123,7 +123,6 @@ def require_fit(what: str, model: Located, corpus: Corpus, length: int) -> None:
     """
     directory, subject = model.directory, f"{what} {model.name}"
     config = config_of(directory)
-    require_positions(subject, positions_of(config), length)
     vocabulary_size = config.get_text_config().vocab_size
     if (found := hash_of_directory(directory)) != corpus.tokenizer_hash:
         raise UserError(
@@ -137,6 +136,7 @@ def require_fit(what: str, model: Located, corpus: Corpus, length: int) -> None:
             f"{subject} has logits for {vocabulary_size:,} tokens, but its tokenizer, that of corpus "
             f"{corpus.directory}, has {corpus.vocabulary_size:,}; give the model that the tokenizer belongs to"
         )
+    require_positions(subject, positions_of(config), length)
 
 
 def require_positions(subject: str, positions: int | None, length: int) -> None:

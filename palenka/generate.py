@@ -67,15 +67,19 @@ def generate(settings: GenerateSettings) -> list[str]:
 
 
 def _encoded(model: "EvaluatedModel", prompt: str) -> list[int]:
-    """The tokens of a prompt, behind the token that documents begin with, where the tokenizer has one."""
+    """The tokens of a prompt, behind the token that a text begins with, where the tokenizer has one.
+
+    A chat's bos opens a turn, not a text: nothing is put there before a prompt, and before an empty one what ends the
+    text before it.
+    """
     tokenizer: Any = model.tokenizer
     tokens: list[int] = tokenizer(prompt).input_ids
-    begin = tokenizer.bos_token_id
-    if begin is not None and tokens[:1] != [begin]:
-        return [begin, *tokens]
-    if not tokens:
+    begin, end = tokenizer.bos_token_id, tokenizer.eos_token_id
+    if begin is not None and not tokenizer.chat_template:
+        return tokens if tokens[:1] == [begin] else [begin, *tokens]
+    if not tokens and end is None:
         raise UserError(f"the tokenizer of {model.directory} has no token to begin with; give a --prompt")
-    return tokens
+    return tokens or [end]
 
 
 def _added(model: "EvaluatedModel", tokens: list[int], count: int, settings: GenerateSettings, seed: int) -> list[int]:

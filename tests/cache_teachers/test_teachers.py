@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, ByT5Tokenizer
 
+from palenka.__main__ import main
 from palenka.cache_teachers.capture import capture
 from palenka.cache_teachers.plan import plan
 from palenka.cache_teachers.settings import SINGLE, CaptureSettings, PlanSettings, TeacherSettings, VerifySettings
@@ -194,6 +195,69 @@ def test_files_of_other_kinds_are_refused_with_what_to_do(
             capture(changed(capture_settings, teacher=directory / name))
 
 
+def test_a_tokenizer_file_of_another_version_is_the_same_tokenizer(
+    teacher: Path, capture_settings: CaptureSettings, tmp_path: Path
+) -> None:
+    capture(changed(capture_settings, fraction=0.1))
+    begun = read_manifest(capture_settings.output)
+    other = shutil.copytree(teacher, tmp_path / "other")
+    content = json.loads((other / "tokenizer.json").read_text())
+    # As earlier versions wrote them.
+    content["model"]["merges"] = [" ".join(pair) for pair in content["model"]["merges"]]
+    content["model"].pop("ignore_merges")
+    (other / "tokenizer.json").write_text(json.dumps(content))
+    capture(changed(capture_settings, teacher=other))
+    assert read_manifest(capture_settings.output) == begun
+    assert len(TeacherCache(capture_settings.output).committed()) == len(list(begun.shards()))
+
+
+def with_two_tokens_swapped(teacher: Path, place: Path) -> Path:
+    """The teacher with a tokenizer of the same size that maps text to other ids."""
+    shutil.copytree(teacher, place)
+    content = json.loads((place / "tokenizer.json").read_text())
+    vocabulary = content["model"]["vocab"]
+    vocabulary["!"], vocabulary['"'] = vocabulary['"'], vocabulary["!"]
+    (place / "tokenizer.json").write_text(json.dumps(content))
+    return place
+
+
+def test_another_mapping_of_the_same_size_is_refused_with_both_named(
+    teacher: Path, capture_settings: CaptureSettings, corpus: Corpus, tmp_path: Path
+) -> None:
+    other = with_two_tokens_swapped(teacher, tmp_path / "other")
+    both = (
+        rf"teacher {other} has another tokenizer \(320 tokens, \w{{12}}\) than corpus {corpus.directory} \(320 tokens, "
+    )
+    with pytest.raises(UserError, match=both):
+        capture(changed(capture_settings, teacher=other))
+
+
+def test_a_teacher_with_a_slow_tokenizer_is_refused(
+    teacher: Path, capture_settings: CaptureSettings, tmp_path: Path
+) -> None:
+    other = shutil.copytree(teacher, tmp_path / "other")
+    for path in other.glob("tokenizer*"):
+        path.unlink()
+    ByT5Tokenizer().save_pretrained(other)
+    with pytest.raises(UserError, match=r"has a slow tokenizer \(ByT5Tokenizer, .* convert it to a tokenizer\.json"):
+        capture(changed(capture_settings, teacher=other))
+
+
+def test_who_brings_a_model_without_a_corpus_of_its_tokenizer_is_told_what_to_run(
+    teacher: Path, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put_on_the_hub(with_two_tokens_swapped(teacher, tmp_path / "other"), tmp_path / "hub", monkeypatch)
+    run = ["cache", "run", "--teacher", "some/teacher", "--output", str(tmp_path / "cache")]
+    prepare = "`palenka data prepare --sources TEXT --output CORPUS --tokenizer some/teacher`"
+    for corpus_options, sentence in (
+        ([], "corpus is missing; prepare text with the teacher's tokenizer, `palenka data prepare --sources TEXT "),
+        (["--corpus", str(tmp_path / "none")], "none`, and with --tokenizer MODEL if it is for a model that exists"),
+        (["--corpus", str(corpus.directory)], f"prepare text with that of the teacher, {prepare}, or choose a teacher"),
+    ):
+        assert main([*run, *corpus_options]) == 2
+        assert sentence in capsys.readouterr().err
+
+
 def test_code_that_a_model_brings_is_not_run(teacher: Path, capture_settings: CaptureSettings, tmp_path: Path) -> None:
     directory = tmp_path / "model"
     shutil.copytree(teacher, directory)
@@ -206,19 +270,26 @@ def test_code_that_a_model_brings_is_not_run(teacher: Path, capture_settings: Ca
     assert not (tmp_path / "ran").exists()
 
 
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def put_on_the_hub(model: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Puts a model into the Hub's cache on this machine as ``some/teacher``, and takes the network away."""
+    repository = folder / "models--some--teacher"
+    shutil.copytree(model, repository / "snapshots" / COMMIT)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(COMMIT)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(folder))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+
+
 def test_a_teacher_of_the_hub_is_kept_by_its_commit_and_is_the_same_elsewhere(
     teacher: Path, capture_settings: CaptureSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    commit = "0123456789abcdef0123456789abcdef01234567"
-    snapshot = tmp_path / "hub" / "models--some--teacher" / "snapshots" / commit
-    shutil.copytree(teacher, snapshot)
-    (snapshot.parent.parent / "refs").mkdir()
-    (snapshot.parent.parent / "refs" / "main").write_text(commit)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    put_on_the_hub(teacher, tmp_path / "hub", monkeypatch)
     capture(changed(capture_settings, teacher="some/teacher", fraction=0.1))
     manifest = read_manifest(capture_settings.output)
-    assert manifest.teachers[SINGLE].source == f"some/teacher@{commit}"
+    assert manifest.teachers[SINGLE].source == f"some/teacher@{COMMIT}"
     # The rest may be captured from a copy of the same weights.
     capture(changed(capture_settings, teacher=teacher))
     assert read_manifest(capture_settings.output) == manifest

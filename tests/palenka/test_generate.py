@@ -1,6 +1,7 @@
 """Generating: the most probable tokens against a loop of argmax, draws by seed, and what cannot be gone on with."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,17 @@ def test_at_temperature_0_each_token_is_the_most_probable_one(teacher: Path) -> 
             break
     (text,) = generate(GenerateSettings(model=teacher, prompt=(PROMPT,), tokens=6, temperature=0))
     assert text == tokenizer.decode(tokens, skip_special_tokens=True)
+
+
+def test_a_chats_beginning_of_a_turn_is_put_before_no_text(teacher: Path, tmp_path: Path) -> None:
+    chat = tmp_path / "chat"
+    shutil.copytree(teacher, chat)
+    (chat / "chat_template.jinja").write_text("{{ messages }}")
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(chat), AutoTokenizer.from_pretrained(chat)
+    for prompt, tokens in ((PROMPT, tokenizer(PROMPT).input_ids), ("", [tokenizer.eos_token_id])):
+        expected = [*tokens, int(model(torch.tensor([tokens])).logits[0, -1].argmax())]
+        (text,) = generate(GenerateSettings(model=chat, prompt=(prompt,), tokens=1, temperature=0))
+        assert text == tokenizer.decode(expected, skip_special_tokens=True)
 
 
 def test_draws_follow_from_the_seed_and_each_prompt_has_its_own(teacher: Path) -> None:

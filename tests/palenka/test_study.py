@@ -142,6 +142,37 @@ def test_a_study_goes_from_text_to_a_table_and_does_nothing_twice(
     assert results(study_file)["models"] == first["models"]
 
 
+def test_teachers_that_no_file_trains_are_measured_under_their_caches_name(study_file: Path) -> None:
+    runs = study_file.parent / "runs"
+    assert main(["study", str(study_file)]) == 0
+    elsewhere = shutil.copytree(runs / "teacher", study_file.parent / "elsewhere")
+    cache = study_file.parent / "stages" / "cache.yaml"
+    cache.write_text(cache.read_text().replace(str(runs / "teacher"), str(elsewhere)))
+    options = [str(study_file), "--teachers", "{}", "--output", str(study_file.parent / "again")]
+    assert main(["study", *options, "--held_out_windows", "20"]) == 0
+    rows = json.loads((study_file.parent / "again" / "results.json").read_text())["models"]
+    assert [(row["name"], row["role"]) for row in rows] == [
+        ("big", "teacher"),
+        ("control", "control"),
+        ("distilled", "student"),
+    ]
+    assert {row["suites"]["held_out"]["figures"]["cross_entropy"]["n"] for row in rows} == {20}
+    assert (study_file.parent / "again" / "measures" / "big.json").is_file()
+    whole = {
+        row["name"]: row["suites"]["held_out"]["figures"]["cross_entropy"] for row in results(study_file)["models"]
+    }
+    assert whole["big"]["n"] > 20
+
+
+def test_a_teacher_from_elsewhere_takes_no_other_models_name(
+    study_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cache = study_file.parent / "stages" / "cache.yaml"
+    cache.write_text(cache.read_text().replace(str(study_file.parent / "runs" / "teacher"), "some/teacher"))
+    assert main(["study", str(study_file)]) == 2
+    assert "cache big is of some/teacher, which is measured by that name, but the study" in capsys.readouterr().err
+
+
 def test_a_wrong_stage_stops_a_study_before_anything_is_run(study_file: Path) -> None:
     (study_file.parent / "stages" / "distilled.yaml").write_text("epocs: 3\n")
     with pytest.raises(UserError, match=r"stages/distilled.yaml: epocs is not an option; did you mean 'epochs'"):
