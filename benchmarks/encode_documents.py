@@ -63,7 +63,7 @@ def main() -> None:
             return writer.num_tokens, time.process_time() - start
 
     sample = documents[:: max(1, len(documents) // 3_000)]
-    for share in (0.1, 1.0, 3.0):
+    for share in (0.1, 1.0, 2.0, 5.0):
         tokens, seconds = ours(chain.from_iterable(repeat(documents)), int(share * arguments.tokens))
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
         print(f"{tokens:,} tokens, {tokens / seconds:,.0f}/s, peak memory so far {peak:,.0f} MB")

@@ -28,7 +28,7 @@ class EvalSettings(Conditions, Command):
     positional: ClassVar[tuple[str, ...]] = ("model",)
 
     model: Path
-    """Directory of the model."""
+    """Directory of the model, or its id on the Hugging Face Hub."""
     data: Path | dict[str, Path] | None = None
     """Folder with the suite's *.jsonl files, or the prepared corpus for held_out. With several suites: a folder with a
     subfolder for each (blimp_filtered, supplement_filtered, ...), or each by itself, as --data.blimp_filtered DIR."""
