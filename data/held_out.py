@@ -6,9 +6,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812 - its usual name
 from numpy.typing import NDArray
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from palenka.data.corpus import Corpus
+from palenka.data.signals.distribution import token_chunks
 from palenka.data.windows import WindowRule
 from palenka.ground.errors import UserError
 
@@ -61,8 +63,17 @@ def window_losses(
     try:
         for start in range(0, len(windows), size):
             tokens = torch.from_numpy(windows[start : start + size]).to(model.device)
-            logits = model(input_ids=tokens, use_cache=False).logits[:, :-1, :vocabulary_size].float()
-            losses = F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
-            yield losses.view(len(tokens), -1).mean(dim=1).cpu().double().numpy()
+            logits = model(input_ids=tokens, use_cache=False).logits[..., :vocabulary_size]
+            losses = _losses(logits.flatten(0, 1), tokens.roll(-1, dims=1).flatten()).view(tokens.shape)
+            # Nothing follows the last token of a window; what stands in its place is the first.
+            yield losses[:, :-1].mean(dim=1).cpu().double().numpy()
     finally:
         model.train(was_training)
+
+
+def _losses(logits: Tensor, following: Tensor) -> Tensor:
+    """Cross-entropy of each token [n] that follows, given logits [n, V]; in memory few rows at a time beside them."""
+    chunks = token_chunks(logits)
+    targets = following.split(len(chunks[0]))
+    each = [F.cross_entropy(few.float(), some, reduction="none") for few, some in zip(chunks, targets, strict=True)]
+    return torch.cat(each)
