@@ -33,19 +33,18 @@ from palenka.train_student.optimizer import adamw
 from palenka.train_student.settings import TrainSettings
 from palenka.train_student.train import train
 
-VOCABULARY, PADDING, WORDS = 151_936, 512, 60_000
+VOCABULARY, PADDING, WORDS = 151_936, 512, 34_000
 STAGES = ("prepare", "plan", "capture", "dense", "control", "cached", "evaluate")
-STEPS, CAPTURED = 4, 512
+STEPS = 4
 
 
 def language(folder: Path) -> None:
-    """Text of made-up words, each several times, so that enough pairs of letters repeat for so many tokens."""
+    """Text of made-up words, each once, which are long enough to have so many pairs of letters."""
     draw = random.Random(0)
-    words = ["".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=draw.randint(6, 12))) for _ in range(WORDS)]
+    words = ["".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=draw.randint(10, 14))) for _ in range(WORDS)]
     folder.mkdir(parents=True, exist_ok=True)
-    for split, rounds in (("train", 3), ("dev", 1)):
-        order = [word for _ in range(rounds) for word in draw.sample(words, len(words))]
-        lines = [" ".join(order[start : start + 20]) for start in range(0, len(order), 20)]
+    for split, chosen in (("train", words), ("dev", draw.sample(words, WORDS // 4))):
+        lines = [" ".join(chosen[start : start + 20]) for start in range(0, len(chosen), 20)]
         (folder / f"made-up.{split}").write_text("\n".join(lines) + "\n")
 
 
@@ -89,21 +88,19 @@ def dense(settings: TrainSettings) -> None:
 def stage(name: str, output: Path, windows: int) -> dict[str, float]:
     """Run one stage; its peak memory in MB and its seconds."""
     corpus, cache = output / "corpus", {"t": {"cache": output / "cache"}}
-    captured = {"corpus": corpus, "output": output / "cache", "teacher": output / "teacher", "sample": 32}
+    captured = {"corpus": corpus, "output": output / "cache", "teacher": output / "teacher"}
     started = time.perf_counter()
     if name == "prepare":
         language(output / "text")
         sources = (output / "text",)
-        prepare(CorpusSettings(sources=sources, output=corpus, vocabulary_size=VOCABULARY))
+        prepare(CorpusSettings(sources=sources, output=corpus, vocabulary_size=VOCABULARY, min_frequency=1))
         assert Corpus.open(corpus, "train").vocabulary_size == VOCABULARY
         make_teacher(output / "teacher", corpus)
     elif name == "plan":
-        found = plan(PlanSettings.model_validate(captured))
+        found = plan(PlanSettings.model_validate(captured | {"sample": 32}))
         print({key: found[key] for key in ("padding_mass", "bytes_per_token")}, file=sys.stderr)
     elif name == "capture":
-        part = CAPTURED / (len(Corpus.open(corpus, "train").tokens) // 128)
-        del captured["sample"]
-        capture(CaptureSettings.model_validate(captured | {"fraction": min(1.0, part)}))
+        capture(CaptureSettings.model_validate(captured))
     elif name == "dense":
         dense(student(output, name, windows=windows))
     elif name == "control":
@@ -127,8 +124,9 @@ def main() -> None:
         print(json.dumps(stage(given.stage, given.output, given.windows)))
         return
     peaks = {}
+    outputs = {"prepare": ".", "capture": "cache"}
     for name in given.stages:
-        shutil.rmtree(given.output / name, ignore_errors=True)
+        shutil.rmtree(given.output / outputs.get(name, name), ignore_errors=True)
         command = [sys.executable, "-m", "benchmarks.large_vocabulary", "--output", str(given.output)]
         command += ["--windows", str(given.windows), "--stage", name]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)

@@ -139,13 +139,16 @@ def states_of(outputs: TeacherOutputs) -> Tensor:
 
 
 def _tokens(sample: Iterable[TeacherOutputs]) -> Iterator[tuple[Tensor, Tensor]]:
-    """The sample in few tokens at a time: states [n, W] and logits [n, V] in float32."""
+    """The sample in few tokens at a time: states [n, W] and logits [n, V] in float32.
+
+    Copies, so that whoever still has the last of them does not keep all logits of a pass, which may take a gigabyte.
+    """
     for outputs in sample:
         states, start = states_of(outputs).flatten(0, -2), 0
         for few in token_chunks(outputs.logits.flatten(0, -2)):
-            yield states[start : start + len(few)].float(), few.float()
+            yield states[start : start + len(few)].float(), few.to(torch.float32, copy=True)
             start += len(few)
-        del outputs, few  # before the next are computed: logits of a large vocabulary may take a gigabyte
+        del outputs, few
 
 
 def _moments(sample: Iterable[TeacherOutputs], temperatures: Sequence[float]) -> tuple[Tensor, Tensor, Tensor]:
