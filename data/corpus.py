@@ -28,7 +28,7 @@ from palenka.data.windows import WindowRule, gather
 from palenka.ground.errors import UserError
 from palenka.ground.files import size_of, state_of
 from palenka.ground.records import commit, damage_of, read_record
-from palenka.ground.settings import Settings
+from palenka.ground.settings import Settings, path_of
 
 if TYPE_CHECKING:
     import zarr
@@ -149,13 +149,14 @@ class Corpus:
     state: tuple[int, int, int] | None
 
     @classmethod
-    def open(cls, directory: Path, split: str) -> Self:
+    def open(cls, directory: str | Path, split: str = "train") -> Self:
         """Open a split and make sure that it is what was written: reads it once, about 1 s for 500 M tokens.
 
         Raises:
             UserError: if there is no such corpus or split, it is of another format version, or a file of it is not
                 what was written.
         """
+        directory = path_of(directory)
         store = _require_store(directory, split)
         try:
             record, starts, shape, dtype = _read_group(store)

@@ -1,8 +1,11 @@
 """Measuring one model on suites: what an earlier call has measured is kept, the rest is measured suite by suite."""
 
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from pydantic import ValidationError
 
 from palenka.eval.model import EvaluatedModel
 from palenka.eval.results import (
@@ -17,8 +20,10 @@ from palenka.eval.results import (
     writing,
 )
 from palenka.eval.suite import Conditions
-from palenka.eval.suites import SUITES
+from palenka.eval.suites import SUITES, folders_of
 from palenka.ground.errors import UserError
+from palenka.ground.mistakes import sentence_of
+from palenka.ground.settings import path_of
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,40 @@ class Measurement:
     model: Path
     folders: Mapping[str, Path]
     conditions: Conditions = field(default_factory=Conditions)
+
+
+def evaluate(
+    model: str | Path,
+    data: str | Path | Mapping[str, str | Path],
+    suites: Sequence[str] = ("held_out",),
+    out: str | Path | None = None,
+    **conditions: object,
+) -> Results:
+    """Measure a model, as `palenka eval` does, for Python.
+
+    Args:
+        model: its directory, or its id on the Hugging Face Hub.
+        data: folder with the suite's files, or the prepared corpus for held_out; with several suites one with a
+            subfolder for each, or a folder by suite.
+        suites: what to measure.
+        out: JSON file for the figures, beside which every item goes, as `palenka eval compare` takes them; they are not
+            kept unless given.
+        conditions: fields of `Conditions`, such as ``split`` and ``length``.
+
+    Raises:
+        UserError: for data or a model that cannot be measured, an unknown condition, or a file that cannot be written.
+    """
+    where = {name: path_of(each) for name, each in data.items()} if isinstance(data, Mapping) else path_of(data)
+    names = (suites,) if isinstance(suites, str) else tuple(suites)
+    for name in names:
+        SUITES[name]  # says which there are
+    try:
+        under = Conditions.model_validate(conditions)
+    except ValidationError as error:
+        raise UserError(sentence_of(error.errors(), Conditions)) from None
+    asked = Measurement(path_of(model), folders_of(names, where), under)
+    with tempfile.TemporaryDirectory() as folder:
+        return measure(asked, path_of(out) if out is not None else Path(folder) / "results.json")
 
 
 def measure(asked: Measurement, out: Path) -> Results:

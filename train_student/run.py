@@ -43,7 +43,7 @@ from palenka.ground.records import (
     read_sealed,
     write_sealed,
 )
-from palenka.ground.settings import Settings, read_as, read_yaml
+from palenka.ground.settings import Settings, path_of, read_as, read_yaml
 from palenka.train_student.checkpoint import Checkpoints
 from palenka.train_student.going_on import compared, require_going_on
 from palenka.train_student.settings import TrainSettings
@@ -185,6 +185,20 @@ class Run:
     def __init__(self, directory: Path, identity: str = "") -> None:
         self.directory = directory
         self.identity = identity
+
+    @classmethod
+    def open(cls, directory: str | Path) -> FinishedRun:
+        """All that a finished run says. Reads its weights once, about 1 s a gigabyte.
+
+        Raises:
+            UserError: if there is no run, it is not finished, or a file of it is not as it was recorded.
+        """
+        run = cls(path_of(directory))
+        if not run.is_begun():
+            raise UserError(f"{run.directory} is not a run: it has no {_CONFIG} and {_METRICS}; give a run's directory")
+        if (finished := run.read()) is None:
+            raise UserError(f"run {run.directory} is not finished; train it to its end, or look at Run.so_far()")
+        return finished
 
     def is_begun(self) -> bool:
         """Whether the directory holds a run, finished or not."""

@@ -26,6 +26,7 @@ from palenka.train_student.settings import TeacherSource, TrainSettings
 
 _MEASURE_WINDOWS = 16
 """Windows per forward pass while a live teacher's statistics are measured."""
+_CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Teachers:
         return replace(batch, signals={**batch.signals, **live})
 
 
-def open_teachers(settings: TrainSettings, corpus: Corpus, device: torch.device) -> Teachers:
+def open_teachers(settings: TrainSettings, corpus: Corpus, device: torch.device = _CPU) -> Teachers:
     """All teachers whose terms have a weight, each fit for this corpus and this student.
 
     Args:
@@ -166,19 +167,7 @@ def _map_layers(
 def _require_fit(
     subject: str, manifest: CacheManifest, corpus: Corpus, rule: WindowRule, temperature: float | None
 ) -> None:
-    asked = {
-        "tokenizer": corpus.tokenizer_hash,
-        "corpus": corpus.fingerprint,
-        "windows": rule.as_plain() | {"views": None},
-    }
-    found = {
-        "tokenizer": manifest.tokenizer,
-        "corpus": manifest.corpus,
-        "windows": manifest.windows.as_plain() | {"views": None},
-    }
-    refuse_difference(
-        subject, asked, found, f"train on the corpus and windows that were captured, or capture {corpus.directory}"
-    )
+    manifest.require_text(subject, corpus, rule)
     if rule.views > manifest.windows.views:
         raise UserError(
             f"{subject} holds {manifest.windows.views} view(s), but windows.views is {rule.views}; "

@@ -11,8 +11,9 @@ only once its commit record is there; the record is written last, by renaming. O
 """
 
 from collections import OrderedDict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
@@ -35,6 +36,10 @@ from palenka.data.windows import BLOCK_WINDOWS
 from palenka.ground.errors import UserError
 from palenka.ground.files import names_in, state_of
 from palenka.ground.records import read_record
+from palenka.ground.settings import path_of
+
+Slots = int | Sequence[int] | NDArray[np.int64]
+"""Places of windows on disk; see `windows.py`."""
 
 
 class TeacherCache:
@@ -64,6 +69,19 @@ class TeacherCache:
         self._chunks: OrderedDict[tuple[int, int], dict[str, NDArray[np.generic]]] = OrderedDict()
         self._measured_on: dict[torch.device, Measured] = {}
 
+    @classmethod
+    def open(cls, directory: str | Path, hidden: bool = False) -> Self:
+        """Open a cache to read its distributions, and all of its hidden states if asked for.
+
+        Raises:
+            UserError: if there is no cache, it is damaged, or it keeps no hidden states.
+        """
+        directory = path_of(directory)
+        keys = read_manifest(directory).hidden_keys() if hidden else ()
+        if hidden and not keys:
+            raise UserError(f"teacher cache {directory} holds no hidden states; open it without, or capture them")
+        return cls(directory, keys)
+
     def require_shards(self, shards: Iterable[Shard]) -> None:
         """Refuse to go on unless all these shards are there; sizes are compared, checksums when they are read.
 
@@ -74,23 +92,24 @@ class TeacherCache:
         if damages:
             raise UserError(
                 f"teacher cache {self.directory} lacks {len(damages)} of the shards needed: {damages[0]}; "
-                "run `palenka cache run` again for all of the fraction that is read, it captures just these"
+                "read a smaller fraction, or run `palenka cache run` again for all of it, it captures just these"
             )
 
-    def read(self, view: int, slots: NDArray[np.int64]) -> TeacherSignal:
+    def read(self, view: int, slots: Slots) -> TeacherSignal:
         """The signal for the windows at some slots of a view, in their order, on the CPU.
 
         Raises:
-            UserError: if a shard is missing or damaged; it is named.
+            UserError: if a slot does not exist or was not captured, or a shard is damaged; it is named.
         """
         return self.decode({name: torch.from_numpy(part) for name, part in self.codes(view, slots).items()})
 
-    def codes(self, view: int, slots: NDArray[np.int64]) -> dict[str, NDArray[np.generic]]:
+    def codes(self, view: int, slots: Slots) -> dict[str, NDArray[np.generic]]:
         """The arrays for the windows at some slots of a view, as they are stored.
 
         Raises:
-            UserError: if a shard is missing or damaged; it is named.
+            UserError: if a slot does not exist or was not captured, or a shard is damaged; it is named.
         """
+        slots = self._existing(view, slots)
         chunks, rows = np.divmod(slots, self._chunk_windows)
         needed = np.unique(chunks)
         self._load(view, needed)
@@ -161,6 +180,30 @@ class TeacherCache:
         records = names_in((self.directory / STORE_RECORD).parent)
         return [shard for shard in self.manifest.shards() if Path(shard.record).name in records]
 
+    def captured_slots(self, view: int = 0) -> NDArray[np.int64]:
+        """The slots of a view that were captured, ascending: a uniform sample of the corpus, [n]."""
+        return np.array([slot for s in self.committed() if s.view == view for slot in range(s.start, s.stop)], np.int64)
+
+    def _existing(self, view: int, slots: Slots) -> NDArray[np.int64]:
+        """Slots as an array, if the cache has them.
+
+        Raises:
+            UserError: naming the first that it has not.
+        """
+        views = self.manifest.windows.views
+        if not 0 <= view < views:
+            raise UserError(f"view is {view}, but teacher cache {self.directory} has {views}, counted from 0")
+        numbers = np.atleast_1d(np.asarray(slots))
+        if numbers.size and numbers.dtype.kind not in "iu":
+            raise UserError(f"slots are {numbers.dtype} numbers; give whole ones")
+        count = self.manifest.num_windows(view)
+        if (outside := numbers[(numbers < 0) | (numbers >= count)]).size:
+            raise UserError(
+                f"slot {outside[0]:,} does not exist: view {view} of teacher cache {self.directory} has the slots 0 to "
+                f"{count - 1:,}"
+            )
+        return numbers.astype(np.int64)
+
     def _load(self, view: int, needed: NDArray[np.int64]) -> None:
         """Read those of the chunks, in ascending order, that are not at hand yet; neighbours at once."""
         missing = np.array([chunk for chunk in needed if (view, int(chunk)) not in self._chunks], np.int64)
@@ -183,6 +226,12 @@ class TeacherCache:
         state = self._state_of(shard)
         if self._checked.get(shard) == state:
             return
+        if Path(shard.record).name not in names_in((self.directory / STORE_RECORD).parent):
+            raise UserError(
+                f"teacher cache {self.directory} lacks the slots {shard.start:,} to {shard.stop - 1:,} of view "
+                f"{shard.view}, which were not captured ({shard.record} is missing); read slots that were, or capture "
+                "these with `palenka cache run`"
+            )
         if damage := damage_of_shard(self.directory, shard):
             raise UserError(
                 f"teacher cache {self.directory} is damaged: {damage}; `palenka cache run` captures it anew"

@@ -73,6 +73,12 @@ class Distribution:
         log_mass = (self.log_tail - outside.logsumexp(dim=-1)).unsqueeze(-1)
         return (outside + log_mass).scatter(-1, self.ids, self.log_kept)
 
+    def most_probable(self) -> tuple[Tensor, Tensor]:
+        """The probability of the most probable token among those kept, and its id, [...] each."""
+        log_probability, place = self.log_kept.max(dim=-1)
+        ids = place if self.ids is None else self.ids.gather(-1, place.unsqueeze(-1)).squeeze(-1)
+        return log_probability.exp(), ids
+
     def entropy(self) -> Tensor:
         """In nats, float64 [...]; the others as one token, so a lower bound, unless they are known."""
         if self.others is not None and self.ids is not None:

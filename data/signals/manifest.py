@@ -6,7 +6,7 @@ same capture gives the same bytes anywhere.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numcodecs
 import numpy as np
@@ -17,7 +17,11 @@ from palenka.data.signals.encoding import ArrayType
 from palenka.data.signals.encodings import AnyLogitEncoding
 from palenka.data.signals.hidden import AnyHiddenEncoding, HiddenLayers
 from palenka.data.windows import BLOCK_WINDOWS, WindowRule
+from palenka.ground.errors import refuse_difference
 from palenka.ground.settings import Precision, Settings
+
+if TYPE_CHECKING:
+    from palenka.data.corpus import Corpus
 
 COMPRESSOR: Literal["zstd"] = "zstd"
 COMPRESSION_LEVEL = 6
@@ -84,6 +88,27 @@ class CacheManifest(Settings):
                 each = StoredArray(self.hidden.num_positions(), self.hidden.array(kept.width))
                 arrays |= {codes_of(hidden_key(model, layer)): each for layer in kept.layers}
         return arrays
+
+    def require_text(self, subject: str, corpus: "Corpus", rule: WindowRule) -> None:
+        """Refuse a cache of another text than a corpus, or of other windows; how many views there are is not compared.
+
+        Args:
+            subject: the cache, as the sentence's subject.
+            corpus: what it is read beside.
+            rule: how that is cut into windows.
+
+        Raises:
+            UserError: naming the first difference.
+        """
+        asked = (corpus.tokenizer_hash, corpus.fingerprint, rule.as_plain() | {"views": None})
+        found = (self.tokenizer, self.corpus, self.windows.as_plain() | {"views": None})
+        names = ("tokenizer", "corpus", "windows")
+        refuse_difference(
+            subject,
+            dict(zip(names, asked, strict=True)),
+            dict(zip(names, found, strict=True)),
+            f"read the corpus and windows that were captured, or capture {corpus.directory}",
+        )
 
     def num_windows(self, view: int) -> int:
         """Windows of a view."""

@@ -19,7 +19,7 @@ from palenka.ground.mistakes import first_mistake, sentence_of
 from palenka.ground.options import Annotation, Value, inner_of, is_list, locate, shorthand_of, types_of
 from palenka.ground.plain_yaml import load_yaml
 from palenka.ground.registry import import_plugins
-from palenka.ground.settings import Command, Settings, read_yaml
+from palenka.ground.settings import Command, Settings, path_of, read_yaml
 from palenka.ground.stopping import Stopped, stopped_at_once
 
 SettingsType = TypeVar("SettingsType", bound=Command)
@@ -59,6 +59,19 @@ def parse_file(schema: type[SettingsType], arguments: Sequence[str], program: st
     if not files:
         raise UserError(f"{program} finds other files beside its own; give it as {program} FILE.yaml")
     return settings, Path(files[-1])
+
+
+def read_settings(schema: type[SettingsType], file: str | Path, **changes: Value) -> SettingsType:
+    """Settings from a file, for Python; changes are options as the command line has them.
+
+    A dotted option is ``**{"objective.logit": 0.3}``; a mapping replaces what the file has.
+
+    Raises:
+        UserError: for an unreadable file, an unknown key, or a value that a field refuses.
+    """
+    path = str(path_of(file))
+    plugins = _import_named([path], changes.get("plugins"))
+    return _validated(schema, [path], list(changes.items()), plugins, "the --help of its command")
 
 
 def run(command: Callable[[Sequence[str]], int | None], arguments: Sequence[str] | None) -> int:
@@ -142,6 +155,30 @@ def _parsed(schema: type[SettingsType], arguments: Sequence[str], program: str) 
         sys.stdout.write(help_of(schema, program))
         sys.exit(0)
     files, options, left = _split(schema, words)
+    return _validated(schema, files, options, plugins, f"{program} --help", left), files
+
+
+def _validated(
+    schema: type[SettingsType],
+    files: Sequence[str],
+    options: Sequence[tuple[str, Value]],
+    plugins: Sequence[str],
+    help_from: str,
+    left: Sequence[str] = (),
+) -> SettingsType:
+    """The settings that files and options make together.
+
+    Args:
+        schema: their class.
+        files: of which the later win.
+        options: with their values; they win over all files.
+        plugins: that were imported.
+        help_from: what says which options there are.
+        left: words that are no options.
+
+    Raises:
+        UserError: for the first mistake.
+    """
     content: dict[str, Any] = {}
     try:
         for file in files:
@@ -153,20 +190,23 @@ def _parsed(schema: type[SettingsType], arguments: Sequence[str], program: str) 
         _refuse_dropped(schema, options)
         for option, value in options:
             content = _changed(schema, content, option, value)
-        return schema.model_validate(content | ({"plugins": plugins} if plugins else {})), files
+        return schema.model_validate(content | ({"plugins": list(plugins)} if plugins else {}))
     except ValidationError as error:
         mistake = first_mistake(error, schema)
     except _MistakeError as error:
         mistake = str(error)
     where = f"configuration {', '.join(files)}; " if files else ""
-    raise UserError(f"{mistake} ({where}see {program} --help)")
+    raise UserError(f"{mistake} ({where}see {help_from})")
 
 
 def _import_plugins(schema: type[Command], words: Sequence[str]) -> list[str]:
     """Import the plugins that files and options name, before what they add is asked for; returns their names."""
     files, options, _ = _split(schema, words)
-    named = [read_yaml(Path(file)).get("plugins") for file in files]
-    named += [value for option, value in options if option == "plugins"]
+    return _import_named(files, *(value for option, value in options if option == "plugins"))
+
+
+def _import_named(files: Sequence[str], *given: Value) -> list[str]:
+    named = [*(read_yaml(Path(file)).get("plugins") for file in files), *given]
     listed = [name for names in named if isinstance(names, list) for name in names]
     if not all(isinstance(name, str) for name in listed):
         return []  # the schema refuses them

@@ -151,6 +151,22 @@ class Settings(BaseModel):
         return _expanded(value)
 
 
+def path_of(given: str | Path) -> Path:
+    """A path as people write it, with its home and ``$VARIABLES`` put in.
+
+    Raises:
+        UserError: if a variable is not set, or it is no path.
+    """
+    try:
+        if not str(given):
+            raise ValueError("a path is empty; give one")
+        path = _expanded(Path(given))
+    except (TypeError, ValueError) as error:
+        raise UserError(str(error)) from None
+    assert isinstance(path, Path)
+    return path
+
+
 def read_as(schema: type[Schema], content: Mapping[str, object], source: Path) -> Schema:
     """What a file of ours holds, as a typed record.
 

@@ -139,6 +139,14 @@ class StudentOutputs:
         assert self.head is not None
         return head_terms(self.last if positions is None else at_positions(self.last, positions), self.head, terms)
 
+    def all_logits(self) -> Tensor:
+        """Of every token, [B, L, V], for a loss of one's own: held as a whole, which `next_token` avoids."""
+        if self.logits is not None:
+            return self.logits
+        assert self.head is not None
+        logits: Tensor = self.head(self.last)
+        return logits
+
 
 class TermModule(nn.Module):
     """Computes the terms whose settings name this class.

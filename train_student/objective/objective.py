@@ -10,6 +10,7 @@ probabilities.
 """
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,8 @@ from palenka.train_student.objective.module import LayerPair, StudentOutputs, Te
 from palenka.train_student.objective.settings import ObjectiveSettings
 from palenka.train_student.objective.term import Term
 
+_NO_PAIRS: Mapping[str, Sequence[LayerPair]] = MappingProxyType({})
+
 
 class Objective(nn.Module):
     """A student and what it minimises.
@@ -31,6 +34,8 @@ class Objective(nn.Module):
         pairs: the mapped layers of every teacher that has a term with hidden states, by the teacher's name.
         seed: of the first weights of projections and heads.
 
+    ``objective(batch)`` is the loss and every term of a batch.
+
     Attributes:
         has_linear_head: whether the student's logits are a linear map of its last states, so that few are held.
     """
@@ -39,11 +44,12 @@ class Objective(nn.Module):
         self,
         student: PreTrainedModel,
         settings: ObjectiveSettings,
-        pairs: Mapping[str, Sequence[LayerPair]],
-        seed: int,
+        pairs: Mapping[str, Sequence[LayerPair]] = _NO_PAIRS,
+        seed: int = 0,
     ) -> None:
         super().__init__()
         self.student = student
+        self.settings = settings
         self._reads_states = {name for name, term in settings.active.items() if "states" in term.needs}
         self.has_linear_head = has_linear_head(student)
         context = TermContext(settings, student.config.get_text_config(), pairs, seed)
@@ -58,14 +64,16 @@ class Objective(nn.Module):
                 torch.manual_seed(seed)
                 self.terms["+".join(terms)] = module(terms, context)
 
-    def forward(self, batch: Batch, weights: Mapping[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, batch: Batch, weights: Mapping[str, float] | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a batch, and every term before its weight, by name.
 
         Args:
             batch: windows, and the signals of all teachers that have a weight.
             weights: of the terms by their names in the log: ``hard``, ``logit/TEACHER``, ``hidden/TEACHER``, ...; the
-                others are not computed.
+                others are not computed. Unless given, those of the settings, each teacher with a share of 1.
         """
+        if weights is None:
+            weights = self.settings.weights(dict.fromkeys(batch.signals, 1.0))
         with_states = any(_kind(name) in self._reads_states for name in weights)
         student = self._outputs(batch.tokens, with_states)
         losses: list[Tensor] = []
