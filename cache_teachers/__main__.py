@@ -6,11 +6,13 @@ and what it holds.
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from rich.table import Table
+
 from palenka.cache_teachers.settings import CaptureSettings, InspectSettings, PlanSettings, VerifySettings
-from palenka.cache_teachers.tables import tables
+from palenka.cache_teachers.tables import inspect_tables, plan_tables, verify_tables
 from palenka.ground.command_line import parse, run, subcommand
 from palenka.ground.console import console
 from palenka.ground.settings import Printing
@@ -40,28 +42,28 @@ def _cache(arguments: Sequence[str]) -> None:
         planned = parse(PlanSettings, rest, program)
         from palenka.cache_teachers.plan import plan
 
-        _show("What the capture would cost", plan(planned), planned)
+        _show(plan_tables, plan(planned), planned)
     elif name == "verify":
         verified = parse(VerifySettings, rest, program)
         from palenka.cache_teachers.verify import refuse_damaged, verify
 
         found = verify(verified)
-        _show("The cache beside its teacher", found, verified)
+        _show(verify_tables, found, verified)
         if damaged := found["damaged"]:
             refuse_damaged(found["cache"], damaged)
     else:
         inspected = parse(InspectSettings, rest, program)
         from palenka.cache_teachers.inspect import inspect
 
-        _show("What the cache holds", inspect(inspected), inspected)
+        _show(inspect_tables, inspect(inspected), inspected)
 
 
-def _show(title: str, found: dict[str, Any], settings: Printing) -> None:
-    """Print measures as JSON, or as tables."""
+def _show(tables: Callable[[dict[str, Any]], Iterable[Table]], found: dict[str, Any], settings: Printing) -> None:
+    """Print what was found as JSON, or as tables."""
     if settings.as_json:
         sys.stdout.write(json.dumps(found, indent=1) + "\n")
         return
-    for table in tables(title, found):
+    for table in tables(found):
         console().print(table)
 
 

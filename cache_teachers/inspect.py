@@ -14,10 +14,10 @@ def inspect(settings: InspectSettings) -> dict[str, Any]:
     """What a cache says of itself and what is measured on its shards; reads all of them, about 1 s a gigabyte.
 
     Returns:
-        ``manifest``; ``shards``: captured and all; ``tokens`` captured; ``bytes_per_token`` by array and in all;
-        ``kept_mass`` and ``entropy`` in nats (a lower bound where others are not known: they count as one token) by
-        temperature; ``clipped``, the share of stored numbers at the end of their range; and ``hidden_error``, the
-        relative squared error of every layer.
+        ``manifest``; ``encoding`` of the distributions in words; ``shards``: captured and all; ``tokens`` captured;
+        ``bytes_per_token`` by array and in all; ``kept_mass`` and ``entropy`` in nats (a lower bound where others are
+        not known: they count as one token) by temperature; ``clipped``, the share of stored numbers at the end of their
+        range; and ``hidden_error``, the relative squared error of every layer.
 
     Raises:
         UserError: if there is no cache, or it is damaged.
@@ -42,6 +42,7 @@ def inspect(settings: InspectSettings) -> dict[str, Any]:
     return {
         "cache": str(settings.cache),
         "manifest": manifest.as_plain(),
+        "encoding": manifest.logits.summary(),
         "shards": {"captured": len(committed), "all": len(list(manifest.shards()))},
         "tokens": cache.captured_tokens(),
         "bytes_per_token": {**sizes, "all": sum(sizes.values())},

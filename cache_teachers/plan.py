@@ -22,9 +22,12 @@ from palenka.data.signals.encoding import LogitEncoding
 from palenka.data.signals.encodings import LowRankEncoding, TopKEncoding
 from palenka.data.signals.manifest import Shard, num_used
 from palenka.ground.processes import open_processes
+from palenka.ground.progress import info
 
 _SIZES, _RANKS = (8, 16, 32), (8, 16, 32)
 """Tokens kept and ranks of the encodings that are compared."""
+_MOST_TOKENS, _MOST_SECONDS = 2**14, 60.0
+"""Of the sample, and of a forward pass over it."""
 _COMPARED_LOGITS = 2**25
 """Of the teacher, in memory while encodings are compared: 128 MB."""
 
@@ -48,8 +51,10 @@ def plan(settings: PlanSettings) -> dict[str, Any]:
     rule = settings.windows
     teacher = Teacher(settings, corpus, rule, device)
     manifest = manifest_of(settings, corpus, teacher)
-    shard = Shard(0, 0, 0, min(settings.sample, manifest.windows_per_shard, manifest.num_windows(0)))
+    count = _windows_to_time(teacher, corpus, settings)
+    shard = Shard(0, 0, 0, min(count, manifest.windows_per_shard, manifest.num_windows(0)))
     sample_tokens = (shard.stop - shard.start) * rule.length
+    info("measuring what the encoding needs, as the capture would")
     teacher.measure(settings.micro_batch)
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder) / "cache"
@@ -57,9 +62,10 @@ def plan(settings: PlanSettings) -> dict[str, Any]:
         writer = CacheWriter(place, manifest)
         forward = _forward_seconds(teacher, _micro_batches(teacher, corpus, settings, shard.stop - shard.start))
         started = time.perf_counter()
-        capture_shards([shard], corpus, teacher, writer, settings.micro_batch, verbose=False)
+        capture_shards([shard], corpus, teacher, writer, settings.micro_batch)
         seconds = time.perf_counter() - started
         sizes = {name: (place / shard.file_of(name)).stat().st_size / sample_tokens for name in writer.empty(shard)}
+    info("comparing encodings")
     few = _micro_batches(teacher, corpus, settings, max(2, _COMPARED_LOGITS // (rule.length * corpus.vocabulary_size)))
     said = [teacher.outputs(tokens, 0, indices, with_last=True) for indices, tokens in few]
     encodings = compare(_alternatives(settings.logits), said, corpus.vocabulary_size)
@@ -83,6 +89,14 @@ def plan(settings: PlanSettings) -> dict[str, Any]:
         **({"padding_mass": padding} if padding else {}),
         "sample": {"tokens": sample_tokens, "seconds": seconds, "forward_seconds": forward},
     }
+
+
+def _windows_to_time(teacher: Teacher, corpus: Corpus, settings: PlanSettings) -> int:
+    """How many windows a plan reads: those that were asked for, or fewer where these would take long."""
+    count = max(1, min(settings.sample, _MOST_TOKENS // settings.windows.length))
+    first = _micro_batches(teacher, corpus, settings, 1)[:1]
+    seconds = _forward_seconds(teacher, first) / len(first[0][0])
+    return max(1, min(count, int(_MOST_SECONDS / max(seconds, 1e-9))))
 
 
 def _alternatives(asked: LogitEncoding) -> dict[str, LogitEncoding]:

@@ -90,7 +90,8 @@ class PlanSettings(CaptureSettings, Printing):
     epochs: int = Field(default=6, ge=1, le=10_000)
     """Epochs of a student, for the number of students after which the cache pays off."""
     sample: int = Field(default=64, ge=1, le=2**20)
-    """Windows that are captured to a temporary place and timed; their bytes are those of the whole, nearly."""
+    """Windows that are captured to a temporary place and timed, at most; fewer where they have more than 16,384 tokens
+    or would take a minute. Their bytes are those of the whole, nearly."""
 
 
 class VerifySettings(CaptureSettings, Printing):

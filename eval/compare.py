@@ -17,6 +17,10 @@ from palenka.ground.records import load_json, write_record
 if TYPE_CHECKING:
     import pyarrow as pa
 
+_HEADINGS = ("first", "second", "difference", "95 % interval", "p", "n", "only first", "only second")
+_LEFT_OUT, _WIDE = 3, 110
+"""The last headings, which a console of fewer columns does not show."""
+
 
 def compare(first: Path, second: Path) -> dict[str, Any]:
     """The paired comparison of two models, by suite.
@@ -44,17 +48,21 @@ def compare(first: Path, second: Path) -> dict[str, Any]:
 
 
 def print_comparison(comparison: dict[str, Any], console: Console) -> None:
-    """Print a table for each suite, the suite as a whole in its last row."""
+    """Print a table for each suite, the suite as a whole in its last row; with counts where there is room for them."""
     console.print(f"first {comparison['first']}, second {comparison['second']}", markup=False, soft_wrap=True)
+    is_wide = console.width >= _WIDE
     for result in comparison["suites"].values():
         side = "higher" if result["higher_is_better"] else "lower"
-        table = Table("task", title=f"{result['title']}{', ' * bool(result['unit'])}{result['unit']}; {side} is better")
-        for heading in ("n", "first", "second", "difference", "95 % interval", "only first", "only second", "p"):
-            table.add_column(heading, justify="right")
-        for task, row in result.get("tasks", {}).items():
-            table.add_row(task, *_cells(row))
-        table.add_section()
-        table.add_row("all", *_cells(result))
+        title = f"{result['title']}{', ' * bool(result['unit'])}{result['unit']}; {side} is better"
+        table = Table("task", title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+        table.columns[0].overflow = "fold"
+        for heading in _HEADINGS if is_wide else _HEADINGS[:-_LEFT_OUT]:
+            table.add_column(heading, justify="right", no_wrap=True)
+        for task, row in [*result.get("tasks", {}).items(), ("all", result)]:
+            if task == "all":
+                table.add_section()
+            cells = _cells(row)
+            table.add_row(task, *(cells if is_wide else cells[:-_LEFT_OUT]))
         console.print(table)
 
 
@@ -107,11 +115,11 @@ def _cells(row: dict[str, Any]) -> list[str]:
     interval, p_value = row["interval"], row.get("p_value")
     alone = [f"{row[key]:,}" if key in row else "–" for key in ("first_alone", "second_alone")]
     return [
-        f"{row['n']:,}",
         f"{row['first']:.4f}",
         f"{row['second']:.4f}",
         f"{row['difference']:+.4f}",
         f"{interval[0]:+.4f} to {interval[1]:+.4f}" if interval else "–",
-        *alone,
         "–" if p_value is None else f"{p_value:.2g}",
+        f"{row['n']:,}",
+        *alone,
     ]

@@ -20,6 +20,7 @@ _PROGRAMS = {
     "generate": ("palenka.generate", "let a model go on with the beginning of a text"),
     "report": ("palenka.report.__main__", "write a page about runs, caches and results"),
     "status": ("palenka.status", "list runs, caches and grids: done, running, interrupted or damaged"),
+    "configs": ("palenka.config_files", "list the YAML files that come with Palenka, copy some to change and run"),
     "study": ("palenka.study", "run all stages of a study, from raw text to a report"),
     "grid": ("palenka.grid.__main__", "train many students over shared caches, rank them, train the best again"),
     "demo": ("palenka.demo", "the study that comes with Palenka: offline, real text, some five minutes on two cores"),

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 
-from palenka.ground.progress import Bar, duration, info, is_watched, progress_bar
+from palenka.ground.progress import Bar, info, is_watched, progress_bar
+from palenka.ground.quantities import duration
 from palenka.train_student.run import RunResult
 from palenka.train_student.settings import TrainSettings
 

@@ -1,6 +1,6 @@
 """Reading: the windows of each step that a process reads, in micro-batches, and what teachers say of them."""
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 from accelerate import Accelerator
 
@@ -39,7 +39,7 @@ class Reading:
         self.num_micro_batches = self._per_process // self.micro_batch
         self.num_steps = len(order) // settings.global_batch
 
-    def batches(self, first: int) -> Iterator[EncodedBatch]:
+    def batches(self, first: int) -> Generator[EncodedBatch, None, None]:
         """The micro-batches from a step on, read ahead."""
         return stream(
             self._corpus,

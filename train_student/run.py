@@ -311,20 +311,32 @@ class Run:
         """
         path = self.directory / _CONFIG
         remove_leftovers(self.directory)
+        has_inputs = self.require_fit(settings, inputs)
         if path.is_file():
-            self.require_settings(settings)
             if self._grows(settings):
                 # First: with the new settings it would be the result of these.
                 (self.directory / _RESULT).unlink(missing_ok=True)
             if self.result() is None:
                 settings.write_yaml(path)
-        elif self.directory.exists() and any(self.directory.iterdir()):
-            raise UserError(f"{self.directory} is not empty and not a run; choose another output")
         else:
             self.directory.mkdir(parents=True, exist_ok=True)
             settings.write_yaml(path)
-        if not self._require_inputs(inputs):
+        if not has_inputs:
             write_sealed(self.directory / _INPUTS, inputs.as_plain())
+
+    def require_fit(self, settings: TrainSettings, inputs: RunInputs) -> bool:
+        """Refuse a directory that cannot go on with these settings and inputs; returns whether it says its inputs.
+
+        Nothing is written.
+
+        Raises:
+            UserError: if it holds a run with others, or something else.
+        """
+        is_run = (self.directory / _CONFIG).is_file()
+        if not is_run and self.directory.exists() and any(self.directory.iterdir()):
+            raise UserError(f"{self.directory} is not empty and not a run; choose another output")
+        self.require_settings(settings)
+        return self._require_inputs(inputs)
 
     def _require_inputs(self, inputs: RunInputs) -> bool:
         """Make sure that the run, if it has said so yet, was begun with these inputs; returns whether it has."""

@@ -12,7 +12,7 @@ from palenka.data.signals.hidden import ComponentsEncoding
 from palenka.data.windows import WindowRule
 from palenka.ground.processes import Device
 from palenka.ground.registry import OneOf
-from palenka.ground.settings import Command, Duration, Precision, Settings
+from palenka.ground.settings import Command, Duration, Precision, Printing, Settings
 from palenka.train_student.model import configured, shapes, trained  # noqa: F401 - they register themselves
 from palenka.train_student.model.student import STUDENT_MODELS, StudentModel
 from palenka.train_student.objective.settings import ObjectiveSettings
@@ -189,3 +189,20 @@ class TrainSettings(Command):
         """The weight of every active term, by its name in the log; at the end unless a step is given."""
         shares = {name: teacher.weight for name, teacher in self.teachers.items()}
         return self.objective.weights(shares, step, num_steps)
+
+
+class TrainCommand(TrainSettings, Printing):
+    """Train a model: a baseline or a teacher without teachers, a student with them."""
+
+    dry_run: bool = False
+    """Say what the run would cost in memory, disk and hours, from a few timed steps, and write nothing."""
+
+    @model_validator(mode="after")
+    def _json_is_of_a_dry_run(self) -> Self:
+        if self.as_json and not self.dry_run:
+            raise ValueError("json prints what a dry run finds; add dry_run, or leave json out")
+        return self
+
+    def of_run(self) -> TrainSettings:
+        """The settings of the run alone."""
+        return TrainSettings(**{name: getattr(self, name) for name in TrainSettings.model_fields})

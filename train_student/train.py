@@ -7,11 +7,14 @@ import contextlib
 import os
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin
+from numpy.typing import NDArray
 
 from palenka.data.corpus import Corpus
 from palenka.data.held_out import fixed_windows
@@ -28,8 +31,48 @@ from palenka.train_student.teachers import Teachers, open_teachers
 from palenka.train_student.trackers import require_trackers, start_trackers
 from palenka.train_student.trainer import Trainer
 
-_BYTES_PER_PARAMETER = 16
+BYTES_PER_PARAMETER = 16
 """In float32: a weight, its gradient, and the two moments of AdamW."""
+
+
+@dataclass(frozen=True)
+class Ready:
+    """What a run needs, opened and checked; nothing is written yet.
+
+    Attributes:
+        settings: of the run.
+        accelerator: its processes and device.
+        corpus: what it reads.
+        order: the sequence of windows.
+        teachers: what its terms need.
+        inputs: what it is made from.
+        validation_windows: on which it is measured, [n, L].
+    """
+
+    settings: TrainSettings
+    accelerator: Accelerator
+    corpus: Corpus
+    order: ReadingOrder
+    teachers: Teachers
+    inputs: RunInputs
+    validation_windows: NDArray[np.int64]
+
+    @property
+    def run(self) -> Run:
+        """The run's directory, which need not exist."""
+        return Run(self.settings.output, identity_of_run(self.settings, self.inputs))
+
+    def trainer(self) -> Trainer:
+        """The student with all that trains it."""
+        return Trainer(
+            self.settings,
+            self.run,
+            self.accelerator,
+            self.corpus,
+            self.order,
+            self.teachers,
+            self.validation_windows,
+        )
 
 
 def train(settings: TrainSettings) -> RunResult:
@@ -43,17 +86,8 @@ def train(settings: TrainSettings) -> RunResult:
         UserError: if corpus, caches, model and settings do not fit each other, another process writes the same run, or
             the loss stops being finite.
     """
-    accelerator = _accelerator(settings)
-    try:
-        corpus = Corpus.open(settings.corpus, settings.split)
-        validation = Corpus.open(settings.corpus, settings.validation.split)
-        settings.model.require_fit(corpus, settings.windows.length)
-        order = _reading_order(settings, corpus)
-        _require_memory(settings, corpus, accelerator.device)
-        windows = fixed_windows(validation, settings.windows.length, settings.validation.windows)
-        teachers = _open_teachers(settings, corpus, accelerator.device)
-        inputs = _inputs(settings, corpus, validation, teachers)
-        run = Run(settings.output, identity_of_run(settings, inputs))
+    with opened(settings) as ready:
+        accelerator, run, inputs = ready.accelerator, ready.run, ready.inputs
         # Before the lock: who may only read sees it too.
         if (result := run.finished(settings, inputs)) is not None:
             if accelerator.is_main_process:
@@ -67,10 +101,30 @@ def train(settings: TrainSettings) -> RunResult:
             accelerator.wait_for_everyone()
             if (result := run.result()) is None:
                 start_trackers(settings, accelerator)
-                with _memory_errors(settings, accelerator.device):
-                    result = Trainer(settings, run, accelerator, corpus, order, teachers, windows).fit()
+                with memory_errors(settings, accelerator.device):
+                    result = ready.trainer().fit()
             accelerator.wait_for_everyone()
         return result
+
+
+@contextlib.contextmanager
+def opened(settings: TrainSettings) -> Iterator[Ready]:
+    """Open what a run needs, and make sure that all of it fits.
+
+    Raises:
+        UserError: if corpus, caches, model and settings do not fit each other, or inside a file cannot be written.
+    """
+    accelerator = _accelerator(settings)
+    try:
+        corpus = Corpus.open(settings.corpus, settings.split)
+        validation = Corpus.open(settings.corpus, settings.validation.split)
+        settings.model.require_fit(corpus, settings.windows.length)
+        order = _reading_order(settings, corpus)
+        _require_memory(settings, corpus, accelerator.device)
+        windows = fixed_windows(validation, settings.windows.length, settings.validation.windows)
+        teachers = _open_teachers(settings, corpus, accelerator.device)
+        inputs = _inputs(settings, corpus, validation, teachers)
+        yield Ready(settings, accelerator, corpus, order, teachers, inputs, windows)
     except OSError as error:
         raise system_error(f"cannot train {settings.output}", error) from error
     finally:
@@ -80,8 +134,12 @@ def train(settings: TrainSettings) -> RunResult:
 
 
 @contextlib.contextmanager
-def _memory_errors(settings: TrainSettings, device: torch.device) -> Iterator[None]:
-    """What torch says where memory runs out, as a sentence that says what to try."""
+def memory_errors(settings: TrainSettings, device: torch.device) -> Iterator[None]:
+    """What torch says where memory runs out, as a sentence that says what to try.
+
+    Raises:
+        UserError: with the micro-batch that was too large.
+    """
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -145,16 +203,20 @@ def _require_memory(settings: TrainSettings, corpus: Corpus, device: torch.devic
     Raises:
         UserError: naming both sizes.
     """
-    if device.type == "cuda":
-        there = torch.cuda.get_device_properties(device).total_memory
-    else:
-        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    there = memory_of(device)
     parameters = settings.model.num_parameters(corpus.vocabulary_size)
-    if (needed := _BYTES_PER_PARAMETER * parameters) > there:
+    if (needed := BYTES_PER_PARAMETER * parameters) > there:
         raise UserError(
             f"the model has {parameters:,} parameters, which take {needed / 2**30:,.1f} GB with gradients and moments, "
             f"but {device.type} has {there / 2**30:,.1f} GB; make the model smaller"
         )
+
+
+def memory_of(device: torch.device) -> int:
+    """Bytes of memory that a device has; of a CPU, the machine's."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _open_teachers(settings: TrainSettings, corpus: Corpus, device: torch.device) -> Teachers:

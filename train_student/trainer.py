@@ -96,7 +96,7 @@ class Trainer:
             for step in range(first, self.num_steps + 1):
                 self._step(step, batches)
                 with self.meter.paused():
-                    if self._validates(step):
+                    if self.validates(step):
                         self._validate(step)
                     is_due, signal = agreement.after(step)
                     is_last = step == self.num_steps
@@ -120,25 +120,40 @@ class Trainer:
         self.wrapped.train()
         self._seed(step)
         for number, batch in enumerate(micro_batches, start=1):
-            complete = self.reading.complete(batch)
-            last = number == count
-            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.wrapped):
-                loss, terms = self.wrapped(complete, weights)
-                self.accelerator.backward(loss / count)
-            meter.add({"loss": loss.detach(), **terms}, batch.tokens.numel(), (step - 1) * count + number - 1)
+            values = self.learn(batch, weights, is_last=number == count)
+            meter.add(values, batch.tokens.numel(), (step - 1) * count + number - 1)
             self.display.advance(batch.tokens.numel() * self.accelerator.num_processes)
-        norm = self._clip()
+        norm = self.update(step)
         if self.accelerator.scaler is None:
             meter.add_gradient(norm, step * count - 1)
-        for group in self.adamw.param_groups:
-            group["lr"] = self.rate.at(step)
-        self.optimizer.step()
         meter.skipped += self.optimizer.step_was_skipped
-        self.optimizer.zero_grad()
         if self._logs(step):
             self._log(step, meter.read() | {"gradient_norm": float(norm)} | measured)
         elif measured:
             self._record(step, measured)
+
+    def learn(self, batch: EncodedBatch, weights: Mapping[str, float], is_last: bool) -> dict[str, torch.Tensor]:
+        """Forward and backward pass of a micro-batch: its loss and terms.
+
+        Args:
+            batch: as it was read.
+            weights: of the terms.
+            is_last: whether it is the last of its step, with which the processes average their gradients.
+        """
+        complete = self.reading.complete(batch)
+        with contextlib.nullcontext() if is_last else self.accelerator.no_sync(self.wrapped):
+            loss, terms = self.wrapped(complete, weights)
+            self.accelerator.backward(loss / self.reading.num_micro_batches)
+        return {"loss": loss.detach(), **terms}
+
+    def update(self, step: int) -> torch.Tensor:
+        """Move the weights by the gradient of a step; returns the norm of the student's, before it was clipped."""
+        norm = self._clip()
+        for group in self.adamw.param_groups:
+            group["lr"] = self.rate.at(step)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return norm
 
     def _clip(self) -> torch.Tensor:
         """Clip the student's gradient, and apart from it that of projections and heads; returns the student's norm.
@@ -167,7 +182,8 @@ class Trainer:
         entropy = (self.settings.seed, step, self.accelerator.process_index)
         torch.manual_seed(int(SeedSequence(entropy).generate_state(1)[0]))
 
-    def _validates(self, step: int) -> bool:
+    def validates(self, step: int) -> bool:
+        """Whether a step is followed by a validation."""
         if step == self.num_steps:
             return True
         if every := self.settings.validation.every:

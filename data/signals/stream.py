@@ -5,7 +5,7 @@ slices of the sequence, so neither their size nor the number of processes change
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -168,7 +168,7 @@ def stream(
     num_positions: int = 0,
     prefetch: int = 4,
     pin_memory: bool = False,
-) -> Iterator[EncodedBatch]:
+) -> Generator[EncodedBatch, None, None]:
     """Batches for the given slices of the order, read ahead by a background thread.
 
     Args:

@@ -1,11 +1,29 @@
 """What commands print: names of people's own are printed as they are, whatever rich would read into their brackets."""
 
+import os
 import sys
+from collections.abc import Iterable
 
 from rich.console import Console
+from rich.table import Table
 
 _WIDE = 160
 """Columns of a table in a file or a pipe, which has room for any."""
+
+
+def facts(title: str, rows: Iterable[tuple[str, str]]) -> Table:
+    """A table of what was found: a name and a few words to each, in 80 columns.
+
+    Args:
+        title: above it.
+        rows: names, of which those that begin with a space are parts of the last before them, and what is said of them.
+    """
+    table = Table(title=title, title_justify="left", title_style="bold", show_header=False, box=None, pad_edge=False)
+    table.add_column(no_wrap=True)
+    table.add_column(ratio=1)
+    for name, said in rows:
+        table.add_row(name, said)
+    return table
 
 
 def console(to_errors: bool = False, wide: bool = False, soft_wrap: bool = False) -> Console:
@@ -13,8 +31,8 @@ def console(to_errors: bool = False, wide: bool = False, soft_wrap: bool = False
 
     Args:
         to_errors: print on standard error.
-        wide: give tables more room than a terminal where there is none.
+        wide: give tables more room than a terminal where there is none, and no COLUMNS either.
         soft_wrap: leave it to the terminal to break lines.
     """
-    width = _WIDE if wide and not sys.stdout.isatty() else None
+    width = _WIDE if wide and not sys.stdout.isatty() and "COLUMNS" not in os.environ else None
     return Console(stderr=to_errors, width=width, soft_wrap=soft_wrap, markup=False, emoji=False, highlight=False)

@@ -9,6 +9,7 @@ from rich.table import Column
 from rich.text import Text
 
 from palenka.ground.console import console
+from palenka.ground.quantities import duration
 
 _console = console(to_errors=True, soft_wrap=True)
 
@@ -64,16 +65,6 @@ def progress_bar(
     )
     with Progress(*columns, console=_console, disable=not verbose, expand=True) as progress:
         yield Bar(progress, progress.add_task(description, total=total, completed=done, note=""))
-
-
-def duration(seconds: float) -> str:
-    """A time to read: 12 s, 3 min 05 s, 2 h 10 min."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02} s"
-    return f"{whole // 3600} h {whole // 60 % 60:02} min"
 
 
 class _Rate(ProgressColumn):

@@ -145,7 +145,35 @@ def test_inspect_shows_what_the_cache_measures(settings: CaptureSettings, capsys
     expected = -(bucketed * bucketed.log()).sum(-1).mean().item()
     assert found["entropy"]["2.0"] == pytest.approx(expected, rel=1e-3)
     assert main(["inspect", str(settings.output)]) == 0
-    assert "hidden_error.teacher/1" in capsys.readouterr().out
+    assert f"teacher/1 {found['hidden_error']['teacher/1']:.3f}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["plan", "verify", "inspect"])
+def test_what_is_found_is_read_in_eighty_columns(
+    command: str, settings: CaptureSettings, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    capture(settings)
+    file = settings.output.with_name("cache.yaml")
+    settings.write_yaml(file)
+    capsys.readouterr()
+    assert main([command, str(settings.output if command == "inspect" else file)]) == 0
+    told = capsys.readouterr()
+    lines = [*told.out.splitlines(), *told.err.splitlines()]
+    assert max(map(len, told.out.splitlines())) <= 80
+    for key in ("_per_token", "_bytes", "manifest.", "break_even", "…", "torch.", "{", "tensor("):
+        assert not any(key in line for line in lines), key
+    assert {"plan": "bytes a token", "verify": "by rounding", "inspect": "entropy"}[command] in told.out
+
+
+def test_a_plan_reads_no_more_than_a_minute_of_windows(
+    settings: CaptureSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    many = PlanSettings.model_validate(settings.as_plain() | {"sample": 2000})
+    monkeypatch.setattr("palenka.cache_teachers.plan._MOST_TOKENS", 16 * 40)
+    assert plan(many)["sample"]["tokens"] == 16 * 40
+    monkeypatch.setattr("palenka.cache_teachers.plan._MOST_SECONDS", 0.0)
+    assert plan(many)["sample"]["tokens"] == 16
 
 
 def read_everything(directory: Path) -> None:

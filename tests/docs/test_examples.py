@@ -4,6 +4,7 @@ Each runs in a folder like that of the demo, at a size of seconds.
 """
 
 import importlib.util
+import json
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -144,3 +145,29 @@ def test_a_loss_of_ones_own_is_one_file_of_thirty_lines() -> None:
         said = student(input_ids=batch.tokens).logits.log_softmax(-1)
     expected = -(sureness * said.gather(-1, guess[..., None])[..., 0]).mean()
     assert logged("runs/sure", "best_guess/llama")[0] == pytest.approx(float(expected), rel=2e-2)
+
+
+def test_the_notebook_runs_from_start_to_end(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    pyplot.switch_backend("agg")
+    notebook = json.loads((DOCS / "notebooks" / "distil.ipynb").read_text(encoding="utf-8"))
+    names: dict[str, Any] = {}
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "code":
+            exec(compile("".join(cell["source"]), cell["id"], "exec"), names)
+            if "parameters" in cell["metadata"].get("tags", ()):
+                names |= {"FRACTION": 0.5, "MODEL": {"architecture": "llama", **SHAPE}}
+    entropy, curves = (pyplot.figure(number).axes for number in pyplot.get_fignums())
+    said = capsys.readouterr().out
+    assert "best guesses for the next" in said
+    assert "320 tokens, mass 1.0000" in said
+    assert len(entropy[0].lines[0].get_xdata()) == LENGTH
+    assert len(entropy[1].patches) == 8
+    for line, name in zip(curves[0].lines, ("taught", "alone"), strict=True):
+        assert line.get_label() == name
+        assert list(line.get_ydata()) == logged(f"runs/notebook/{name}", "hard")
+        assert f"{name}: validation " in said
+    pyplot.close("all")

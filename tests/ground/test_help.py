@@ -19,7 +19,9 @@ COMMANDS = {
     "cache run": "palenka.cache_teachers.settings:CaptureSettings",
     "cache verify": "palenka.cache_teachers.settings:VerifySettings",
     "cache inspect": "palenka.cache_teachers.settings:InspectSettings",
-    "train": "palenka.train_student.settings:TrainSettings",
+    "train": "palenka.train_student.settings:TrainCommand",
+    "configs list": "palenka.config_files:ListSettings",
+    "configs copy": "palenka.config_files:CopySettings",
     "parameters": "palenka.parameters:ParametersSettings",
     "export": "palenka.export:ExportSettings",
     "eval": "palenka.eval.__main__:EvalSettings",
@@ -30,7 +32,7 @@ COMMANDS = {
     "grid": "palenka.grid.settings:GridSettings",
     "grid point": "palenka.grid.settings:PointSettings",
 }
-WITHOUT_TORCH = ["", "data", "cache", "demo", *COMMANDS]
+WITHOUT_TORCH = ["", "data", "cache", "configs", "demo", *COMMANDS]
 """Commands whose help imports nothing heavy."""
 HEAVY = {"torch", "transformers", "zarr", "pyarrow", "matplotlib", "accelerate"}
 
@@ -65,7 +67,7 @@ def test_help_has_every_option_in_eighty_columns(command: str, capsys: pytest.Ca
         assert " ".join(str(field.description).split()) in listed
 
 
-@pytest.mark.parametrize("command", ["", "data", "cache"])
+@pytest.mark.parametrize("command", ["", "data", "cache", "configs"])
 def test_the_list_of_commands_fits_too(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert max(map(len, told(command, capsys).splitlines())) <= WIDTH
 

@@ -4,7 +4,7 @@ import pytest
 from rich.console import Console
 
 from palenka.ground import progress
-from palenka.ground.progress import duration, progress_bar
+from palenka.ground.progress import progress_bar
 
 
 def test_a_bar_says_loss_rate_and_time_left_in_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -19,9 +19,3 @@ def test_a_bar_says_loss_rate_and_time_left_in_80_columns(monkeypatch: pytest.Mo
     last = console.export_text().rstrip("\n")[-80:]
     for said in ("train a run with", "100 %", "loss 5.4321", "tokens/s in 0 s"):
         assert said in last
-
-
-def test_times_are_read_at_a_glance() -> None:
-    assert [duration(seconds) for seconds in (0.2, 59.4, 185, 3599.6, 7805)] == [
-        *("0 s", "59 s", "3 min 05 s", "1 h 00 min", "2 h 10 min")
-    ]

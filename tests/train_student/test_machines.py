@@ -17,7 +17,7 @@ import torch
 from palenka.ground.errors import UserError
 from palenka.train_student.model.shapes import ModelShape
 from palenka.train_student.settings import TrainSettings
-from palenka.train_student.train import _memory_errors
+from palenka.train_student.train import memory_errors
 
 pytestmark = pytest.mark.slow
 
@@ -101,7 +101,7 @@ def test_a_full_disk_is_one_sentence_and_once_there_is_room_the_end_is_the_same(
 
 
 def test_memory_that_runs_out_is_said_with_the_micro_batch(settings: TrainSettings) -> None:
-    with pytest.raises(UserError) as told, _memory_errors(settings, torch.device("cpu")):
+    with pytest.raises(UserError) as told, memory_errors(settings, torch.device("cpu")):
         torch.empty(2**50)
     held = "the memory of cpu does not hold a forward and backward pass with micro_batch 8, windows of 16"
     assert held in str(told.value)

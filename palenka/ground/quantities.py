@@ -1,0 +1,21 @@
+"""Quantities to read: rounded, with their unit."""
+
+
+def duration(seconds: float) -> str:
+    """A time: 0.25 s, 12 s, 3 min 05 s, 2 h 10 min."""
+    if 0 < seconds < 0.95:
+        return f"{seconds:.2g} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02} s"
+    return f"{whole // 3600:,} h {whole // 60 % 60:02} min"
+
+
+def size(count: float) -> str:
+    """So many bytes: 512 bytes, 5.5 MB, 70.6 GB; in powers of 1,000, as disks are sold."""
+    for unit, factor in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= factor:
+            return f"{count / factor:,.1f} {unit}"
+    return f"{count:,.0f} bytes"

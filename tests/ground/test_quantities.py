@@ -1,0 +1,15 @@
+"""Quantities are read at a glance."""
+
+from palenka.ground.quantities import duration, size
+
+
+def test_times_are_read_at_a_glance() -> None:
+    assert [duration(seconds) for seconds in (0, 0.013, 0.2, 59.4, 185, 3599.6, 7805)] == [
+        *("0 s", "0.013 s", "0.2 s", "59 s", "3 min 05 s", "1 h 00 min", "2 h 10 min")
+    ]
+
+
+def test_sizes_have_their_unit() -> None:
+    assert [size(count) for count in (0, 512, 2_000, 5_519_072, 70_561_173_504, 3.2e15)] == [
+        *("0 bytes", "512 bytes", "2.0 kB", "5.5 MB", "70.6 GB", "3,200.0 TB")
+    ]

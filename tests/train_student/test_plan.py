@@ -1,0 +1,118 @@
+"""A dry run: what a run would cost, told beforehand, and nothing written; what training refuses is refused."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from palenka.__main__ import main
+from palenka.cache_teachers.capture import capture
+from palenka.cache_teachers.settings import CaptureSettings
+from palenka.ground.errors import UserError
+from palenka.train_student.plan import plan
+from palenka.train_student.settings import TrainCommand, TrainSettings
+from palenka.train_student.train import train
+
+MakeSettings = Callable[..., TrainSettings]
+HIDDEN = {"hard": 0.5, "logit": 0.5, "hidden": 0.5}
+
+
+@pytest.fixture
+def student(hidden_capture: CaptureSettings, student_of_cache: MakeSettings) -> MakeSettings:
+    """Makes settings of a student whose cache with hidden states is captured."""
+    capture(hidden_capture)
+
+    def make(**changes: object) -> TrainSettings:
+        return student_of_cache(**({"objective": HIDDEN, "fraction": 0.3, "micro_batch": 4, "epochs": 2} | changes))
+
+    return make
+
+
+def everything(folder: Path) -> dict[str, int]:
+    return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
+def test_what_it_says_is_what_the_run_comes_to(student: MakeSettings, tmp_path: Path) -> None:
+    settings = student(trackers=["tensorboard"])
+    before = everything(tmp_path)
+    found = plan(settings)
+    assert everything(tmp_path) == before
+    result = train(settings)
+    assert (found["parameters"], found["steps"], found["tokens"]) == (result.parameters, result.steps, result.tokens)
+    projections = load_file(settings.output / "projections.safetensors")
+    assert found["trained_beside"] == sum(weight.numel() for weight in projections.values())
+    assert found["validations"] == 2
+    assert found["done_steps"] == 0
+    assert (found["micro_batch"], found["timed_micro_batches"]) == (4, 8)
+    assert found["windows"] == result.steps * 16
+    every_step = found["steps"] * found["step_seconds"]
+    # The terms' gradients are measured once, at the price of a step for each of the three.
+    assert found["seconds"] == pytest.approx(
+        every_step + 3 * found["step_seconds"] + 2 * found["validation_seconds"], rel=1e-6
+    )
+    model = sum(path.stat().st_size for path in settings.output.glob("*.safetensors"))
+    assert model < found["disk_bytes"] < 20 * model
+    assert found["weights_bytes"] < found["peak_memory_bytes"] < found["memory_bytes"]
+
+
+def test_a_run_after_it_is_the_same(student: MakeSettings, tmp_path: Path) -> None:
+    plan(student())
+    train(student())
+    train(student(output=tmp_path / "other"))
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("run", "other")]
+    assert weights[0] == weights[1]
+
+
+def test_of_a_run_that_was_begun_it_says_what_is_left(student: MakeSettings) -> None:
+    settings = student(checkpoint_every=3)
+    train(settings)
+    finished = plan(settings)
+    assert (finished["done_steps"], finished["seconds"]) == (finished["steps"], 0)
+    (settings.output / "result.json").unlink()
+    before = everything(settings.output)
+    found = plan(settings)
+    assert everything(settings.output) == before
+    assert 0 < found["steps"] - found["done_steps"] <= 3
+    assert found["validations"] == 1
+
+
+def test_what_training_refuses_is_refused(student: MakeSettings, tmp_path: Path) -> None:
+    train(student())
+    with pytest.raises(UserError, match="seed is 0 there, but 1 is expected"):
+        plan(student(seed=1))
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "mine").write_text("")
+    with pytest.raises(UserError, match="is not empty and not a run"):
+        plan(student(output=tmp_path / "text"))
+    with pytest.raises(UserError, match="which it does not divide; choose"):
+        plan(student(output=tmp_path / "new", micro_batch=3))
+    with pytest.raises(ValueError, match="json prints what a dry run finds"):
+        TrainCommand.model_validate(student().as_plain() | {"json": True})
+
+
+def test_the_command_prints_it_in_eighty_columns_or_as_json(
+    student: MakeSettings, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    settings = student()
+    settings.write_yaml(tmp_path / "student.yaml")
+    before = everything(tmp_path)
+
+    def told(*words: str) -> str:
+        capsys.readouterr()
+        assert main(["train", str(tmp_path / "student.yaml"), *words]) == 0
+        return capsys.readouterr().out
+
+    shown = told("--dry_run")
+    assert max(map(len, shown.splitlines())) <= 80
+    for word in ("parameters", "windows of 16 tokens", "steps", " of 16 windows, 4 at once", "memory", "tokens/s"):
+        assert word in shown, word
+    found: dict[str, Any] = json.loads(told("--dry_run", "--json"))
+    assert found["steps"] == plan(settings)["steps"]
+    assert everything(tmp_path) == before
+    told()
+    assert "finished already" in told("--dry_run")
+    assert json.loads(told("--dry_run", "--json", "--epochs", "2"))["done_steps"] == found["steps"]
