@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import ValidationError
 
+from palenka.ground.console import console, tell
 from palenka.ground.errors import UserError, system_error
 from palenka.ground.help import help_of, wrapped
 from palenka.ground.mistakes import first_mistake, sentence_of
@@ -86,14 +87,14 @@ def run(command: Callable[[Sequence[str]], int | None], arguments: Sequence[str]
             sys.stdout.flush()
             return status
     except UserError as error:
-        _tell(error)
+        _tell(f"error: {error}")
         return USER_MISTAKE
     except BrokenPipeError:
         _give_up_output()
         return PIPE_CLOSED
     except OSError as error:
         where = f" {error.filename}" if error.filename else ""
-        _tell(system_error(f"cannot read or write{where}", error))
+        _tell(f"error: {system_error(f'cannot read or write{where}', error)}")
         _give_up_output()
         return USER_MISTAKE
     except KeyboardInterrupt:
@@ -101,13 +102,17 @@ def run(command: Callable[[Sequence[str]], int | None], arguments: Sequence[str]
         return INTERRUPTED
     except Stopped as stop:
         if str(stop):
-            sys.stderr.write(f"stopped by {stop.by.name}: {stop}\n")
+            _tell(f"stopped by {stop.by.name}: {stop}")
         return stop.status
 
 
-def _tell(error: UserError) -> None:
-    """Say what is wrong in one line, whatever the names in it hold."""
-    sys.stderr.write(f"error: {' '.join(str(error).splitlines())}\n")
+def _tell(sentence: str) -> None:
+    """Say something in one line, whatever the names in it hold; a terminal has it broken between words."""
+    line = " ".join(sentence.splitlines())
+    if sys.stderr.isatty():
+        tell(console(to_errors=True), line)
+    else:
+        sys.stderr.write(f"{line}\n")
 
 
 def _give_up_output() -> None:

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import textwrap
 from collections.abc import Iterable
 
 from rich.console import Console
@@ -24,6 +25,13 @@ def facts(title: str, rows: Iterable[tuple[str, str]]) -> Table:
     for name, said in rows:
         table.add_row(name, said)
     return table
+
+
+def tell(on: Console, sentence: str) -> None:
+    """Print a sentence: on a terminal broken between words and never inside one, elsewhere as one line."""
+    if on.is_terminal:
+        sentence = textwrap.fill(sentence, on.width, break_long_words=False, break_on_hyphens=False)
+    on.print(sentence, soft_wrap=True)
 
 
 def console(to_errors: bool = False, wide: bool = False, soft_wrap: bool = False) -> Console:

@@ -8,15 +8,15 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, Tex
 from rich.table import Column
 from rich.text import Text
 
-from palenka.ground.console import console
+from palenka.ground.console import console, tell
 from palenka.ground.quantities import duration
 
-_console = console(to_errors=True, soft_wrap=True)
+_console = console(to_errors=True)
 
 
 def info(sentence: str) -> None:
     """Tell the user something that is not an error."""
-    _console.print(sentence)
+    tell(_console, sentence)
 
 
 def is_watched() -> bool:
