@@ -111,8 +111,10 @@ def print_results(results: Results, console: Console) -> None:
     """Print a table for each suite: its tasks and its figures, and what else it says."""
     for result in results.suites:
         under = "".join(f", {name} {value}" for name, value in result.conditions.items())
-        columns = [Column(name, justify="right") for name in ("value", "n")]
-        table = Table(result.suite, *columns, title=f"{result.heading}{under}: {results.name}")
+        columns = [Column(name, justify="right", no_wrap=True) for name in ("value", "n")]
+        title = f"{result.heading}{under}: {results.name}"
+        suite = Column(result.suite, overflow="fold")
+        table = Table(suite, *columns, title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
         for task, score in result.main.tasks.items():
             table.add_row(task, str(score), f"{score.n:,}")
         table.add_section()

@@ -85,5 +85,5 @@ def test_a_reader_that_leaves_early_leaves_no_thread(corpus: Corpus, two_caches:
     batches = stream(corpus, order, two_caches, ((start, start + 4) for start in range(0, 400, 4)), prefetch=2)
     next(batches)
     assert [thread for thread in threading.enumerate() if thread.name.startswith("prefetch")]
-    batches.close()  # type: ignore[attr-defined]
+    batches.close()
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("prefetch")]
