@@ -3,7 +3,7 @@
 
 def duration(seconds: float) -> str:
     """A time: 0.25 s, 12 s, 3 min 05 s, 2 h 10 min."""
-    if 0 < seconds < 0.95:
+    if 0.005 <= seconds < 0.95:
         return f"{seconds:.2g} s"
     whole = round(seconds)
     if whole < 60:

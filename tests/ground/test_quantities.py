@@ -4,7 +4,7 @@ from palenka.ground.quantities import duration, size
 
 
 def test_times_are_read_at_a_glance() -> None:
-    assert [duration(seconds) for seconds in (0, 0.013, 0.2, 59.4, 185, 3599.6, 7805)] == [
+    assert [duration(seconds) for seconds in (0.0007, 0.013, 0.2, 59.4, 185, 3599.6, 7805)] == [
         *("0 s", "0.013 s", "0.2 s", "59 s", "3 min 05 s", "1 h 00 min", "2 h 10 min")
     ]
 
