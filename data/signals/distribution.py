@@ -14,6 +14,9 @@ from typing import Protocol, Self
 import torch
 from torch import Tensor
 
+_ROWS = 64
+"""Tokens whose whole distribution is in memory at once."""
+
 
 class Others(Protocol):
     """What the tokens that were not kept are among themselves, for the tokens of a distribution."""
@@ -80,7 +83,16 @@ class Distribution:
         return log_probability.exp(), ids
 
     def entropy(self) -> Tensor:
-        """In nats, float64 [...]; the others as one token, so a lower bound, unless they are known."""
+        """In nats, float64 [...]; the others as one token, so a lower bound, unless they are known.
+
+        In memory are all V tokens of a few rows alone: of a cache's sample they would be many gigabytes.
+        """
+        flat, shape = self.flat(), self.log_tail.shape
+        starts = range(0, len(flat.log_tail), _ROWS)
+        each = [flat.rows(slice(start, start + _ROWS))._entropy() for start in starts]
+        return torch.cat(each).view(shape) if each else torch.empty(shape, dtype=torch.float64)
+
+    def _entropy(self) -> Tensor:
         if self.others is not None and self.ids is not None:
             each = self.log_probabilities(0).double()
         else:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from palenka.data.signals.distribution import Distribution, Others, log1mexp
+from palenka.data.signals.low_rank import LowRankOthers
 from palenka.data.signals.signal import TeacherSignal
 
 VOCABULARY = 12
@@ -76,6 +77,26 @@ def test_with_the_others_known_it_is_the_whole_distribution(
     entropy = -(exact.exp() * exact).sum(-1)
     for whole in (known, everything):
         torch.testing.assert_close(whole.entropy(), entropy, rtol=1e-4, atol=1e-5)
+
+
+def test_the_entropy_of_many_tokens_takes_the_memory_of_few() -> None:
+    seen: list[int] = []
+
+    class Large(LowRankOthers):
+        def logits(self) -> Tensor:
+            seen.append(len(self.codes))
+            return super().logits()
+
+    draw = torch.Generator().manual_seed(0)
+    codes, basis = torch.randn(3, 100, 2, generator=draw), torch.randn(500, 2, generator=draw)
+    logits = codes @ basis.T
+    exact = logits.double().log_softmax(-1)
+    kept, ids = exact[..., :5].float(), torch.arange(5).expand(3, 100, 5)
+    tail = exact[..., 5:].logsumexp(-1).float()
+    found = Distribution(ids, kept, tail, Large(codes, basis, torch.zeros(500))).entropy()
+    torch.testing.assert_close(found, -(exact.exp() * exact).sum(-1), rtol=1e-5, atol=1e-5)
+    assert sum(seen) == 300
+    assert max(seen) < 100
 
 
 @given(seed=st.integers(0, 10_000), k=st.integers(1, VOCABULARY - 1))
