@@ -62,7 +62,8 @@ def print_comparison(comparison: dict[str, Any], console: Console) -> None:
             if task == "all":
                 table.add_section()
             cells = _cells(row)
-            table.add_row(task, *(cells if is_wide else cells[:-_LEFT_OUT]))
+            # Names of files have no spaces, between which they could be broken.
+            table.add_row(task.replace("_", " "), *(cells if is_wide else cells[:-_LEFT_OUT]))
         console.print(table)
 
 

@@ -79,6 +79,22 @@ def test_a_comparison_counts_what_one_model_alone_gets_right(
     assert (back["difference"], back["p_value"]) == (-result["difference"], result["p_value"])
 
 
+@pytest.mark.parametrize(("columns", "has_counts"), [(80, False), (160, True)])
+def test_a_comparison_is_read_in_the_columns_that_there_are(
+    columns: int, has_counts: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    right = {"wh_questions_subject_gap_long_distance": [True, False, True, True], "short": [False, True]}
+    files = [str(written(tmp_path / name, scores(right))) for name in ("one", "other")]
+    assert main(["compare", *files]) == 0
+    _, *table = capsys.readouterr().out.splitlines()
+    assert max(map(len, table)) <= columns
+    assert "…" not in "".join(table)
+    assert ("only second" in "".join(table)) == has_counts
+    words = " ".join(line.split("  ")[0].strip() for line in table)
+    assert "wh questions subject gap long distance" in words
+
+
 def test_the_order_of_pairs_in_a_file_does_not_matter(tmp_path: Path) -> None:
     one, other = scores(random_decisions(0, 0.8)), scores(random_decisions(1, 0.6))
     mixed = other.take(np.random.RandomState(2).permutation(len(other)))
