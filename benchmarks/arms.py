@@ -72,7 +72,9 @@ def folder_name(name: str) -> str:
     return name.replace(" ", "-").replace(",", "").replace("=", "").replace(":", "")
 
 
-def run_arms(given: argparse.Namespace, arms: Mapping[str, Arm], fraction: float, epochs: int) -> None:
+def run_arms(
+    given: argparse.Namespace, arms: Mapping[str, Arm], fraction: float, epochs: int, rate: float = 2e-3
+) -> None:
     """Train and measure every arm with every seed, seed after seed; what is measured already is only read."""
     for seed in given.seeds:
         for name, arm in arms.items():
@@ -89,7 +91,7 @@ def run_arms(given: argparse.Namespace, arms: Mapping[str, Arm], fraction: float
                     "epochs": epochs,
                     "global_batch": 16,
                     "micro_batch": 8,
-                    "optimizer": {"learning_rate": 2e-3, "warmup_steps": 20},
+                    "optimizer": {"learning_rate": rate, "warmup_steps": 20},
                     "validation": {"windows": 64},
                     "gradient_ratios_every": 100_000,
                     "seed": seed,

@@ -10,9 +10,14 @@ docs/python.md has more. The names below are imported when they are first used: 
 """
 
 import importlib
+import os
 from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
+
+# Read when torch is imported. Its threads would else spin while they wait for each other, and two processes on the same
+# cores slow each other down many times over (benchmarks/records/threads.md). A user's own setting stays.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 if TYPE_CHECKING:
     from palenka.cache_teachers.capture import capture

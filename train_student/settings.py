@@ -46,7 +46,9 @@ class TeacherSource(Settings):
     layers: Literal["uniform"] | dict[int, int] = "uniform"
     """The student layer that is to predict each teacher layer; indices of hidden states, 0 is the embeddings."""
     k: int | None = Field(default=None, ge=1)
-    """Tokens kept of a live teacher's distribution; all of them unless given."""
+    """Tokens kept one by one of a live teacher's distribution, or of what a cache holds; all of them unless given."""
+    rank: int | None = Field(default=None, ge=1)
+    """Numbers a token that are read of a cache's low_rank logits; all of them unless given."""
     hidden: LiveHidden = LiveHidden()
     """What is kept of a live teacher's hidden states."""
     precision: Precision = "float32"
@@ -57,12 +59,14 @@ class TeacherSource(Settings):
         if self.source == "live":
             if self.cache is not None:
                 raise ValueError(f"a teacher with source live needs no cache, but cache is {self.cache}; leave it out")
+            if self.rank is not None:
+                raise ValueError(f"a live teacher's logits have no rank, but rank is {self.rank}; leave it out")
             self.models()
         elif self.cache is None:
             raise ValueError("a teacher needs a cache, or source: live and a model; give one of them")
-        elif (self.ensemble, self.k, self.hidden, self.precision) != ({}, None, LiveHidden(), "float32"):
+        elif (self.ensemble, self.hidden, self.precision) != ({}, LiveHidden(), "float32"):
             raise ValueError(
-                "ensemble, k, hidden and precision are options of live teachers; a cache says itself what it holds"
+                "ensemble, hidden and precision are options of live teachers; a cache says itself what it holds"
             )
         if self.layers == {}:
             raise ValueError("layers maps no layer; name some, such as {0: 0, 12: 8}, or choose uniform")

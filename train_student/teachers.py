@@ -84,7 +84,9 @@ def open_teachers(settings: TrainSettings, corpus: Corpus, device: torch.device 
             manifest = _require_cache(name, source, settings, corpus)
             layers, hidden = _map_layers(name, settings, manifest.hidden_layers, student_depth), manifest.hidden
             assert source.cache is not None
-            caches[name] = cache = TeacherCache(source.cache, layers, bool(settings.objective.needing("distributions")))
+            reads_distributions = bool(settings.objective.needing("distributions"))
+            read_as = manifest.logits.reading(source.k, source.rank, f"cache {source.cache} of teacher {name}")
+            caches[name] = cache = TeacherCache(source.cache, layers, reads_distributions, read_as)
             cache.require_shards(
                 shard
                 for view in range(min(settings.windows.views, settings.epochs))

@@ -10,10 +10,12 @@ Windows lie in slots (see `windows.py`). Zarr reads a missing shard as zeros wit
 only once its commit record is there; the record is written last, by renaming. Only native Zarr codecs are used.
 """
 
+import threading
 from collections import OrderedDict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from pathlib import Path
-from typing import Self
+from typing import Any, NoReturn, Self
 
 import numpy as np
 import torch
@@ -21,12 +23,13 @@ import zarr
 from numpy.typing import NDArray
 from torch import Tensor
 
+from palenka.data.signals.chunks import ArrayChunks, ChunkError, readers
+from palenka.data.signals.encoding import LogitEncoding
 from palenka.data.signals.manifest import LOGITS, Shard, codes_of
 from palenka.data.signals.signal import TeacherSignal
 from palenka.data.signals.store import (
     STORE_RECORD,
     Measured,
-    array_at,
     chunk_windows,
     damage_of_shard,
     read_manifest,
@@ -34,7 +37,7 @@ from palenka.data.signals.store import (
 )
 from palenka.data.windows import BLOCK_WINDOWS
 from palenka.ground.errors import UserError
-from palenka.ground.files import names_in, state_of
+from palenka.ground.files import names_in, size_of, state_of
 from palenka.ground.records import read_record
 from palenka.ground.settings import path_of
 
@@ -43,30 +46,42 @@ Slots = int | Sequence[int] | NDArray[np.int64]
 
 
 class TeacherCache:
-    """Reads a cache; every shard's checksums are compared once, when it is first read.
+    """Reads a cache; every shard's record and checksums are compared once, when it is first read.
 
-    What is read is fixed when it is opened. Memory: two blocks of `BLOCK_WINDOWS` windows, whatever the corpus.
+    What is read is fixed when it is opened. Several threads may read. Memory: three blocks of `BLOCK_WINDOWS` windows,
+    whatever the corpus.
 
     Args:
         directory: of the cache.
         hidden: layers whose states are read, among `manifest.hidden_keys()`; none unless given.
         logits: whether distributions are read.
+        read_as: how they are decoded (`LogitEncoding.reading`); as they were encoded unless given.
 
     Attributes:
         manifest: what the cache says of itself.
         measured: statics of the logit encoding, and the coordinates of the layers that are read.
     """
 
-    def __init__(self, directory: Path, hidden: Collection[str] = (), logits: bool = True) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        hidden: Collection[str] = (),
+        logits: bool = True,
+        read_as: LogitEncoding | None = None,
+    ) -> None:
         self.directory = directory
         self.manifest = read_manifest(directory)
+        self._encoding = read_as or self.manifest.logits
         group = zarr.open_group(directory, mode="r")
         names = [name for name in self.manifest.arrays() if name.startswith(f"{LOGITS}/")] if logits else []
-        self._arrays = {name: array_at(group, name) for name in [*names, *map(codes_of, hidden)]}
+        self._arrays = {
+            name: ArrayChunks.of(directory, self.manifest, name) for name in [*names, *map(codes_of, hidden)]
+        }
         self.measured = read_measured(directory, group, self.manifest, hidden)
         self._chunk_windows = chunk_windows(self.manifest)
-        self._checked: dict[Shard, tuple[object, ...]] = {}
-        self._chunks: OrderedDict[tuple[int, int], dict[str, NDArray[np.generic]]] = OrderedDict()
+        self._checked: dict[Shard, dict[str, object]] = {}
+        self._chunks: OrderedDict[tuple[int, int], dict[str, Future[NDArray[Any]]]] = OrderedDict()
+        self._lock = threading.Lock()
         self._measured_on: dict[torch.device, Measured] = {}
 
     @classmethod
@@ -83,15 +98,16 @@ class TeacherCache:
         return cls(directory, keys)
 
     def require_shards(self, shards: Iterable[Shard]) -> None:
-        """Refuse to go on unless all these shards are there; sizes are compared, checksums when they are read.
+        """Refuse to go on unless all these shards were captured; each is compared with its record when it is read.
 
         Raises:
-            UserError: naming how many shards are missing and what is wrong with the first.
+            UserError: naming how many shards are missing, and the first.
         """
-        damages = [damage for shard in shards if (damage := damage_of_shard(self.directory, shard, contents=False))]
-        if damages:
+        captured = self._captured()
+        missing = [shard.record for shard in shards if Path(shard.record).name not in captured]
+        if missing:
             raise UserError(
-                f"teacher cache {self.directory} lacks {len(damages)} of the shards needed: {damages[0]}; "
+                f"teacher cache {self.directory} lacks {len(missing)} of the shards needed: {missing[0]} is missing; "
                 "read a smaller fraction, or run `palenka cache run` again for all of it, it captures just these"
             )
 
@@ -104,25 +120,29 @@ class TeacherCache:
         return self.decode({name: torch.from_numpy(part) for name, part in self.codes(view, slots).items()})
 
     def codes(self, view: int, slots: Slots) -> dict[str, NDArray[np.generic]]:
-        """The arrays for the windows at some slots of a view, as they are stored.
+        """The arrays [len(slots), rows, width] for the windows at some slots of a view.
+
+        Their numbers lie in memory as they are stored: column by column where the encoding has it so.
 
         Raises:
             UserError: if a slot does not exist or was not captured, or a shard is damaged; it is named.
         """
         slots = self._existing(view, slots)
         chunks, rows = np.divmod(slots, self._chunk_windows)
-        needed = np.unique(chunks)
-        self._load(view, needed)
-        parts = {
-            name: np.empty((len(slots), *array.shape[2:]), dtype=array.dtype) for name, array in self._arrays.items()
-        }
-        for chunk in needed:
-            here = chunks == chunk
-            for name, values in self._chunks[view, int(chunk)].items():
-                parts[name][here] = values[rows[here]]
-        while len(self._chunks) * self._chunk_windows > BLOCK_WINDOWS:
-            self._chunks.popitem(last=False)
-        return parts
+        found = self._chunks_of(view, np.unique(chunks).tolist())
+        # Where each chunk's windows go: a slice where slots ascend, as they do in a batch.
+        order = np.argsort(chunks, kind="stable")
+        ascending = bool((order[1:] > order[:-1]).all())
+        bounds = np.searchsorted(chunks[order], [*found, np.inf]).tolist()
+        parts = {name: array.array.empty(len(slots)) for name, array in self._arrays.items()}
+        for number, chunk in enumerate(found):
+            start, stop = bounds[number : number + 2]
+            places = slice(start, stop) if ascending else order[start:stop]
+            for name, future in found[chunk].items():
+                columns = int(self._arrays[name].array.row.by_column)
+                values, part = _as_stored(self._value(future, view, chunk), columns), _as_stored(parts[name], columns)
+                part[(slice(None),) * columns + (places,)] = values.take(rows[order[start:stop]], axis=columns)
+        return dict(parts)
 
     def decode(self, codes: Mapping[str, Tensor]) -> TeacherSignal:
         """The signal of some windows' arrays, on whatever device they are."""
@@ -132,7 +152,7 @@ class TeacherCache:
         measured = self._measured_on[device]
         logits = {name.split("/", 1)[1]: part for name, part in codes.items() if name.startswith(f"{LOGITS}/")}
         hidden = {key: layer.decode(codes[codes_of(key)]) for key, layer in measured.layers.items()}
-        return TeacherSignal(self.manifest.logits, logits, measured.statics, hidden)
+        return TeacherSignal(self._encoding, logits, measured.statics, hidden)
 
     def bytes_per_token(self) -> dict[str, float]:
         """Bytes on disk for every token of the committed shards, by array."""
@@ -140,7 +160,7 @@ class TeacherCache:
         return {name: size / tokens for name, size in self.bytes_by_array().items()}
 
     def bytes_by_array(self) -> dict[str, int]:
-        """Bytes on disk of the committed shards, by array."""
+        """Bytes on disk of the committed shards, by array; the files are looked at, not read."""
         shards = self.committed()
         return {
             name: sum((self.directory / shard.file_of(name)).stat().st_size for shard in shards)
@@ -164,12 +184,10 @@ class TeacherCache:
         logits = self.manifest.logits
         sums, count = np.zeros(len(logits.temperatures)), 0
         names = logits.tail_arrays or tuple(logits.arrays(self.manifest.vocabulary_size))
-        read = {name: self._arrays[f"{LOGITS}/{name}"] for name in names}
-        for shard in self.committed():
-            arrays = {
-                name: torch.from_numpy(np.asarray(array[shard.view, shard.start : shard.stop]))
-                for name, array in read.items()
-            }
+        for shard, chunk in self._committed_chunks():
+            windows = min(self._chunk_windows, shard.stop - chunk * self._chunk_windows)
+            read = {name: self._arrays[f"{LOGITS}/{name}"].read(shard, chunk)[0][:windows] for name in names}
+            arrays = {name: torch.from_numpy(values) for name, values in read.items()}
             log_tails = logits.log_tails(arrays, self.measured.statics).double().flatten(0, -2).numpy()
             sums += -np.expm1(log_tails).sum(axis=0)
             count += len(log_tails)
@@ -177,8 +195,8 @@ class TeacherCache:
 
     def committed(self) -> list[Shard]:
         """The shards that were captured."""
-        records = names_in((self.directory / STORE_RECORD).parent)
-        return [shard for shard in self.manifest.shards() if Path(shard.record).name in records]
+        captured = self._captured()
+        return [shard for shard in self.manifest.shards() if Path(shard.record).name in captured]
 
     def captured_slots(self, view: int = 0) -> NDArray[np.int64]:
         """The slots of a view that were captured, ascending: a uniform sample of the corpus, [n]."""
@@ -204,47 +222,80 @@ class TeacherCache:
             )
         return numbers.astype(np.int64)
 
-    def _load(self, view: int, needed: NDArray[np.int64]) -> None:
-        """Read those of the chunks, in ascending order, that are not at hand yet; neighbours at once."""
-        missing = np.array([chunk for chunk in needed if (view, int(chunk)) not in self._chunks], np.int64)
-        for run in np.split(missing, np.flatnonzero(np.diff(missing) > 1) + 1) if len(missing) else ():
-            start = int(run[0]) * self._chunk_windows
-            stop = min((int(run[-1]) + 1) * self._chunk_windows, self.manifest.num_windows(view))
-            shards = list(self.manifest.shards_over(view, start, stop))
-            for shard in shards:
-                self._check(shard)
-            read = {name: np.asarray(array[view, start:stop]) for name, array in self._arrays.items()}
-            for shard in shards:
-                # Zarr reads a file that is gone as zeros.
-                self._require_unchanged(shard)
-            for number, chunk in enumerate(run):
-                rows = slice(number * self._chunk_windows, (number + 1) * self._chunk_windows)
-                self._chunks[view, int(chunk)] = {name: values[rows] for name, values in read.items()}
+    def _captured(self) -> set[str]:
+        """The names of the records that are there: one look at their folder, however many they are."""
+        return names_in((self.directory / STORE_RECORD).parent)
+
+    def _committed_chunks(self) -> Iterator[tuple[Shard, int]]:
+        for shard in self.committed():
+            for chunk in range(shard.start // self._chunk_windows, -(-shard.stop // self._chunk_windows)):
+                yield shard, chunk
+
+    def _chunks_of(self, view: int, needed: list[int]) -> dict[int, dict[str, Future[NDArray[Any]]]]:
+        """The chunks, those that are not at hand yet being read; the least recently used of all others are let go."""
+        with self._lock:
+            for chunk in needed:
+                if (view, chunk) not in self._chunks:
+                    shard = self._shard_of(view, chunk)
+                    self._check(shard)
+                    self._chunks[view, chunk] = {
+                        name: readers().submit(self._read, array, shard, chunk) for name, array in self._arrays.items()
+                    }
+                self._chunks.move_to_end((view, chunk))
+            found = {chunk: self._chunks[view, chunk] for chunk in needed}
+            while len(self._chunks) * self._chunk_windows > 2 * BLOCK_WINDOWS:
+                self._chunks.popitem(last=False)
+        return found
+
+    def _value(self, future: Future[NDArray[Any]], view: int, chunk: int) -> NDArray[Any]:
+        """What was read of a chunk; what could not be read is tried again next time."""
+        try:
+            return future.result()
+        except UserError:
+            with self._lock:
+                self._chunks.pop((view, chunk), None)
+            raise
+
+    def _read(self, array: ArrayChunks, shard: Shard, chunk: int) -> NDArray[Any]:
+        """A chunk of a shard that was checked."""
+        try:
+            values, state = array.read(shard, chunk)
+        except (OSError, ChunkError):
+            self._refuse(shard)
+        if state != self._checked[shard][array.name]:
+            self._refuse(shard)
+        return values
+
+    def _refuse(self, shard: Shard) -> NoReturn:
+        """Say what is wrong with a shard that was whole when it was checked."""
+        damage = damage_of_shard(self.directory, shard, arrays=self._arrays) or "it is another one than before"
+        raise UserError(
+            f"teacher cache {self.directory} changed while shard {shard.number} of view {shard.view} was read: "
+            f"{damage}; leave it alone, and run the same command again"
+        )
+
+    def _shard_of(self, view: int, chunk: int) -> Shard:
+        (shard,) = self.manifest.shards_over(view, chunk * self._chunk_windows, chunk * self._chunk_windows + 1)
+        return shard
 
     def _check(self, shard: Shard) -> None:
         """Compare a shard's checksums when it is first read, and again if its files are others than before."""
-        state = self._state_of(shard)
+        state: dict[str, object] = {name: state_of(self.directory / shard.file_of(name)) for name in self._arrays}
         if self._checked.get(shard) == state:
             return
-        if Path(shard.record).name not in names_in((self.directory / STORE_RECORD).parent):
+        if size_of(self.directory / shard.record) is None:
             raise UserError(
                 f"teacher cache {self.directory} lacks the slots {shard.start:,} to {shard.stop - 1:,} of view "
                 f"{shard.view}, which were not captured ({shard.record} is missing); read slots that were, or capture "
                 "these with `palenka cache run`"
             )
-        if damage := damage_of_shard(self.directory, shard):
+        if damage := damage_of_shard(self.directory, shard, arrays=self._arrays):
             raise UserError(
                 f"teacher cache {self.directory} is damaged: {damage}; `palenka cache run` captures it anew"
             )
         self._checked[shard] = state
 
-    def _require_unchanged(self, shard: Shard) -> None:
-        if self._checked[shard] != self._state_of(shard):
-            raise UserError(
-                f"teacher cache {self.directory} changed while shard {shard.number} of view {shard.view} was read; "
-                "leave it alone, and run the same command again"
-            )
 
-    def _state_of(self, shard: Shard) -> tuple[object, ...]:
-        """What tells a shard's files from others of the same name."""
-        return tuple(state_of(self.directory / shard.file_of(name)) for name in self._arrays)
+def _as_stored(values: NDArray[Any], columns: int) -> NDArray[Any]:
+    """Numbers [windows, rows, width] in the order in which they lie in memory: by column, or row by row."""
+    return np.moveaxis(values, -1, 0) if columns else values

@@ -1,8 +1,17 @@
 """Components: a layer's hidden states in coordinates measured on a sample, as int8 codes or in float32.
 
-A hidden state h is centred and, if asked for, projected on the layer's principal components: z = B (h − mean). Codes
-are z / scale rounded to int8, with one scale for each component: the variance of real layers differs by orders of
-magnitude between components, so a scale per token would lose most of them.
+A hidden state h is centred and projected on the layer's principal components: z = B (h − mean). Codes are z over a
+step, rounded to int8. **One step for all components of a layer** spends the bytes where the variance is, as
+reverse water-filling has it (Cover and Thomas, Elements of Information Theory, 10.3.3): a weak component is mostly 0
+and compresses away. Steps in proportion to each component's deviation spend as much on weak as on strong ones.
+
+The step follows from an error: on the sample, codes lose as large a part of a state's square, in the mean over tokens,
+as exact values of K components would (`ComponentsEncoding.components`), or `ComponentsEncoding.error` if that is more.
+It is a mean of each token's own part because in the middle layers of many models a few tokens in ten thousand hold
+most of the variance (Sun and others 2024, Massive activations in large language models): a part of that variance
+would leave nothing of all others. For their sake steps widen with the distance from 0.
+
+The teacher's own coordinates (without a basis) have a step each, in proportion to their deviation.
 
 Shapes: W width of the teacher, C components (W without a basis).
 """
@@ -16,14 +25,20 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from palenka.data.signals.rounding import LARGEST_INT8, to_int8
+from palenka.data.signals.rounding import LARGEST_INT8, narrowed, to_int8, widened
 
 if TYPE_CHECKING:
     from palenka.data.signals.hidden import ComponentsEncoding
 
-_CLIP_DEVIATIONS = 5.0
-"""Values beyond so many standard deviations are clipped: they cost the others more than they are worth."""
+_WIDTH = 24.0
+"""Steps from 0 at which a step is twice as wide; a code reaches 4,700."""
+_OWN_STEPS = LARGEST_INT8 / 5
+"""Steps in a deviation of the teacher's own coordinates, so that rounding loses less than 1e-3 of their variance."""
 _SMALLEST_VARIANCE = 1e-12
+_HELD_TOKENS, _EVERY = 4096, 8
+"""Of a sample that are held to choose the step, and how many of its tokens come to one of them."""
+_HALVINGS = 16
+"""Of the range in which the step is looked for, as a ratio: from the whole deviation to 1e-4 of it, to 1e-4."""
 
 
 @dataclass(frozen=True)
@@ -50,11 +65,6 @@ class Components:
         mean = self.variance.cpu().double().mean().clamp_min(_SMALLEST_VARIANCE)
         return mean.sqrt().float().to(self.variance.device)
 
-    @cached_property
-    def _unit(self) -> Tensor:
-        """What turns a code into a component in units of the RMS deviation, [C]."""
-        return self.scale / self.rms_deviation
-
     @property
     def num_components(self) -> int:
         """C."""
@@ -73,24 +83,30 @@ class Components:
         """Codes [..., C], int8 or float32, of hidden states [..., W]."""
         centred = states.float() - self.mean
         components = centred if self.basis is None else centred @ self.basis.T
-        if self.values == "float32":
-            return components
-        return to_int8(components / self.scale)
+        return components if self.values == "float32" else _rounded(components / self.scale)
 
     def decode(self, codes: Tensor) -> Tensor:
         """Components [..., C] in units of the RMS deviation, float32."""
-        return codes.float() * self._unit
+        return self._components(codes) / self.rms_deviation
 
     def squared_error(self, states: Tensor, codes: Tensor) -> tuple[float, float]:
         """Residual and total sum of squares of hidden states [..., W] about the mean, float64.
 
         What lies outside a truncated basis is part of the residual.
         """
-        states, codes = states.cpu(), codes.cpu()
-        centred = states.double() - self.mean.cpu().double()
-        components = codes.double() * self.scale.cpu().double()
+        centred = states.cpu().double() - self.mean.cpu().double()
+        components = self._components(codes).cpu().double()
         decoded = components if self.basis is None else components @ self.basis.cpu().double()
         return float((centred - decoded).square().sum()), float(centred.square().sum())
+
+    def _components(self, codes: Tensor) -> Tensor:
+        """Components [..., C] in the teacher's units, float32."""
+        return codes if self.values == "float32" else widened(codes, _WIDTH) * self.scale
+
+
+def _rounded(units: Tensor) -> Tensor:
+    """Components in units of the step as int8 codes."""
+    return to_int8(narrowed(units, _WIDTH))
 
 
 class ComponentsFit:
@@ -101,6 +117,7 @@ class ComponentsFit:
         self._count = 0
         self._sum: Tensor | None = None
         self._squares: Tensor | None = None
+        self._held: list[Tensor] = []
 
     def add(self, states: Tensor) -> None:
         """Count hidden states [..., W]."""
@@ -109,25 +126,52 @@ class ComponentsFit:
         self._count += len(flat)
         self._sum = flat.sum(0) if self._sum is None else self._sum + flat.sum(0)
         self._squares = squares if self._squares is None else self._squares + squares
+        if self._chooses_step and sum(map(len, self._held)) < _HELD_TOKENS:
+            self._held.append(flat[::_EVERY].float())
 
     def finish(self) -> Components:
         """The coordinates of all that was added."""
         assert self._sum is not None
         assert self._squares is not None
         mean = self._sum / self._count
-        basis = None
         if self._encoding.components is None:
-            variance = (self._squares / self._count - mean.square()).clamp_min(0)
-        else:
-            covariance = self._squares / self._count - torch.outer(mean, mean)
-            variances, vectors = torch.linalg.eigh(covariance)  # ascending
-            basis = vectors.T.flip(0)[: self._encoding.components].float()
-            variance = variances.flip(0)[: self._encoding.components].clamp_min(0)
-        return Components(self._encoding.values, mean.float(), variance.float(), self._scale(variance), basis)
+            variance = (self._squares / self._count - mean.square()).clamp_min(0).float()
+            return Components(self._encoding.values, mean.float(), variance, self._own_scale(variance))
+        variances, vectors = torch.linalg.eigh(self._squares / self._count - torch.outer(mean, mean))  # ascending
+        kept = self._encoding.num_components(len(mean))
+        basis = vectors.T.flip(0)[:kept].float()
+        variance = variances.flip(0)[:kept].clamp_min(0).float()
+        scale = torch.ones_like(variance)
+        if self._chooses_step:
+            scale *= self._step(torch.cat(self._held) - mean.float(), basis, self._encoding.components)
+        return Components(self._encoding.values, mean.float(), variance, scale, basis)
 
-    def _scale(self, variance: Tensor) -> Tensor:
+    @property
+    def _chooses_step(self) -> bool:
+        return self._encoding.values == "int8" and self._encoding.components is not None
+
+    def _own_scale(self, variance: Tensor) -> Tensor:
+        """A step for each of the teacher's own coordinates, in proportion to its deviation."""
         if self._encoding.values == "float32":
-            return torch.ones_like(variance, dtype=torch.float32)
-        deviation = variance.sqrt().float()
-        # A component that never varies has code 0 whatever its scale.
-        return torch.where(deviation > 0, deviation, 1.0) * (_CLIP_DEVIATIONS / LARGEST_INT8)
+            return torch.ones_like(variance)
+        # A coordinate that never varies has code 0 whatever its step.
+        return torch.where(variance > 0, variance.sqrt(), 1.0) / _OWN_STEPS
+
+    def _step(self, centred: Tensor, basis: Tensor, exact: int) -> float:
+        """The widest step with which codes lose no more of centred states [n, W] than so many exact components."""
+        components = centred @ basis.T
+        squares = centred.square().sum(-1).clamp_min(_SMALLEST_VARIANCE)
+        outside = squares - components.square().sum(-1)
+
+        def lost(rest: Tensor) -> float:
+            """The mean part of a token's square, given what is lost of its components [n, C]."""
+            return float(((outside + rest.square().sum(-1)) / squares).mean())
+
+        allowed = max(self._encoding.error, lost(components[:, exact:]))
+        largest = float(squares.mean().sqrt())
+        low, high = 1e-4 * largest, largest
+        for _ in range(_HALVINGS):
+            step = (low * high) ** 0.5
+            rest = components - widened(_rounded(components / step), _WIDTH) * step
+            low, high = (low, step) if lost(rest) > allowed else (step, high)
+        return low

@@ -59,6 +59,16 @@ class Distribution:
         windows = torch.arange(len(positions), device=positions.device).unsqueeze(-1)
         return self._map(lambda part: part[windows, positions])
 
+    def keeping(self, k: int) -> "Distribution":
+        """The same with the k most probable tokens kept one by one, and the other kept ones among all others."""
+        if k >= self.log_kept.shape[-1]:
+            return self
+        places = self.log_kept.topk(k, dim=-1).indices.sort(dim=-1).values
+        ids = places if self.ids is None else self.ids.gather(-1, places)
+        joining = self.log_kept.scatter(-1, places, -math.inf).logsumexp(dim=-1)
+        log_tail = torch.logaddexp(self.log_tail, joining)
+        return Distribution(ids, self.log_kept.gather(-1, places), log_tail, self.others)
+
     def log_probabilities(self, vocabulary_size: int) -> Tensor:
         """Of all tokens, [..., V].
 

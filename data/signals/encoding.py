@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Self
 
 from pydantic import model_validator
 
+from palenka.ground.errors import UserError
 from palenka.ground.registry import Registry
 from palenka.ground.settings import Settings
 
@@ -121,6 +122,24 @@ class LogitEncoding(Settings):
 
     def unrounded(self) -> Self:
         """The same encoding with numbers that are not rounded: what it would say if bytes did not count."""
+        return self
+
+    def reading(self, k: int | None, rank: int | None, subject: str) -> Self:
+        """The encoding that decodes the same arrays to less than was kept.
+
+        Args:
+            k: tokens kept one by one; all unless given.
+            rank: numbers a token for all others; all unless given.
+            subject: whose arrays they are.
+
+        Raises:
+            UserError: if there are not so many.
+        """
+        if k is not None or rank is not None:
+            name, value = ("k", k) if k is not None else ("rank", rank)
+            raise UserError(
+                f"{subject} holds {self.kind} logits, of which no smaller {name} ({value}) is read; leave it out"
+            )
         return self
 
     def log_tails(self, arrays: Mapping[str, Tensor], statics: Mapping[str, Tensor]) -> Tensor:

@@ -79,7 +79,7 @@ class TopKEncoding(LogitEncoding):
         """As `LogitEncoding` has it."""
         from palenka.data.signals.top_k import unpack_gaps
 
-        return self._decoded(arrays, -unpack_gaps(arrays["values"]), temperature)
+        return self._decoded(arrays, -unpack_gaps(arrays["values"]), temperature).keeping(self.k)
 
     def _packed(self, kept: TopK) -> dict[str, Tensor]:
         """Ids and log-odds as they are stored."""
@@ -99,6 +99,12 @@ class TopKEncoding(LogitEncoding):
         shares = (values / temperature).log_softmax(dim=-1)
         ids = arrays["ids"].to(torch.int64) if "ids" in arrays else None
         return Distribution(ids, shares + log_kept_mass.unsqueeze(-1), log_tail)
+
+    def reading(self, k: int | None, rank: int | None, subject: str) -> Self:
+        """As `LogitEncoding` has it."""
+        if rank is not None:
+            return super().reading(None, rank, subject)
+        return self.model_copy(update={"k": _no_more(k, self.k, "k", subject)})
 
     def _log_masses(self, arrays: Mapping[str, Tensor], temperature: float) -> tuple[Tensor, Tensor]:
         """Log of the kept mass and of the tail at a temperature."""
@@ -185,7 +191,14 @@ class LowRankEncoding(TopKEncoding):
         predicted, log_mass = self._predicted(arrays, statics)
         values = predicted + unpack_residuals(arrays["values"], predicted, log_mass)
         kept = self._decoded(arrays, values, temperature)
-        return kept if kept.ids is None else replace(kept, others=self._others(arrays, statics, temperature))
+        if kept.ids is None and self.k == kept.log_kept.shape[-1]:
+            return kept
+        return replace(kept, others=self._others(arrays, statics, temperature, self.rank)).keeping(self.k)
+
+    def reading(self, k: int | None, rank: int | None, subject: str) -> Self:
+        """As `LogitEncoding` has it."""
+        fewer = super().reading(k, None, subject)
+        return fewer.model_copy(update={"rank": _no_more(rank, self.rank, "rank", subject)})
 
     def unrounded(self) -> Self:
         """As `LogitEncoding` has it."""
@@ -202,11 +215,14 @@ class LowRankEncoding(TopKEncoding):
         """As `LogitEncoding` has it."""
         return f"{super().summary()}, the others by rank {self.rank}"
 
-    def _others(self, arrays: Mapping[str, Tensor], statics: Mapping[str, Tensor], temperature: float) -> LowRankOthers:
+    def _others(
+        self, arrays: Mapping[str, Tensor], statics: Mapping[str, Tensor], temperature: float, rank: int | None = None
+    ) -> LowRankOthers:
+        """The others at a temperature, from the first codes, which matter most, or from all."""
         from palenka.data.signals.low_rank import LowRankOthers
 
-        codes = self._fine(arrays["codes"]) / temperature
-        return LowRankOthers(codes, statics["basis"], statics["centre"] / temperature)
+        codes = self._fine(arrays["codes"][..., :rank]) / temperature
+        return LowRankOthers(codes, statics["basis"][:, :rank], statics["centre"] / temperature)
 
     def _predicted(self, arrays: Mapping[str, Tensor], statics: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """What the codes say of the kept tokens' logits [..., k], and the log of their mass [...]."""
@@ -223,6 +239,17 @@ class LowRankEncoding(TopKEncoding):
 
     def _fine(self, codes: Tensor) -> Tensor:
         return codes if self.codes == "float32" else codes.float() * self.step
+
+
+def _no_more(asked: int | None, kept: int, name: str, subject: str) -> int:
+    """What is asked for, or all that was kept.
+
+    Raises:
+        UserError: if more is asked for.
+    """
+    if asked is not None and asked > kept:
+        raise UserError(f"{subject} holds {name} {kept}, but {asked} is to be read; choose {kept} at most")
+    return asked or kept
 
 
 class _DrawnEncoding(LogitEncoding):

@@ -102,8 +102,13 @@ class HiddenEncoding(Settings):
             raise ValueError(f"layers is {list(self.layers)}, but it should name each layer once, such as [0, 3, 6]")
         return self
 
-    def array(self, width: int) -> ArrayType:
-        """How a state of a model of this width is stored; the first dimensions are [views, windows, positions]."""
+    def array(self, width: int, layer: int) -> ArrayType:
+        """How a state of this layer of a model is stored; the first dimensions are [views, windows, positions].
+
+        Args:
+            width: of the model.
+            layer: index of the hidden state; 0 is the embeddings.
+        """
         raise NotImplementedError
 
     def fit(self) -> LayerFit:
@@ -157,23 +162,37 @@ AnyHiddenEncoding = Annotated[HiddenEncoding, OneOf(HIDDEN_ENCODINGS, "component
 
 @HIDDEN_ENCODINGS.register("components")
 class ComponentsEncoding(HiddenEncoding):
-    """Principal components of each layer, in int8 with one scale for each component."""
+    """Principal components of each layer, in int8 with one step for all components of a layer."""
 
     kind: Literal["components"] = "components"
     """Name of the encoding."""
-    components: int | None = Field(default=64, ge=1)
-    """Principal components kept of each layer, at most; null keeps the teacher's own coordinates, all of them."""
+    components: int | None = Field(default=64, ge=1, le=2**16)
+    """Codes are as exact as so many principal components of each layer; null keeps the teacher's own coordinates, all
+    of them, each in a step of its own."""
+    error: float = Field(default=0.03, gt=0, lt=1)
+    """Part of its square that int8 may lose of a state in the mean, where so many components would lose less."""
     values: Literal["int8", "float32"] = "int8"
-    """Type of the stored values; int8 with one scale for each component."""
+    """Type of the stored values."""
     sample_windows: int = Field(default=256, ge=2, le=2**20)
     """Windows from which mean, variance, scale and basis are measured before a capture."""
 
-    def array(self, width: int) -> ArrayType:
-        """As `HiddenEncoding` has it."""
-        return ArrayType(width if self.components is None else min(width, self.components), self.values, "bitshuffle")
+    def array(self, width: int, layer: int) -> ArrayType:
+        """As `HiddenEncoding` has it; embeddings row by row, since they repeat as a whole with their tokens."""
+        if self.values == "float32":
+            return ArrayType(self.num_components(width), self.values, "bitshuffle")
+        return ArrayType(self.num_components(width), self.values, by_column=layer > 0)
+
+    def num_components(self, width: int) -> int:
+        """Components stored of a state of this width: in int8 a quarter more than those that it is to be as exact as.
+
+        Coarse codes of more components lose as much in fewer bytes (`components.py`).
+        """
+        if self.components is None:
+            return width
+        return min(width, self.components if self.values == "float32" else -(-self.components * 5 // 4))
 
     def fit(self) -> LayerFit:
-        """As `HiddenEncoding` has it; float64 sums on the CPU, W² of them with a basis."""
+        """As `HiddenEncoding` has it; float64 sums on the CPU, W² of them with a basis, and 4,096 states."""
         from palenka.data.signals.components import ComponentsFit
 
         return ComponentsFit(self)

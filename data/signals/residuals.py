@@ -10,7 +10,7 @@ Shapes: k kept tokens.
 import torch
 from torch import Tensor
 
-from palenka.data.signals.rounding import to_int8
+from palenka.data.signals.rounding import narrowed, to_int8, widened
 
 _STEP = 1 / 32
 """Nats in a step of a token that holds all mass."""
@@ -35,16 +35,16 @@ def residuals(values: Tensor, predicted: Tensor, log_mass: Tensor) -> Tensor:
 
 def pack_residuals(left: Tensor, predicted: Tensor, log_mass: Tensor) -> Tensor:
     """Residuals as int8 in steps of each token's own, which widen with the distance to the prediction."""
-    code = left.sign() * torch.log1p(left.abs() / _WIDEN) * _WIDEN / _steps(predicted, log_mass)
-    return to_int8(code)
+    steps = _steps(predicted, log_mass)
+    return to_int8(narrowed(left / steps, _WIDEN / steps))
 
 
 def unpack_residuals(stored: Tensor, predicted: Tensor, log_mass: Tensor) -> Tensor:
     """The residuals, float32; as they are, where they were stored in float32."""
     if stored.dtype != torch.int8:
         return stored
-    codes = stored.float()
-    return codes.sign() * _WIDEN * torch.expm1(codes.abs() * _steps(predicted, log_mass) / _WIDEN)
+    steps = _steps(predicted, log_mass)
+    return widened(stored, _WIDEN / steps) * steps
 
 
 def _shares(predicted: Tensor, log_mass: Tensor) -> Tensor:

@@ -1,4 +1,8 @@
-"""Numbers as signed bytes: what hidden states, codes and residuals are rounded to."""
+"""Numbers as signed bytes: what hidden states, codes and residuals are rounded to.
+
+Where a few numbers are far from the others, steps widen with the distance from 0: twice as wide at `width`, so that a
+byte reaches width · (exp(127 / width) − 1) units, and what is far keeps a small relative error.
+"""
 
 import torch
 from torch import Tensor
@@ -10,6 +14,17 @@ LARGEST_INT8 = 127
 def to_int8(units: Tensor) -> Tensor:
     """Numbers in units of a step, rounded and clipped, as int8."""
     return units.round().clamp(-LARGEST_INT8, LARGEST_INT8).to(torch.int8)
+
+
+def narrowed(units: Tensor, width: float | Tensor) -> Tensor:
+    """Numbers in units of a step, in steps that widen with their distance from 0 and are twice as wide at `width`."""
+    return units.sign() * torch.log1p(units.abs() / width) * width
+
+
+def widened(codes: Tensor, width: float | Tensor) -> Tensor:
+    """What `narrowed` was given, float32."""
+    codes = codes.float()
+    return codes.sign() * torch.expm1(codes.abs() / width) * width
 
 
 def share_clipped(stored: Tensor) -> float:

@@ -93,12 +93,15 @@ def _measured_in(group: zarr.Group, manifest: CacheManifest, keys: Iterable[str]
     return Measured(read(STATICS), layers)
 
 
-def damage_of_shard(directory: Path, shard: Shard, contents: bool = True) -> str | None:
-    """What is wrong with a shard of a cache, in a few words; None if nothing is.
+def damage_of_shard(
+    directory: Path, shard: Shard, contents: bool = True, arrays: Iterable[str] | None = None
+) -> str | None:
+    """What is wrong with a shard of a cache, or with some of its arrays, in a few words; None if nothing is.
 
     Its record must be of this shard and of this cache: a copy from elsewhere is damage.
     """
-    return damage_of(directory, shard.record, contents, **facts_of(directory, shard))
+    files = None if arrays is None else {shard.file_of(name) for name in arrays}
+    return damage_of(directory, shard.record, contents, files, **facts_of(directory, shard))
 
 
 def facts_of(directory: Path, shard: Shard) -> dict[str, object]:

@@ -4,6 +4,7 @@ A run reads one long sequence of windows, epoch after epoch; a position in it is
 slices of the sequence, so neither their size nor the number of processes changes what is read, or when.
 """
 
+import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,10 +18,11 @@ from torch import Tensor
 
 from palenka.data.corpus import Corpus
 from palenka.data.signals.cache import TeacherCache
+from palenka.data.signals.chunks import yield_to_training
 from palenka.data.signals.manifest import num_used
 from palenka.data.signals.signal import TeacherSignal
 from palenka.data.signals.store import Arrays
-from palenka.data.windows import WindowRule, epoch_order
+from palenka.data.windows import WindowRule, ascending_in_batches, epoch_order
 
 Codes = Mapping[str, Tensor]
 """The arrays of a cache for some windows, [B, …] each, as they are stored."""
@@ -96,7 +98,8 @@ class ReadingOrder:
         self.batch = batch
         used = [num_used(rule.count(num_tokens, epoch % rule.views), fraction) for epoch in range(epochs)]
         self._ends = np.cumsum(used)
-        self._opened: tuple[int, NDArray[np.int64], NDArray[np.int64]] | None = None
+        self._opened: dict[int, tuple[NDArray[np.int64], NDArray[np.int64]]] = {}
+        self._lock = threading.Lock()
 
     def __len__(self) -> int:
         """Windows in all epochs together."""
@@ -125,13 +128,15 @@ class ReadingOrder:
         return int(self._ends[epoch] - (self._ends[epoch - 1] if epoch else 0))
 
     def _order(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The epoch's slots in reading order, and the window at every slot of its view; kept for one epoch."""
-        if self._opened is None or self._opened[0] != epoch:
-            order = epoch_order(self._in_epoch(epoch), self.seed, epoch)
-            first = int(self._ends[epoch]) - len(order)
-            order = order[np.lexsort((order, (first + np.arange(len(order))) // self.batch))]
-            self._opened = (epoch, order, self.rule.slots(self.num_tokens, epoch % self.rule.views))
-        return self._opened[1:]
+        """The epoch's slots in reading order, and the window at every slot of its view; kept with the epoch before."""
+        with self._lock:
+            if epoch not in self._opened:
+                order = epoch_order(self._in_epoch(epoch), self.seed, epoch)
+                order = ascending_in_batches(order, self.batch, int(self._ends[epoch]) - len(order))
+                # Threads that read ahead may be in two epochs at once.
+                self._opened = {last: kept for last, kept in self._opened.items() if last == epoch - 1}
+                self._opened[epoch] = order, self.rule.slots(self.num_tokens, epoch % self.rule.views)
+            return self._opened[epoch]
 
 
 def read_batch(
@@ -156,8 +161,8 @@ def read_batch(
 
 
 def _join(parts: Sequence[NDArray[Any]]) -> Tensor:
-    # Joined by NumPy: torch cannot join all types that are stored.
-    return torch.from_numpy(np.concatenate(parts))
+    # Joined by NumPy: torch cannot join all types that are stored. One part alone, all but a few batches, is no copy.
+    return torch.from_numpy(parts[0] if len(parts) == 1 else np.concatenate(parts))
 
 
 def stream(
@@ -169,7 +174,9 @@ def stream(
     prefetch: int = 4,
     pin_memory: bool = False,
 ) -> Generator[EncodedBatch, None, None]:
-    """Batches for the given slices of the order, read ahead by a background thread.
+    """Batches for the given slices of the order, read ahead by background threads.
+
+    Two: one reads the next block while the other makes batches of this one.
 
     Args:
         corpus: where the tokens are.
@@ -188,7 +195,7 @@ def stream(
         batch = read_batch(corpus, order, caches, start, stop, num_positions)
         return batch.pin_memory() if pin_memory else batch
 
-    executor = ThreadPoolExecutor(1, "prefetch")
+    executor = ThreadPoolExecutor(2, "prefetch", initializer=yield_to_training)
     ahead: deque[Future[EncodedBatch]] = deque()
     try:
         for start, stop in slices:

@@ -189,9 +189,17 @@ def read_text(path: Path) -> str:
 def state_of(path: Path) -> tuple[int, int, int] | None:
     """What tells a file from another of the same name, and from itself after a change; None without one."""
     try:
-        found = path.stat()
+        return _told_by(path.stat())
     except FileNotFoundError:
         return None
+
+
+def state_of_open(number: int) -> tuple[int, int, int]:
+    """The same of an open file, by its number in the system: it stays this file whatever becomes of the name."""
+    return _told_by(os.fstat(number))
+
+
+def _told_by(found: os.stat_result) -> tuple[int, int, int]:
     return found.st_ino, found.st_size, found.st_mtime_ns
 
 

@@ -25,6 +25,20 @@ _HARMLESS = dict.fromkeys(
 """The values that a variable may have; others ask for another way to compute than settings say."""
 
 
+def cores() -> int:
+    """Processor cores for this process, as many as torch computes with.
+
+    OMP_NUM_THREADS where it is set (a grid sets it for points that run at once, and launchers for their processes), or
+    all that the process may use, shared with the others of its launch on this machine.
+    """
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    if asked.isdecimal() and int(asked) > 0:
+        return int(asked)
+    there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    launched = os.environ.get("LOCAL_WORLD_SIZE", "")
+    return max(1, there // max(1, int(launched) if launched.isdecimal() else 1))
+
+
 def open_processes(device: Device | None = None) -> "PartialState":
     """This process among those of its launch, and its device.
 

@@ -7,7 +7,7 @@ once it is there. A sealed record holds a checksum of itself.
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -112,19 +112,32 @@ def committed_files(directory: Path, record: str) -> list[str]:
     return [*read_sealed(directory / record)["files"]]
 
 
-def damage_of(directory: Path, record: str, contents: bool = True, **facts: object) -> str | None:
+def damage_of(
+    directory: Path,
+    record: str,
+    contents: bool = True,
+    only: Collection[str] | None = None,
+    **facts: object,
+) -> str | None:
     """What is wrong with the files that a commit record names, in a few words; None if nothing is.
 
     Args:
         directory: that the files are in.
         record: path of the record in it.
         contents: also compare checksums, at about 1 s a gigabyte; otherwise only presence and sizes.
+        only: the files that are looked at; all that the record names unless given.
         facts: that the record must have, as they were given to `commit`: it may be whole and belong elsewhere.
     """
-    return next((damage for _, damage in damages_of(directory, record, contents, **facts)), None)
+    return next((damage for _, damage in damages_of(directory, record, contents, only, **facts)), None)
 
 
-def damages_of(directory: Path, record: str, contents: bool = True, **facts: object) -> Iterator[tuple[str, str]]:
+def damages_of(
+    directory: Path,
+    record: str,
+    contents: bool = True,
+    only: Collection[str] | None = None,
+    **facts: object,
+) -> Iterator[tuple[str, str]]:
     """Each file that is damaged, as `damage_of` has it, and what is wrong with it; or else the record itself."""
     try:
         found = read_record(directory / record)
@@ -145,7 +158,11 @@ def damages_of(directory: Path, record: str, contents: bool = True, **facts: obj
         if found.get(name) != value:
             yield record, f"{record} is of another {name}: {found.get(name)!r}, not {value!r}"
             return
+    for name in set(only or ()) - {name for name, _, _ in files}:
+        yield record, f"{record} does not name {name}"
     for name, size, checksum in files:
+        if only is not None and name not in only:
+            continue
         if how := _damage_of_file(directory / name, size, checksum if contents else None):
             yield name, f"{name} {how}"
 

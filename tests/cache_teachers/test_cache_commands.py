@@ -71,7 +71,7 @@ def test_a_fresh_cache_is_what_its_teacher_says(settings: CaptureSettings, capsy
     assert all(abs(divergence) < 3e-4 for divergence in found["rounding"].values())
     assert found["nondeterminism"]["largest_difference"] < 1e-4
     assert abs(found["nondeterminism"]["kl"]) < 1e-7
-    assert all(0 < error < 2e-3 for error in found["hidden"].values())
+    assert all(0 < error < 0.04 for error in found["hidden"].values())
     mass = TeacherCache(settings.output).kept_mass()
     for temperature, missing in found["missing"].items():
         assert missing == pytest.approx(1 - mass[float(temperature)], abs=0.03)

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from palenka.data.signals.stream import ReadingOrder
-from palenka.data.windows import BLOCK_WINDOWS, CHUNK_WINDOWS, WindowRule, epoch_order, gather
+from palenka.data.windows import BLOCK_WINDOWS, CHUNK_WINDOWS, WindowRule, ascending_in_batches, epoch_order, gather
 
 
 @given(
@@ -67,6 +67,19 @@ def test_an_epoch_reads_each_window_once_block_by_block(num_windows: int, seed: 
     if num_windows > 20:
         assert not np.array_equal(order, epoch_order(num_windows, seed, epoch + 1))
         assert not np.array_equal(order, epoch_order(num_windows, seed + 1, epoch))
+
+
+@given(num_windows=st.integers(0, 1000), batch=st.integers(1, 300), first=st.integers(0, 1000))
+def test_an_order_is_that_of_sorting_all_windows_at_once(num_windows: int, batch: int, first: int) -> None:
+    generator = np.random.RandomState([3, 1])
+    num_chunks = -(-num_windows // CHUNK_WINDOWS)
+    block = generator.permutation(num_chunks) // (BLOCK_WINDOWS // CHUNK_WINDOWS)
+    place_within = generator.random_sample(num_windows)
+    expected = np.lexsort((place_within, block[np.arange(num_windows) // CHUNK_WINDOWS]))
+    order = epoch_order(num_windows, seed=3, epoch=1)
+    assert np.array_equal(order, expected)
+    batches = (first + np.arange(num_windows)) // batch
+    assert np.array_equal(ascending_in_batches(order, batch, first), order[np.lexsort((order, batches))])
 
 
 @given(

@@ -156,6 +156,19 @@ def test_an_empty_map_and_options_of_the_other_source_are_refused() -> None:
         TeacherSource.model_validate({"cache": "c", "precision": "bf16"})
     with pytest.raises(ValueError, match="needs no cache"):
         TeacherSource.model_validate({"source": "live", "model": "m", "cache": "c"})
+    with pytest.raises(ValueError, match="a live teacher's logits have no rank, but rank is 4"):
+        TeacherSource.model_validate({"source": "live", "model": "m", "rank": 4})
+
+
+def test_a_student_reads_fewer_tokens_than_its_cache_holds(
+    cache_directory: Path, corpus: Corpus, settings_of_run: SettingsOfRun
+) -> None:
+    settings = settings_of_run(teachers={"t": {"cache": cache_directory, "k": 3}}, objective={"logit": 0.5})
+    kept = batch_of(open_teachers(settings, corpus, CPU), settings, corpus).signals["t"].at(1.0)
+    assert kept.log_kept.shape[-1] == 3
+    settings = settings_of_run(teachers={"t": {"cache": cache_directory, "k": 99}}, objective={"logit": 0.5})
+    with pytest.raises(UserError, match=r"of teacher t holds k \d+, but 99 is to be read; choose \d+ at most"):
+        open_teachers(settings, corpus, CPU)
 
 
 @pytest.mark.parametrize(

@@ -125,8 +125,8 @@ def test_the_caches_hold_what_the_students_read(name: str) -> None:
         assert student.objective.temperature in cache.logits.temperatures
         teachers = [STUDENTS.parent / f"{path.relative_to('runs')}.yaml" for path in cache.models().values()]
         widths = [yaml.safe_load(teacher.read_text())["model"]["hidden_size"] for teacher in teachers]
-        components = sum(cache.hidden.array(width).width for width in widths)
-        assert len(cache.hidden.layers) * cache.hidden.within(128).num_positions() * components / 128 <= 512
+        codes = len(cache.hidden.layers) * sum(cache.hidden.array(width, 1).width for width in widths)
+        assert codes * cache.hidden.within(128).num_positions() / 128 <= 640  # before compression
         compared = student.objective.terms["hidden"]
         assert isinstance(compared, HiddenTerm)
         if compared.projection == "none":

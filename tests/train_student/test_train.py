@@ -504,8 +504,8 @@ def flip_bit(path: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (Path.unlink, "lacks 1 of the shards needed: {file} is missing; run `palenka cache run` again"),
-        (lambda path: path.write_bytes(b""), "lacks 1 of the shards needed: {file} has 0 bytes where"),
+        (Path.unlink, "is damaged: {file} is missing; `palenka cache run` captures it anew"),
+        (lambda path: path.write_bytes(b""), "is damaged: {file} has 0 bytes where"),
         (flip_bit, "is damaged: {file} differs from its checksum"),
         (lambda path: path.write_bytes(bytes(path.stat().st_size)), "is damaged: {file} differs from its checksum"),
     ],

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from palenka.cache_teachers.settings import SINGLE, CaptureSettings
 from palenka.data.corpus import Corpus
 from palenka.data.signals.cache import TeacherCache
 from palenka.data.signals.cache_writer import CacheWriter, create_cache, is_begun
-from palenka.data.signals.encodings import TopKEncoding
+from palenka.data.signals.encodings import LowRankEncoding, SampledEncoding, TopKEncoding
 from palenka.data.signals.manifest import CacheManifest, TeacherIdentity, windows_per_shard
 from palenka.data.signals.store import Measured, damage_of_shard, read_manifest
 from palenka.data.windows import WindowRule, gather
@@ -156,6 +157,91 @@ def test_any_zarr_reader_reads_the_arrays(cache_directory: Path) -> None:
     assert kept is not None
     assert np.array_equal(np.asarray(ids[0, :10]), kept.numpy())
     assert group.attrs["corpus"] == cache.manifest.corpus
+
+
+@pytest.mark.parametrize("windows", [2, 64, 128])
+def test_chunks_are_what_zarr_reads(
+    windows: int, hidden_capture: CaptureSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("palenka.data.signals.manifest.LARGEST_SHARD_WINDOWS", windows)
+    hidden = {"positions": 5, "sample_windows": 40, "components": 8}
+    changes = {"logits": {"kind": "low_rank", "k": 4, "rank": 6}, "hidden": hidden, "fraction": 0.3}
+    capture(CaptureSettings.model_validate(hidden_capture.as_plain() | changes))
+    cache = TeacherCache(hidden_capture.output, read_manifest(hidden_capture.output).hidden_keys())
+    group = zarr.open_group(hidden_capture.output, mode="r")
+    captured = cache.committed()[-1].stop
+    slots = np.random.RandomState(0).permutation(captured).astype(np.int64)
+    for chosen in (slots, slots[:7], np.sort(slots), slots[:0]):
+        found = cache.codes(0, chosen)
+        assert found.keys() == cache.manifest.arrays().keys()
+        for name, values in found.items():
+            stored = group[name]
+            assert isinstance(stored, zarr.Array)
+            expected = np.asarray(stored[0])[chosen]
+            assert values.dtype == expected.dtype
+            assert np.array_equal(values, expected)
+
+
+def test_many_threads_read_what_one_reads(cache_directory: Path) -> None:
+    alone, shared = TeacherCache(cache_directory), TeacherCache(cache_directory)
+    slots = np.arange(alone.manifest.num_windows(0), dtype=np.int64)
+    parts = np.array_split(np.random.RandomState(0).permutation(slots), 40)
+    with ThreadPoolExecutor(8) as threads:
+        for found, part in zip(threads.map(lambda part: shared.codes(0, part), parts), parts, strict=True):
+            expected = alone.codes(0, part)
+            assert all(np.array_equal(found[name], expected[name]) for name in expected)
+
+
+def test_a_reader_checks_the_files_that_it_reads_and_no_others(hidden_capture: CaptureSettings) -> None:
+    capture(hidden_capture)
+    for path in hidden_capture.output.glob("hidden/teacher/1/codes/c/0/*/0/0"):
+        path.write_bytes(b"damaged")
+    slots = np.arange(10, dtype=np.int64)
+    TeacherCache(hidden_capture.output).read(0, slots)
+    TeacherCache(hidden_capture.output, ["teacher/0", "teacher/2"]).read(0, slots)
+    with pytest.raises(UserError, match="hidden/teacher/1/codes/c/0/0/0/0 has 7 bytes where"):
+        TeacherCache(hidden_capture.output, ["teacher/1"]).read(0, slots)
+
+
+@pytest.mark.parametrize("kind", ["topk", "low_rank"])
+def test_less_is_read_than_was_kept(kind: str, capture_settings: CaptureSettings) -> None:
+    rank = {"rank": 8, "codes": "float32"} if kind == "low_rank" else {}
+    logits = {"kind": kind, "k": 8, "values": "float32", **rank}
+    capture(CaptureSettings.model_validate(capture_settings.as_plain() | {"logits": logits}))
+    whole = TeacherCache(capture_settings.output)
+    fewer = whole.manifest.logits.reading(3, 2 if rank else None, "the cache")
+    slots = np.arange(20, dtype=np.int64)
+    for temperature in (1.0, 2.0):
+        all_kept = whole.read(0, slots).at(temperature)
+        found = TeacherCache(capture_settings.output, read_as=fewer).read(0, slots).at(temperature)
+        assert found.ids is not None
+        assert found.ids.shape[-1] == 3
+        assert (found.ids.diff(dim=-1) > 0).all()
+        # The three most probable with their probabilities, and the exact mass of all others.
+        largest = all_kept.log_kept.double().sort(dim=-1, descending=True).values[..., :3]
+        torch.testing.assert_close(found.log_kept.double().sort(dim=-1, descending=True).values, largest)
+        torch.testing.assert_close(found.log_tail.double().exp(), 1 - largest.exp().sum(-1), rtol=1e-4, atol=1e-6)
+        if rank:
+            size = whole.manifest.vocabulary_size
+            torch.testing.assert_close(found.log_probabilities(size).exp().sum(-1), torch.ones(found.log_tail.shape))
+            assert found.others is not None
+            codes = torch.from_numpy(whole.codes(0, slots)["logits/codes"][..., :2].copy())
+            statics = whole.measured.statics
+            exact = statics["centre"] + codes @ statics["basis"][:, :2].T
+            torch.testing.assert_close(found.others.logits(), exact / temperature, rtol=1e-4, atol=1e-4)
+
+
+def test_more_than_was_kept_is_not_read() -> None:
+    encoding = LowRankEncoding(k=8, rank=16)
+    assert encoding.reading(None, None, "cache c") == encoding
+    with pytest.raises(UserError, match="cache c holds k 8, but 9 is to be read; choose 8 at most"):
+        encoding.reading(9, None, "cache c")
+    with pytest.raises(UserError, match="cache c holds rank 16, but 17 is to be read; choose 16 at most"):
+        encoding.reading(None, 17, "cache c")
+    with pytest.raises(UserError, match=r"cache c holds topk logits, of which no smaller rank \(2\) is read"):
+        TopKEncoding().reading(None, 2, "cache c")
+    with pytest.raises(UserError, match=r"cache c holds sampled logits, of which no smaller k \(2\) is read"):
+        SampledEncoding().reading(2, None, "cache c")
 
 
 @pytest.mark.parametrize(

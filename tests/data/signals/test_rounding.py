@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from palenka.data.signals.encoding import OutputMatrix, TeacherOutputs
 from palenka.data.signals.encodings import LowRankEncoding, TopKEncoding
+from palenka.data.signals.rounding import LARGEST_INT8, narrowed, to_int8, widened
 
 VOCABULARY, WIDTH = 80, 10
 TEMPERATURES = st.floats(2.0, 64.0, exclude_min=True)
@@ -77,3 +79,18 @@ def test_by_low_rank_the_whole_vocabulary_keeps_its_masses(temperature: float, s
     assert math.isfinite(divergence)
     if not any(encoding.clipped(arrays).values()):
         assert divergence <= 0.05
+
+
+@given(st.lists(st.floats(-4000, 4000, width=32), min_size=1, max_size=20), st.sampled_from([4.0, 24.0]))
+def test_steps_widen_with_the_distance_and_give_back_what_they_had(numbers: list[float], width: float) -> None:
+    units = torch.tensor(numbers)
+    exact = np.array(numbers, np.float32).astype(np.float64)
+    narrow = narrowed(units, width)
+    expected = np.sign(exact) * width * np.log1p(np.abs(exact) / width)
+    np.testing.assert_allclose(narrow.numpy(), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(widened(narrow, width), units, rtol=1e-4, atol=1e-5)
+    reach = width * np.expm1(LARGEST_INT8 / width)
+    # Half a step is off by half its width there, as long as a byte reaches so far.
+    decoded = widened(to_int8(narrow), width).double().numpy()
+    within = np.abs(exact) < reach
+    assert (np.abs(decoded - exact)[within] <= 0.51 * (1 + np.abs(exact) / width)[within] * np.exp(0.5 / width)).all()

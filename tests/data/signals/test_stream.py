@@ -1,8 +1,10 @@
 """The stream: read ahead by a thread, with nothing changed by that."""
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -50,6 +52,18 @@ def test_it_yields_what_reading_yields_over_epochs_and_views(
             assert signals[name].at(1.0).log_kept.shape == (stop - start, 16, k)
             assert batch.codes[name].keys() == expected.codes[name].keys()
             assert all(torch.equal(codes, expected.codes[name][key]) for key, codes in batch.codes[name].items())
+
+
+def test_threads_in_several_epochs_share_an_order(corpus: Corpus, two_caches: dict[str, TeacherCache]) -> None:
+    alone, shared = order_of(corpus, two_caches["fine"]), order_of(corpus, two_caches["fine"])
+    starts = np.random.RandomState(0).randint(0, len(alone) - 50, 60).tolist()
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(lambda start: list(shared.pieces(start, start + 50)), starts))
+    for start, pieces in zip(starts, found, strict=True):
+        for piece, (view, slots, indices) in zip(pieces, alone.pieces(start, start + 50), strict=True):
+            assert piece[0] == view
+            assert np.array_equal(piece[1], slots)
+            assert np.array_equal(piece[2], indices)
 
 
 def test_the_kept_tokens_of_a_coarser_cache_are_among_those_of_a_finer_one(

@@ -1,0 +1,109 @@
+"""Chunks of a cache, read straight from the files of its shards.
+
+Zarr takes about a millisecond for each chunk of each array, whatever its size, and one core: a block of four chunks of
+thirteen arrays would take longer than a GPU takes to learn from it. So the hot path reads what Zarr's specification
+says of a shard (zarr-specs, Sharding codec 1.0): chunks, then an index of their offsets and sizes as 64-bit numbers,
+then a CRC-32C of the index. A chunk is Blosc, then a CRC-32C. Readers are threads; Blosc lets others run meanwhile.
+
+They have a lower priority than the thread that trains, which they would else slow down on few cores: while that waits
+for them they have the processor to themselves.
+"""
+
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import numpy as np
+from numcodecs import blosc
+from numpy.typing import NDArray
+
+from palenka.data.signals.manifest import CacheManifest, Shard, StoredArray
+from palenka.data.signals.store import chunk_windows
+from palenka.ground.files import state_of_open
+from palenka.ground.processes import cores
+
+_CHECKSUM_BYTES = 4
+_NICENESS = 5
+
+
+class ChunkError(Exception):
+    """A file of a shard is not what its cache's metadata says."""
+
+
+@dataclass(frozen=True)
+class ArrayChunks:
+    """The chunks of one array.
+
+    Attributes:
+        directory: of the cache.
+        name: of the array, its path in the cache.
+        array: how it is stored.
+        windows: of a chunk.
+        chunks_per_shard: of it.
+    """
+
+    directory: Path
+    name: str
+    array: StoredArray
+    windows: int
+    chunks_per_shard: int
+
+    @classmethod
+    def of(cls, directory: Path, manifest: CacheManifest, name: str) -> "ArrayChunks":
+        """The chunks of an array of a cache."""
+        windows = chunk_windows(manifest)
+        return cls(directory, name, manifest.arrays()[name], windows, manifest.windows_per_shard // windows)
+
+    def read(self, shard: Shard, chunk: int) -> tuple[NDArray[Any], tuple[int, int, int]]:
+        """A chunk [windows, rows, width], counted from its view's first, and the state of the file it was read from.
+
+        Raises:
+            OSError: if there is no such file.
+            ChunkError: if it does not hold the chunk.
+        """
+        with open(self.directory / shard.file_of(self.name), "rb", buffering=0) as file:  # noqa: PTH123 - quicker
+            state, number = state_of_open(file.fileno()), file.fileno()
+            index = _checked(os.pread(number, *self._place_of_index(state[1])))
+            at, size = np.frombuffer(index, "<u8").reshape(-1, 2)[chunk % self.chunks_per_shard].tolist()
+            compressed = _checked(os.pread(number, size, at) if at + size <= state[1] else b"")
+        found = self.array.empty(self.windows)
+        room = np.moveaxis(found, -1, 0) if self.array.row.by_column else found
+        try:
+            blosc.decompress(compressed, room)
+        except (RuntimeError, ValueError) as error:
+            raise ChunkError(str(error)) from error
+        return found, state
+
+    def _place_of_index(self, size: int) -> tuple[int, int]:
+        """Bytes and offset of the index in a file of this size."""
+        index = 16 * self.chunks_per_shard + _CHECKSUM_BYTES
+        return index, max(0, size - index)
+
+
+def _checked(data: bytes) -> bytes:
+    """Data without the checksum at its end.
+
+    Raises:
+        ChunkError: unless it has this checksum.
+    """
+    content = data[:-_CHECKSUM_BYTES]
+    if len(data) < _CHECKSUM_BYTES or google_crc32c.value(content) != int.from_bytes(data[-_CHECKSUM_BYTES:], "little"):
+        raise ChunkError("a chunk differs from its checksum")
+    return content
+
+
+@cache
+def readers() -> ThreadPoolExecutor:
+    """The threads that read chunks, as many as this process has cores, for all of its caches."""
+    return ThreadPoolExecutor(cores(), "chunks", initializer=yield_to_training)
+
+
+def yield_to_training() -> None:
+    """Give this thread a lower priority than others of its process, where the system has priorities of threads."""
+    if hasattr(os, "setpriority") and hasattr(threading, "get_native_id") and os.uname().sysname == "Linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
