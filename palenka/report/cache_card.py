@@ -13,7 +13,9 @@ from palenka.data.signals.signal import TeacherSignal
 from palenka.data.windows import BLOCK_WINDOWS, WindowRule
 
 SAMPLE_WINDOWS = 1024
-"""Windows that the histograms are made from: any slots of a cache are a uniform sample of its corpus."""
+"""Windows that the histograms are made from, at most: any slots of a cache are a uniform sample of its corpus."""
+_SAMPLE_PROBABILITIES = 2**29
+"""Of whole distributions that entropies add up: some seconds a temperature, whatever the vocabulary."""
 BINS = 40
 
 
@@ -71,7 +73,7 @@ class CacheCard:
 
 
 def make_card(name: str, cache: TeacherCache) -> CacheCard:
-    """The card of a cache. Reads all tail masses, and `SAMPLE_WINDOWS` windows whole.
+    """The card of a cache. Reads all tail masses, and `SAMPLE_WINDOWS` windows whole, or fewer of a large vocabulary.
 
     Raises:
         UserError: if a shard that is read is damaged.
@@ -104,12 +106,13 @@ def make_card(name: str, cache: TeacherCache) -> CacheCard:
 
 def _sample(cache: TeacherCache) -> Iterator[TeacherSignal]:
     """The first captured windows, block by block."""
-    taken = 0
+    manifest, taken = cache.manifest, 0
+    wanted = min(SAMPLE_WINDOWS, max(1, _SAMPLE_PROBABILITIES // (manifest.windows.length * manifest.vocabulary_size)))
     for shard in cache.committed():
         for start in range(shard.start, shard.stop, BLOCK_WINDOWS):
-            if taken >= SAMPLE_WINDOWS:
+            if taken >= wanted:
                 return
-            slots = np.arange(start, min(start + BLOCK_WINDOWS, shard.stop))
+            slots = np.arange(start, min(start + BLOCK_WINDOWS, start + wanted - taken, shard.stop))
             taken += len(slots)
             yield cache.read(shard.view, slots)
 
