@@ -112,7 +112,7 @@ def plain_steps(settings: TrainSettings) -> list[float]:
     """Seconds a token of training steps with the model's own loss: whole logits, plain autograd."""
     corpus = Corpus.open(settings.corpus, settings.split)
     model = settings.model.build(corpus, settings.seed).train()
-    optimizer, rule = adamw(model, settings.optimizer), settings.windows
+    optimizer, rule = adamw(model, settings.optimizer, torch.device("cpu")), settings.windows
     slots = rule.slots(len(corpus.tokens), 0)
     seconds = []
     for step in range(STEPS):

@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from palenka.cache_teachers.settings import CaptureSettings
-from palenka.cache_teachers.teacher import Teacher, prefixed
+from palenka.cache_teachers.teacher import Teacher, finiteness, named_states, prefixed
 from palenka.data.corpus import Corpus
-from palenka.data.signals.cache_writer import CacheWriter, create_cache, is_begun
+from palenka.data.signals.cache_writer import CacheWriter, HiddenError, create_cache, is_begun
 from palenka.data.signals.encoding import TeacherOutputs
 from palenka.data.signals.manifest import CacheManifest, Shard, compressed_bytes, windows_per_shard
-from palenka.data.signals.store import damage_of_shard
+from palenka.data.signals.store import Arrays, damage_of_shard
 from palenka.ground.errors import UserError, system_error
 from palenka.ground.files import resolved
 from palenka.ground.lock import sole_writer
@@ -90,7 +90,8 @@ def _require_space(
     ]
     tokens = corpus.gather(manifest.windows, first.view, indices)
     said = encode_windows(teacher, manifest, tokens, first.view, indices)
-    sizes = compressed_bytes({name: array.row for name, array in manifest.arrays().items()}, said.arrays)
+    arrays = {name: part.cpu().numpy() for name, part in said.arrays.items()}
+    sizes = compressed_bytes({name: array.row for name, array in manifest.arrays().items()}, arrays)
     needed = sum(sizes.values()) / len(indices) * sum(shard.stop - shard.start for shard in missing)
     if needed > (free := free_bytes(settings.output)):
         raise UserError(
@@ -208,7 +209,14 @@ def capture_shards(
     micro_batch: int,
     verbose: bool = True,
 ) -> None:
-    """Capture some shards; each is compressed and written while the teacher reads the next."""
+    """Capture some shards; each is compressed and written while the teacher reads the next.
+
+    Within a shard nothing waits for the device: it copies what it computed by itself, and is asked once a shard whether
+    all of it is finite.
+
+    Raises:
+        UserError: if a teacher gives numbers that are not finite.
+    """
     rule, micro_batch = writer.manifest.windows, teacher.windows_at_once(micro_batch)
     total = sum(shard.stop - shard.start for shard in shards) * rule.length
     with (
@@ -223,19 +231,23 @@ def capture_shards(
                 some = indices[start : start + micro_batch]
                 filled.add(start, corpus.gather(rule, shard.view, some), shard.view, some)
                 advance(len(some) * rule.length)
+            arrays, hidden_error = filled.finish()
             if written is not None:
                 written.result()
-            written = background.submit(writer.write, shard, filled.arrays, filled.hidden_error)
+            written = background.submit(writer.write, shard, arrays, hidden_error)
         if written is not None:
             written.result()
 
 
 class _ShardInMemory:
-    """One shard while it is captured: its arrays, and the squared error of its hidden states."""
+    """One shard while it is captured: its arrays, the squared error of its hidden states, and whether all is finite."""
 
-    def __init__(self, arrays: dict[str, NDArray[np.generic]], teacher: Teacher, manifest: CacheManifest) -> None:
-        self.arrays = arrays
-        self.hidden_error: dict[str, tuple[float, float]] = {}
+    def __init__(self, arrays: Arrays, teacher: Teacher, manifest: CacheManifest) -> None:
+        room = {name: torch.from_numpy(values) for name, values in arrays.items()}
+        # A GPU copies by itself to page-locked memory alone.
+        self._room = {name: part.pin_memory() if torch.cuda.is_available() else part for name, part in room.items()}
+        self._hidden_error: dict[str, Tensor] = {}
+        self._finite: dict[str, Tensor] = {}
         self._teacher = teacher
         self._manifest = manifest
 
@@ -243,27 +255,42 @@ class _ShardInMemory:
         """Put what the teacher says about the windows (view, indices) into the arrays, from row `start` on."""
         said = encode_windows(self._teacher, self._manifest, tokens, view, indices)
         for name, values in said.arrays.items():
-            self.arrays[name][start : start + len(tokens)] = values
+            self._room[name][start : start + len(tokens)].copy_(values, non_blocking=True)
         for key, squares in said.hidden_error.items():
-            before = self.hidden_error.get(key, (0.0, 0.0))
-            self.hidden_error[key] = (before[0] + squares[0], before[1] + squares[1])
+            self._hidden_error[key] = self._hidden_error[key] + squares if key in self._hidden_error else squares
+        for key, flag in said.finite.items():
+            self._finite[key] = self._finite[key] & flag if key in self._finite else flag
+
+    def finish(self) -> tuple[Arrays, HiddenError]:
+        """Wait for all that was added; what is to be written of the shard.
+
+        Raises:
+            UserError: if any of it is not finite.
+        """
+        self._teacher.require_finite(self._finite)
+        errors = {key: (float(residual), float(total)) for key, (residual, total) in self._hidden_error.items()}
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return {name: part.numpy() for name, part in self._room.items()}, errors
 
 
 @dataclass(frozen=True)
 class EncodedWindows:
-    """What a teacher says of some windows, and what a cache keeps of it.
+    """What a teacher says of some windows, and what a cache keeps of it; all of it on the teacher's device.
 
     Attributes:
         outputs: of the forward pass.
-        arrays: as they are stored, [B, …] each, by their path in a cache.
+        arrays: that are stored, [B, …] each, by their path in a cache.
         states: hidden states at the positions kept, by key.
-        hidden_error: residual and total sum of squares of each layer.
+        hidden_error: residual and total sum of squares of each layer, [2] float64.
+        finite: whether logits and hidden states are, by what they are called.
     """
 
     outputs: TeacherOutputs
-    arrays: dict[str, NDArray[np.generic]]
+    arrays: dict[str, Tensor]
     states: dict[str, Tensor]
-    hidden_error: dict[str, tuple[float, float]]
+    hidden_error: dict[str, Tensor]
+    finite: dict[str, Tensor]
 
 
 def encode_windows(
@@ -273,9 +300,9 @@ def encode_windows(
     num_positions = manifest.hidden.num_positions() if manifest.hidden else 0
     positions = torch.from_numpy(manifest.windows.positions(view, indices, num_positions))
     outputs = teacher.outputs(torch.from_numpy(tokens), view, indices)
-    logits, codes = teacher.encode(outputs, positions)
     states = teacher.at(outputs.hidden, positions)
+    arrays, codes = teacher.encode(outputs, states)
     layers = teacher.measured.layers
     errors = {key: layers[key].squared_error(state, codes[key]) for key, state in states.items()}
-    arrays = {name: values.cpu().numpy() for name, values in prefixed(logits, codes).items()}
-    return EncodedWindows(outputs, arrays, states, errors)
+    finite = finiteness({"logits": outputs.logits} | named_states(states))
+    return EncodedWindows(outputs, prefixed(arrays, codes), states, errors, finite)

@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from palenka.data.signals.encodings import AnyLogitEncoding, LowRankEncoding
 from palenka.data.signals.hidden import AnyHiddenEncoding
 from palenka.data.windows import WindowRule
-from palenka.ground.processes import Device
+from palenka.ground.processes import Compile, Device
 from palenka.ground.settings import Command, Precision, Printing, Settings
 
 SINGLE = "teacher"
@@ -33,6 +33,8 @@ class TeacherSettings(Settings):
     """What is kept of the teacher's hidden states; nothing unless given."""
     precision: Precision = "float32"
     """Type that the teacher computes in."""
+    compile: Compile = "auto"
+    """Whether the teacher's blocks are compiled: a minute at first, faster then; auto is so on a GPU (cuda)."""
 
     @model_validator(mode="after")
     def _teacher_is_given(self) -> Self:

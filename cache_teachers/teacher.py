@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from palenka.cache_teachers.settings import TeacherSettings
+from palenka.data.blocks import compile_blocks
 from palenka.data.corpus import Corpus
 from palenka.data.hub import locate_model
 from palenka.data.model_files import (
@@ -27,14 +28,17 @@ from palenka.data.model_files import (
     require_unchanged,
     state_of_model,
 )
+from palenka.data.moving import to_device
 from palenka.data.signals.distribution import token_chunks
 from palenka.data.signals.encoding import OutputMatrix, TeacherOutputs
 from palenka.data.signals.hidden import HiddenLayers, LayerFit
 from palenka.data.signals.manifest import LOGITS, codes_of, hidden_key
 from palenka.data.signals.signal import TeacherSignal, at_positions
 from palenka.data.signals.store import Measured
+from palenka.data.unpadded import reads_whole_windows
 from palenka.data.windows import WindowRule
 from palenka.ground.errors import UserError
+from palenka.ground.processes import is_compiled
 
 _LOGITS_AT_ONCE = 2**28
 """Of a forward pass: 1 GB in float32, whatever the vocabulary."""
@@ -91,6 +95,10 @@ class Teacher:
         }
         for directory, state in states.items():
             require_unchanged(directory, state)
+        for loaded in self._models.values():
+            reads_whole_windows(loaded, rule.length)
+            if is_compiled(settings.compile, device):
+                compile_blocks(loaded)
         self._logits_of = {name: int(model.config.get_text_config().vocab_size) for name, model in self._models.items()}
         size = corpus.vocabulary_size
         self._heads = {name: head for name, model in self._models.items() if (head := _output_matrix(model, size))}
@@ -104,12 +112,11 @@ class Teacher:
     def signal(self, tokens: Tensor, positions: Tensor) -> TeacherSignal:
         """What it says about windows [B, L], with the hidden states at positions [B, P or more]: one forward pass.
 
-        Nothing is drawn, so its encoding must be no estimate.
-
-        Raises:
-            UserError: if its output is not finite.
+        Nothing is drawn, so its encoding must be no estimate. Numbers that are not finite are no error here: they show
+        in the student's loss.
         """
-        arrays, codes = self.encode(self.outputs(tokens), positions)
+        outputs = self.outputs(tokens)
+        arrays, codes = self.encode(outputs, self.at(outputs.hidden, positions))
         hidden = {key: layer.decode(codes[key]) for key, layer in self.measured.layers.items()}
         return TeacherSignal(self.logits, arrays, self.measured.statics, hidden)
 
@@ -132,7 +139,8 @@ class Teacher:
             layers = self.hidden_layers[name].layers if self.hidden_layers else ()
             keeps_last = with_last or self.logits.needs_states
             with_states = bool(layers) or keeps_last
-            given = model(input_ids=tokens.to(self._device), use_cache=False, output_hidden_states=with_states)
+            here = to_device(tokens, self._device)
+            given = model(input_ids=here, use_cache=False, output_hidden_states=with_states)
             # Some models have more logits than the tokenizer has tokens: left out before anything is normalised.
             logits.append(given.logits[..., : self._corpus.vocabulary_size])
             hidden |= {hidden_key(name, layer): given.hidden_states[layer] for layer in layers}
@@ -155,28 +163,23 @@ class Teacher:
         return masses
 
     @torch.no_grad()
-    def encode(self, outputs: TeacherOutputs, positions: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def encode(
+        self, outputs: TeacherOutputs, states: Mapping[str, Tensor]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """What is kept of outputs: the arrays of the distributions by name, the codes of hidden states by key.
 
         Args:
             outputs: for windows [B, L].
-            positions: of these windows' hidden states, [B, P or more]; as many of the first as are kept count.
-
-        Raises:
-            UserError: if anything is not finite.
+            states: of these windows at the positions kept (`at`).
         """
-        self._require_finite("logits", outputs.logits)
         arrays = self.logits.encode(outputs, self.measured.statics)
-        states = self.at(outputs.hidden, positions)
-        for key, layer in states.items():
-            self._require_finite(f"hidden states ({key})", layer)
         return arrays, {key: self.measured.layers[key].encode(layer) for key, layer in states.items()}
 
     def at(self, states: Mapping[str, Tensor], positions: Tensor) -> dict[str, Tensor]:
         """Hidden states [B, L, W] at the first of the positions [B, P or more], as many as are kept: [B, P, W]."""
         if self.hidden is None:
             return {}
-        kept = positions[:, : self.hidden.num_positions()].to(self._device)
+        kept = to_device(positions[:, : self.hidden.num_positions()], self._device)
         return {key: at_positions(layer, kept) for key, layer in states.items()}
 
     @torch.no_grad()
@@ -188,8 +191,8 @@ class Teacher:
         layers: dict[str, LayerFit] = {}
         if self.hidden is not None:
             for outputs in self._sample(self.hidden.sample_windows, micro_batch):
+                self.require_finite(finiteness(named_states(outputs.hidden)))
                 for key, layer in outputs.hidden.items():
-                    self._require_finite(f"hidden states ({key})", layer)
                     layers.setdefault(key, self.hidden.fit()).add(layer[:, 1:])
                 del outputs  # before the next are computed: logits of a large vocabulary may take a gigabyte
         statics = self.logits.measure(self._sample(-(-_SAMPLE_TOKENS // self._rule.length), micro_batch))
@@ -208,9 +211,15 @@ class Teacher:
     def _uniforms(self, view: int, indices: NDArray[np.int64], count: int) -> Tensor:
         return torch.from_numpy(self._rule.uniforms(view, indices, count, self._stream))
 
-    def _require_finite(self, what: str, values: Tensor) -> None:
-        # Few rows at a time: of a large vocabulary, isfinite would copy a gigabyte.
-        if not all(bool(few.isfinite().all()) for few in token_chunks(values.flatten(0, -2))):
+    def require_finite(self, finite: Mapping[str, Tensor]) -> None:
+        """Refuse outputs of which some are not finite, given what `finiteness` says of them.
+
+        Raises:
+            UserError: naming the first.
+        """
+        flags = torch.stack(list(finite.values())).tolist() if finite else []
+        if not all(flags):
+            what = list(finite)[flags.index(False)]
             names = ", ".join(str(directory) for directory in self._directories.values())
             raise UserError(
                 f"teacher {names} gives {what} that are not finite in {self._precision}; "
@@ -228,6 +237,22 @@ class _Sample:
     def __iter__(self) -> Iterator[TeacherOutputs]:
         for indices, tokens in self.windows:
             yield self.teacher.outputs(torch.from_numpy(tokens), 0, indices)  # without a name, which would keep it
+
+
+def finiteness(outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Whether each of some outputs [..., n] is finite, scalars that stay on the device; the outputs are read once."""
+    # A sum in float32 is finite if all of its numbers are: those of a half-precision type cannot reach its end. Few rows
+    # at a time: a CPU would copy all of them to float32.
+    rows = {name: token_chunks(values.flatten(0, -2)) for name, values in outputs.items()}
+    return {
+        name: torch.stack([few.sum(-1, dtype=torch.float32).isfinite().all() for few in parts]).all()
+        for name, parts in rows.items()
+    }
+
+
+def named_states(states: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Hidden states by what an error calls them."""
+    return {f"hidden states ({key})": layer for key, layer in states.items()}
 
 
 def prefixed(arrays: Mapping[str, Tensor], codes: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -114,7 +114,7 @@ def _errors(
     }
     stored = cache.codes(view, slots)
     for name, codes in said.arrays.items():
-        errors[f"differing/{name}"] = _over_windows(torch.from_numpy(codes != stored[name]).double())
+        errors[f"differing/{name}"] = _over_windows(torch.from_numpy(codes.cpu().numpy() != stored[name]).double())
     signal = cache.read(view, slots)
     encoding = cache.manifest.logits
     if not encoding.is_estimate:
@@ -126,7 +126,7 @@ def _errors(
             errors |= _logit_errors(logits / temperature, signal.at(temperature), unrounded, temperature)
     for key, states in said.states.items():
         there = torch.from_numpy(stored[codes_of(key)])
-        errors[f"hidden/{key}"] = cache.measured.layers[key].squared_error(states, there)
+        errors[f"hidden/{key}"] = cache.measured.layers[key].squared_error(states, there).tolist()
     return errors
 
 

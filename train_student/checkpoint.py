@@ -117,5 +117,6 @@ def _load_optimizer(module: nn.Module, optimizer: torch.optim.Optimizer, saved: 
         states.setdefault(owner, {})[key] = value
     for name, weight in module.named_parameters():
         for key, value in states.get(name, {}).items():
-            # As AdamW has it: the count of steps stays on the CPU.
-            optimizer.state[weight][key] = value if key == "step" else value.to(weight.device)
+            # As AdamW has it: the count of steps stays on the CPU, unless one kernel does all (fused).
+            stays = key == "step" and not optimizer.defaults["fused"]
+            optimizer.state[weight][key] = value if stays else value.to(weight.device)

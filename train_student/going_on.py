@@ -6,7 +6,7 @@ from typing import Any
 from palenka.ground.errors import UserError, refuse_difference
 from palenka.train_student.settings import TrainSettings
 
-_FREE = ("output", "corpus", "device", "plugins", "epochs", "log_every", "checkpoint_every", "trackers")
+_FREE = ("output", "corpus", "device", "compile", "plugins", "epochs", "log_every", "checkpoint_every", "trackers")
 """Options that change no step: where things lie and are computed, what is told. The epochs have a rule of their own.
 
 What is at a path has a fingerprint among the inputs: a corpus, a cache or a run may be moved.

@@ -47,7 +47,7 @@ class Meter:
     tokens: float = 0
     waited: float = 0.0
     since: float = field(default_factory=time.perf_counter)
-    skipped: int = 0
+    skipped: int | Tensor = 0
     """Steps that the loss scaler of fp16 skipped."""
     first_bad: Tensor | None = None
     """The first micro-batch in which each value, and at the end the gradient, was not finite, [names + 1] int64."""
@@ -112,7 +112,7 @@ class Meter:
             "data_wait": round(waited_by_each / seconds, 4),
         }
         if self.accelerator.scaler is not None:
-            measured["skipped_steps"] = self.skipped
+            measured["skipped_steps"] = int(self.skipped)
         self.sums, self.tokens, self.waited, self.since, self.skipped = None, 0, 0.0, now, 0
         return measured
 
@@ -127,7 +127,7 @@ class Meter:
             "tokens": self.tokens,
             "waited": self.waited,
             "seconds": time.perf_counter() - self.since,
-            "skipped": self.skipped,
+            "skipped": int(self.skipped),
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:

@@ -8,14 +8,16 @@ from palenka.ground.errors import UserError
 from palenka.train_student.settings import OptimizerSettings
 
 
-def adamw(module: torch.nn.Module, settings: OptimizerSettings) -> torch.optim.AdamW:
-    """AdamW that decays matrices and leaves vectors (norms, biases) alone."""
+def adamw(module: torch.nn.Module, settings: OptimizerSettings, device: torch.device) -> torch.optim.AdamW:
+    """AdamW that decays matrices and leaves vectors (norms, biases) alone; on a GPU one kernel moves many weights."""
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": settings.weight_decay},
         {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(settings.beta1, settings.beta2))
+    return torch.optim.AdamW(
+        groups, lr=settings.learning_rate, betas=(settings.beta1, settings.beta2), fused=device.type == "cuda" or None
+    )
 
 
 class LearningRate:

@@ -7,6 +7,7 @@ from accelerate import Accelerator
 from palenka.data.corpus import Corpus
 from palenka.data.signals.stream import Batch, EncodedBatch, ReadingOrder, read_batch, stream
 from palenka.ground.errors import UserError
+from palenka.train_student.copying import on_device
 from palenka.train_student.settings import TrainSettings
 from palenka.train_student.teachers import Teachers
 
@@ -40,15 +41,17 @@ class Reading:
         self.num_steps = len(order) // settings.global_batch
 
     def batches(self, first: int) -> Generator[EncodedBatch, None, None]:
-        """The micro-batches from a step on, read ahead."""
-        return stream(
+        """The micro-batches from a step on, read ahead, on the device."""
+        device = self._accelerator.device
+        batches = stream(
             self._corpus,
             self._order,
             self._teachers.caches,
             self.slices(first),
             self._teachers.num_positions,
-            pin_memory=self._accelerator.device.type == "cuda",
+            pin_memory=device.type == "cuda",
         )
+        return on_device(batches, device)
 
     def complete(self, batch: EncodedBatch) -> Batch:
         """A micro-batch on the device, with the signals of all teachers."""

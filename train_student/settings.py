@@ -10,7 +10,7 @@ from palenka.cache_teachers.settings import TeacherSettings, named_models
 from palenka.data.signals.encodings import TopKEncoding
 from palenka.data.signals.hidden import ComponentsEncoding
 from palenka.data.windows import WindowRule
-from palenka.ground.processes import Device
+from palenka.ground.processes import Compile, Device
 from palenka.ground.registry import OneOf
 from palenka.ground.settings import Command, Duration, Precision, Printing, Settings
 from palenka.train_student.model import configured, shapes, trained  # noqa: F401 - they register themselves
@@ -159,6 +159,9 @@ class TrainSettings(Command):
     """Type that the model computes in; weights, losses and optimizer are float32 in any case."""
     device: Device = "auto"
     """Where the model computes: auto is a GPU (cuda, or mps on a Mac) if there is one."""
+    compile: Compile = "auto"
+    """Whether the blocks of student and live teachers are compiled: a minute at first, faster then; auto is so on a GPU
+    (cuda). Results are the same but for rounding."""
     validation: ValidationSettings = ValidationSettings()
     """How the run is validated; the best model is the one that is kept."""
     log_every: int = Field(default=10, ge=1)

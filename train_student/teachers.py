@@ -103,7 +103,7 @@ def _open_live(source: TeacherSource, settings: TrainSettings, corpus: Corpus, d
     """A live teacher that speaks of what the objective needs."""
     objective = settings.objective
     asked = source.live(corpus.vocabulary_size, objective.temperature, bool(objective.needing("states")))
-    teacher = Teacher(asked, corpus, settings.windows, device)
+    teacher = Teacher(asked.model_copy(update={"compile": settings.compile}), corpus, settings.windows, device)
     teacher.measure(_MEASURE_WINDOWS)
     return teacher
 

@@ -5,6 +5,7 @@ Nothing of a step depends on how the run came there: its windows follow from the
 """
 
 import contextlib
+import gc
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,10 +19,13 @@ from numpy.random import SeedSequence
 from numpy.typing import NDArray
 from torch.nn.utils import clip_grad_norm_
 
+from palenka.data.blocks import compile_blocks
 from palenka.data.corpus import Corpus
 from palenka.data.held_out import window_losses
 from palenka.data.signals.stream import Batch, EncodedBatch, ReadingOrder
+from palenka.data.unpadded import reads_whole_windows
 from palenka.ground.errors import UserError
+from palenka.ground.processes import is_compiled
 from palenka.ground.progress import info
 from palenka.ground.stopping import Stopped, stopped_when_ready
 from palenka.train_student.agreement import Agreement
@@ -38,6 +42,17 @@ from palenka.train_student.reading import Reading
 from palenka.train_student.run import Best, Logged, Run, RunResult
 from palenka.train_student.settings import TrainSettings
 from palenka.train_student.teachers import Teachers
+
+
+@contextlib.contextmanager
+def _few_collected() -> Iterator[None]:
+    """While the garbage collector leaves alone what is there already: to look at it all would stop each process."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 class Trainer:
@@ -68,9 +83,12 @@ class Trainer:
         self.reading = Reading(settings, accelerator, corpus, order, teachers)
         self.student = settings.model.build(corpus, settings.seed)
         require_causal(self.student, settings.model.summary())
+        reads_whole_windows(self.student, settings.windows.length)
+        if is_compiled(settings.compile, accelerator.device):
+            compile_blocks(self.student)
         self.objective = Objective(self.student, settings.objective, teachers.pairs, settings.seed)
         self.num_steps = self.reading.num_steps
-        self.adamw = adamw(self.objective, settings.optimizer)
+        self.adamw = adamw(self.objective, settings.optimizer, accelerator.device)
         self.rate = self._rate(self.num_steps)
         self.wrapped, self.optimizer = accelerator.prepare(self.objective, self.adamw)
         self.validation_windows = validation_windows
@@ -91,7 +109,11 @@ class Trainer:
         batches = self.reading.batches(first)
         self._announce(first)
         speaks = self.accelerator.is_main_process
-        with stopped_when_ready() as request, display(self.settings, self.num_steps, first, speaks) as self.display:
+        with (
+            stopped_when_ready() as request,
+            display(self.settings, self.num_steps, first, speaks) as self.display,
+            _few_collected(),
+        ):
             agreement = Agreement(self.accelerator, self.settings.checkpoint_every, request)
             for step in range(first, self.num_steps + 1):
                 self._step(step, batches)
@@ -126,7 +148,6 @@ class Trainer:
         norm = self.update(step)
         if self.accelerator.scaler is None:
             meter.add_gradient(norm, step * count - 1)
-        meter.skipped += self.optimizer.step_was_skipped
         if self._logs(step):
             self._log(step, meter.read() | {"gradient_norm": float(norm)} | measured)
         elif measured:
@@ -148,23 +169,25 @@ class Trainer:
 
     def update(self, step: int) -> torch.Tensor:
         """Move the weights by the gradient of a step; returns the norm of the student's, before it was clipped."""
-        norm = self._clip()
+        norm, beside = self._clip()
+        if self.accelerator.scaler is not None:
+            # What the scaler does itself; to ask it would wait for the device.
+            self.meter.skipped = self.meter.skipped + ~(norm + beside).isfinite()
         for group in self.adamw.param_groups:
             group["lr"] = self.rate.at(step)
         self.optimizer.step()
         self.optimizer.zero_grad()
         return norm
 
-    def _clip(self) -> torch.Tensor:
-        """Clip the student's gradient, and apart from it that of projections and heads; returns the student's norm.
+    def _clip(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Clip the student's gradient, and apart from it that of projections and heads; returns the norms of both.
 
         Together, a large gradient of a head would shrink the student's step, which a control never feels.
         """
         self.accelerator.unscale_gradients()
         most = self.settings.optimizer.max_grad_norm
         norm = clip_grad_norm_(self.student.parameters(), most)
-        clip_grad_norm_(self.objective.trained_beside().values(), most)
-        return norm
+        return norm, clip_grad_norm_(self.objective.trained_beside().values(), most)
 
     def _gradient_ratios(
         self, step: int, micro_batches: list[EncodedBatch], weights: Mapping[str, float]

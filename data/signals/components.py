@@ -72,7 +72,10 @@ class Components:
 
     def to(self, device: torch.device) -> Components:
         """The same on another device."""
-        return Components(self.values, **{name: value.to(device) for name, value in self.statics().items()})
+        moved = Components(self.values, **{name: value.to(device) for name, value in self.statics().items()})
+        # Known already, where it can be summed in float64; there it would have to be waited for.
+        moved.__dict__["rms_deviation"] = self.rms_deviation.to(device)
+        return moved
 
     def statics(self) -> dict[str, Tensor]:
         """What is kept in the store, by name."""
@@ -89,15 +92,16 @@ class Components:
         """Components [..., C] in units of the RMS deviation, float32."""
         return self._components(codes) / self.rms_deviation
 
-    def squared_error(self, states: Tensor, codes: Tensor) -> tuple[float, float]:
-        """Residual and total sum of squares of hidden states [..., W] about the mean, float64.
+    def squared_error(self, states: Tensor, codes: Tensor) -> Tensor:
+        """Residual and total sum of squares of hidden states [..., W] about the mean, [2] float64 where they are.
 
         What lies outside a truncated basis is part of the residual.
         """
-        centred = states.cpu().double() - self.mean.cpu().double()
-        components = self._components(codes).cpu().double()
-        decoded = components if self.basis is None else components @ self.basis.cpu().double()
-        return float((centred - decoded).square().sum()), float(centred.square().sum())
+        where = torch.device("cpu") if states.device.type == "mps" else states.device  # mps has no float64
+        centred = states.to(where).double() - self.mean.to(where).double()
+        components = self._components(codes).to(where).double()
+        decoded = components if self.basis is None else components @ self.basis.to(where).double()
+        return torch.stack([(centred - decoded).square().sum(), centred.square().sum()])
 
     def _components(self, codes: Tensor) -> Tensor:
         """Components [..., C] in the teacher's units, float32."""

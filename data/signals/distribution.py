@@ -119,13 +119,22 @@ class Distribution:
 
 
 def token_chunks(flat: Tensor) -> tuple[Tensor, ...]:
-    """Rows [N, V] in chunks of about 8 MB of float32 on a CPU, 512 MB on a GPU.
+    """Rows [N, V] in chunks of `values_at_once` numbers."""
+    return torch.split(flat, max(1, values_at_once(flat.device) // flat.shape[-1]))
+
+
+def values_at_once(device: torch.device) -> int:
+    """How many float32 numbers to work on at once: 8 MB on a CPU; a 64th of a GPU's memory, 512 MB at least.
 
     What is computed from 8 MB stays in a processor's cache: three times as fast as whole batches, whose large buffers
-    go back to the system each time. A GPU wants few, large kernels; there chunks only bound the memory.
+    go back to the system each time. A GPU wants few, large kernels; there chunks only bound the memory. It is all of
+    the GPU's memory that counts, not what is free of it: sums over a chunk must not depend on what else runs there.
     """
-    values = 2**21 if flat.device.type == "cpu" else 2**27
-    return torch.split(flat, max(1, values // flat.shape[-1]))
+    if device.type == "cpu":
+        return 2**21
+    if device.type != "cuda" or not torch.cuda.is_available():
+        return 2**27
+    return max(2**27, torch.cuda.get_device_properties(device).total_memory // (64 * 4))
 
 
 def log1mexp(x: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import math
 import torch
 from torch import Tensor
 
+from palenka.data.moving import to_device
 from palenka.data.signals.distribution import token_chunks
 
 _IMPOSSIBLE = -1e4
@@ -44,14 +45,14 @@ def draw(logits: Tensor, uniforms: Tensor, temperature: float, excluded: Tensor 
     # An mps device has no float64.
     where = "cpu" if logits.device.type == "mps" else logits.device
     ids, start = [], 0
-    flat, numbers = logits.flatten(0, -2), uniforms.flatten(0, -2)
+    flat, numbers = logits.flatten(0, -2), to_device(uniforms.flatten(0, -2), torch.device(where))
     for chunk in token_chunks(flat):
         rows = slice(start, start + len(chunk))
         scaled = chunk.to(where).double() / temperature
         if excluded is not None:
             scaled = scaled.scatter(-1, excluded.flatten(0, -2)[rows].to(where), -math.inf)
         cumulative = (scaled - scaled.amax(-1, keepdim=True)).exp().cumsum(-1)
-        places = torch.searchsorted(cumulative, numbers[rows].to(where) * cumulative[:, -1:], right=True)
+        places = torch.searchsorted(cumulative, numbers[rows] * cumulative[:, -1:], right=True)
         ids.append(places.clamp_max(chunk.shape[-1] - 1).to(flat.device))
         start += len(chunk)
     ordered = torch.cat(ids).sort(dim=-1).values.unflatten(0, logits.shape[:-1]).contiguous()

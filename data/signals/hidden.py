@@ -64,8 +64,11 @@ class Layer(Protocol):
         """Components [..., C] of centred states in units of `rms_deviation`, float32, of codes [..., C]."""
         ...
 
-    def squared_error(self, states: Tensor, codes: Tensor) -> tuple[float, float]:
-        """Residual and total sum of squares of states [..., W] about the mean, float64, given their codes [..., C]."""
+    def squared_error(self, states: Tensor, codes: Tensor) -> Tensor:
+        """Residual and total sum of squares of states [..., W] about the mean, given their codes [..., C].
+
+        [2] float64, on the device of the states if that has float64: a capture looks at it once a shard.
+        """
         ...
 
 

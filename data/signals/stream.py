@@ -65,6 +65,13 @@ class EncodedBatch:
         """The same batch in page-locked memory."""
         return self._map(Tensor.pin_memory)
 
+    def tensors(self) -> Iterator[Tensor]:
+        """All that it holds."""
+        yield self.tokens
+        yield self.positions
+        for parts in self.codes.values():
+            yield from parts.values()
+
     def decode(self, caches: Mapping[str, TeacherCache]) -> Batch:
         """The signals of the caches that it was read from."""
         return Batch(

@@ -22,6 +22,9 @@ _ODDS_STEPS = 32
 _LARGEST_ODDS = 2**15 - 1
 _FAINT = 1e-30
 """Mass that float32 does not add up from probabilities: it is added up from their logarithms, which takes longer."""
+_FAINTEST = 256
+"""Tokens of a chunk for which a GPU does so, those with least mass: to ask how many there are would wait for it. Beyond
+them a mass under 1e-38 is stored as none."""
 
 
 class TopK(NamedTuple):
@@ -112,8 +115,12 @@ def _log_mass_outside(ids: Tensor, logits: Tensor, softmax: Tensor | None = None
     """Log of the mass outside ids [n, k] for logits [n, V] that are 0 at most: [n]; their softmax is overwritten."""
     mass = (logits.softmax(dim=-1) if softmax is None else softmax).scatter_(-1, ids, 0.0).sum(dim=-1)
     log_mass = mass.log()
-    faint = (mass < _FAINT).nonzero().flatten()
+    if mass.device.type == "cpu":
+        faint = (mass < _FAINT).nonzero().flatten()
+    else:
+        faint = mass.topk(min(len(mass), _FAINTEST), largest=False, sorted=False).indices
     if len(faint):
         few = logits[faint]
-        log_mass[faint] = few.scatter(-1, ids[faint], -math.inf).logsumexp(dim=-1) - few.logsumexp(dim=-1)
+        exact = few.scatter(-1, ids[faint], -math.inf).logsumexp(dim=-1) - few.logsumexp(dim=-1)
+        log_mass[faint] = torch.where(mass[faint] < _FAINT, exact, log_mass[faint])
     return log_mass

@@ -19,6 +19,7 @@ from palenka.eval.suites import SUITES
 from palenka.grid.points import Grid, Point
 from palenka.grid.processes import describe, log_of, run_in_processes
 from palenka.grid.record import HELD_OUT, GridFiles, RunFigure
+from palenka.grid.settings import LocalSettings
 from palenka.ground.errors import UserError
 from palenka.ground.lock import sole_writer
 from palenka.ground.progress import info
@@ -139,10 +140,8 @@ def _in_this_one(grid: Grid, points: Sequence[Point]) -> Iterator[Point]:
 
 
 def _in_processes(grid: Grid, points: Sequence[Point], arguments: Sequence[str]) -> Iterator[Point]:
-    """Run points in processes, as many at the same time as there are GPUs; yields each when it has ended."""
-    gpus = visible_gpus()
-    count = grid.settings.local.processes or max(1, len(gpus))
-    devices = [gpus[number % len(gpus)] if gpus else None for number in range(count)]
+    """Run points in processes, some at the same time on each GPU; yields each when it has ended."""
+    devices = _devices(grid.settings.local)
 
     def record(point: Point, status: int) -> None:
         """What a process that was killed or crashed could not record itself."""
@@ -152,6 +151,13 @@ def _in_processes(grid: Grid, points: Sequence[Point], arguments: Sequence[str])
     for point in points:
         point.failure.unlink(missing_ok=True)
     return run_in_processes(grid, points, arguments, devices, record)
+
+
+def _devices(local: LocalSettings) -> list[str | None]:
+    """Where points run at the same time, one entry for each; None is a processor."""
+    gpus = visible_gpus()
+    count = local.processes or max(1, len(gpus) * local.per_gpu)
+    return [gpus[number % len(gpus)] if gpus else None for number in range(count)]
 
 
 def visible_gpus() -> list[str]:

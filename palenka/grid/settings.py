@@ -33,13 +33,25 @@ class LocalSettings(Settings):
     """Points on this machine."""
 
     processes: int | None = Field(default=None, ge=1, le=2**10)
-    """Points at the same time; one for each GPU, or one where there is none, unless given."""
+    """Points at the same time; one for each GPU (`per_gpu` of them), or one where there is none, unless given."""
+    per_gpu: int = Field(default=1, ge=1, le=2**6)
+    """Points at the same time on each GPU: one small student leaves most of a large GPU idle."""
     isolated: bool = True
     """Each point in a process of its own, so that a crash ends that point alone; it costs a start of some seconds.
     Without, all points run in this process, one after the other."""
 
     @model_validator(mode="after")
     def _one_process_is_no_crowd(self) -> Self:
+        if self.processes is not None and self.per_gpu > 1:
+            raise ValueError(
+                f"processes is {self.processes} and per_gpu {self.per_gpu}, but each says how many points run at the "
+                "same time; give one of them"
+            )
+        if not self.isolated and self.per_gpu > 1:
+            raise ValueError(
+                f"per_gpu is {self.per_gpu}, but points that are not isolated run one after the other; set isolated to "
+                "true, or per_gpu to 1"
+            )
         if not self.isolated and self.processes not in (None, 1):
             raise ValueError(
                 f"processes is {self.processes}, but points that are not isolated run one after the other; "

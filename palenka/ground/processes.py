@@ -10,10 +10,14 @@ from typing import TYPE_CHECKING, Literal
 from palenka.ground.errors import UserError
 
 if TYPE_CHECKING:
+    import torch
     from accelerate import PartialState
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 """Where a model computes; auto is a GPU (cuda, or mps on a Mac) if there is one."""
+
+Compile = Literal["auto"] | bool
+"""Whether a model's blocks are compiled; auto is so on a GPU (cuda)."""
 
 _HARMLESS = dict.fromkeys(
     [
@@ -68,6 +72,11 @@ def open_processes(device: Device | None = None) -> "PartialState":
             f"{state.device.type}; several processes need device cpu or cuda, and one device for all that they do"
         )
     return state
+
+
+def is_compiled(asked: Compile, device: "torch.device") -> bool:
+    """Whether a model on a device is to be compiled."""
+    return device.type == "cuda" if asked == "auto" else asked
 
 
 def _available(device: Device) -> str:

@@ -17,12 +17,12 @@ import torch.nn.functional as F  # noqa: N812 - its usual name
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from palenka.data.signals.distribution import token_chunks
+from palenka.data.signals.distribution import token_chunks, values_at_once
 from palenka.train_student.objective.next_token import NextTokenTerms
 
 _LOGITS = 2**26
-"""Logits of a chunk: 128 MB in bf16. Each chunk adds to the head's gradient, so they are not small. On a GPU a chunk is
-worked on as a whole, with some copies in float32: about 1 GB."""
+"""Logits of a chunk on a CPU: 128 MB in bf16. Each chunk adds to the head's gradient, so they are not small. A GPU
+works on as many at once as its memory allows (`values_at_once`), with some copies in float32."""
 
 
 def head_terms(states: Tensor, head: nn.Linear, terms: NextTokenTerms) -> tuple[Tensor, Tensor]:
@@ -73,7 +73,7 @@ class _HeadTerms(torch.autograd.Function):
         # Cast here and not by autocast, which would keep casts without a gradient for other users of the weight.
         matrix, offset = weight.to(kind), bias.to(kind) if bias is not None else None
         start = 0
-        for part in states.split(max(1, _LOGITS // len(weight))):
+        for part in states.split(max(1, max(_LOGITS, values_at_once(states.device)) // len(weight))):
             seen = part.to(kind)
             logits = F.linear(seen, matrix, offset)
             _to_gradient(logits, start, terms, sums)
@@ -132,7 +132,9 @@ class _LogitTerms(torch.autograd.Function):
 def _total(sums: Tensor, num_tokens: int, terms: NextTokenTerms) -> tuple[Tensor, Tensor]:
     """The weighted sum of the terms, and the terms, from their sums over tokens."""
     means = sums / num_tokens
-    return (means * means.new_tensor([terms.hard, *terms.weights])).sum(), means
+    # One number after the other: a list of them would be copied to the device, which waits for it.
+    weighted = [mean * weight for mean, weight in zip(means.unbind(), [terms.hard, *terms.weights], strict=True)]
+    return torch.stack(weighted).sum(), means
 
 
 def _to_gradient(logits: Tensor, start: int, terms: NextTokenTerms, sums: Tensor) -> None:

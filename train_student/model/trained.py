@@ -119,8 +119,10 @@ class TrainedModel(StudentModel):
         """A model with some of the blocks of another, and all its other weights."""
         import torch
 
+        from palenka.data.blocks import block_lists
+
         depth = model.config.get_text_config().num_hidden_layers
-        lists = _block_lists(model, depth)
+        lists = block_lists(model, depth)
         weights = {}
         for name, value in model.state_dict().items():
             inside = next((each for each in lists if name.startswith(f"{each}.")), None)
@@ -135,18 +137,6 @@ class TrainedModel(StudentModel):
             shallow.load_state_dict(weights)
         shallow.generation_config = model.generation_config
         return shallow
-
-
-def _block_lists(model: PreTrainedModel, depth: int) -> list[str]:
-    """Names of the lists of a model that have something for each block; experts inside a block are none."""
-    from torch import nn
-
-    lists: list[str] = []
-    for name, module in model.named_modules():
-        is_inside = any(name.startswith(f"{each}.") for each in lists)
-        if isinstance(module, nn.ModuleList) and len(module) == depth and not is_inside:
-            lists.append(name)
-    return lists
 
 
 def _ascends(layers: tuple[int, ...]) -> bool:

@@ -169,7 +169,8 @@ class _Softmax:
 
         With r = (1 − a) / (1 − b) a teacher's t is r · q off K: the gradient is (1 − r) · q there, and on K it needs
         r · q − t more. So one softmax serves all teachers. Where r is large that would cancel, or 1 − b has underflown:
-        these rare tokens are computed apart, from the logits outside K.
+        these rare tokens are computed apart, from the logits outside K. On a GPU all are, since to ask which they are
+        would wait for it: some five more passes over [n, V].
         """
         scale = weight / self.temperature  # by the chain rule, through logits / T
         ids, log_kept, log_tail = teacher.ids, teacher.log_kept, teacher.log_tail
@@ -185,18 +186,34 @@ class _Softmax:
         outside = self.probabilities.scatter_(-1, ids, 0.0).sum(dim=-1)
         self.probabilities.scatter_(-1, ids, student)
         tail, log_outside = log_tail.exp(), outside.log()
-        rare = (tail > _LARGEST_RATIO * outside).nonzero().flatten()
-        if len(rare):
-            complement = self.logits[rare].scatter_(-1, ids[rare], -math.inf)
-            beside_peak = (complement - self.peak[rare]).logsumexp(dim=-1, keepdim=True)
-            log_outside[rare] = (beside_peak + self.log_of_peak[rare]).squeeze(-1)
-            self.rows.append((rare, complement.softmax(dim=-1).mul_(-scale * tail[rare].unsqueeze(-1))))
-            outside[rare] = math.inf
+        is_rare = tail > _LARGEST_RATIO * outside
+        if self.logits.device.type == "cpu":
+            rare = is_rare.nonzero().flatten()
+            if len(rare):
+                exact, gradient = self._apart(ids[rare], tail[rare], scale, rare)
+                log_outside[rare] = exact
+                self.rows.append((rare, gradient))
+        else:
+            # Which rows they are would have to be waited for: all of them are computed, and theirs are taken.
+            exact, gradient = self._apart(ids, torch.where(is_rare, tail, 0.0), scale)
+            log_outside = torch.where(is_rare, exact, log_outside)
+            self.dense.append((gradient, torch.ones_like(self.peak)))
+        outside = outside.masked_fill(is_rare, math.inf)
         divergence += torch.where(tail > 0, tail * (log_tail - log_outside), 0.0)
         ratio = torch.where(tail > 0, tail / outside, 0.0).unsqueeze(-1)
         self.coefficient += scale * (1 - ratio)
         self.scattered.append((ids, scale * (ratio * student - kept)))
         return divergence.sum()
+
+    def _apart(self, ids: Tensor, tail: Tensor, scale: float, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Log of q outside the ids of some rows, or of all, and the gradient of what a teacher has there."""
+        logits, peak, log_of_peak = (
+            part if rows is None else part[rows] for part in (self.logits, self.peak, self.log_of_peak)
+        )
+        complement = logits.scatter(-1, ids, -math.inf)
+        beside_peak = (complement - peak).logsumexp(dim=-1, keepdim=True)
+        gradient = complement.softmax(dim=-1).mul_(-scale * tail.unsqueeze(-1))
+        return (beside_peak + log_of_peak).squeeze(-1), gradient
 
     def _add_whole(self, scale: float, ids: Tensor, log_kept: Tensor, log_tail: Tensor, others: Tensor) -> Tensor:
         """The same where the others are known, by logits [n, V] that are overwritten.

@@ -1,0 +1,60 @@
+"""Models that read windows: none is padded, so attention needs no mask, and nobody looks for padding.
+
+At every forward pass transformers asks the device whether a mask can be left out, and GPT-2 whether a text ends in its
+padding token. Each answer makes the host wait until the device has done all that it was given, and then the device
+waits for the host.
+"""
+
+import torch
+from torch import Tensor
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+_CAUSAL = "palenka_causal"
+"""Torch's attention, causal, under a name for which transformers makes no mask."""
+AttentionInterface.register(_CAUSAL, sdpa_attention_forward)
+
+
+def reads_whole_windows(model: PreTrainedModel, length: int) -> bool:
+    """Let a model leave out masks, if its logits for windows of a length stay as they are, bit by bit.
+
+    They do not where attention sees only part of what came before (sliding windows that are shorter), and where it is
+    not torch's (GPT-J): such a model goes on to make masks. Costs two forward passes over a window. A model that is
+    saved or loaded says nothing of it.
+
+    Args:
+        model: whose attention may be changed.
+        length: of the windows, at most.
+
+    Returns:
+        Whether masks are left out.
+    """
+    for part in model.modules():
+        if isinstance(part, PreTrainedModel):
+            part.warn_if_padding_and_no_attention_mask = _is_whole  # type: ignore[method-assign, assignment]
+    before = model.config._attn_implementation
+    if before != "sdpa":
+        return False
+    expected = _logits(model, length)
+    model.config._attn_implementation = _CAUSAL
+    if torch.equal(_logits(model, length), expected):
+        return True
+    model.config._attn_implementation = before
+    return False
+
+
+def _is_whole(*_arguments: object) -> None:
+    """In place of the search for padding."""
+
+
+@torch.no_grad()
+def _logits(model: PreTrainedModel, length: int) -> Tensor:
+    vocabulary_size = int(model.config.get_text_config().vocab_size)
+    tokens = (torch.arange(length, device=model.device) * 7919 % vocabulary_size).unsqueeze(0)
+    was_training = model.training
+    model.train(False)
+    try:
+        logits: Tensor = model(input_ids=tokens, use_cache=False).logits
+    finally:
+        model.train(was_training)
+    return logits

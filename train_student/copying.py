@@ -1,0 +1,45 @@
+"""Copying ahead: a GPU fetches the next micro-batch on a stream of its own while it works on this one."""
+
+import contextlib
+from collections.abc import Generator, Iterator
+
+import torch
+
+from palenka.data.signals.stream import EncodedBatch
+
+
+def on_device(
+    batches: Generator[EncodedBatch, None, None], device: torch.device
+) -> Generator[EncodedBatch, None, None]:
+    """The batches on a device, in their order; on a GPU one of them is copied ahead, from page-locked memory."""
+    with contextlib.closing(batches):
+        yield from _moved(batches, device)
+
+
+def _moved(batches: Iterator[EncodedBatch], device: torch.device) -> Iterator[EncodedBatch]:
+    if device.type != "cuda":
+        yield from (batch.to(device) for batch in batches)
+        return
+    copies = torch.cuda.Stream(device)
+    ahead: EncodedBatch | None = None
+    arrived: torch.cuda.Event | None = None
+    for batch in batches:
+        ready, known = ahead, arrived
+        with torch.cuda.stream(copies):
+            ahead = batch.to(device)
+            arrived = copies.record_event()
+        if ready is not None:
+            yield _received(ready, known)
+    if ahead is not None:
+        yield _received(ahead, arrived)
+
+
+def _received(batch: EncodedBatch, arrived: torch.cuda.Event | None) -> EncodedBatch:
+    """A batch for the current stream, which waits for its copy; the host does not."""
+    current = torch.cuda.current_stream(batch.tokens.device)
+    if arrived is not None:
+        current.wait_event(arrived)
+    for part in batch.tensors():
+        # Its memory must not be given to the next copy before this stream is done with it.
+        part.record_stream(current)
+    return batch
