@@ -18,8 +18,8 @@ from palenka.grid.points import Grid, Point
 from palenka.grid.ranking import best, rank
 from palenka.grid.record import RunFigure
 from palenka.grid.results import chosen_finalists, results_of
-from palenka.grid.running import is_finished, run_point, visible_gpus
-from palenka.grid.settings import GridSettings
+from palenka.grid.running import _devices, is_finished, run_point, visible_gpus
+from palenka.grid.settings import GridSettings, LocalSettings
 from palenka.grid.slurm import array_script, following_script
 from palenka.ground.command_line import parse_file
 from palenka.ground.errors import UserError
@@ -498,6 +498,23 @@ def test_without_sbatch_the_script_is_there_and_the_error_says_so(
     assert main(["grid", "--config", str(grid_file()), "--launcher", "slurm"]) == 2
     assert "sbatch is not on this machine" in capsys.readouterr().err
     assert (tmp_path / "grid" / "grid.sbatch").is_file()
+
+
+def test_points_share_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
+    assert _devices(LocalSettings()) == ["2", "3"]
+    assert _devices(LocalSettings(per_gpu=2)) == ["2", "3", "2", "3"]
+    assert _devices(LocalSettings(processes=3)) == ["2", "3", "2"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert _devices(LocalSettings(per_gpu=4)) == [None]
+    assert _devices(LocalSettings(processes=2)) == [None, None]
+
+
+def test_how_many_points_run_is_said_once() -> None:
+    with pytest.raises(ValueError, match="processes is 3 and per_gpu 2, but each says how many points run"):
+        LocalSettings(processes=3, per_gpu=2)
+    with pytest.raises(ValueError, match="per_gpu is 2, but points that are not isolated run one after the other"):
+        LocalSettings(isolated=False, per_gpu=2)
 
 
 def test_the_gpus_are_those_that_are_visible(monkeypatch: pytest.MonkeyPatch) -> None:

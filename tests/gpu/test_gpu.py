@@ -1,0 +1,181 @@
+"""On a GPU: nothing waits, and what is computed there is what a CPU computes. `pytest -m gpu`; skipped without CUDA."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from palenka.cache_teachers.capture import _ShardInMemory, capture, manifest_of
+from palenka.cache_teachers.settings import CaptureSettings
+from palenka.cache_teachers.teacher import Teacher
+from palenka.data.corpus import Corpus
+from palenka.data.signals.cache import TeacherCache
+from palenka.data.signals.cache_writer import CacheWriter, create_cache
+from palenka.data.signals.encodings import ENCODINGS
+from palenka.data.signals.manifest import Shard
+from palenka.data.signals.store import read_manifest
+from palenka.ground.stopping import Stopped
+from palenka.train_student.objective.divergences import DIVERGENCES
+from palenka.train_student.settings import TrainSettings
+from palenka.train_student.train import train
+from palenka.train_student.trainer import Trainer
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU (cuda)"),
+    pytest.mark.filterwarnings("default"),
+]
+
+CUDA = torch.device("cuda")
+EVERY_TERM = {"hard": 0.5, "logit": 0.5, "hidden": 0.1, "contrastive": 0.1, "auxiliary": 0.1}
+
+
+@pytest.fixture
+def no_waiting() -> Callable[[], Any]:
+    """Where torch raises if the host waits for the device."""
+    from contextlib import contextmanager
+
+    @contextmanager
+    def waits_for_nothing() -> Iterator[None]:
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            yield
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    return waits_for_nothing
+
+
+@pytest.fixture
+def capture_of(capture_settings: CaptureSettings, tmp_path: Path) -> Callable[..., CaptureSettings]:
+    """Settings of a capture with hidden states, by the kind of its logits and the device."""
+
+    def make(kind: str, device: str = "cuda", **changes: object) -> CaptureSettings:
+        hidden = {"positions": 5, "components": None, "sample_windows": 40}
+        fields = {"logits": {"kind": kind}, "hidden": hidden, "device": device, "compile": False}
+        output = {"output": str(tmp_path / f"{kind}-{device}")}
+        return CaptureSettings.model_validate(capture_settings.as_plain() | fields | output | changes)
+
+    return make
+
+
+def losses_of(settings: TrainSettings) -> list[float]:
+    train(settings)
+    lines = [json.loads(line) for line in (settings.output / "metrics.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in lines if "loss" in line]
+
+
+@pytest.mark.parametrize("kind", [*ENCODINGS])
+@pytest.mark.parametrize("divergence", [*DIVERGENCES])
+def test_a_step_waits_for_nothing_and_every_term_is_that_of_a_cpu(
+    kind: str,
+    divergence: str,
+    capture_of: Any,
+    student_of_cache: Any,
+    no_waiting: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if kind in ("sampled", "hybrid") and divergence != "forward":
+        pytest.skip("draws serve forward KL alone")
+    captured = capture_of(kind, "cpu")
+    capture(captured)
+    step = Trainer._step
+
+    def watched(trainer: Trainer, number: int, batches: Any) -> None:
+        if number != 3 or trainer.accelerator.device.type != "cuda":
+            return step(trainer, number, batches)
+        with no_waiting():
+            return step(trainer, number, batches)
+
+    monkeypatch.setattr(Trainer, "_step", watched)
+    found = {
+        device: losses_of(
+            student_of_cache(
+                output=tmp_path / device,
+                teachers={"t": {"cache": captured.output}},
+                objective=EVERY_TERM | {"divergence": divergence},
+                fraction=0.2,
+                micro_batch=8,
+                device=device,
+            )
+        )
+        for device in ("cpu", "cuda")
+    }
+    assert found["cuda"] == pytest.approx(found["cpu"], rel=2e-3)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_trains_as_float32_does(
+    precision: str, capture_of: Any, student_of_cache: Any, tmp_path: Path
+) -> None:
+    captured = capture_of("low_rank")
+    capture(captured)
+    found = {
+        each: losses_of(
+            student_of_cache(
+                output=tmp_path / each,
+                teachers={"t": {"cache": captured.output}},
+                objective=EVERY_TERM,
+                fraction=0.3,
+                device="cuda",
+                precision=each,
+            )
+        )
+        for each in ("float32", precision)
+    }
+    assert found[precision][-1] == pytest.approx(found["float32"][-1], rel=0.03)
+
+
+@pytest.mark.parametrize("precision", ["float32", "fp16"])
+def test_a_run_goes_on(precision: str, student_of_cache: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    changes = {"teachers": {}, "objective": {"hard": 1.0}, "fraction": 0.3, "precision": precision, "log_every": 1}
+    whole = losses_of(student_of_cache(output=tmp_path / "whole", device="cuda", **changes))
+    settings = student_of_cache(output=tmp_path / "parts", device="cuda", checkpoint_every=3, **changes)
+    step = Trainer._step
+
+    def stopped(trainer: Trainer, number: int, batches: Any) -> None:
+        if number == 6:
+            raise KeyboardInterrupt
+        step(trainer, number, batches)
+
+    monkeypatch.setattr(Trainer, "_step", stopped)
+    with pytest.raises((KeyboardInterrupt, Stopped)):
+        train(settings)
+    monkeypatch.setattr(Trainer, "_step", step)
+    assert losses_of(settings) == pytest.approx(whole, rel=1e-3)
+
+
+@pytest.mark.parametrize("kind", [*ENCODINGS])
+def test_a_capture_waits_for_nothing_and_says_what_a_cpu_says(
+    kind: str, capture_of: Any, corpus: Corpus, no_waiting: Any, tmp_path: Path
+) -> None:
+    settings = capture_of(kind)
+    teacher = Teacher(settings, corpus, settings.windows, CUDA)
+    manifest = manifest_of(settings, corpus, teacher)
+    teacher.measure(8)
+    create_cache(tmp_path / "room", manifest, teacher.measured.to(torch.device("cpu")))
+    writer = CacheWriter(tmp_path / "room", manifest)
+    indices = settings.windows.slots(len(corpus.tokens), 0)[:16]
+    filled = _ShardInMemory(writer.empty(Shard(0, 0, 0, 16)), teacher, manifest)
+    filled.add(0, corpus.gather(settings.windows, 0, indices[:8]), 0, indices[:8])
+    with no_waiting():
+        filled.add(8, corpus.gather(settings.windows, 0, indices[8:]), 0, indices[8:])
+    filled.finish()
+    if kind in ("sampled", "hybrid"):
+        return  # a rounding error draws another token
+    signals = []
+    for device in ("cpu", "cuda"):
+        captured = capture_of(kind, device)
+        capture(captured)
+        cache = TeacherCache(captured.output, read_manifest(captured.output).hidden_keys())
+        signals.append(cache.read(0, np.arange(32)))
+    ours, theirs = signals
+    torch.testing.assert_close(ours.at(1.0).log_tail, theirs.at(1.0).log_tail, rtol=0, atol=0.1)
+    for key, states in ours.hidden.items():
+        torch.testing.assert_close(states, theirs.hidden[key], rtol=0, atol=0.2)

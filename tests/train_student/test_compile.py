@@ -1,0 +1,91 @@
+"""Compiled blocks: the same numbers but for rounding, and nothing of it in what is kept."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from palenka.cache_teachers.capture import capture
+from palenka.cache_teachers.settings import CaptureSettings
+from palenka.data.signals.cache import TeacherCache
+from palenka.ground.command_line import parse
+from palenka.ground.processes import is_compiled
+from palenka.train_student.settings import TrainSettings
+from palenka.train_student.train import train
+
+
+def test_auto_compiles_on_cuda_alone() -> None:
+    assert is_compiled("auto", torch.device("cuda"))
+    assert not is_compiled("auto", torch.device("cpu"))
+    assert is_compiled(True, torch.device("cpu"))
+    assert not is_compiled(False, torch.device("cuda"))
+
+
+@pytest.mark.parametrize(("word", "expected"), [("auto", "auto"), ("true", True), ("false", False)])
+def test_the_command_line_has_its_words(word: str, expected: object, settings_of_run: Any, tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(json.dumps(settings_of_run().as_plain()))
+    assert parse(TrainSettings, ["--config", str(file), "--compile", word], "palenka train").compile == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
+def test_a_compiled_run_is_the_plain_one_within_rounding(
+    architecture: str,
+    hidden_capture: CaptureSettings,
+    student_of_cache: Callable[..., TrainSettings],
+    make_shape: Callable[..., Any],
+    tmp_path: Path,
+) -> None:
+    capture(hidden_capture)
+    found = {}
+    for compiled in (False, True):
+        settings = student_of_cache(
+            output=tmp_path / f"compiled-{compiled}",
+            model=make_shape(architecture),
+            objective={"hard": 0.5, "logit": {"weight": 0.5, "schedule": {"start": 0.1}}, "hidden": 0.1},
+            fraction=0.2,
+            micro_batch=8,
+            log_every=1,
+            compile=compiled,
+        )
+        train(settings)
+        log = [json.loads(line) for line in (settings.output / "metrics.jsonl").read_text().splitlines()]
+        losses = [line["loss"] for line in log if "loss" in line]
+        model = load_file(next(settings.output.glob("**/model.safetensors")))
+        checkpoint = load_file(sorted(settings.output.glob("checkpoints/*/objective.safetensors"))[-1])
+        found[compiled] = losses, model, checkpoint
+    (plain, model, checkpoint), (losses, compiled_model, compiled_checkpoint) = found[False], found[True]
+    assert len(plain) > 5
+    assert losses == pytest.approx(plain, rel=1e-4)
+    for ours, theirs in ((compiled_model, model), (compiled_checkpoint, checkpoint)):
+        assert ours.keys() == theirs.keys()
+        for name, weight in ours.items():
+            torch.testing.assert_close(weight, theirs[name], rtol=1e-3, atol=2e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
+def test_a_compiled_teacher_says_the_same_within_rounding(hidden_capture: CaptureSettings, tmp_path: Path) -> None:
+    caches = []
+    for compiled in (False, True):
+        changes = {"output": str(tmp_path / f"compiled-{compiled}"), "compile": compiled, "fraction": 0.1}
+        settings = CaptureSettings.model_validate(hidden_capture.as_plain() | changes)
+        capture(settings)
+        caches.append(TeacherCache(settings.output, settings_keys(settings)))
+    plain, compiled_cache = (cache.read(0, np.arange(40)) for cache in caches)
+    torch.testing.assert_close(plain.at(1.0).log_tail, compiled_cache.at(1.0).log_tail, rtol=0, atol=0.1)
+    for key, states in plain.hidden.items():
+        torch.testing.assert_close(states, compiled_cache.hidden[key], rtol=0, atol=0.2)
+
+
+def settings_keys(settings: CaptureSettings) -> list[str]:
+    from palenka.data.signals.store import read_manifest
+
+    return read_manifest(settings.output).hidden_keys()
