@@ -77,14 +77,17 @@ def _compare(corpus: Corpus, settings: CaptureSettings, windows: int) -> None:
     )
 
 
-def forward_and_capture(corpus: Corpus, settings: CaptureSettings, windows: int) -> tuple[list[float], list[float]]:
+def forward_and_capture(
+    corpus: Corpus, settings: CaptureSettings, windows: int, device: torch.device | None = None
+) -> tuple[list[float], list[float]]:
     """Seconds a token of bare forward passes and of captures of the same windows, in turn, for every round."""
     rule, batch = settings.windows, settings.micro_batch
     without_states = settings.model_copy(update={"hidden": None})
-    teacher, bare = (Teacher(each, corpus, rule, torch.device("cpu")) for each in (settings, without_states))
+    where = device or torch.device("cpu")
+    teacher, bare = (Teacher(each, corpus, rule, where) for each in (settings, without_states))
     manifest = manifest_of(settings, corpus, teacher)
     teacher.measure(batch)
-    create_cache(settings.output, manifest, teacher.measured)
+    create_cache(settings.output, manifest, teacher.measured.to(torch.device("cpu")))
     writer = CacheWriter(settings.output, manifest)
     shard = Shard(0, 0, 0, windows)
     tokens = torch.from_numpy(gather(corpus.tokens, rule, 0, rule.slots(len(corpus.tokens), 0)[:windows]))
@@ -93,6 +96,8 @@ def forward_and_capture(corpus: Corpus, settings: CaptureSettings, windows: int)
         started = time.perf_counter()
         for part in tokens.split(batch):
             bare.outputs(part)
+        if where.type == "cuda":
+            torch.cuda.synchronize(where)
         middle = time.perf_counter()
         capture_shards([shard], corpus, teacher, writer, batch, verbose=False)
         ended = time.perf_counter()
