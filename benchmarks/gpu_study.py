@@ -3,9 +3,9 @@
     python -m benchmarks.gpu_study --part teachers --text FOLDER --output FOLDER
     python -m benchmarks.gpu_study --part students --blimp FOLDER --output FOLDER
 
-The first part prepares the text, trains the teachers and captures them; the second goes on on the same machine: control,
-logit term alone and Palenka, measured on held-out text and BLiMP. What the minutes do not allow is cut: before each
-model a few of its steps are timed, then epochs, and at last the part of the text, are lowered until the rest fits. The
+The first part prepares the text, trains the teachers and captures them; the second goes on from there on the same
+machine: control, logit term alone and Palenka, measured on held-out text and BLiMP. What the minutes do not allow is
+cut: a few steps of a model are timed, then its epochs, and at last its part of the text, are lowered until it fits. The
 record, FOLDER/gpu_study.json, says what was published and what was done. `--shrunken` has small shapes for a CPU.
 """
 

@@ -241,8 +241,8 @@ class _Sample:
 
 def finiteness(outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Whether each of some outputs [..., n] is finite, scalars that stay on the device; the outputs are read once."""
-    # A sum in float32 is finite if all of its numbers are: those of a half-precision type cannot reach its end. Few rows
-    # at a time: a CPU would copy all of them to float32.
+    # A sum in float32 is finite if all of its numbers are: those of a half-precision type cannot reach its end.
+    # Few rows at a time: a CPU would copy all of them to float32.
     rows = {name: token_chunks(values.flatten(0, -2)) for name, values in outputs.items()}
     return {
         name: torch.stack([few.sum(-1, dtype=torch.float32).isfinite().all() for few in parts]).all()
