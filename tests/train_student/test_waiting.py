@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState, PartialState
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -124,7 +125,8 @@ def to_meta(teacher: Teacher) -> None:
 
 def on_meta(monkeypatch: pytest.MonkeyPatch, trainer: Trainer) -> None:
     """Put all that a run has on the device."""
-    monkeypatch.setattr(trainer.accelerator.state, "device", META)
+    monkeypatch.setitem(PartialState._shared_state, "device", META)
+    AcceleratorState()  # takes it over from there
     trainer.objective.to(META)
     trainer.wrapped = trainer.objective
     trainer.adamw = adamw(trainer.objective, trainer.settings.optimizer, META)
