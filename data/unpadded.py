@@ -19,7 +19,7 @@ def reads_whole_windows(model: PreTrainedModel, length: int) -> bool:
     """Let a model leave out masks, if its logits for windows of a length stay as they are, bit by bit.
 
     They do not where attention sees only part of what came before (sliding windows that are shorter), and where it is
-    not torch's (GPT-J): such a model goes on to make masks. Costs two forward passes over a window. A model that is
+    not torch's (Gemma 2): such a model goes on to make masks. Costs two forward passes over a window. A model that is
     saved or loaded says nothing of it.
 
     Args:

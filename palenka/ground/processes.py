@@ -5,7 +5,9 @@ change what is computed; the trainer gives it the rest, so that nothing else dec
 """
 
 import os
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import BeforeValidator
 
 from palenka.ground.errors import UserError
 
@@ -16,7 +18,12 @@ if TYPE_CHECKING:
 Device = Literal["auto", "cpu", "cuda", "mps"]
 """Where a model computes; auto is a GPU (cuda, or mps on a Mac) if there is one."""
 
-Compile = Literal["auto"] | bool
+
+def _word(given: object) -> object:
+    return str(given).lower() if isinstance(given, bool) else given
+
+
+Compile = Annotated[Literal["auto", "true", "false"], BeforeValidator(_word)]
 """Whether a model's blocks are compiled; auto is so on a GPU (cuda)."""
 
 _HARMLESS = dict.fromkeys(
@@ -76,7 +83,7 @@ def open_processes(device: Device | None = None) -> "PartialState":
 
 def is_compiled(asked: Compile, device: "torch.device") -> bool:
     """Whether a model on a device is to be compiled."""
-    return device.type == "cuda" if asked == "auto" else asked
+    return asked == "true" or (asked == "auto" and device.type == "cuda")
 
 
 def _available(device: Device) -> str:

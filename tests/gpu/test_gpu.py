@@ -31,7 +31,7 @@ pytestmark = [
 ]
 
 CUDA = torch.device("cuda")
-EVERY_TERM = {"hard": 0.5, "logit": 0.5, "hidden": 0.1, "contrastive": 0.1, "auxiliary": 0.1}
+EVERY_TERM = {"hard": 0.5, "logit": 0.5, "hidden": 0.1, "contrastive": 0.1, "auxiliary": 0.1, "temperature": 1.0}
 
 
 @pytest.fixture

@@ -199,10 +199,9 @@ def test_a_step_with_every_term_waits_for_nothing(
 ) -> None:
     if kind in ("sampled", "hybrid") and temperature != 1.0:
         pytest.skip("draws have the temperature that they were made at")
-    objective = {"hard": 0.5, "logit": 0.5, "hidden": 0.1, "contrastive": 0.1, "auxiliary": 0.1}
+    objective: dict[str, object] = {"hard": 0.5, "logit": 0.5, "hidden": 0.1, "contrastive": 0.1, "auxiliary": 0.1}
+    objective["temperature"] = temperature
     teachers = {"t": {"cache": cached[kind]}, "u": {"cache": cached["topk"], "layers": {"1": 1, "2": 2}}}
-    if temperature != 1.0:
-        objective["temperature"] = temperature
     stepped(student_of_cache(teachers=teachers, objective=objective, micro_batch=8))
 
 
@@ -227,11 +226,13 @@ def test_a_step_with_a_live_teacher_or_none_waits_for_nothing(
     make_shape: Callable[..., Any],
     student_of_cache: Any,
     stepped: Any,
+    tmp_path: Path,
 ) -> None:
     model = make_shape(architecture, dropout=0.1)
     live = {"t": {"source": "live", "model": make_teacher(architecture, 3), "hidden": {"positions": 5}}}
     stepped(student_of_cache(model=model, teachers=live, objective={"hard": 0.5, "logit": 0.5, "hidden": 0.1}))
-    stepped(student_of_cache(model=model, teachers={}, objective={"hard": 1.0}))
+    alone = {"teachers": {}, "objective": {"hard": 1.0}, "output": tmp_path / "alone"}
+    stepped(student_of_cache(model=model, **alone))
 
 
 @pytest.mark.parametrize("kind", [*ENCODINGS])
@@ -281,7 +282,8 @@ def _captured(
             shard, rule = shards[0], writer.manifest.windows
             indices = rule.slots(len(corpus.tokens), shard.view)[shard.start : shard.stop][:16]
             filled = _ShardInMemory(writer.empty(shard), teacher, writer.manifest)
-            filled.add(0, corpus.gather(rule, shard.view, indices[:8]), shard.view, indices[:8])
+            with no_waiting():
+                filled.add(0, corpus.gather(rule, shard.view, indices[:8]), shard.view, indices[:8])
             encode = teacher.encode
 
             def encode_and_look(*args: Any) -> Any:
