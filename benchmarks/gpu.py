@@ -237,9 +237,11 @@ def reading(bench: Bench) -> dict[str, Any]:
     settings, corpus = student_of(bench, "cached", bench.output / "unused"), bench.corpus
     order = ReadingOrder(settings.windows, len(corpus.tokens), 0, 1, settings.fraction, batch=bench.windows)
     slices = ((at, at + bench.windows) for at in range(0, len(order) - bench.windows + 1, bench.windows))
+    hidden = caches["gpt2"].manifest.hidden
+    assert hidden is not None
     started, read = time.perf_counter(), 0
     pinned = bench.device.type == "cuda"
-    for batch in stream(corpus, order, caches, slices, caches["gpt2"].manifest.hidden.num_positions(), 4, pinned):
+    for batch in stream(corpus, order, caches, slices, hidden.num_positions(), 4, pinned):
         read += batch.tokens.numel()
     return {"tokens_per_second": round(read / (time.perf_counter() - started))}
 

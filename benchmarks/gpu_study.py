@@ -159,7 +159,7 @@ def students(study: Study, suites: Mapping[str, Path]) -> None:
     for name, (file, objective) in STUDENTS.items():
         published = study.run_of(Path("configs/students") / f"{file}.yaml", study.output / "students" / name, {})
         if objective:
-            plain = published.as_plain()
+            plain: dict[str, Any] = published.as_plain()
             published = TrainSettings.model_validate(plain | {"objective": plain["objective"] | objective})
         runs[name] = published
     # All as much as the slowest can: controls on more text would be no controls.

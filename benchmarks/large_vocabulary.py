@@ -75,7 +75,7 @@ def dense(settings: TrainSettings) -> None:
     """The same steps with the loss of transformers: cross-entropy of all logits at once, by autograd."""
     corpus, rule = Corpus.open(settings.corpus, "train"), settings.windows
     model: Any = AutoModelForCausalLM.from_config(settings.model.configured(corpus), dtype=torch.float32)
-    optimizer = adamw(model, settings.optimizer)
+    optimizer = adamw(model, settings.optimizer, torch.device("cpu"))
     slots = rule.slots(len(corpus.tokens), 0)
     for step in range(STEPS):
         some = slots[step * settings.global_batch : (step + 1) * settings.global_batch]

@@ -24,4 +24,4 @@ def compile_blocks(model: PreTrainedModel) -> None:
     """
     for name in block_lists(model, model.config.get_text_config().num_hidden_layers):
         for block in model.get_submodule(name).children():
-            block.forward = torch.compile(block.forward, dynamic=False)  # type: ignore[method-assign]
+            block.forward = torch.compile(block.forward, dynamic=False)

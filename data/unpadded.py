@@ -31,7 +31,7 @@ def reads_whole_windows(model: PreTrainedModel, length: int) -> bool:
     """
     for part in model.modules():
         if isinstance(part, PreTrainedModel):
-            part.warn_if_padding_and_no_attention_mask = _is_whole  # type: ignore[method-assign, assignment]
+            part.warn_if_padding_and_no_attention_mask = _is_whole  # type: ignore[method-assign]
     before = model.config._attn_implementation
     if before != "sdpa":
         return False

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,9 +14,10 @@ from palenka.data.unpadded import reads_whole_windows
 LENGTH = 16
 
 
-def model_of(model_type: str, **fields: object) -> PreTrainedModel:
-    small = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
-    config = CONFIG_MAPPING[model_type](**small, pad_token_id=0, bos_token_id=1, eos_token_id=2, **fields)
+def model_of(model_type: str, **fields: Any) -> PreTrainedModel:
+    small: dict[str, Any] = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    kind: Any = CONFIG_MAPPING[model_type]
+    config = kind(**small, pad_token_id=0, bos_token_id=1, eos_token_id=2, **fields)
     torch.manual_seed(0)
     model: PreTrainedModel = AutoModelForCausalLM.from_config(config).eval()
     return model

@@ -15,11 +15,9 @@ from palenka.cache_teachers.teacher import Teacher
 from palenka.data.corpus import Corpus
 from palenka.data.signals.cache import TeacherCache
 from palenka.data.signals.cache_writer import CacheWriter, create_cache
-from palenka.data.signals.encodings import ENCODINGS
 from palenka.data.signals.manifest import Shard
 from palenka.data.signals.store import read_manifest
 from palenka.ground.stopping import Stopped
-from palenka.train_student.objective.divergences import DIVERGENCES
 from palenka.train_student.settings import TrainSettings
 from palenka.train_student.train import train
 from palenka.train_student.trainer import Trainer
@@ -31,6 +29,7 @@ pytestmark = [
 ]
 
 CUDA = torch.device("cuda")
+KINDS = ("topk", "low_rank", "sampled", "hybrid")
 EVERY_TERM = {"hard": 0.5, "logit": 0.5, "hidden": 0.1, "contrastive": 0.1, "auxiliary": 0.1, "temperature": 1.0}
 
 
@@ -70,8 +69,8 @@ def losses_of(settings: TrainSettings) -> list[float]:
     return [line["loss"] for line in lines if "loss" in line]
 
 
-@pytest.mark.parametrize("kind", [*ENCODINGS])
-@pytest.mark.parametrize("divergence", [*DIVERGENCES])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("divergence", ["forward", "reverse", "js"])
 def test_a_step_waits_for_nothing_and_every_term_is_that_of_a_cpu(
     kind: str,
     divergence: str,
@@ -151,7 +150,7 @@ def test_a_run_goes_on(precision: str, student_of_cache: Any, tmp_path: Path, mo
     assert losses_of(settings) == pytest.approx(whole, rel=1e-3)
 
 
-@pytest.mark.parametrize("kind", [*ENCODINGS])
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_capture_waits_for_nothing_and_says_what_a_cpu_says(
     kind: str, capture_of: Any, corpus: Corpus, no_waiting: Any, tmp_path: Path
 ) -> None:

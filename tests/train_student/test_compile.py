@@ -86,7 +86,7 @@ def test_a_compiled_teacher_says_the_same_within_rounding(hidden_capture: Captur
         torch.testing.assert_close(states, compiled_cache.hidden[key], rtol=0, atol=0.2)
 
 
-def settings_keys(settings: CaptureSettings) -> list[str]:
+def settings_keys(settings: CaptureSettings) -> tuple[str, ...]:
     from palenka.data.signals.store import read_manifest
 
     return read_manifest(settings.output).hidden_keys()

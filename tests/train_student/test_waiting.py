@@ -23,9 +23,7 @@ from palenka.cache_teachers import capture as capturing
 from palenka.cache_teachers.capture import _ShardInMemory, capture
 from palenka.cache_teachers.settings import CaptureSettings
 from palenka.cache_teachers.teacher import Teacher
-from palenka.data.signals.encodings import ENCODINGS
 from palenka.train_student.meter import Meter
-from palenka.train_student.objective.divergences import DIVERGENCES
 from palenka.train_student.optimizer import adamw
 from palenka.train_student.settings import TrainSettings
 from palenka.train_student.train import train
@@ -33,6 +31,7 @@ from palenka.train_student.trainer import Trainer
 
 aten = torch.ops.aten
 META = torch.device("meta")
+KINDS = ("topk", "low_rank", "sampled", "hybrid")
 ASKS = {
     aten._local_scalar_dense,
     aten.is_nonzero,
@@ -96,7 +95,7 @@ class _Lists(TorchFunctionMode):
 @contextlib.contextmanager
 def no_waiting() -> Iterator[None]:
     """Fail where the host would wait for the device."""
-    with _Operators(), _Lists():
+    with _Operators(), _Lists():  # type: ignore[no-untyped-call]
         yield
 
 
@@ -118,7 +117,7 @@ def meta_has_no_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def to_meta(teacher: Teacher) -> None:
     for model in teacher._models.values():
-        model.to(META)
+        torch.nn.Module.to(model, META)
     teacher._device = META
     teacher.use(teacher.measured)
 
@@ -186,7 +185,7 @@ def captures(
 @pytest.fixture(scope="module")
 def cached(captures: Callable[[str], CaptureSettings]) -> dict[str, Path]:
     """A captured cache of every kind of logits."""
-    settings = {kind: captures(kind) for kind in ENCODINGS}
+    settings = {kind: captures(kind) for kind in KINDS}
     for each in settings.values():
         capture(each)
     return {kind: each.output for kind, each in settings.items()}
@@ -205,7 +204,7 @@ def test_a_step_with_every_term_waits_for_nothing(
     stepped(student_of_cache(teachers=teachers, objective=objective, micro_batch=8))
 
 
-@pytest.mark.parametrize("divergence", [*DIVERGENCES])
+@pytest.mark.parametrize("divergence", ["forward", "reverse", "js"])
 @pytest.mark.parametrize("kind", ["topk", "low_rank"])
 def test_a_step_with_every_divergence_waits_for_nothing(
     divergence: str, kind: str, cached: dict[str, Path], student_of_cache: Any, stepped: Any
@@ -235,7 +234,7 @@ def test_a_step_with_a_live_teacher_or_none_waits_for_nothing(
     stepped(student_of_cache(model=model, **alone))
 
 
-@pytest.mark.parametrize("kind", [*ENCODINGS])
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_capture_waits_for_nothing_within_a_shard(
     kind: str, captures: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -253,7 +252,7 @@ def test_what_waits_is_found_in_a_step(cached: dict[str, Path], student_of_cache
                 inserted(loss)
                 return loss, terms
 
-            trainer.objective.forward = waits  # type: ignore[method-assign]
+            trainer.objective.forward = waits  # type: ignore[method-assign, assignment]
             try:
                 with no_waiting():
                     trainer._step(3, batches)
