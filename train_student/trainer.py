@@ -88,6 +88,7 @@ class Trainer:
             compile_blocks(self.student)
         self.objective = Objective(self.student, settings.objective, teachers.pairs, settings.seed)
         self.num_steps = self.reading.num_steps
+        self.meter = Meter(accelerator)
         self.adamw = adamw(self.objective, settings.optimizer, accelerator.device)
         self.rate = self._rate(self.num_steps)
         self.wrapped, self.optimizer = accelerator.prepare(self.objective, self.adamw)
