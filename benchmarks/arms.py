@@ -97,7 +97,7 @@ def run_arms(
                     "seed": seed,
                 }
                 train(TrainSettings.model_validate(settings))
-                write_record(measured, {"held_out": held_out(output, Corpus.open(given.corpus, "dev"))})
+                write_record(measured, {"held_out": held_out(output, Corpus.open(given.corpus, "test"))})
             arm.losses.append(float(read_record(measured)["held_out"]))
 
 

@@ -5,9 +5,10 @@ A prepared corpus is a directory::
     config.yaml      the settings that it was made with
     tokenizer/       the tokenizer, as a Hugging Face directory
     files.json       checksums of all files but the tokens, which the fingerprint is of; written last
-    train.zarr       one Zarr v3 group a split; dev.zarr and test.zarr where the sources had them
+    train.zarr       one Zarr v3 group a split; dev.zarr to choose models by, test.zarr to report them on
         tokens           [N] uint16; uint32 from a vocabulary of 65,536 tokens up
         document_starts  [D] int64, the position of each document's first token, ascending
+        document_words   [D] int64, the words of each document
 
 `tokens` is a single chunk that no codec touched, so the chunk's file is the array: the writer appends to it without
 knowing N, every Zarr reader reads it, and `Corpus` maps it into memory. Both sides cost the same memory for any N.
@@ -15,7 +16,7 @@ knowing N, every Zarr reader reads it, and `Corpus` maps it into memory. Both si
 
 import array
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 SPLITS = ("train", "dev", "test")
 """What a corpus is divided into."""
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 """Raised whenever the layout changes, or when cleaning or tokenising come to give other tokens for the same text."""
 
 CONFIG_FILE = "config.yaml"
@@ -125,6 +126,7 @@ class Corpus:
         split: such as ``"train"``.
         tokens: [N] uint16 or uint32, read-only and mapped from the file: any slice is free until it is used.
         document_starts: [D] int64, ascending, the first is 0.
+        document_words: [D] int64, of each document.
         fingerprint: SHA-256 over the token type, `tokens`, `document_starts` and `tokenizer_hash`; two splits with
             the same fingerprint hold the same tokens of the same tokenizer.
         tokenizer_hash: of the tokenizer, the same for all that map text to the same ids
@@ -140,6 +142,7 @@ class Corpus:
     split: str
     tokens: TokenArray
     document_starts: NDArray[np.int64]
+    document_words: NDArray[np.int64]
     fingerprint: str
     tokenizer_hash: str
     vocabulary_size: int
@@ -159,7 +162,7 @@ class Corpus:
         directory = path_of(directory)
         store = _require_store(directory, split)
         try:
-            record, starts, shape, dtype = _read_group(store)
+            record, starts, words, shape, dtype = _read_group(store)
         except (ValidationError, ValueError, KeyError, TypeError, OSError) as error:
             raise _damaged(store, f"its records cannot be read ({type(error).__name__})") from error
         file = _chunk_file(store)
@@ -176,6 +179,7 @@ class Corpus:
             split=split,
             tokens=np.memmap(file, dtype=dtype, mode="r", shape=(shape,)),
             document_starts=starts,
+            document_words=words,
             fingerprint=fingerprint,
             tokenizer_hash=record.tokenizer,
             vocabulary_size=record.vocabulary_size,
@@ -195,6 +199,16 @@ class Corpus:
         windows = gather(self.tokens, rule, view, indices)
         self._require_unchanged()
         return windows
+
+    def words_before(self, places: NDArray[np.int64]) -> NDArray[np.float64]:
+        """The words of the stream before each of some places in it, [n].
+
+        A document's words are shared out equally over its tokens, those that open and end it included: a window that
+        has a part of these has that part of the words. So whole documents count exactly, whatever the tokenizer is.
+        """
+        bounds = [*self.document_starts, len(self.tokens)]
+        before: NDArray[np.float64] = np.interp(places, bounds, np.cumsum([0, *self.document_words]))
+        return before
 
     def _require_unchanged(self) -> None:
         store = self.directory / f"{self.split}.zarr"
@@ -233,7 +247,7 @@ class CorpusWriter:
         self._dtype = token_dtype(self.vocabulary_size)
         self._spool = self.directory / f"{self.split}.tokens"
         self._file = self._spool.open("wb")
-        self._starts = array.array("q")
+        self._starts, self._words = array.array("q"), array.array("q")
 
     def __enter__(self) -> Self:
         return self
@@ -244,6 +258,10 @@ class CorpusWriter:
     def start_document(self) -> None:
         """The next token appended is a document's first."""
         self._starts.append(self.num_tokens)
+
+    def add_words(self, words: Iterable[int]) -> None:
+        """How many words the next documents have, in their order."""
+        self._words.extend(words)
 
     def append(self, tokens: NDArray[np.integer]) -> None:
         """Add tokens [n] at the end of the stream."""
@@ -262,7 +280,8 @@ class CorpusWriter:
                 f"the {self.split} split has no text: its sources are empty, or dev_fraction is too small for them; "
                 "add text, remove them, or raise it"
             )
-        starts = np.array(self._starts, dtype="<i8")
+        starts, words = (np.array(of_documents, dtype="<i8") for of_documents in (self._starts, self._words))
+        assert len(words) == len(starts), "the words of some documents are not known"
         record = StoreRecord(
             format_version=FORMAT_VERSION,
             split=self.split,
@@ -279,6 +298,7 @@ class CorpusWriter:
         group = zarr.create_group(store, attributes=record.as_plain())
         _create_array(group, "tokens", (self.num_tokens,), self._dtype)
         _create_array(group, "document_starts", starts.shape, starts.dtype)[:] = starts
+        _create_array(group, "document_words", words.shape, words.dtype)[:] = words
         _chunk_file(store).parent.mkdir(parents=True)
         self._spool.rename(_chunk_file(store))
 
@@ -325,8 +345,10 @@ def _require_store(directory: Path, split: str) -> Path:
     return store
 
 
-def _read_group(store: Path) -> tuple[StoreRecord, NDArray[np.int64], int, np.dtype[np.generic]]:
-    """The record, the document starts, and the number and the type of the tokens."""
+def _read_group(
+    store: Path,
+) -> tuple[StoreRecord, NDArray[np.int64], NDArray[np.int64], int, np.dtype[np.generic]]:
+    """The record, the documents' starts and words, and the number and the type of the tokens."""
     import zarr
 
     group = zarr.open_group(store, mode="r", zarr_format=3)
@@ -335,10 +357,13 @@ def _read_group(store: Path) -> tuple[StoreRecord, NDArray[np.int64], int, np.dt
         raise UserError(
             f"corpus store {store} has format version {version}, but {FORMAT_VERSION} is read here; prepare it again"
         )
-    tokens, starts = group["tokens"], group["document_starts"]
-    if not (isinstance(tokens, zarr.Array) and isinstance(starts, zarr.Array)) or tokens.chunks != tokens.shape:
+    tokens = group["tokens"]
+    if not isinstance(tokens, zarr.Array) or tokens.chunks != tokens.shape:
         raise ValueError("tokens are not one chunk")
-    return StoreRecord.model_validate(attributes), np.asarray(starts[:], dtype=np.int64), tokens.shape[0], tokens.dtype
+    starts, words = (np.asarray(group[name][:], dtype=np.int64) for name in ("document_starts", "document_words"))  # type: ignore[index]
+    if starts.shape != words.shape:
+        raise ValueError("starts and words are of other documents")
+    return StoreRecord.model_validate(attributes), starts, words, tokens.shape[0], tokens.dtype
 
 
 def require_files(directory: Path) -> None:

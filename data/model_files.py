@@ -1,6 +1,7 @@
 """A model's directory: its configuration, its identity, whether it fits a corpus, and loading it for use."""
 
 import hashlib
+import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,12 +12,12 @@ from safetensors import SafetensorError, safe_open
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from palenka.data.corpus import Corpus
+from palenka.data.corpus import TOKENIZER_FOLDER, Corpus, require_files
 from palenka.data.hub import Located
 from palenka.data.signals.manifest import TeacherIdentity
 from palenka.data.text.tokenizer import hash_of_directory
 from palenka.ground.errors import UserError
-from palenka.ground.files import read_text, state_of
+from palenka.ground.files import follow_umask, read_text, state_of
 from palenka.ground.precision import dtype_of
 from palenka.ground.records import commit, damage_of, load_json, read_record
 from palenka.ground.settings import Precision
@@ -179,6 +180,19 @@ def load_model(directory: Path, device: torch.device, precision: Precision = "fl
     model.to(device=device)  # type: ignore[call-arg]
     model.train(False)
     return model
+
+
+def write_model(model: PreTrainedModel, corpus: Corpus, directory: Path) -> None:
+    """Write a model, and its corpus's tokenizer as it is, so that both load with `from_pretrained`.
+
+    Raises:
+        UserError: if the tokenizer is not the one that the corpus was opened with.
+    """
+    model.save_pretrained(directory)
+    for path in (corpus.directory / TOKENIZER_FOLDER).iterdir():
+        shutil.copyfile(path, directory / path.name)
+    require_files(corpus.directory)
+    follow_umask(directory)
 
 
 def _read_config(directory: Path) -> dict[str, Any]:

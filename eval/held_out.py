@@ -51,9 +51,9 @@ class HeldOut(Suite["Corpus"]):
         return self.read(folder, conditions).fingerprint
 
     def relevant(self, conditions: Conditions) -> dict[str, str | int]:
-        """The windows."""
+        """The split and its windows."""
         sample = {} if conditions.windows is None else {"windows": conditions.windows}
-        return {"length": conditions.length, **sample}
+        return {"split": conditions.split, "length": conditions.length, **sample}
 
     def read(self, folder: Path, conditions: Conditions) -> "Corpus":
         """The split of the corpus."""

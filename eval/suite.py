@@ -41,8 +41,8 @@ class Conditions(Settings):
     precision: PairPrecision = "float32"
     """Type that minimal pairs are computed in; with bf16 the agreement with float32 is reported. held_out is always
     in float32."""
-    split: str = "dev"
-    """Split of the corpus, for held_out."""
+    split: str = "test"
+    """Split of the corpus, for held_out; dev is what checkpoints and points of a grid are chosen on."""
     length: int = Field(default=128, ge=2, le=2**17)
     """Tokens in a window, for held_out."""
     windows: int | None = Field(default=None, ge=2)
@@ -134,7 +134,7 @@ class Suite(ABC, Generic[Data]):
     @property
     def all_folders(self) -> tuple[str, ...]:
         """Names of the subfolders that may hold its data, the small part last."""
-        return (*self.folders, self.fast_folder) if self.fast_folder else self.folders
+        return tuple(dict.fromkeys((*self.folders, self.fast_folder) if self.fast_folder else self.folders))
 
     def found_in(self, folder: Path) -> list[Path]:
         """The suite's files in a folder, by name, if there are any; not what a Mac puts beside files (`._name`)."""
@@ -155,7 +155,7 @@ class Suite(ABC, Generic[Data]):
             raise UserError(f"{folder} is not a folder; give the one that holds the suite's {kinds} files")
         if not (files := self.found_in(folder)):
             raise UserError(
-                f"{folder} holds no {kinds} files, nor a folder {' or '.join(self.folders)}; give the folder that "
+                f"{folder} holds no {kinds} files, nor a folder {' or '.join(self.all_folders)}; give the folder that "
                 "holds those of the suite"
             )
         return files

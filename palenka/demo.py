@@ -17,7 +17,7 @@ from palenka.study import Study, StudySettings, run_study
 from palenka.templates import write_pairs
 
 HELD_OUT_EVERY = 12
-"""Every so many addresses, one is held out."""
+"""Every so many addresses, one is held out: in turn for dev and for test."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,7 +35,9 @@ def _demo(arguments: Sequence[str]) -> None:
 
 
 def write_addresses(folder: Path) -> None:
-    """Write the addresses to addresses.train and addresses.dev, one document each; nothing if they are there.
+    """Write the addresses to addresses.train, addresses.dev and addresses.test, one document each.
+
+    Nothing is done if they are there.
 
     Raises:
         UserError: if the package with the text is not installed.
@@ -52,7 +54,7 @@ def write_addresses(folder: Path) -> None:
     held_out = addresses[::HELD_OUT_EVERY]
     train = [text for number, text in enumerate(addresses) if number % HELD_OUT_EVERY]
     with sole_writer(folder), whole_directory(folder) as aside:
-        for split, texts in (("train", train), ("dev", held_out)):
+        for split, texts in (("train", train), ("dev", held_out[::2]), ("test", held_out[1::2])):
             (aside / f"addresses.{split}").write_text("\n\n".join(texts) + "\n", encoding="utf-8")
 
 

@@ -47,8 +47,8 @@ class StudySettings(Command):
     """Settings of the captures, by name."""
     students: dict[FileName, Path]
     """Settings of the students' training, by name; those without teachers are controls."""
-    held_out_split: str = "dev"
-    """Split on which all models are measured."""
+    held_out_split: str = "test"
+    """Split on which all models are measured; training chooses its checkpoints on another, dev."""
     held_out_windows: int | None = Field(default=None, ge=2)
     """Windows of it, a sample that is the same for all models; all of them unless given."""
     suites: dict[SuiteName, Path] = Field(default={})

@@ -7,7 +7,7 @@ A document's split must be known before its first token is written, so it follow
 import hashlib
 from array import array
 from collections import defaultdict, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -21,12 +21,16 @@ HEAD_CHARACTERS = 65_536
 
 @dataclass
 class Tally:
-    """How much text of a source went into a split."""
+    """How much text of a source went into a split; of words, how many each document has."""
 
-    documents: int = 0
-    words: int = 0
+    document_words: "array[int]" = field(default_factory=lambda: array("q"))
     bytes: int = 0
     tokens: int = 0
+
+    def counts(self) -> Counts:
+        """Its sums."""
+        words = self.document_words
+        return Counts(tokens=self.tokens, documents=len(words), words=sum(words), bytes=self.bytes)
 
 
 class Repeats:
@@ -58,7 +62,7 @@ class Sorting:
 
     Attributes:
         split: of the source.
-        dev_fraction: how much of it goes to the dev split.
+        held_out: how much of a train source goes to another split, by the split.
         repeats: where the documents' hashes go.
         tallies: what there was, by split.
         empty: documents without any text, which are dropped.
@@ -66,7 +70,7 @@ class Sorting:
     """
 
     split: str
-    dev_fraction: float
+    held_out: Mapping[str, float] = field(default_factory=dict)
     repeats: Repeats | None = None
     tallies: dict[str, Tally] = field(default_factory=lambda: defaultdict(Tally))
     empty: int = 0
@@ -87,18 +91,18 @@ class Sorting:
                 split = self._split_of(text)
                 self.splits.append(split)
                 digest, tally, inside_word = hashlib.blake2b(digest_size=8), self.tallies[split], False
-                tally.documents += 1
+                tally.document_words.append(0)
             encoded = text.encode()
             digest.update(encoded)
             tally.bytes += len(encoded)
-            tally.words += len(text.split()) - (inside_word and not text[:1].isspace())
+            tally.document_words[-1] += len(text.split()) - (inside_word and not text[:1].isspace())
             inside_word = not text[-1:].isspace()
             yield piece
         self._remember(split, digest)
 
     def counts(self) -> dict[str, Counts]:
         """What there was, by split; documents without text count for the source's own."""
-        found = {split: Counts(**vars(tally)) for split, tally in self.tallies.items()}
+        found = {split: tally.counts() for split, tally in self.tallies.items()}
         own = found.get(self.split, Counts())
         return {**found, self.split: own.model_copy(update={"empty": self.empty})}
 
@@ -112,10 +116,15 @@ class Sorting:
                 yield piece
 
     def _split_of(self, head: str) -> str:
-        if not self.dev_fraction or self.split != "train":
+        if not self.held_out or self.split != "train":
             return self.split
         number = int.from_bytes(hashlib.blake2b(head.encode(), digest_size=8, person=b"dev split").digest(), "big")
-        return "dev" if number < self.dev_fraction * 2**64 else self.split
+        below = 0.0
+        for split, fraction in self.held_out.items():
+            below += fraction
+            if number < below * 2**64:
+                return split
+        return self.split
 
     def _remember(self, split: str, digest: "hashlib.blake2b") -> None:
         if split and self.repeats:

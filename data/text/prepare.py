@@ -28,8 +28,10 @@ from palenka.data.corpus import (
     splits_of,
 )
 from palenka.data.hub import Located, locate_tokenizer
+from palenka.data.text.bos import add_bos
 from palenka.data.text.documents import Repeats, Sorting
 from palenka.data.text.encoder import LONGEST_CHARACTERS, DocumentEncoder
+from palenka.data.text.halves import with_test_split
 from palenka.data.text.learn import SMALLEST_VOCABULARY, train_tokenizer
 from palenka.data.text.readers import Advance, ReadingOptions
 from palenka.data.text.source import TextSource
@@ -77,8 +79,9 @@ class CorpusSettings(Command):
     """How text is cleaned: babylm, as the name of its source asks for, or not at all. Unless given, *.train files are
     cleaned where the tokenizer is learnt, and nothing else is."""
 
-    dev_fraction: float = Field(default=0, ge=0, lt=1)
-    """Where no source is a dev split: how much of the train split becomes one, by a hash of each document."""
+    dev_fraction: float = Field(default=0, ge=0, lt=0.5)
+    """Where no source is a dev split: how much of the train split becomes one, by a hash of each document. As much
+    again becomes the test split, unless a source is one."""
 
     vocabulary_size: int | None = Field(default=16_000, ge=SMALLEST_VOCABULARY, le=LARGEST_VOCABULARY)
     """Tokens of a tokenizer that is learnt, at most: 3 special ones, 256 bytes and the learnt ones."""
@@ -93,6 +96,10 @@ class CorpusSettings(Command):
     document_end: bool | str | None = None
     """What ends each document: true for the tokenizer's eos, false for nothing, or a token. Unless given as the
     tokenizer does it, its eos if it puts nothing around a text, and nothing with one that is learnt."""
+
+    add_bos: bool = False
+    """Whether the corpus's tokenizer, and so that of every model trained on it, puts its bos before every text by
+    itself; the corpus's tokens are the same. The BabyLM pipeline then scores first tokens."""
 
     @field_validator("sources", mode="before")
     @classmethod
@@ -140,7 +147,7 @@ def prepare(settings: CorpusSettings) -> None:
             info(f"corpus {settings.output} is prepared already: settings and sources are the same")
             return
         with sole_writer(settings.output), whole_directory(settings.output) as aside:
-            _write_corpus(settings, sources, hashes, aside)
+            _write_corpus(settings, with_test_split(sources), hashes, aside)
             _require_unchanged(sources, hashes)
     except OSError as error:
         raise system_error(f"cannot prepare corpus {settings.output}", error) from error
@@ -151,19 +158,22 @@ def _write_corpus(settings: CorpusSettings, sources: list[TextSource], hashes: d
         if remark := source.remark():
             info(f"{source.name} {remark}")
     located = locate_tokenizer(settings.tokenizer) if settings.tokenizer else None
-    boundaries = _write_tokenizer(settings, sources, located, directory / TOKENIZER_FOLDER)
+    held_out = _held_out(settings, sources)
+    boundaries = _write_tokenizer(settings, sources, held_out, located, directory / TOKENIZER_FOLDER)
     tokenizer = load_tokenizer(directory / TOKENIZER_FOLDER)
     encoder = DocumentEncoder(tokenizer.backend_tokenizer, tokenizer.split_special_tokens)
     identity, vocabulary_size = tokenizer_hash(tokenizer), vocabulary_size_of(tokenizer)
     repeats, records = Repeats(), defaultdict[str, list[Source]](list)
     with ExitStack() as stack, progress_bar("encoding", _num_bytes(sources), "bytes") as advance:
-        splits = dict.fromkeys([*(source.split for source in sources), *(["dev"] if settings.dev_fraction else [])])
+        splits = dict.fromkeys([*(source.split for source in sources), *held_out])
         writers = {
             split: stack.enter_context(CorpusWriter(directory, split, identity, vocabulary_size)) for split in splits
         }
         for source in sources:
-            sorting = Sorting(source.split, settings.dev_fraction, repeats)
+            sorting = Sorting(source.split, held_out, repeats)
             _encode_source(source, sorting, encoder, writers, boundaries, advance)
+            for split, tally in sorting.tallies.items():
+                writers[split].add_words(tally.document_words)
             for split, counts in sorting.counts().items():
                 about = Source(path=source.name, sha256=hashes[source.name], cleaner=source.cleaner, counts=counts)
                 records[split].append(about)
@@ -178,6 +188,14 @@ def _write_corpus(settings: CorpusSettings, sources: list[TextSource], hashes: d
     seal(directory)
 
 
+def _held_out(settings: CorpusSettings, sources: list[TextSource]) -> dict[str, float]:
+    """How much of the train sources goes to other splits, by the split."""
+    if not settings.dev_fraction:
+        return {}
+    splits = ["dev"] if any(source.split == "test" for source in sources) else ["dev", "test"]
+    return dict.fromkeys(splits, settings.dev_fraction)
+
+
 def _require_unchanged(sources: list[TextSource], hashes: Mapping[str, str]) -> None:
     """Refuse files that were changed while they were read: twice, and after their hashes were taken."""
     for source in sources:
@@ -186,30 +204,38 @@ def _require_unchanged(sources: list[TextSource], hashes: Mapping[str, str]) -> 
 
 
 def _write_tokenizer(
-    settings: CorpusSettings, sources: list[TextSource], located: Located | None, directory: Path
+    settings: CorpusSettings,
+    sources: list[TextSource],
+    held_out: Mapping[str, float],
+    located: Located | None,
+    directory: Path,
 ) -> Boundaries:
     """Write the corpus's tokenizer, learnt or given; returns what it puts around a document."""
     if located is None:
-        learnt = _learn_tokenizer(settings, [source for source in sources if source.split == "train"])
+        learnt = _learn_tokenizer(settings, [source for source in sources if source.split == "train"], held_out)
         save_learnt(learnt, directory)
+        if settings.add_bos:
+            add_bos(directory)
         start = True if settings.document_start is None else settings.document_start
         return boundaries_of(load_tokenizer(directory), start, settings.document_end or False)
     tokenizer = load_tokenizer(located.directory)
     save_tokenizer(tokenizer, directory)
+    if settings.add_bos:
+        add_bos(directory)
     boundaries = boundaries_of(tokenizer, settings.document_start, settings.document_end)
     before, after = (" ".join(tokenizer.convert_ids_to_tokens(ids)) or "nothing" for ids in boundaries)
     info(f"{settings.tokenizer}: {len(tokenizer):,} tokens; a document begins with {before} and ends with {after}")
     return boundaries
 
 
-def _learn_tokenizer(settings: CorpusSettings, sources: list[TextSource]) -> Tokenizer:
+def _learn_tokenizer(settings: CorpusSettings, sources: list[TextSource], held_out: Mapping[str, float]) -> Tokenizer:
     assert settings.vocabulary_size is not None
     assert settings.min_frequency is not None
     with progress_bar("learning the tokenizer", _num_bytes(sources), "bytes") as advance:
         pieces = (
             piece
             for source in sources
-            for piece in Sorting(source.split, settings.dev_fraction).only("train", source.documents(advance))
+            for piece in Sorting(source.split, held_out).only("train", source.documents(advance))
         )
         tokenizer = train_tokenizer(pieces, settings.vocabulary_size, settings.min_frequency)
     if (found := tokenizer.get_vocab_size()) < settings.vocabulary_size:

@@ -37,8 +37,10 @@ def require_inputs(grid: Grid) -> None:
     Raises:
         UserError: if they are not.
     """
+    splits = [grid.settings.ranking_split, *([grid.settings.held_out_split] if grid.settings.finalists.count else [])]
     for corpus in {point.settings.corpus for point in grid.points}:
-        Corpus.open(corpus, grid.settings.held_out_split)
+        for split in splits:
+            Corpus.open(corpus, split)
     for suite, folder in grid.settings.suites.items():
         SUITES[suite].read(folder, _conditions(grid, grid.points[0]))
 
@@ -109,7 +111,7 @@ def measures(grid: Grid, point: Point) -> dict[str, RunFigure]:
 def _conditions(grid: Grid, point: Point) -> Conditions:
     return Conditions(
         protocol=grid.settings.protocol,
-        split=grid.settings.held_out_split,
+        split=grid.settings.ranking_split if point.stage == "points" else grid.settings.held_out_split,
         length=point.settings.windows.length,
         windows=grid.settings.held_out_windows if point.stage == "points" else None,
     )

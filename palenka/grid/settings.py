@@ -104,8 +104,10 @@ class GridSettings(Command):
     """Seeds that each combination is trained with."""
     finalists: FinalistSettings = FinalistSettings()
     """The best points, trained again."""
-    held_out_split: str = "dev"
-    """Split on which all points are measured."""
+    ranking_split: str = "dev"
+    """Split on which points are measured, and ranked by."""
+    held_out_split: str = "test"
+    """Split on which finalists are measured: text that has chosen nothing."""
     held_out_windows: int | None = Field(default=None, ge=2)
     """Measure points on so many windows, a fixed sample; finalists are always measured on all of them."""
     suites: dict[SuiteName, Path] = Field(default={})

@@ -126,7 +126,7 @@ def test_what_does_not_fit_is_refused_with_both_sides(
     with pytest.raises(UserError, match="not a Hugging Face model"):
         capture(changed(capture_settings, teacher=str(tmp_path)))
     with pytest.raises(UserError, match="has no split"):
-        capture(changed(capture_settings, split="test"))
+        capture(changed(capture_settings, split="other"))
     assert not capture_settings.output.exists()
 
 

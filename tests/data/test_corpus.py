@@ -1,6 +1,8 @@
 """The corpus store: what is written is what Zarr and `Corpus` read, and anything else is refused."""
 
 import hashlib
+from fractions import Fraction
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,10 @@ TOKENIZER_HASH = hashlib.sha256(TOKENIZER).hexdigest()
 DOCUMENTS = [[1, 5, 6], [1], [1, 400, 65_534, 0]]
 
 
+def words_of(document: list[int]) -> int:
+    return sum(document) % 7
+
+
 def write(directory: Path, documents: list[list[int]], vocabulary_size: int = 65_535, split: str = "train") -> Path:
     (directory / "tokenizer").mkdir(parents=True, exist_ok=True)
     (directory / "tokenizer" / "tokenizer.json").write_bytes(TOKENIZER)
@@ -27,7 +33,9 @@ def write(directory: Path, documents: list[list[int]], vocabulary_size: int = 65
             writer.start_document()
             for token in document:
                 writer.append(np.array([token]))
-        counts = Counts(tokens=writer.num_tokens, documents=len(documents), words=3, bytes=9)
+        writer.add_words(map(words_of, documents))
+        words = sum(map(words_of, documents))
+        counts = Counts(tokens=writer.num_tokens, documents=len(documents), words=words, bytes=9)
         writer.finish((Source(path="a.train", sha256="0", cleaner="general", counts=counts),))
     seal(directory)
     return directory
@@ -47,9 +55,23 @@ def test_what_is_written_is_read(
     starts = np.cumsum([0, *map(len, documents[:-1])])
     assert corpus.tokens.tolist() == group["tokens"][:].tolist() == flat
     assert corpus.document_starts.tolist() == group["document_starts"][:].tolist() == starts.tolist()
+    assert corpus.document_words.tolist() == group["document_words"][:].tolist() == [*map(words_of, documents)]
     assert corpus.tokens.dtype == group["tokens"].dtype == (np.uint16 if vocabulary_size == 65_535 else np.uint32)
     assert (corpus.vocabulary_size, corpus.tokenizer_hash) == (vocabulary_size, TOKENIZER_HASH)
-    assert corpus.counts == Counts(tokens=len(flat), documents=len(documents), words=3, bytes=9)
+    assert corpus.counts == Counts(
+        tokens=len(flat), documents=len(documents), words=sum(map(words_of, documents)), bytes=9
+    )
+
+
+@given(st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=6), min_size=1, max_size=6))
+def test_words_of_documents_are_shared_out_over_their_tokens(
+    tmp_path_factory: pytest.TempPathFactory, documents: list[list[int]]
+) -> None:
+    corpus = Corpus.open(write(tmp_path_factory.mktemp("corpus"), documents), "train")
+    of_tokens = [Fraction(words_of(document), len(document)) for document in documents for _ in document]
+    before = [Fraction(0), *accumulate(of_tokens)]
+    assert corpus.words_before(np.arange(len(before))) == pytest.approx([float(words) for words in before], abs=1e-9)
+    assert corpus.words_before(np.array([len(corpus.tokens)])) == [corpus.counts.words]
 
 
 def test_tokens_are_mapped_read_only_and_stored_as_they_are(tmp_path: Path) -> None:
@@ -87,7 +109,9 @@ def test_an_empty_split_is_refused(tmp_path: Path) -> None:
         write(tmp_path, [], split="dev")
 
 
-@pytest.mark.parametrize("name", ["tokens/c/0", "document_starts/c/0", "zarr.json", "tokens/zarr.json"])
+@pytest.mark.parametrize(
+    "name", ["tokens/c/0", "document_starts/c/0", "document_words/c/0", "zarr.json", "tokens/zarr.json"]
+)
 @pytest.mark.parametrize("how", ["flipped", "truncated", "missing", "empty"])
 def test_damage_is_named(tmp_path: Path, name: str, how: str) -> None:
     path = write(tmp_path, [[7, 8], [9]]) / "train.zarr" / name
@@ -104,7 +128,7 @@ def test_damage_is_named(tmp_path: Path, name: str, how: str) -> None:
 def test_another_format_version_is_refused(tmp_path: Path) -> None:
     group = zarr.open_group(write(tmp_path, DOCUMENTS) / "train.zarr", mode="r+")
     group.attrs["format_version"] = 99
-    with pytest.raises(UserError, match="has format version 99, but 2 is read here"):
+    with pytest.raises(UserError, match="has format version 99, but 3 is read here"):
         Corpus.open(tmp_path, "train")
 
 

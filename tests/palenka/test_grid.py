@@ -14,9 +14,10 @@ import yaml
 from palenka.__main__ import main
 from palenka.cache_teachers.capture import capture
 from palenka.cache_teachers.settings import CaptureSettings
+from palenka.eval.results import read_results
 from palenka.grid.points import Grid, Point
 from palenka.grid.ranking import best, rank
-from palenka.grid.record import RunFigure
+from palenka.grid.record import GridFiles, RunFigure
 from palenka.grid.results import chosen_finalists, results_of
 from palenka.grid.running import _devices, is_finished, run_point, visible_gpus
 from palenka.grid.settings import GridSettings, LocalSettings
@@ -263,6 +264,10 @@ def test_a_grid_is_trained_ranked_and_ended_by_finalists_and_does_nothing_twice(
     finalists = found["finalists"]
     assert {row["variant"] for row in finalists["ranking"]} == {"control", winner}
     assert all(run["measures"]["held_out"]["n"] > 40 for run in finalists["runs"].values())
+    for stage, split in (("points", "dev"), ("finalists", "test")):  # what has chosen is not what is told
+        for name in found[stage]["runs"]:
+            measured = read_results(GridFiles(tmp_path / "grid").measures(name)).by_suite["held_out"]
+            assert measured.conditions["split"] == split
     steps = {
         stage: json.loads((tmp_path / "grid" / stage / "control-seed0" / "result.json").read_text())["steps"]
         for stage in ("points", "finalists")

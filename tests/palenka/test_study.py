@@ -8,11 +8,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 import yaml
 from transformers import AutoModelForCausalLM
 
 from palenka.__main__ import main
+from palenka.data.corpus import Corpus
+from palenka.data.held_out import fixed_windows, window_losses
+from palenka.data.model_files import load_model
 from palenka.data.signals.cache import TeacherCache
 from palenka.eval.results import read_results
 from palenka.ground.command_line import parse_file
@@ -111,9 +116,17 @@ def test_a_study_goes_from_text_to_a_table_and_does_nothing_twice(
         assert rows[name]["suites"]["minimal_pairs"]["figures"]["accuracy"]["value"] == scored.value
         assert scored.n == 1200
         assert str(scored) in told
-        # All of the dev split is fewer windows than a validation takes: the run has measured the same.
+        # A table reads the test split; dev, all of which a validation reads here, has chosen the checkpoint.
+        model = load_model(runs / folder, torch.device("cpu"))
+        means = {}
+        for split in ("dev", "test"):
+            corpus = Corpus.open(runs / "corpus", split)
+            losses = window_losses(model, fixed_windows(corpus, LENGTH), corpus.vocabulary_size, 8)
+            means[split] = float(np.concatenate(list(losses)).mean())
         validated = json.loads((runs / folder / "result.json").read_text())["validation_cross_entropy"]
-        assert loss["value"] == pytest.approx(validated, abs=1e-5)
+        assert validated == pytest.approx(means["dev"], abs=1e-5)
+        assert loss["value"] == pytest.approx(means["test"], abs=1e-5)
+        assert means["dev"] != pytest.approx(means["test"], abs=1e-4)
     (cache,) = first["caches"]
     stored = TeacherCache(runs / "cache")
     assert (cache["name"], cache["path"]) == ("big", "cache")

@@ -27,15 +27,17 @@ def gathered(pieces: Iterator[Piece]) -> list[str]:
     return documents
 
 
-@given(TEXTS, st.integers(1, 9), st.sampled_from([0.0, 0.5]))
-def test_documents_pass_with_their_splits_and_are_counted(documents: list[str], step: int, fraction: float) -> None:
-    sorting = Sorting("train", fraction, repeats := Repeats())
+@given(TEXTS, st.integers(1, 9), st.sampled_from([{}, {"dev": 0.5}, {"dev": 0.3, "test": 0.4}]))
+def test_documents_pass_with_their_splits_and_are_counted(
+    documents: list[str], step: int, held_out: dict[str, float]
+) -> None:
+    sorting = Sorting("train", held_out, repeats := Repeats())
     passed = gathered(sorting.pass_on(cut(documents, step)))
     kept = [text for text in documents if text.strip()]
     assert passed == kept
     by_split = {
         split: [text for text, of in zip(kept, sorting.splits, strict=True) if of == split]
-        for split in ("train", "dev")
+        for split in ("train", "dev", "test")
     }
     for split, texts in by_split.items():
         counts = sorting.counts().get(split)
@@ -44,10 +46,11 @@ def test_documents_pass_with_their_splits_and_are_counted(documents: list[str], 
             assert counts.documents == len(texts)
             assert counts.words == sum(len(text.split()) for text in texts)
             assert counts.bytes == sum(len(text.encode()) for text in texts)
+            assert [*sorting.tallies[split].document_words] == [len(text.split()) for text in texts]
         assert repeats.duplicates(split) == len(texts) - len(set(texts))
-        assert set(texts).isdisjoint(by_split["dev" if split == "train" else "train"])
+        assert all(set(texts).isdisjoint(by_split[other]) for other in by_split if other != split)
     assert sorting.counts()["train"].empty == len(documents) - len(kept)
-    only = Sorting("train", fraction)
+    only = Sorting("train", held_out)
     assert gathered(only.only("dev", cut(documents, step))) == by_split["dev"]
 
 
@@ -56,11 +59,13 @@ def test_a_fraction_of_the_documents_whatever_is_around_them() -> None:
     documents = [" ".join(draw.choices(["cat", "dog", "sees", "runs"], k=12)) for _ in range(4_000)]
     splits = []
     for order in (documents, documents[::-1]):
-        sorting = Sorting("train", 0.1)
+        sorting = Sorting("train", {"dev": 0.1, "test": 0.2})
         passed = gathered(sorting.pass_on(cut(order, 50)))
         splits.append(dict(zip(passed, sorting.splits, strict=True)))
     assert splits[0] == splits[1]
-    assert Counter(splits[0].values())["dev"] / len(splits[0]) == pytest.approx(0.1, abs=0.02)
+    shares = Counter(splits[0].values())
+    assert shares["dev"] / len(splits[0]) == pytest.approx(0.1, abs=0.02)
+    assert shares["test"] / len(splits[0]) == pytest.approx(0.2, abs=0.02)
 
 
 def test_long_documents_are_sorted_by_their_beginning_and_never_held() -> None:
@@ -71,7 +76,7 @@ def test_long_documents_are_sorted_by_their_beginning_and_never_held() -> None:
             yield Piece("a" * 1_000, False)
 
     seen: list[int] = []
-    sorting = Sorting("train", 0.5)
+    sorting = Sorting("train", {"dev": 0.5})
     assert max(len(piece.text) for piece in sorting.pass_on(pieces())) == HEAD_CHARACTERS
     assert seen.index(1) == HEAD_CHARACTERS // 1_000
 
@@ -79,6 +84,6 @@ def test_long_documents_are_sorted_by_their_beginning_and_never_held() -> None:
 def test_what_is_in_both_splits_is_counted() -> None:
     repeats = Repeats()
     for split, documents in {"train": ["a", "b", "b"], "dev": ["b", "b", "c"]}.items():
-        list(Sorting(split, 0, repeats).pass_on(cut(documents, 1)))
+        list(Sorting(split, {}, repeats).pass_on(cut(documents, 1)))
     assert (repeats.duplicates("train"), repeats.duplicates("dev")) == (1, 1)
     assert (repeats.also_in("dev", "train"), repeats.also_in("test", "train")) == (2, 0)

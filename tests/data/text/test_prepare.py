@@ -175,7 +175,7 @@ def test_notices(settings: CorpusSettings, capsys: pytest.CaptureFixture[str]) -
 def test_a_word_torn_between_pieces_counts_once(settings: CorpusSettings) -> None:
     (settings.sources[0] / "childes.dev").write_text("x" * 200_000 + " y\n\nz")
     prepare(settings)
-    assert Corpus.open(settings.output, "dev").counts.words == 3
+    assert sum(Corpus.open(settings.output, split).counts.words for split in ("dev", "test")) == 3
 
 
 def test_the_command(settings: CorpusSettings, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -330,14 +330,15 @@ def test_a_dev_split_of_a_fraction(settings: CorpusSettings) -> None:
         prepare(CorpusSettings.model_validate(fields))
     (settings.sources[0] / "childes.dev").unlink()
     prepare(CorpusSettings.model_validate(fields))
-    train, dev = (Corpus.open(settings.output, split) for split in ("train", "dev"))
-    assert train.counts.documents + dev.counts.documents == 300
+    train, dev, test = (Corpus.open(settings.output, split) for split in ("train", "dev", "test"))
+    assert train.counts.documents + dev.counts.documents + test.counts.documents == 300
     assert 30 < dev.counts.documents < 90
+    assert 30 < test.counts.documents < 90
     assert dev.counts.tokens == len(dev.tokens)
     decoded = [
-        set(re.findall(r"number \d+ ", str(corpus.tokenizer().decode(corpus.tokens)))) for corpus in (train, dev)
+        set(re.findall(r"number \d+ ", str(corpus.tokenizer().decode(corpus.tokens)))) for corpus in (train, dev, test)
     ]
-    assert decoded[0].isdisjoint(decoded[1])
+    assert sum(map(len, decoded)) == len(set.union(*decoded)) == 300
     assert dev.repeated.in_train == 0
 
 
@@ -348,10 +349,24 @@ def test_what_is_empty_or_there_twice_is_counted(tmp_path: Path, capsys: pytest.
     words = ["prepare", "--sources", *(str(tmp_path / f"{split}.jsonl") for split in texts)]
     assert main([*words, "--output", str(tmp_path / "out"), "--vocabulary_size", "270"]) == 0
     table = capsys.readouterr().out
-    for row in (r"documents .* 3 .* 2 ", r"empty .* 2 .* 0 ", r"repeated .* 1 .* 0 ", r"also in train .* 1 "):
+    for row in (r"documents .* 3 .* 1 .* 1 ", r"empty .* 2 .* 0 ", r"repeated .* 1 .* 0 ", r"also in train .* 1 "):
         assert re.search(row, table)
     assert max(map(len, table.splitlines())) <= 80
     (tmp_path / "train.jsonl").write_text('{"text": "a"}\n{"text": "b"\n')
     assert main([*words, "--output", str(tmp_path / "other")]) == 2
     assert "train.jsonl, line 2: it is no JSON object" in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "other").exists()
+
+
+def test_a_tokenizer_that_opens_every_text_leaves_the_tokens_as_they_are(settings: CorpusSettings) -> None:
+    prepare(settings)
+    opening = settings.model_copy(update={"output": settings.output.with_name("opening"), "add_bos": True})
+    prepare(opening)
+    plain, opened = (Corpus.open(each.output, "train") for each in (settings, opening))
+    assert opened.tokens.tolist() == plain.tokens.tolist()
+    assert opened.tokenizer_hash == plain.tokenizer_hash
+    assert opened.fingerprint == plain.fingerprint
+    assert opened.tokenizer()("the cat").input_ids == [1, *plain.tokenizer()("the cat").input_ids]
+    prepare(opening)  # it is the same corpus
+    with pytest.raises(UserError, match="add_bos is True there, but False is expected"):
+        prepare(settings.model_copy(update={"output": opening.output}))

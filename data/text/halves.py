@@ -1,0 +1,138 @@
+"""Halves of the dev sources, where no source is a test split: the first half chooses models, the second is reported.
+
+A source is cut where a document begins, as near to its middle as can be. Where that would leave one side less than a
+third (a file that is one document, say), it is cut at the end of the line that is nearest to the middle, and what
+follows is a document of its own.
+"""
+
+import re
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from palenka.data.text.readers import Advance, Piece
+from palenka.data.text.source import TextSource
+from palenka.ground.progress import info
+
+_SMALLEST_SHARE = 1 / 3
+
+
+def with_test_split(sources: Sequence[TextSource]) -> list[TextSource]:
+    """The same sources, or, if none is a test split, each dev source as its first half and a test source."""
+    if any(source.split == "test" for source in sources):
+        return list(sources)
+    found: list[TextSource] = []
+    for source in sources:
+        found += _halves(source) if source.split == "dev" else [source]
+    return found
+
+
+def _halves(source: TextSource) -> list[TextSource]:
+    whole = _Cut(source)
+    if whole.place is None:
+        info(f"{source.name} is a single line, which is not cut: all of it is dev, and none of it test")
+        return [source]
+    return [Half(source.name, split, whole) for split in ("dev", "test")]
+
+
+class _Place(NamedTuple):
+    """Where a source is cut: a number of characters, and whether a document begins there or a line ends."""
+
+    offset: int
+    opens_document: bool
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """A source and where its second half begins."""
+
+    source: TextSource
+
+    @cached_property
+    def place(self) -> _Place | None:
+        """Where; None for a source that has no such place. Reads the source once; 8 bytes a line."""
+        starts, line_ends, total = array("q"), array("q"), 0
+        first: int | None = None  # of the characters that are no white space
+        last = 0
+        for text, opens_document in self.source.documents(lambda _: None):
+            if opens_document:
+                starts.append(total)
+            line_ends.extend(total + found.start() for found in re.finditer("\n", text))
+            if stripped := text.rstrip():
+                first = total + len(text) - len(text.lstrip()) if first is None else first
+                last = total + len(stripped) - 1
+            total += len(text)
+        if first is None:
+            return None
+        document, line_end = (_nearest(places, first, last) for places in (starts, line_ends))
+        if document is not None and _SMALLEST_SHARE <= (document - first) / (last - first) <= 1 - _SMALLEST_SHARE:
+            return _Place(document, True)
+        if line_end is not None:
+            return _Place(line_end, False)
+        return None if document is None else _Place(document, True)
+
+
+def _nearest(places: "array[int]", first: int, last: int) -> int | None:
+    """The place that is nearest to the middle of some text, with text on both sides."""
+    found: NDArray[np.int64] = np.array(places, dtype=np.int64)
+    found = found[(found > first) & (found <= last)]
+    return int(found[np.abs(2 * found - first - last).argmin()]) if len(found) else None
+
+
+@dataclass(frozen=True)
+class Half(TextSource):
+    """The first half of a source, its dev split, or the second, its test split."""
+
+    whole: _Cut
+
+    @property
+    def identity(self) -> str:
+        """That of the whole source."""
+        return self.whole.source.identity
+
+    @property
+    def num_bytes(self) -> int | None:
+        """How much is read for it: all of the source."""
+        return self.whole.source.num_bytes
+
+    @property
+    def cleaner(self) -> str:
+        """That of the source."""
+        return self.whole.source.cleaner
+
+    def remark(self) -> str | None:
+        """That of the source, said once."""
+        return self.whole.source.remark() if self.split == "dev" else None
+
+    def documents(self, advance: Advance) -> Iterator[Piece]:
+        """The documents of the half."""
+        assert self.whole.place is not None
+        pieces = self.whole.source.documents(advance)
+        return _before(pieces, self.whole.place) if self.split == "dev" else _behind(pieces, self.whole.place)
+
+
+def _before(pieces: Iterable[Piece], cut: _Place) -> Iterator[Piece]:
+    """The text before a cut; the rest is read too, so that the source is seen to its end."""
+    total = 0
+    for text, opens_document in pieces:
+        if total < cut.offset or (total == cut.offset and not text):
+            yield Piece(text[: cut.offset - total], opens_document)
+        total += len(text)
+
+
+def _behind(pieces: Iterable[Piece], cut: _Place) -> Iterator[Piece]:
+    """The text behind a cut, which opens a document there."""
+    total, opened = 0, False
+    for text, opens_document in pieces:
+        rest = text[max(0, cut.offset - total) :]
+        total += len(text)
+        if opened:
+            yield Piece(text, opens_document)
+        elif total > cut.offset and (rest := rest if cut.opens_document else rest.lstrip("\n")):
+            opened = True
+            yield Piece(rest, True)
