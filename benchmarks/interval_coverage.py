@@ -150,7 +150,11 @@ Draw = Callable[[np.random.RandomState], tuple[NDArray[np.int64], NDArray[np.int
 
 
 def _text(sources: Path, output: Path) -> Iterator[tuple[str, Shares]]:
-    for source, (losses, lengths) in _population(sources, output).items():
+    population = _population(sources, output)
+    whole = {source: losses for source, (losses, lengths) in population.items() if len(lengths) < 100}
+    for part in (8, 16) if len(whole) > 1 else ():
+        yield f"{len(whole)} sources, a stretch of 1/{part} of each", _simulate_sources([*whole.values()], part)
+    for source, (losses, lengths) in population.items():
         if len(lengths) < 100:
             size = len(losses[0]) // 8
             yield f"{source}: stretches of {size} windows", _simulate_text(losses, _stretch(len(losses[0]), size))
@@ -220,6 +224,36 @@ def _simulate_text(
             by_documents=found.units[0].startswith("documents"),
         )
     return shares
+
+
+def _simulate_sources(sources: list[tuple[NDArray[np.float64], NDArray[np.float64]]], part: int) -> Shares:
+    """Splits of a stretch of each source, none of which has a boundary inside: sources are strata, blocks are drawn."""
+    generator, shares = np.random.RandomState(0), Shares({})
+    sizes = [len(first) // part for first, _ in sources]
+    record = [argparse.Namespace(path=str(n), counts=argparse.Namespace(tokens=size)) for n, size in enumerate(sizes)]
+    split = _Split(np.cumsum([0, *sizes[:-1]]), tuple(record))
+    found = text_units(split, np.arange(sum(sizes)))  # type: ignore[arg-type]
+    strata = np.repeat(np.arange(len(sizes)), sizes)
+    units = np.unique(np.char.add(found.sources, found.units), return_inverse=True)[1]
+    weights = np.array(sizes) / sum(sizes)
+    truths = [float(weights @ [of.mean() for of in each]) for each in _both(sources)]
+    for _ in range(SIMULATIONS):
+        places = [_stretch(len(first), size)(generator)[0] for (first, _), size in zip(sources, sizes, strict=True)]
+        covered = []
+        for each, truth in zip(_both(sources), truths, strict=True):
+            values = np.concatenate([of[at] for of, at in zip(each, places, strict=True)])
+            interval = ratio_estimate(values, np.ones(len(values), dtype=np.int64), units, strata).interval
+            assert interval is not None
+            covered.append(_covers(interval, truth))
+        shares.add(level=covered[0], paired_difference=covered[1])
+    return shares
+
+
+def _both(
+    sources: list[tuple[NDArray[np.float64], NDArray[np.float64]]],
+) -> tuple[list[NDArray[np.float64]], list[NDArray[np.float64]]]:
+    """Of each source the first model's losses, and the differences."""
+    return [first for first, _ in sources], [first - second for first, second in sources]
 
 
 def _population(

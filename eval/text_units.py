@@ -2,9 +2,9 @@
 
 Neighbouring windows are alike (the same author, topic, conversation), so drawn one by one they would count as more
 evidence than they are. A unit is a run of whole documents: those that begin in the same twentieth of their source.
-Where documents are few, and so large that these runs would be less than five equal ones, it is a tenth of the source:
-means of ten long batches of a dependent series are nearly independent (Schmeiser 1982). Sources, the files of a split,
-are strata: a split has its share of each on purpose.
+Where documents are few, and so large that these runs would be less than five equal ones, it is a fifth of the source:
+means of a few long batches of a dependent series are nearly independent (Schmeiser 1982); ten were measured to be too
+short for transcripts and books. Sources, the files of a split, are strata: a split has its share of each on purpose.
 """
 
 from typing import TYPE_CHECKING, NamedTuple
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 DOCUMENTS, BLOCK = "documents", "block"
 """Kinds of units."""
-_RUNS, _BLOCKS = 20, 10
+_RUNS, _BLOCKS = 20, 5
 """At most, of a source."""
 _FEWEST_RUNS = 5
 """Effective number of the runs of documents, (Σ length)² / Σ length²."""

@@ -40,11 +40,11 @@ def test_documents_are_drawn_whole() -> None:
         assert len(set(found.units[document_of == document])) == 1
 
 
-def test_few_documents_are_cut_into_ten_blocks() -> None:
+def test_few_documents_are_cut_into_five_blocks() -> None:
     found = text_units(split_of([700, 300]), np.arange(0, 1000, 10))
     names, counts = np.unique(found.units, return_counts=True)
-    assert names.tolist() == sorted(f"block {number}" for number in range(10))
-    assert counts.tolist() == [10] * 10
+    assert names.tolist() == sorted(f"block {number}" for number in range(5))
+    assert counts.tolist() == [20] * 5
     # One that is nearly all of the text makes of many documents few.
     assert text_units(split_of([2000] + [10] * 100), np.arange(0, 3000, 10)).units[0] == "block 0"
 
