@@ -39,6 +39,9 @@ class EvalSettings(Conditions, Command):
     babylm: Path | None = None
     """In place of data and suite, BabyLM's evaluation data as downloaded: every suite that it has files for is
     measured under babylm-2025, a table goes to FILE.md, and the pipeline's predictions to results/ beside it."""
+    revisions: bool = False
+    """In place of the run's model those that it kept on its way: each is measured, under babylm with the fast parts of
+    the suites; FILE.json is the learning curve, and FILE/REVISION.json has each one's results."""
     device: Device = "auto"
     """Where the model computes: auto is a GPU (cuda, or mps on a Mac) if there is one."""
 
@@ -113,12 +116,29 @@ def _measure(arguments: Sequence[str]) -> None:
     from palenka.eval.tables import print_results
 
     open_processes(settings.device)
+    if settings.revisions:
+        _measure_revisions(settings, folders)
+        return
     if settings.babylm is not None:
         results = measure_submission(settings.model, settings.babylm, settings, settings.out)
     else:
         results = measure(Measurement(settings.model, folders, settings), settings.out)
     print_results(results, console(wide=True))
     console(soft_wrap=True).print(f"{settings.model}: written to {settings.out}")
+
+
+def _measure_revisions(settings: EvalSettings, folders: dict[str, Path]) -> None:
+    from palenka.eval.learning_curve import measure_revisions, print_curve
+    from palenka.eval.submission import folders_below
+
+    conditions: Conditions = settings
+    if settings.babylm is not None:
+        folders = folders_below(settings.babylm, fast=True)
+        conditions = settings.model_copy(update={"protocol": "babylm-2025"})
+    with_predictions = settings.babylm is not None
+    curve = measure_revisions(settings.model, folders, conditions, settings.out, with_predictions)
+    print_curve(curve, console(wide=True))
+    console(soft_wrap=True).print(f"{settings.model}: {len(curve.revisions)} revisions, written to {settings.out}")
 
 
 def _compare(arguments: Sequence[str]) -> None:

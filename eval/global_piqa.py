@@ -39,6 +39,11 @@ class GlobalPiqa(ChoiceSuite):
         """Its task's name."""
         return (self.pipeline_task,)
 
+    @property
+    def fast_folder(self) -> str:  # type: ignore[override]
+        """The same: revisions are measured on all of it."""
+        return self.pipeline_task
+
     def choices(self, files: list[Path]) -> Iterator[Choice]:
         """All items; a file (a language) is a task, and an item's predictions stand under its `example_id`."""
         maker = ChoiceMaker()

@@ -4,7 +4,9 @@
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from palenka.eval.measure import Measurement, measure
 from palenka.eval.results import Results, read_items, writing
@@ -14,12 +16,19 @@ from palenka.eval.tables import export, write_table
 from palenka.ground.errors import UserError
 from palenka.ground.files import write_whole
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 REVISION = "main"
 """What the pipeline calls a model's only, or last, revision."""
 
 
-def folders_below(download: Path) -> dict[str, Path]:
+def folders_below(download: Path, fast: bool = False) -> dict[str, Path]:
     """The folder of every suite that a download has files for: in it, or in a folder of it such as full_eval.
+
+    Args:
+        download: the evaluation data, unpacked.
+        fast: the small parts that revisions are measured on, of the suites that have one.
 
     Raises:
         UserError: if there is none.
@@ -28,13 +37,16 @@ def folders_below(download: Path) -> dict[str, Path]:
         raise UserError(f"babylm is {download}, which is not a folder; give the one that the download was unpacked to")
     places = [download, *sorted(path for path in download.iterdir() if path.is_dir())]
     folders = {}
+    wanted = {
+        name: tuple(filter(None, [suite.fast_folder])) if fast else suite.folders for name, suite in SUITES.items()
+    }
     for name, suite in SUITES.items():
-        candidates = (place / folder for place in places for folder in suite.folders)
+        candidates = (place / folder for place in places for folder in wanted[name])
         found = next((path for path in candidates if path.is_dir() and suite.found_in(path)), None)
         if found is not None:
             folders[name] = found
     if not folders:
-        known = ", ".join(sorted({folder for suite in SUITES.values() for folder in suite.folders}))
+        known = ", ".join(sorted({folder for folders in wanted.values() for folder in folders}))
         raise UserError(f"{download} has no folder of a suite that is known; these are {known}")
     return folders
 
@@ -57,14 +69,26 @@ def measure_submission(model: Path, download: Path, conditions: Conditions, out:
     folders = folders_below(download)
     conditions = conditions.model_copy(update={"protocol": "babylm-2025"})
     results = measure(Measurement(model, folders, conditions), out)
-    items = read_items(out)
     with writing(out.with_suffix(".md")):
-        for name, folder in folders.items():
-            suite = SUITES[name]
-            files = suite.predictions(folder, suite.read(folder, conditions), items[name])
-            for path, groups in files.items():
-                file = out.parent / "results" / results.name / REVISION / path
-                file.parent.mkdir(parents=True, exist_ok=True)
-                write_whole(file, json.dumps(groups))
+        write_predictions(folders, conditions, read_items(out), out.parent / "results" / results.name / REVISION)
     write_table(out.with_suffix(".md"), export([str(out)], "markdown", published=True))
     return results
+
+
+def write_predictions(
+    folders: Mapping[str, Path], conditions: Conditions, items: Mapping[str, "pa.Table"], directory: Path
+) -> None:
+    """Write what a model chose, as the official pipeline does, to results/MODEL/REVISION.
+
+    Args:
+        folders: of the suites' data, by suite.
+        conditions: that these were measured under.
+        items: of each suite.
+        directory: results/MODEL/REVISION.
+    """
+    for name, folder in folders.items():
+        suite = SUITES[name]
+        for path, groups in suite.predictions(folder, suite.read(folder, conditions), items[name]).items():
+            file = directory / path
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(file, json.dumps(groups))

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator
 from pydantic_core import PydanticCustomError
 
+from palenka.eval.age_of_acquisition import WordSurprisals
 from palenka.eval.comps import Comps
 from palenka.eval.entity_tracking import EntityTracking
 from palenka.eval.global_piqa import GlobalPiqa
@@ -49,6 +50,7 @@ SUITES.register("wug_adj")(Wug("wug adjectives", ("wug_adj_nominalization", "wug
 SUITES.register("wug_past")(Wug("wug past tense", ("wug_past_tense", "wug_past")))
 SUITES.register("reading")(Reading())
 SUITES.register("glue")(Glue())
+SUITES.register("aoa")(WordSurprisals())
 SUITES.register("held_out")(HeldOut())
 
 
@@ -95,7 +97,7 @@ def folders_of(suites: Sequence[str], data: Path | Mapping[str, Path]) -> dict[s
     for name in suites:
         if not below[name]:
             raise UserError(
-                f"data {data} has no folder {' or '.join(SUITES[name].folders)}, which {name} needs; with several "
+                f"data {data} has no folder {' or '.join(SUITES[name].all_folders)}, which {name} needs; with several "
                 f"suites give a folder with one for each, or each by itself as --data.{name} DIR"
             )
     return {name: below[name][0] for name in suites}

@@ -1,13 +1,18 @@
 """Export: a run's student alone, as a Hugging Face directory to publish; projections and checkpoints stay behind.
 
 `palenka export runs/students/palenka-58m-l0.1-h0.3 --out palenka-58m`
+
+With `--revisions` a folder for each branch of a repository: main, and the revisions that the run kept.
+`--push org/name` sends them to the Hugging Face Hub.
 """
 
 import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Annotated, ClassVar
+
+from pydantic import Field
 
 from palenka.ground.command_line import parse, run
 from palenka.ground.console import console
@@ -15,6 +20,7 @@ from palenka.ground.errors import UserError
 from palenka.ground.files import disk_errors, whole_directory
 from palenka.ground.lock import sole_writer
 from palenka.ground.settings import Command, Precision
+from palenka.publish import MAIN, push, require_token
 
 
 class ExportSettings(Command):
@@ -30,36 +36,69 @@ class ExportSettings(Command):
     """Type of the weights."""
     add_bos: bool = False
     """Whether the tokenizer puts its bos before every text by itself: the BabyLM pipeline then scores first tokens."""
+    revisions: bool = False
+    """Also the revisions that the run kept: out then has a folder for each branch, main, chck_1M, chck_2M and so on."""
+    push: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")] | None = None
+    """Repository on the Hugging Face Hub, as org/name, that the export is sent to, each folder to its branch. It is
+    made, private, unless it exists. The token is that of HF_TOKEN or of `hf auth login`."""
 
 
 def export(settings: ExportSettings) -> int:
     """Export a run; returns the parameters of the model.
 
     Raises:
-        UserError: if the run is not finished, a file of it is damaged, or the directory exists.
+        UserError: if the run is not finished, a file of it is damaged, it has no revisions that are asked for, the
+            directory exists, or the Hub does not take it.
     """
-    import torch
-
-    from palenka.data.model_files import load_model
-    from palenka.data.text.bos import add_bos
-    from palenka.data.text.tokenizer import tokenizer_files
-    from palenka.train_student.model.student import count_parameters
+    from palenka.train_student.revisions import Revisions
     from palenka.train_student.run import Run
 
-    run = Run(settings.run)
+    run, revisions = Run(settings.run), Revisions(settings.run)
     if run.result() is None:
         raise UserError(f"{settings.run} is not a finished run: it has no result.json; train it to its end first")
     run.require_whole()
+    if settings.revisions and not revisions.places():
+        raise UserError(
+            f"{settings.run} has no revisions; they are kept while a run trains, with `palenka train … --revisions "
+            "babylm`; leave --revisions out for its last model alone"
+        )
     if settings.out.exists():
         raise UserError(f"{settings.out} exists; delete it or choose another --out")
+    if settings.push:
+        require_token()
     with sole_writer(settings.out), whole_directory(settings.out) as aside, disk_errors():
-        model = load_model(settings.run, torch.device("cpu"), settings.dtype)
-        model.save_pretrained(aside)
-        for path in tokenizer_files(settings.run):
-            shutil.copyfile(path, aside / path.name)
-        if settings.add_bos:
-            add_bos(aside)
+        if settings.revisions:
+            parameters = _write(settings.run, aside / MAIN, settings)
+            for place in revisions.places():
+                _write(place, aside / place.name, settings)
+        else:
+            parameters = _write(settings.run, aside, settings)
         run.require_whole()  # what was read is what was there before
+    if settings.push:
+        branches = {MAIN: settings.out}
+        if settings.revisions:
+            branches = {place.name: settings.out / place.name for place in revisions.places()}
+            branches[MAIN] = settings.out / MAIN
+        push(settings.push, branches)
+    return parameters
+
+
+def _write(model_directory: Path, directory: Path, settings: ExportSettings) -> int:
+    """Write a model and its tokenizer; returns its parameters."""
+    import torch
+
+    from palenka.data.model_files import load_model, require_untouched
+    from palenka.data.text.bos import add_bos
+    from palenka.data.text.tokenizer import tokenizer_files
+    from palenka.train_student.model.student import count_parameters
+
+    require_untouched(model_directory)
+    model = load_model(model_directory, torch.device("cpu"), settings.dtype)
+    model.save_pretrained(directory)
+    for path in tokenizer_files(model_directory):
+        shutil.copyfile(path, directory / path.name)
+    if settings.add_bos:
+        add_bos(directory)
     return count_parameters(model)
 
 
@@ -71,8 +110,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _export(arguments: Sequence[str]) -> None:
     settings = parse(ExportSettings, arguments, "palenka export")
     parameters = export(settings)
+    sent = f", sent to https://huggingface.co/{settings.push}" if settings.push else ""
     console(soft_wrap=True).print(
-        f"{settings.out}: {parameters:,} parameters in {settings.dtype}, with their tokenizer"
+        f"{settings.out}: {parameters:,} parameters in {settings.dtype}, with their tokenizer{sent}"
     )
 
 

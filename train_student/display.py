@@ -84,6 +84,8 @@ def tell_result(settings: TrainSettings, result: RunResult) -> None:
         f"{output}: finished after {result.steps:,} steps in {duration(result.seconds)}; best validation "
         f"{result.validation_cross_entropy:.4f} nats per token at step {result.best_step:,}, whose model is in {output}"
     )
+    words, of_text = result.words.read, result.words.corpus_words
+    info(f"{words:,} words read, {words / max(1, of_text):.2f} times the {of_text:,} of the {settings.split} split")
     info(
         f"next: palenka eval {output} --suite held_out --data {settings.corpus} --out {output}-held-out.json, "
         f"or palenka export {output} --out {output}-model"

@@ -6,6 +6,7 @@ config.json, generation_config.json, model.safetensors, tokenizer.json, tokenize
 projections.safetensors  projections and heads, what was trained beside the model; not there without any
 model.commit.json      checksums of these model files, the step that they are of, and the run
 metrics.jsonl          a line for every logged step and every validation
+revisions/             models on the way, where they were asked for (`revisions.py`)
 checkpoints/           what an interrupted run goes on from, each with checksums and the run that it is of
 result.json            what came of it, and checksums of all but the checkpoints: there once the run is whole
 
@@ -16,7 +17,6 @@ import hashlib
 import json
 import math
 import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,11 +28,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from palenka.data.corpus import Corpus, require_files
-from palenka.data.model_files import MODEL_RECORD, commit_model, config_of, identity_of
+from palenka.data.corpus import Corpus
+from palenka.data.model_files import MODEL_RECORD, commit_model, config_of, identity_of, write_model
 from palenka.data.signals.manifest import TeacherIdentity
 from palenka.ground.errors import UserError, refuse_difference
-from palenka.ground.files import directory_aside, disk_errors, follow_umask, read_text, remove_leftovers
+from palenka.ground.files import directory_aside, disk_errors, read_text, remove_leftovers
 from palenka.ground.records import (
     commit,
     committed_files,
@@ -46,7 +46,9 @@ from palenka.ground.records import (
 from palenka.ground.settings import Settings, path_of, read_as, read_yaml
 from palenka.train_student.checkpoint import Checkpoints
 from palenka.train_student.going_on import compared, require_going_on
+from palenka.train_student.revisions import Revisions
 from palenka.train_student.settings import TrainSettings
+from palenka.train_student.words import WordsRead
 
 _LAST = "model.safetensors"
 _CONFIG, _INPUTS, _METRICS, _RESULT = "config.yaml", "inputs.json", "metrics.jsonl", "result.json"
@@ -87,6 +89,10 @@ class RunResult(Settings):
     """Optimizer steps."""
     tokens: int
     """Tokens read, over all epochs."""
+    words: WordsRead
+    """Words read, and those of the text that they are of."""
+    learnt_from: dict[str, WordsRead | None]
+    """Words that its teachers, and the model it went on from, have read (`palenka.train_student.provenance`)."""
     best_step: int
     """After which the model that is kept was validated."""
     validation_cross_entropy: float
@@ -399,14 +405,10 @@ class Run:
         their record is written. The old record goes first, so one that does not fit its files is damage, not a kill.
         """
         with directory_aside(self.directory / "model") as aside, disk_errors():
-            model.save_pretrained(aside)
             if beside:
                 weights = {name: weight.detach().contiguous() for name, weight in beside.items()}
                 save_file(weights, aside / "projections.safetensors")
-            for path in (corpus.directory / "tokenizer").iterdir():
-                shutil.copyfile(path, aside / path.name)
-            require_files(corpus.directory)  # what was copied is what the corpus was opened with
-            follow_umask(aside)
+            write_model(model, corpus, aside)
             files = sorted(aside.iterdir(), key=lambda path: path.name == _LAST)
             (self.directory / MODEL_RECORD).unlink(missing_ok=True)
             for path in files:
@@ -440,6 +442,7 @@ class Run:
                 "it again"
             )
         files = [_CONFIG, _INPUTS, _METRICS, MODEL_RECORD, *committed_files(self.directory, MODEL_RECORD)]
+        files += Revisions(self.directory).records()
         commit(self.directory, _RESULT, files, **result.as_plain())
 
 

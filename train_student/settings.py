@@ -1,6 +1,7 @@
 """Settings of a training run: the same for baselines, teachers and students. Nothing here imports torch."""
 
 import re
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -170,10 +171,19 @@ class TrainSettings(Command):
     """Steps between two measurements of every term's gradient, from the first step on; each costs a step per term."""
     checkpoint_every: Annotated[int, Field(ge=1)] | Duration = "10m"
     """Steps between two checkpoints, or a time: 90s, 10m, 2h. A run goes on from the last of them; two are kept."""
+    revisions: Literal["babylm"] | tuple[Annotated[int, Field(ge=1)], ...] = ()
+    """After how many words to keep the model too, in revisions/ of the run: babylm for those of its tracks (after each
+    million up to 10, then every 10 millions), or numbers of words. They are as large as the model, and never pruned."""
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
     """Where to log beside metrics.jsonl."""
     seed: int = Field(default=0, ge=0, lt=2**32)
     """Decides the initial weights, the reading order and dropout."""
+
+    @model_validator(mode="after")
+    def _revisions_ascend(self) -> Self:
+        if self.revisions != "babylm" and any(later <= word for word, later in pairwise(self.revisions)):
+            raise ValueError(f"revisions is {list(self.revisions)}, but should be numbers of words in ascending order")
+        return self
 
     @model_validator(mode="after")
     def _terms_and_teachers_agree(self) -> Self:

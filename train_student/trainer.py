@@ -38,10 +38,13 @@ from palenka.train_student.model.probe import require_causal
 from palenka.train_student.model.student import count_parameters
 from palenka.train_student.objective.objective import Objective
 from palenka.train_student.optimizer import LearningRate, adamw
+from palenka.train_student.provenance import words_of_others
 from palenka.train_student.reading import Reading
+from palenka.train_student.revisions import Revisions, planned_revisions
 from palenka.train_student.run import Best, Logged, Run, RunResult
 from palenka.train_student.settings import TrainSettings
 from palenka.train_student.teachers import Teachers
+from palenka.train_student.words import WordsRead, words_after_steps
 
 
 @contextlib.contextmanager
@@ -94,6 +97,10 @@ class Trainer:
         self.wrapped, self.optimizer = accelerator.prepare(self.objective, self.adamw)
         self.validation_windows = validation_windows
         self.checkpoints = Checkpoints(run.directory / "checkpoints", run.identity, self.rate.open_until)
+        self.words_after = words_after_steps(corpus, order, settings.global_batch, self.num_steps)
+        self.planned = planned_revisions(settings.revisions, self.words_after)
+        self.revisions = Revisions(run.directory, run.identity)
+        self.learnt_from = words_of_others(settings)
         self.best, self.best_step = math.inf, 0
         self.seconds = 0.0
 
@@ -121,6 +128,8 @@ class Trainer:
                 with self.meter.paused():
                     if self.validates(step):
                         self._validate(step)
+                    if step in self.planned:
+                        self._keep_revisions(step)
                     is_due, signal = agreement.after(step)
                     is_last = step == self.num_steps
                     if is_due or step == self.rate.open_until or (signal and not is_last):
@@ -238,6 +247,13 @@ class Trainer:
                 best = Best(step=step, validation_cross_entropy=cross_entropy)
                 self.run.save_model(self.student, self.objective.trained_beside(), self.corpus, best)
 
+    def _keep_revisions(self, step: int) -> None:
+        """Keep the student as it is; before a checkpoint, so that one never lies behind a revision that is not kept."""
+        self._require_finite()
+        if self.accelerator.is_main_process:
+            for revision in self.planned[step]:
+                self.revisions.save(revision, self.student, self.corpus)
+
     def _logs(self, step: int) -> bool:
         return step in (1, self.num_steps) or step % self.settings.log_every == 0
 
@@ -250,6 +266,7 @@ class Trainer:
             {
                 "epoch": self.order.epoch_at(windows - 1),
                 "tokens": windows * self.settings.windows.length,
+                "words": round(self.words_after[step]),
                 "learning_rate": self.rate.at(step),
                 **self._scheduled_weights(step),
                 **measured,
@@ -316,6 +333,7 @@ class Trainer:
         if self.accelerator.is_main_process:
             self.run.cut_metrics(Logged.model_validate(state["metrics"]) if state else Logged())
             self.checkpoints.remove_after(state["step"] if state else 0)
+            self.revisions.go_back(self.planned, state["step"] if state else 0)
         if state is None:
             return 0
         if self.accelerator.scaler is not None and state["scaler"]:
@@ -366,12 +384,19 @@ class Trainer:
             parameters=count_parameters(self.student),
             steps=self.num_steps,
             tokens=tokens,
+            words=WordsRead(
+                corpus=self.corpus.fingerprint,
+                corpus_words=self.corpus.counts.words,
+                read=round(self.words_after[-1]),
+            ),
+            learnt_from=self.learnt_from,
             best_step=self.best_step,
             validation_cross_entropy=self.best,
             seconds=round(seconds, 2),
             tokens_per_second=round(tokens / seconds, 1),
         )
         if self.accelerator.is_main_process:
+            self.revisions.go_back(self.planned, self.num_steps)
             self.run.finish(result)
             tell_result(self.settings, result)
         return result

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -77,3 +78,97 @@ def test_what_cannot_be_exported_is_refused(finished: Path, tmp_path: Path, caps
     assert "exists; delete it or choose another --out" in capsys.readouterr().err
     assert main([str(finished)]) == USER_MISTAKE
     assert "these options are missing: out" in capsys.readouterr().err
+
+
+@pytest.fixture
+def with_revisions(capture_settings: CaptureSettings, make_shape: Callable[..., ModelShape], tmp_path: Path) -> Path:
+    """A short run that kept two revisions."""
+    settings = TrainSettings.model_validate(
+        {
+            "corpus": capture_settings.corpus,
+            "output": tmp_path / "kept",
+            "model": make_shape(),
+            "windows": capture_settings.windows,
+            "fraction": 0.1,
+            "revisions": [100, 300],
+        }
+    )
+    train(settings)
+    return settings.output
+
+
+def test_revisions_are_exported_as_a_folder_for_each_branch(with_revisions: Path, tmp_path: Path) -> None:
+    out = tmp_path / "hub"
+    assert main([str(with_revisions), "--revisions", "--add_bos", "true", "--out", str(out)]) == 0
+    assert {path.name for path in out.iterdir()} == {"main", "chck_100", "chck_300"}
+    for branch, place in (
+        ("main", with_revisions),
+        *((name, with_revisions / "revisions" / name) for name in ("chck_100", "chck_300")),
+    ):
+        assert AutoTokenizer.from_pretrained(out / branch)("the teacher").input_ids[0] == 1
+        kept, exported = (load_file(each / "model.safetensors") for each in (place, out / branch))
+        assert all(torch.equal(kept[name], exported[name]) for name in kept)
+        assert not (out / branch / "model.commit.json").exists()
+
+
+def test_a_run_without_revisions_or_with_a_damaged_one_is_not_exported(
+    finished: Path, with_revisions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(finished), "--revisions", "--out", str(tmp_path / "hub")]) == USER_MISTAKE
+    assert "has no revisions; they are kept while a run trains" in " ".join(capsys.readouterr().err.split())
+    weights = with_revisions / "revisions" / "chck_300" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x00")
+    assert main([str(with_revisions), "--revisions", "--out", str(tmp_path / "hub")]) == USER_MISTAKE
+    assert "chck_300 is damaged: model.safetensors" in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "hub").exists()
+
+
+class Hub:
+    """The Hub as its client sees it: what was asked of it, in order."""
+
+    calls: ClassVar[list[tuple[str, ...]]] = []
+
+    def __init__(self, token: str) -> None:
+        self.token = token
+
+    def create_repo(self, name: str, *, private: bool, exist_ok: bool) -> None:
+        self.calls.append(("repository", self.token, name, f"{private=} {exist_ok=}"))
+
+    def create_branch(self, name: str, *, branch: str, exist_ok: bool) -> None:
+        self.calls.append(("branch", name, branch, f"{exist_ok=}"))
+
+    def upload_folder(self, *, repo_id: str, folder_path: Path, revision: str, commit_message: str) -> None:
+        if revision == "chck_300" and self.token == "expired":
+            raise OSError("401 Unauthorized.\nmore")
+        files = ",".join(sorted(path.name for path in folder_path.iterdir() if path.is_file()))
+        self.calls.append(("upload", repo_id, revision, files))
+
+
+def test_each_folder_is_sent_to_its_branch_where_there_is_a_token(
+    with_revisions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    words = [str(with_revisions), "--revisions", "--push", "org/name", "--out"]
+    assert main([*words, str(tmp_path / "none")]) == USER_MISTAKE
+    assert "there is no token for the Hugging Face Hub" in " ".join(capsys.readouterr().err.split())
+    assert (Hub.calls, (tmp_path / "none").exists()) == ([], False)
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: "secret")
+    assert main([*words, str(tmp_path / "hub")]) == 0
+    files = "config.json,generation_config.json,model.safetensors,tokenizer.json,tokenizer_config.json"
+    assert Hub.calls == [
+        ("repository", "secret", "org/name", "private=True exist_ok=True"),
+        ("branch", "org/name", "chck_100", "exist_ok=True"),
+        ("upload", "org/name", "chck_100", files),
+        ("branch", "org/name", "chck_300", "exist_ok=True"),
+        ("upload", "org/name", "chck_300", files),
+        ("upload", "org/name", "main", files),
+    ]
+    told = capsys.readouterr()
+    assert "sent to https://huggingface.co/org/name" in told.out
+    assert "secret" not in told.out + told.err
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: "expired")
+    assert main([*words, str(tmp_path / "cut-off")]) == USER_MISTAKE
+    assert "branch chck_300 of org/name cannot be sent" in " ".join(capsys.readouterr().err.split())
+    assert (tmp_path / "cut-off" / "main" / "model.safetensors").is_file()
+    assert main([str(with_revisions), "--push", "name alone", "--out", str(tmp_path / "x")]) == USER_MISTAKE

@@ -170,7 +170,7 @@ def test_the_log_holds_rates_by_the_closed_form_and_a_speed(make_settings: MakeS
     assert log[0]["learning_rate"] == pytest.approx(1e-2)
     for line in log:
         assert set(line) == {
-            *("step", "epoch", "tokens", "learning_rate", "loss", "hard"),
+            *("step", "epoch", "tokens", "words", "learning_rate", "loss", "hard"),
             *("tokens_per_second", "data_wait", "gradient_norm"),
         }
         assert line["tokens"] == line["step"] * 16 * LENGTH
@@ -423,7 +423,7 @@ def test_settings_that_fit_no_corpus_or_machine_are_refused_before_anything_is_w
     refused: list[tuple[Mapping[str, object], str]] = [
         ({"windows": {"length": 33}}, "windows have 33 tokens, but model has 32 positions; shorten windows.length"),
         ({"fraction": 0.01}, f"are {windows} windows of {LENGTH} tokens, but global_batch is 16; lower it"),
-        ({"split": "test"}, "has no split 'test'; choose one that it has: train, dev"),
+        ({"split": "other"}, "has no split 'other'; choose one that it has: train, dev, test"),
     ]
     if not torch.cuda.is_available():
         refused.append(({"precision": "fp16"}, "precision fp16 needs a CUDA GPU; choose bf16 or float32 on cpu"))
@@ -435,8 +435,8 @@ def test_settings_that_fit_no_corpus_or_machine_are_refused_before_anything_is_w
 
 
 def test_a_validation_split_that_is_not_there_is_refused(make_settings: MakeSettings) -> None:
-    with pytest.raises(UserError, match="has no split 'test'"):
-        train(make_settings(validation={"split": "test"}))
+    with pytest.raises(UserError, match="has no split 'other'"):
+        train(make_settings(validation={"split": "other"}))
 
 
 def test_a_cache_that_does_not_fit_is_refused_with_both_sides(
@@ -575,6 +575,6 @@ def test_a_finished_run_is_not_taken_for_that_of_a_cache_captured_anew(
 
 
 def test_a_refused_validation_split_leaves_the_output_free(make_settings: MakeSettings) -> None:
-    with pytest.raises(UserError, match="has no split 'test'"):
-        train(make_settings(validation={"split": "test"}))
+    with pytest.raises(UserError, match="has no split 'other'"):
+        train(make_settings(validation={"split": "other"}))
     train(make_settings())

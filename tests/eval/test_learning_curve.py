@@ -1,0 +1,112 @@
+"""Learning curves over a run's revisions: each measured as by itself, nothing twice, mistakes in a sentence."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from palenka.eval.__main__ import main
+from palenka.eval.learning_curve import read_curve
+from palenka.eval.results import read_results
+from palenka.ground.errors import UserError
+from palenka.train_student.model.shapes import ModelShape
+from palenka.train_student.settings import TrainSettings
+from palenka.train_student.train import train
+
+PAIRS = [
+    ("the teacher sees the stone .", "the stone sees the the ."),
+    ("the river follows .", "river the follows ."),
+    ("the garden keeps the river .", "the garden the keeps river ."),
+]
+
+
+@pytest.fixture
+def run(corpus_directory: Path, make_shape: Callable[..., ModelShape], tmp_path: Path) -> Path:
+    """A short run with two revisions."""
+    settings = {
+        "corpus": corpus_directory,
+        "output": tmp_path / "student",
+        "model": make_shape(),
+        "windows": {"length": 16},
+        "fraction": 0.1,
+        "revisions": [100, 300],
+    }
+    train(TrainSettings.model_validate(settings))
+    return tmp_path / "student"
+
+
+@pytest.fixture
+def download(tmp_path: Path) -> Path:
+    """The fast part of BLiMP, and all of it, which is not for revisions."""
+    for folder, pairs in (("fast_eval/blimp_fast", PAIRS[:2]), ("full_eval/blimp_filtered", PAIRS)):
+        path = tmp_path / "evaluation_data" / folder
+        path.mkdir(parents=True)
+        rows = [json.dumps({"sentence_good": good, "sentence_bad": bad}) for good, bad in pairs]
+        (path / "agreement.jsonl").write_text("\n".join(rows) + "\n")
+    return tmp_path / "evaluation_data"
+
+
+def test_each_revision_is_measured_on_the_fast_part_as_by_itself(
+    run: Path, download: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out" / "student.json"
+    words = [str(run), "--revisions", "--babylm", str(download), "--out", str(out)]
+    assert main(words) == 0
+    told = capsys.readouterr().out
+    curve = read_curve(out)
+    assert (curve.kind, curve.name) == ("revisions", "student")
+    assert [point.revision for point in curve.revisions] == ["chck_100", "chck_300"]
+    for point in curve.revisions:
+        alone = tmp_path / f"{point.revision}.json"
+        place = run / "revisions" / point.revision
+        asked = ["--suite", "blimp_filtered", "--protocol", "babylm-2025"]
+        fast = download / "fast_eval" / "blimp_fast"
+        assert main([str(place), *asked, "--data", str(fast), "--out", str(alone)]) == 0
+        expected = read_results(alone)
+        measured = point.suites["blimp_filtered"]
+        assert measured.figure == expected.by_suite["blimp_filtered"].main.without_tasks()
+        assert (measured.figure.n, measured.title, measured.conditions["protocol"]) == (
+            2,
+            "BLiMP filtered",
+            "babylm-2025",
+        )
+        assert point.weights == expected.model.weights
+        record = json.loads((place / "model.commit.json").read_text())
+        assert (point.step, point.words) == (record["step"], record["words"])
+        assert f"{point.words:,}" in told
+        kept = out.parent / "student" / f"{point.revision}.json"
+        assert read_results(kept).by_suite == expected.by_suite
+        predictions = out.parent / "results" / "student" / point.revision / "zero_shot/causal/blimp/blimp_fast"
+        chosen = json.loads((predictions / "predictions.json").read_text())["agreement"]["predictions"]
+        assert [each["pred"] in pair for each, pair in zip(chosen, PAIRS[:2], strict=True)] == [True, True]
+    before = {path: path.stat().st_mtime_ns for path in (out.parent / "student").iterdir()}
+    assert main(words) == 0
+    assert {path: path.stat().st_mtime_ns for path in (out.parent / "student").iterdir()} == before
+
+
+def test_revisions_are_measured_on_any_data(run: Path, download: Path, tmp_path: Path) -> None:
+    out = tmp_path / "pairs.json"
+    data = ["--suite", "minimal_pairs", "--data", str(download / "full_eval" / "blimp_filtered")]
+    assert main([str(run), "--revisions", *data, "--out", str(out)]) == 0
+    assert [point.suites["minimal_pairs"].figure.n for point in read_curve(out).revisions] == [3, 3]
+    record = json.loads(out.read_text())
+    record["revisions"][0]["words"] += 1
+    out.write_text(json.dumps(record))
+    with pytest.raises(UserError, match="was changed since `palenka eval` wrote it"):
+        read_curve(out)
+
+
+def test_a_mistake_is_one_sentence(
+    run: Path, download: Path, teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def told(*words: str) -> str:
+        assert main([*words, "--babylm", str(download), "--out", str(tmp_path / "x.json")]) == 2
+        return " ".join(capsys.readouterr().err.split())
+
+    assert "has no revisions; they are kept while a run trains" in told(str(teacher), "--revisions")
+    (tmp_path / "x.json").write_text("{}")
+    assert "x.json holds no learning curve" in told(str(run), "--revisions")
+    (download / "fast_eval").rename(tmp_path / "elsewhere")
+    (tmp_path / "x.json").unlink()
+    assert "has no folder of a suite that is known; these are aoa, blimp_fast, " in told(str(run), "--revisions")

@@ -1,0 +1,139 @@
+"""Revisions: the model as it was after some words, which BabyLM wants published beside the last one.
+
+revisions/chck_1M/
+    config.json, generation_config.json, model.safetensors, tokenizer.json, tokenizer_config.json
+    model.commit.json      checksums of these, the step and the words that they are of, and the run
+
+Each is a model's directory that everything reads that reads a model. Nothing removes them but the run itself, where
+it goes back behind them; a finished run's record has the checksums of theirs.
+"""
+
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from transformers import PreTrainedModel
+
+from palenka.data.corpus import Corpus
+from palenka.data.model_files import MODEL_RECORD, commit_model, write_model
+from palenka.ground.errors import UserError
+from palenka.ground.files import disk_errors, whole_directory
+from palenka.ground.records import damage_of, read_commit
+
+MILLION = 10**6
+_NAME = re.compile(r"chck_\d+M?")
+_NEAR_THE_END = 0.95
+"""A run that ends with this part of a revision's words keeps its last weights as that revision: text that is cleaned
+has somewhat fewer words than the track allows."""
+
+
+@dataclass(frozen=True)
+class Revision:
+    """A model that is kept on a run's way.
+
+    Attributes:
+        name: such as ``chck_10M``.
+        step: after which it is.
+        words: that the run had read then.
+    """
+
+    name: str
+    step: int
+    words: int
+
+
+def planned_revisions(
+    asked: Literal["babylm"] | Sequence[int], words_after: NDArray[np.float64]
+) -> dict[int, list[Revision]]:
+    """The revisions of a run by the step after which they are kept: the first that has read their words.
+
+    Args:
+        asked: numbers of words, or those of BabyLM's tracks: each million up to 10, then every 10, above 100 every 100.
+        words_after: that a run has read after each step, [steps + 1].
+    """
+    total, last = float(words_after[-1]), len(words_after) - 1
+    numbers = _of_the_track(total / _NEAR_THE_END) if asked == "babylm" else asked
+    planned: dict[int, list[Revision]] = {}
+    for number in numbers:
+        if number * _NEAR_THE_END <= total:
+            step = min(last, max(1, int(np.searchsorted(words_after, number))))
+            planned.setdefault(step, []).append(Revision(name_of(number), step, round(words_after[step])))
+    return planned
+
+
+def _of_the_track(most: float) -> list[int]:
+    millions = [*range(1, 10), *range(10, 100, 10), *range(100, max(100, int(most / MILLION)) + 1, 100)]
+    return [million * MILLION for million in millions]
+
+
+def name_of(words: int) -> str:
+    """What the pipeline calls the revision after so many words."""
+    return f"chck_{words // MILLION}M" if words % MILLION == 0 else f"chck_{words}"
+
+
+def words_of(name: str) -> int:
+    """The words that a revision's name says."""
+    number = name.removeprefix("chck_")
+    return int(number.removesuffix("M")) * (MILLION if number.endswith("M") else 1)
+
+
+class Revisions:
+    """The revisions that a run keeps.
+
+    Args:
+        run: the directory of the run.
+        identity: of the run.
+    """
+
+    def __init__(self, run: Path, identity: str = "") -> None:
+        self.directory, self._run, self._identity = run / "revisions", run, identity
+
+    def save(self, revision: Revision, model: PreTrainedModel, corpus: Corpus) -> None:
+        """Keep a model as a revision, aside first.
+
+        Raises:
+            OSError: if it cannot be written.
+        """
+        place = self.directory / revision.name
+        with whole_directory(place) as aside, disk_errors():
+            write_model(model, corpus, aside)
+            files = sorted(path.name for path in aside.iterdir())
+            commit_model(aside, files, run=self._identity, step=revision.step, words=revision.words)
+            shutil.rmtree(place, ignore_errors=True)
+
+    def go_back(self, planned: Mapping[int, Sequence[Revision]], step: int) -> None:
+        """Keep those that a run has kept up to a step, and remove all others.
+
+        Raises:
+            UserError: if one of them is missing or damaged: it cannot be made again from a later checkpoint.
+        """
+        expected = {each.name: each for at, revisions in planned.items() if at <= step for each in revisions}
+        for revision in expected.values():
+            place = self.directory / revision.name
+            if damage := damage_of(place, MODEL_RECORD, run=self._identity, step=revision.step, words=revision.words):
+                raise UserError(
+                    f"revision {place} is damaged: {damage}; restore it, or delete {self._run} to train from the "
+                    "beginning"
+                )
+        for place in self.places():
+            if place.name not in expected:
+                shutil.rmtree(place)
+
+    def records(self) -> list[str]:
+        """Paths in the run of the records of all revisions."""
+        return [f"{place.relative_to(self._run).as_posix()}/{MODEL_RECORD}" for place in self.places()]
+
+    def read(self) -> list[Revision]:
+        """The revisions of a finished run in the order of its steps."""
+        found = [(place.name, read_commit(place, MODEL_RECORD)) for place in self.places()]
+        revisions = [Revision(name, int(facts["step"]), int(facts["words"])) for name, facts in found]
+        return sorted(revisions, key=lambda revision: words_of(revision.name))
+
+    def places(self) -> list[Path]:
+        """Their directories."""
+        return sorted(path for path in self.directory.glob("chck_*") if _NAME.fullmatch(path.name))
