@@ -186,6 +186,7 @@ def student_of(bench: Bench, arm: str, output: Path) -> TrainSettings:
     plain |= {"fraction": min(1.0, used), "global_batch": bench.windows, "micro_batch": bench.windows}
     plain |= {"log_every": bench.steps // 2, "gradient_ratios_every": 10**6, "validation": {"windows": 8}}
     plain |= {"precision": bench.precision, "device": bench.device.type}
+    plain["optimizer"] = plain["optimizer"] | {"warmup_steps": None}  # the published one is longer than these runs
     if arm == "control":
         plain |= {"teachers": {}, "objective": {"hard": 1.0}}
     for name, source in plain["teachers"].items():

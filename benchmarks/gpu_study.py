@@ -81,6 +81,8 @@ class Study:
         """A published run over this text."""
         plain: dict[str, Any] = read_yaml(file)
         plain |= {"corpus": self.output / "corpus", "output": output, "device": self.device.type}
+        # A tenth of the run, 300 steps at most: the published one may be longer than what is left of the run.
+        plain["optimizer"] = plain["optimizer"] | {"warmup_steps": None}
         if self.shrunken:
             plain["model"] = plain["model"] | SMALL
             plain |= {"precision": "float32", "global_batch": 8, "micro_batch": 8, "validation": {"windows": 16}}
