@@ -195,12 +195,25 @@ def _csv(rows: Sequence[Row], columns: Mapping[str, str]) -> str:
 def _latex(rows: Sequence[Row], columns: Mapping[str, str]) -> str:
     lines = [rf"\begin{{tabular}}{{l{'r' * len(columns)}l}}", r"\hline"]
     lines += [_latex_line(["model", *columns.values(), "source"]), r"\hline"]
-    lines += [_latex_line([row.model, *_cells(row, columns, r"$\pm$", "--"), row.source]) for row in rows]
+    lines += [_latex_line([row.model, *_cells(row, columns, "±", "–"), row.source]) for row in rows]
     return "\n".join([*lines, r"\hline", r"\end{tabular}"]) + "\n"
 
 
+_LATEX = {character: rf"\{character}" for character in "&%$#_{}"} | {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    "±": r"$\pm$",
+    "–": "--",
+}
+"""How LaTeX writes the characters that mean something to it, and ours that old fonts lack."""
+
+
 def _latex_line(cells: Sequence[str]) -> str:
-    return " & ".join(cell.replace("_", r"\_").replace("%", r"\%").replace("&", r"\&") for cell in cells) + r" \\"
+    return " & ".join("".join(_LATEX.get(character, character) for character in cell) for cell in cells) + r" \\"
 
 
 def _cells(row: Row, columns: Mapping[str, str], plus_minus: str, nothing: str) -> list[str]:

@@ -87,6 +87,16 @@ def test_latex_is_written_to_a_file(tmp_path: Path) -> None:
     assert lines[-3] == r"my\_run & -- & 0.612 $\pm$ 0.0056 & -- & ours, babylm-2025, bf16 \\"
 
 
+def test_what_means_something_to_latex_is_escaped(tmp_path: Path) -> None:
+    file = written(tmp_path / "a.json", "blimp_filtered")
+    table = export([f"a$b#c{{d}}e\\f^g~h%i&j_k<l>m|n={file}"], "latex", published=False)
+    expected = (
+        r"a\$b\#c\{d\}e\textbackslash{}f\textasciicircum{}g\textasciitilde{}h\%i\&j\_k"
+        r"\textless{}l\textgreater{}m\textbar{}n & -- & 0.612 $\pm$ 0.0056 & -- & ours, babylm-2024 \\"
+    )
+    assert expected in table.splitlines()
+
+
 def test_results_that_do_not_belong_in_one_row_are_refused(tmp_path: Path) -> None:
     first = written(tmp_path / "a.json", "blimp_filtered")
     for told, changes in (
