@@ -1,58 +1,27 @@
-"""The kinds of charts: small, labelled where they are read.
-
-Every chart is drawn some 320 points wide, so that its text is legible on a phone, where it fills the screen, and on
-paper, where two stand side by side.
-"""
+"""The kinds of charts: small, labelled where they are read, and each part of them tells what it is."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import LogLocator, NullLocator
 from numpy.typing import NDArray
 
+from palenka.report.canvas import NARROW, TEXT, Size, drawn, round_ticks, short, tell, written
+from palenka.report.colours import AXIS, INK, PAPER
 from palenka.report.results import Estimate
-from palenka.report.svg import to_svg
 
-WIDTH = 4.5
-INK, MUTED, RULE = "#1b1f24", "#5b6470", "#dfe3e8"
-_END_LETTERS, _ROW_LETTERS = 18, 28
-LOOK: Any = {
-    "axes.axisbelow": True,
-    "axes.edgecolor": "#9aa3ad",
-    "axes.grid": True,
-    "axes.labelcolor": MUTED,
-    "axes.labelsize": 10,
-    "axes.linewidth": 0.6,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "axes.titlecolor": MUTED,
-    "axes.titlelocation": "left",
-    "axes.titlesize": 10,
-    "figure.constrained_layout.use": True,
-    "font.size": 10,
-    "grid.color": RULE,
-    "grid.linewidth": 0.6,
-    "lines.linewidth": 1.5,
-    "lines.solid_capstyle": "round",
-    "text.color": INK,
-    "text.parse_math": False,
-    "xtick.color": MUTED,
-    "xtick.major.size": 0,
-    "ytick.color": MUTED,
-    "ytick.major.size": 0,
-}
+_ROW_LETTERS = 24
+_ROW_GAP = 0.34
+"""Where a row's name stands above its dots, in rows; on a phone there is no room beside them."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """A line of a chart, with its label at its end; one without a label is a thin line of the background."""
+    """A line of a chart, with its name at its end; one without a label is a thin line of the background."""
 
     label: str
     colour: str
@@ -60,15 +29,18 @@ class Line:
     y: NDArray[np.float64]
     dashed: bool = False
     marked: bool = False
+    name: str = ""
+    """What it tells of itself; its label unless given."""
 
 
 @dataclass(frozen=True)
 class Dot:
-    """A value with its interval."""
+    """A value with its interval, and whose it is."""
 
     colour: str
     estimate: Estimate
     hollow: bool = False
+    name: str = ""
 
 
 Shape = tuple[str, str, NDArray[np.float64], NDArray[np.float64]]
@@ -96,37 +68,45 @@ def line_chart(
         log: a logarithmic y axis.
         zero: a heavier rule at 0.
     """
-    with mpl.rc_context(LOOK):
-        figure, axes = _figure(2.75, y_label)
+
+    def draw(size: Size) -> Figure:
+        figure, axes = _figure(size, 300 if size is not NARROW else 260, y_label)
         if log:
             axes.set_yscale("log")
         if zero:
-            axes.axhline(0, color="#9aa3ad", linewidth=0.9)
+            axes.axhline(0, color=AXIS, linewidth=1.2)
         for line in sorted(lines, key=lambda line: bool(line.label)):
-            width = 1.5 if line.label else 0.8
+            width = 2 if line.label else 1
             style = (0, (3.5, 1.8)) if line.dashed else "-"
             marker = "o" if line.marked or len(line.x) == 1 else ""
-            axes.plot(line.x, line.y, color=line.colour, linewidth=width, linestyle=style, marker=marker, markersize=4)
+            (path,) = axes.plot(
+                line.x, line.y, color=line.colour, linewidth=width, linestyle=style, marker=marker, markersize=5
+            )
+            tell(path, _of_line(line, x_label))
         axes.set_ylim(*y_limits)
         axes.set_xlim(0, 1.01 * max((float(line.x.max()) for line in lines), default=1.0))
         axes.set_xlabel(x_label)
-        _ticks(axes, log)
-        _label_ends(axes, [line for line in lines if line.label])
-        return to_svg(figure, title)
+        _ticks(axes, size, log)
+        _label_ends(axes, [line for line in lines if line.label], size)
+        return figure
+
+    return drawn(draw, title)
 
 
 def histogram_chart(shapes: Sequence[Shape], title: str, x_label: str) -> Markup:
     """Outlined histograms over each other, each named at its highest bin."""
-    with mpl.rc_context(LOOK):
-        figure, axes = _figure(2.3, "share of tokens")
-        for _, colour, edges, shares in shapes:
+
+    def draw(size: Size) -> Figure:
+        figure, axes = _figure(size, 250, "share of tokens")
+        for label, colour, edges, shares in shapes:
             axes.stairs(shares, edges, fill=True, color=colour, alpha=0.14)
-            axes.stairs(shares, edges, color=colour, linewidth=1.3)
+            outline = axes.stairs(shares, edges, color=colour, linewidth=1.8)
+            tell(outline, f"{label}: most between {edges[shares.argmax()]:.3g} and {edges[shares.argmax() + 1]:.3g}")
         top = max(float(shares.max()) for *_, shares in shapes)
         axes.set_ylim(0, 1.22 * top)
         axes.set_xlim(shapes[0][2][0], shapes[0][2][-1])
         axes.set_xlabel(x_label)
-        _ticks(axes)
+        _ticks(axes, size)
         axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
         for label, colour, edges, shares in shapes:
             peak = int(shares.argmax())
@@ -135,20 +115,28 @@ def histogram_chart(shapes: Sequence[Shape], title: str, x_label: str) -> Markup
             axes.annotate(
                 label, (place, shares[peak]), (0, 3), textcoords="offset points", ha=side, va="bottom", color=colour
             )
-        return to_svg(figure, title)
+        return figure
+
+    return drawn(draw, title)
 
 
 def bar_chart(bars: Sequence[tuple[str, float, str]], title: str, x_label: str, colour: str = "#0072B2") -> Markup:
     """Horizontal bars in the order given: (name, value, the value as it is written at the bar's end)."""
-    with mpl.rc_context(LOOK):
-        figure, axes = _figure(0.55 + 0.21 * len(bars), "")
-        drawn = axes.barh(range(len(bars)), [value for _, value, _ in bars], height=0.62, color=colour)
-        axes.bar_label(drawn, [text for *_, text in bars], padding=3)
+
+    def draw(size: Size) -> Figure:
+        figure, axes = _figure(size, 62 + (46 if size is NARROW else 25) * len(bars), "")
+        places = [place + _below(size) for place in range(len(bars))]
+        patches = axes.barh(places, [value for _, value, _ in bars], height=0.4, color=colour)
+        for patch, (name, _, text) in zip(patches, bars, strict=True):
+            tell(patch, f"{name}: {text} {x_label}")
+        axes.bar_label(patches, [text for *_, text in bars], padding=4)
         axes.set_xlabel(x_label)
         axes.set_xlim(0, 1.18 * max((value for _, value, _ in bars), default=1.0) or 1.0)
-        _ticks(axes)
-        _rows(axes, [name for name, _, _ in bars])
-        return to_svg(figure, title)
+        _ticks(axes, size)
+        _rows(axes, [name for name, _, _ in bars], size)
+        return figure
+
+    return drawn(draw, title)
 
 
 def dot_chart(
@@ -156,25 +144,41 @@ def dot_chart(
 ) -> Markup:
     """Rows of values with their intervals, several in a row a little apart; a dashed rule marks a reference."""
     crowd = max((len(dots) for _, dots in rows), default=1)
-    pitch = 0.2 if crowd == 1 else 0.1 + 0.07 * crowd
-    with mpl.rc_context(LOOK):
-        figure, axes = _figure(0.55 + pitch * len(rows), "")
+
+    def draw(size: Size) -> Figure:
+        pitch = max(25.0, 12.0 + 7.0 * crowd) + (20 if size is NARROW else 0)
+        figure, axes = _figure(size, 62 + pitch * len(rows), "")
         if reference is not None:
-            axes.axvline(reference, color="#9aa3ad", linewidth=0.9, linestyle=(0, (3, 2)))
-        for place, (_, dots) in enumerate(rows):
+            axes.axvline(reference, color=AXIS, linewidth=1.2, linestyle=(0, (3, 2)))
+        room = (0.44 if size is NARROW and crowd > 1 else 0.72) if crowd > 1 else 0.0
+        for place, (row, dots) in enumerate(rows):
             for number, dot in enumerate(dots):
-                height = place + 0.72 * ((number + 0.5) / len(dots) - 0.5)
-                axes.plot([dot.estimate.low, dot.estimate.high], [height] * 2, color=dot.colour, linewidth=1.2)
-                face = "white" if dot.hollow else dot.colour
-                axes.plot(dot.estimate.value, height, "o", color=dot.colour, markerfacecolor=face, markersize=4)
+                height = place + _below(size) + room * ((number + 0.5) / len(dots) - 0.5)
+                _dot(axes, dot, row, height, x_label)
         axes.set_xlabel(x_label)
-        _ticks(axes)
-        _rows(axes, [name for name, _ in rows])
-        return to_svg(figure, title)
+        _ticks(axes, size)
+        _rows(axes, [name for name, _ in rows], size)
+        return figure
+
+    return drawn(draw, title)
 
 
-def _ticks(axes: Axes, log: bool = False) -> None:
-    round_ticks(axes.xaxis, 5)
+def _dot(axes: Axes, dot: Dot, row: str, height: float, x_label: str) -> None:
+    low, value, high = (f"{part:.4g}" for part in (dot.estimate.low, dot.estimate.value, dot.estimate.high))
+    said = f"{': '.join(dict.fromkeys(name for name in (dot.name, row) if name))}: {value} ({low} to {high}), {x_label}"
+    (bar,) = axes.plot([dot.estimate.low, dot.estimate.high], [height] * 2, color=dot.colour, linewidth=1.6)
+    face = PAPER if dot.hollow else dot.colour
+    (point,) = axes.plot(dot.estimate.value, height, "o", color=dot.colour, markerfacecolor=face, markersize=6)
+    for part in (bar, point):
+        tell(part, said)
+
+
+def _of_line(line: Line, x_label: str) -> str:
+    return f"{line.name or line.label}: {line.y[-1]:.4g} at {written(float(f'{line.x[-1]:.3g}'))} {x_label}"
+
+
+def _ticks(axes: Axes, size: Size, log: bool = False) -> None:
+    round_ticks(axes.xaxis, size.ticks)
     round_ticks(axes.yaxis, 6)
     if log:
         low, high = axes.get_ylim()
@@ -182,40 +186,42 @@ def _ticks(axes: Axes, log: bool = False) -> None:
         axes.yaxis.set_minor_locator(NullLocator())
 
 
-def round_ticks(axis: Axis, count: int) -> None:
-    """So many ticks at most, at round numbers, written as they are read: 1,500 and −0.25, no powers of ten."""
-    axis.set_major_locator(MaxNLocator(count, steps=[1, 2, 2.5, 5, 10]))
-    axis.set_major_formatter(lambda value, _: f"{value:,.10g}".replace("-", "−"))
-
-
-def short(label: str, letters: int) -> str:
-    """A label that leaves room for the chart; the tables have it whole."""
-    return label if len(label) <= letters else f"{label[: letters // 2 - 1]}…{label[-letters // 2 :]}"
-
-
-def _figure(height: float, y_label: str) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(WIDTH, height))
+def _figure(size: Size, height: float, y_label: str) -> tuple[Figure, Axes]:
+    figure = size.figure(height)
     axes = figure.add_subplot()
     # Above the axis and level, it is read without turning the head and takes no width.
     axes.set_title(y_label)
     return figure, axes
 
 
-def _rows(axes: Axes, names: Sequence[str]) -> None:
-    """Name the rows, the first at the top."""
-    axes.set_yticks(range(len(names)), [short(name, _ROW_LETTERS) for name in names])
+def _below(size: Size) -> float:
+    """How far what a row shows stands below its middle, in rows: beneath the name, where that stands above."""
+    return 0.16 if size is NARROW else 0.0
+
+
+def _rows(axes: Axes, names: Sequence[str], size: Size) -> None:
+    """Name the rows, the first at the top: beside them, or above each where there is no room."""
     axes.set_ylim(len(names) - 0.4, -0.6)
-    axes.tick_params(axis="y", labelcolor=INK)
     axes.grid(visible=False, axis="y")
+    if size is NARROW:
+        axes.set_yticks([])
+        for place, name in enumerate(names):
+            axes.text(
+                0, place - _ROW_GAP, short(name, 44), va="center", color=INK, transform=axes.get_yaxis_transform()
+            )
+    else:
+        axes.set_yticks(range(len(names)), [short(name, _ROW_LETTERS) for name in names])
+        axes.tick_params(axis="y", labelcolor=INK)
 
 
-def _label_ends(axes: Axes, lines: Sequence[Line]) -> None:
+def _label_ends(axes: Axes, lines: Sequence[Line], size: Size) -> None:
     """Write each line's name right of the frame at the height of its end, moved apart where they would touch."""
     axes.set_ylim(axes.get_ylim())
     inside = axes.transData + axes.transAxes.inverted()
     heights = [min(max(float(inside.transform((line.x[-1], line.y[-1]))[1]), 0.0), 1.0) for line in lines]
-    for line, height in zip(lines, _apart(heights, 0.075), strict=True):
-        label = short(line.label, _END_LETTERS)
+    gap = 1.2 * TEXT / (0.72 * 72 * float(axes.figure.get_figheight()))  # type: ignore[union-attr]
+    for line, height in zip(lines, _apart(heights, gap), strict=True):
+        label = short(line.label, size.letters)
         axes.text(1.02, height, label, color=line.colour, va="center", transform=axes.transAxes)
 
 

@@ -7,7 +7,8 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from palenka.report.cache_card import CacheCard, Histogram
-from palenka.report.charts import INK, Dot, Line, Shape, bar_chart, dot_chart, histogram_chart, line_chart
+from palenka.report.charts import Dot, Line, Shape, bar_chart, dot_chart, histogram_chart, line_chart
+from palenka.report.colours import INK, MUTED
 from palenka.report.costs import BreakEven
 from palenka.report.models import Model
 from palenka.report.pairs import PairSuite
@@ -88,8 +89,8 @@ def pairs_figure(suite: PairSuite, styles: Styles) -> Markup:
     names = [model.name for model in suite.models if few or styles[model.name].is_named]
     rows = []
     for row, scores in suite.rows:
-        found = [(styles[name], scores[name]) for name in names if name in scores]
-        rows.append((row, [_dot(style, Estimate.of(of)) for style, of in found]))
+        found = [(name, styles[name], scores[name]) for name in names if name in scores]
+        rows.append((row, [_dot(style, Estimate.of(of), name) for name, style, of in found]))
     return dot_chart(rows, f"Figures on {suite.measure.title}", "%, with 95 % interval", reference=suite.chance)
 
 
@@ -136,14 +137,14 @@ def cost_figures(seconds: Mapping[str, float], costs: BreakEven | None) -> list[
     if seconds:
         bars = [(stage, value, f"{value:,.0f}") for stage, value in seconds.items()]
         caption = f"Seconds per stage, {sum(seconds.values()):,.0f} s in all."
-        drawn.append((caption, bar_chart(bars, "Seconds per stage", "seconds", "#5b6470")))
+        drawn.append((caption, bar_chart(bars, "Seconds per stage", "seconds", MUTED)))
     if costs:
         students = np.array([0.0, max(5.0, 2.5 * costs.students_needed)])
         even = np.array([costs.students_needed]), np.array([costs.capture_seconds])
         lines = [
             Line("cached", "#0072B2", students, np.full(2, costs.capture_seconds)),
             Line("live", "#D55E00", students, costs.live_seconds * students),
-            Line("", INK, *even, marked=True),
+            Line("", INK, *even, marked=True, name="both cost the same"),
         ]
         title = "Seconds of teachers, cached and live, by number of students"
         chart = line_chart(lines, title, "students", "seconds of teachers")
@@ -186,7 +187,8 @@ def _lines(
         steps, values = thin((steps, values) if marked else without_rest((steps, values)), _POINTS)
         style = styles[model.name]
         label = model.name if style.is_named else ""
-        lines.append(Line(label, style.colour, model.run.tokens_at(steps) / 1e6, values, style.dashed, marked))
+        tokens = model.run.tokens_at(steps) / 1e6
+        lines.append(Line(label, style.colour, tokens, values, style.dashed, marked, model.name))
     return lines
 
 
@@ -210,8 +212,8 @@ def thin(series: Series, points: int) -> Series:
     return steps, values
 
 
-def _dot(style: Style, estimate: Estimate) -> Dot:
-    return Dot(style.colour, estimate, style.dashed)
+def _dot(style: Style, estimate: Estimate, name: str = "") -> Dot:
+    return Dot(style.colour, estimate, style.dashed, name)
 
 
 def _shapes(histograms: Mapping[float, Histogram]) -> list[Shape]:

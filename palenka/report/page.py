@@ -1,12 +1,17 @@
 """The page: everything computed and drawn, filled into report.html.j2."""
 
+import base64
+import hashlib
+import importlib.resources
 from collections.abc import Sequence
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from palenka.report import figures
 from palenka.report.cache_card import make_card
+from palenka.report.colours import style_sheet, themed
 from palenka.report.finding import control_for, find
 from palenka.report.grid.finding import signed, unsigned
 from palenka.report.grid.sections import grid_sections, grid_tiles
@@ -30,12 +35,24 @@ def render(sources: Sources, title: str) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"recipe": recipe, "signed": signed, "unsigned": unsigned}
+    environment.filters |= {"recipe": recipe, "signed": signed, "themed": themed, "unsigned": unsigned}
     models = join_models(sources)
     content = {"generator": GENERATOR, "title": title, "sources": sources, "students_shown": STUDENTS_SHOWN}
-    content |= _of_models(models) | _of_stages(models, sources) | _of_grids(sources)
+    content |= _of_models(models) | _of_stages(models, sources) | _of_grids(sources) | _looks()
     page = environment.get_template("report.html.j2").render(content)
     return page if page.endswith("\n") else f"{page}\n"
+
+
+def _looks() -> dict[str, Any]:
+    """The page's colours and its script; a policy in the page lets no other script run."""
+    script = importlib.resources.files("palenka.report").joinpath("report.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    # Both are ours: nothing of a run is in them.
+    return {
+        "colours": Markup(style_sheet()),  # noqa: S704
+        "script": Markup(script),  # noqa: S704
+        "script_hash": f"sha256-{digest}",
+    }
 
 
 def _of_models(models: Sequence[Model]) -> dict[str, Any]:

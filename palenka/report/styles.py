@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from palenka.report.colours import CROWD
 from palenka.report.models import Model, Role
 
 # Okabe and Ito's palette: apart for every common kind of colour blindness; its yellow is too pale for lines on paper.
@@ -13,7 +14,6 @@ _COLOURS: dict[Role, tuple[str, ...]] = {
     "control": ("#222222", "#777777"),
     "model": ("#5E8C31", "#B07AA1"),
 }
-_CROWD = "#C4CAD0"
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ def style_models(models: Sequence[Model]) -> dict[str, Style]:
         members = sorted((model for model in models if model.role == role), key=_loss)
         for place, model in enumerate(members):
             named = place < len(colours)
-            styles[model.name] = Style(colours[place] if named else _CROWD, role == "teacher", named)
+            styles[model.name] = Style(colours[place] if named else CROWD, role == "teacher", named)
     return styles
 
 

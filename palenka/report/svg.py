@@ -1,6 +1,7 @@
 """A figure of matplotlib as an SVG element inside a page, the same bytes for the same numbers.
 
-Text stays text: it takes the page's font, and can be searched and read aloud.
+Text stays text: it takes the page's font, and can be searched and read aloud. Colours are the page's variables. An
+artist whose gid begins with `TIP` is a group that tells the rest of its gid: as a title, which browsers show.
 """
 
 import io
@@ -12,11 +13,21 @@ import matplotlib as mpl
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
+from palenka.report.colours import themed
 
-def to_svg(figure: Figure, title: str) -> Markup:
-    """A figure as an SVG element for a page: scalable, without dates, names of elements or resources elsewhere."""
+TIP = "tip:"
+
+
+def to_svg(figure: Figure, title: str, style: str) -> Markup:
+    """A figure as an SVG element for a page: scalable, without dates, names of elements or resources elsewhere.
+
+    Args:
+        figure: drawn in a page's pixels, 72 to the inch.
+        title: what it shows, for those who hear the page.
+        style: class of the element.
+    """
     buffer = io.StringIO()
-    with mpl.rc_context({"svg.hashsalt": title, "svg.fonttype": "none"}), warnings.catch_warnings():
+    with mpl.rc_context({"svg.hashsalt": title + style, "svg.fonttype": "none"}), warnings.catch_warnings():
         # The page's font has the letters that matplotlib's own lacks; it only measures them.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
@@ -25,18 +36,23 @@ def to_svg(figure: Figure, title: str) -> Markup:
     referenced = set(re.findall(r'(?:href="#|url\(#)([^")]+)', drawing))
     inside = re.sub(r"<[^>]+>", lambda tag: _plain_tag(tag[0], referenced), drawing[drawing.index(">") + 1 :])
     width, height = figure.get_size_inches() * 72
+    head = f'<svg class="{style}" viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{escape(title)}">'
     # The title is escaped here, all text inside by matplotlib.
-    return Markup(f'<svg viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{escape(title)}">{inside}')  # noqa: S704
+    return Markup(head + inside)  # noqa: S704
 
 
 def _plain_tag(tag: str, referenced: set[str]) -> str:
     """A tag of matplotlib's without what a page does not need: names that nothing refers to, fonts, long digits."""
+    told = re.search(rf' id="{TIP}([^"]*)"', tag)
     tag = re.sub(r' id="([^"]*)"', lambda name: name[0] if name[1] in referenced else "", tag)
     tag = re.sub(r" font-family: [^;\"]*;?", "", tag).replace("xlink:href", "href")
     tag = re.sub(r' transform="rotate\(-?0 [^"]*"', "", tag)
+    tag = re.sub(r"#[0-9a-f]{6}\b", lambda colour: themed(colour[0]), tag)
     tag = re.sub(
         r"-?\d+\.\d{2,}",
         lambda number: f"{float(number[0]):.4g}" if abs(float(number[0])) < 10 else f"{float(number[0]):.1f}",
         tag,
     )
-    return " ".join(tag.split())
+    tag = " ".join(tag.split())
+    # An attribute's text, escaped as it is, is an element's text too.
+    return f'<g class="tip"><title>{told[1]}</title>' if told else tag

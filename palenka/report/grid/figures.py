@@ -4,11 +4,12 @@ import statistics
 from collections.abc import Sequence
 
 from palenka.grid.record import HELD_OUT, GridRow, GridStage, run_name
+from palenka.report.canvas import NARROW
 from palenka.report.charts import Dot, dot_chart
 from palenka.report.figures import Captioned
 from palenka.report.finding import count
 from palenka.report.grid.analysis import Noise, Option, PairedRun, controls_of
-from palenka.report.grid.heat_map import MOST_WRITTEN, Cell, heat_map
+from palenka.report.grid.heat_map import Cell, digits_in, heat_map
 from palenka.report.grid.seed_chart import SeedDot, seed_chart, seed_styles
 from palenka.report.results import Estimate
 
@@ -31,7 +32,7 @@ def finalist_figures(stage: GridStage, pairs: Sequence[PairedRun]) -> list[Capti
     levels = []
     for row in stage.ranking:
         dots = [
-            Dot(styles[seed][0], Estimate.of(run.held_out, run.held_out.unit), row.is_control)
+            Dot(styles[seed][0], Estimate.of(run.held_out, run.held_out.unit), row.is_control, f"seed {seed}")
             for seed in stage.seeds
             if (run := runs.get((row.variant, seed)))
         ]
@@ -48,7 +49,8 @@ def finalist_figures(stage: GridStage, pairs: Sequence[PairedRun]) -> list[Capti
     differences: dict[str, list[Dot]] = {}
     for pair in pairs:
         if windows := pair.comparison.windows:
-            dot = Dot(styles[pair.run.seed][0], Estimate(windows["difference"], *windows["interval"]))
+            estimate, seed = Estimate(windows["difference"], *windows["interval"]), pair.run.seed
+            dot = Dot(styles[seed][0], estimate, name=f"seed {seed}")
             differences.setdefault(pair.run.variant, []).append(dot)
     if differences:
         caption = (
@@ -71,7 +73,7 @@ def _heat_map(stage: GridStage, rows: Option, columns: Option, noise: Noise | No
     chart = heat_map(
         (rows.name, rows.labels), (columns.name, columns.labels), cells, levels, "Held-out cross-entropy over the grid"
     )
-    is_written = len(columns.values) <= MOST_WRITTEN
+    is_written = digits_in(NARROW.width, len(columns.values)) is not None
     numbers = ", and beneath it the difference from the control" if is_written else "; the ranking has the numbers"
     caption = (
         f"Held-out cross-entropy in nats per token, the mean over {count(len(stage.seeds), 'seed')}{numbers}. Dark is "
@@ -90,16 +92,16 @@ def _heat_map(stage: GridStage, rows: Option, columns: Option, noise: Noise | No
 
 def _cell(stage: GridStage, row: GridRow) -> Cell:
     if not row.lacking:
-        return Cell(row.measures[HELD_OUT].mean, row.measures[HELD_OUT].difference)
+        return Cell(row.measures[HELD_OUT].mean, row.measures[HELD_OUT].difference, name=row.variant)
     if row.seeds:
-        return Cell(None, None, f"{len(row.seeds)} of {row.planned}")
+        return Cell(None, None, f"{len(row.seeds)} of {row.planned}", row.variant)
     failed = any(run_name("points", row.variant, seed) in stage.failures for seed in row.lacking)
-    return Cell(None, None, "failed" if failed else "not run")
+    return Cell(None, None, "failed" if failed else "not run", row.variant)
 
 
 def _seed_chart(stage: GridStage, option: Option) -> Captioned:
     rows = [(stage.rows[run.variant], run) for run in stage.runs.values()]
-    dots = [(row, SeedDot(option.place(row), run.seed, run.held_out.value)) for row, run in rows]
+    dots = [(row, SeedDot(option.place(row), run.seed, run.held_out.value, row.variant)) for row, run in rows]
     chart = seed_chart(
         option.labels,
         [dot for row, dot in dots if not row.is_control],

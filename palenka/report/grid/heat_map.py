@@ -11,16 +11,17 @@ from matplotlib.colors import Colormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from palenka.report.charts import INK, LOOK, WIDTH, round_ticks, short
+from palenka.report.canvas import TEXT, Size, drawn, round_ticks, short, tell
+from palenka.report.colours import CROWD, INK, PAPER
 from palenka.report.grid.seed_chart import OPTION_LETTERS, VALUE_LETTERS
-from palenka.report.svg import to_svg
 
-MOST_WRITTEN, _MOST_EXACT = 8, 6
-"""Columns of a heat map whose cells have room for numbers, and for all four digits."""
+_SMALL = 13
+"""Pixels of a cell's numbers."""
+_ROOM = {4: 56, 3: 48}
+"""The width of a cell that has room for a number with so many digits, in pixels."""
 _FAR = 1.5
 """A control that lies further from the cells, in spans of theirs, than this stands at the edge of the legend."""
 _STEPS = 48
-_NO_COLOUR = (1.0, 1.0, 1.0, 1.0)
 
 Colour = tuple[float, float, float, float]
 """Red, green, blue and opacity."""
@@ -34,11 +35,13 @@ class Cell:
         value: that decides its colour; None where it does not compare with the others.
         difference: from the control; None where that is not known.
         note: what is said in place of numbers that are missing.
+        name: of the variant.
     """
 
     value: float | None
     difference: float | None = None
     note: str = ""
+    name: str = ""
 
 
 def heat_map(
@@ -59,23 +62,34 @@ def heat_map(
     """
     known = [cell.value for cell in cells.values() if cell.value is not None]
     low, high = (min(known), max(known)) if known else (0.0, 0.0)
-    with mpl.rc_context(LOOK):
-        figure = Figure(figsize=(WIDTH, 0.9 + 0.46 * len(rows[1]) + (0.75 if known else 0.0)))
-        grid = figure.add_gridspec(2 if known else 1, height_ratios=[0.46 * len(rows[1]), 0.09] if known else None)
+
+    def draw(size: Size) -> Figure:
+        height = 44 * len(rows[1])
+        figure = size.figure(90 + height + (75 if known else 0))
+        grid = figure.add_gridspec(2 if known else 1, height_ratios=[height, 9] if known else None)
         axes = figure.add_subplot(grid[0])
         _frame(axes, rows, columns)
         colours = mpl.colormaps["cividis"]
         shares = Normalize(low, high)
+        digits = digits_in(size.width, len(columns[1]))
         for place, cell in cells.items():
-            face = _NO_COLOUR if cell.value is None else colours(float(shares(cell.value)))
-            _draw_cell(axes, place, cell, face, len(columns[1]))
+            face = PAPER if cell.value is None else colours(float(shares(cell.value)))
+            _draw_cell(axes, place, cell, face, digits)
         if known:
             row, column = min(cells, key=lambda place: np.inf if (value := cells[place].value) is None else value)
-            for edge, width in (("black", 4.5), ("white", 1.8)):  # one of them shows on any colour
+            for edge, width in (("black", 5.0), ("white", 2.2)):  # one of them shows on any colour
                 frame = Rectangle((column - 0.46, row - 0.46), 0.92, 0.92, fill=False, edgecolor=edge, linewidth=width)
                 axes.add_patch(frame)
             draw_legend(figure.add_subplot(grid[1]), low, high, levels, colours)
-        return to_svg(figure, title)
+        return figure
+
+    return drawn(draw, title)
+
+
+def digits_in(width: int, columns: int) -> int | None:
+    """Digits of the numbers that so many cells beside each other have room for; None if there is none."""
+    room = 0.86 * width / columns
+    return next((digits for digits, needed in _ROOM.items() if room >= needed), None)
 
 
 def draw_legend(axes: Axes, low: float, high: float, levels: Sequence[float], colours: Colormap) -> None:
@@ -134,19 +148,28 @@ def _frame(axes: Axes, rows: tuple[str, Sequence[str]], columns: tuple[str, Sequ
     axes.set_title(short(rows[0], OPTION_LETTERS))
 
 
-def _draw_cell(axes: Axes, place: tuple[int, int], cell: Cell, face: Colour, num_columns: int) -> None:
+def _draw_cell(
+    axes: Axes, place: tuple[int, int], cell: Cell, face: Colour | str, digits: int | None
+) -> None:
     row, column = place
-    hatch = {"hatch": "////", "edgecolor": "#c4cad0", "linewidth": 0} if cell.value is None else {"edgecolor": "none"}
-    axes.add_patch(Rectangle((column - 0.48, row - 0.48), 0.96, 0.96, facecolor=face, **hatch))
-    if num_columns > MOST_WRITTEN:
+    hatch = {"hatch": "////", "edgecolor": CROWD, "linewidth": 0} if cell.value is None else {"edgecolor": "none"}
+    patch = Rectangle((column - 0.48, row - 0.48), 0.96, 0.96, facecolor=face, **hatch)
+    tell(patch, f"{cell.name}: {cell.note or ' '.join(_lines(cell, 4))}")
+    axes.add_patch(patch)
+    if digits is None:
         return
-    ink = INK if cell.value is None else readable_on(face)
-    digits = 4 if num_columns <= _MOST_EXACT else 3
-    lines = [cell.note] if cell.value is None else [f"{cell.value:.{digits}f}"]
-    if cell.value is not None and cell.difference is not None:
-        lines.append(f"{cell.difference:+.{digits}f}".replace("-", "−"))
+    ink = INK if isinstance(face, str) else readable_on(face)
+    lines = _lines(cell, digits)
     for number, line in enumerate(lines):
-        height = row + 0.28 * (number - (len(lines) - 1) / 2) * 1.3
-        size = 9 if number == 0 else 8
-        ground = {"facecolor": "white", "edgecolor": "none", "pad": 1.5} if cell.value is None else None
+        height = row + 0.36 * (number - (len(lines) - 1) / 2)
+        size = TEXT if number == 0 else _SMALL
+        ground = {"facecolor": PAPER, "edgecolor": "none", "pad": 1.5} if cell.value is None else None
         axes.text(column, height, line, ha="center", va="center", color=ink, fontsize=size, bbox=ground)
+
+
+def _lines(cell: Cell, digits: int) -> list[str]:
+    """What is written in a cell: its value, and beneath it the difference."""
+    if cell.value is None:
+        return [cell.note]
+    value = f"{cell.value:.{digits}f}"
+    return [value] if cell.difference is None else [value, f"{cell.difference:+.{digits}f}".replace("-", "−")]

@@ -4,14 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-import matplotlib as mpl
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from palenka.report.charts import INK, LOOK, MUTED, WIDTH, round_ticks, short
-from palenka.report.svg import to_svg
+from palenka.report.canvas import NARROW, Size, drawn, round_ticks, short, tell
+from palenka.report.colours import INK, MUTED
 
 SEED_STYLES = (
     ("#0072B2", "o"),
@@ -27,7 +26,7 @@ _DASHES = (0, (4, 2))
 _FAR = 0.7
 """Controls that lie further from the runs than this part of the runs' own span have a panel of their own."""
 _MARGIN = 0.12
-_BREAK = {"marker": [(-1.0, -0.6), (1.0, 0.6)], "color": MUTED, "markersize": 6, "clip_on": False}
+_BREAK = {"marker": [(-1.0, -0.6), (1.0, 0.6)], "color": MUTED, "markersize": 8, "clip_on": False}
 
 
 @dataclass(frozen=True)
@@ -37,6 +36,8 @@ class SeedDot:
     place: int | None
     seed: int
     loss: float
+    name: str = ""
+    """Of its variant."""
 
 
 def seed_chart(
@@ -60,15 +61,16 @@ def seed_chart(
     seeds = sorted({dot.seed for dot in [*dots, *controls]})
     limits = panel_limits([dot.loss for dot in dots], [control.loss for control in controls])
     joined = [(place, mean) for place, mean in enumerate(means) if mean is not None]
-    with mpl.rc_context(LOOK):
-        figure = Figure(figsize=(WIDTH, 3.1))
+
+    def draw(size: Size) -> Figure:
+        figure = size.figure(340)
         ratios = [3.0 if low <= min((dot.loss for dot in dots), default=low) <= high else 1.0 for low, high in limits]
         panels = figure.subplots(len(limits), 1, sharex=True, squeeze=False, height_ratios=ratios)[:, 0]
         for axes, (low, high), ratio in zip(panels, limits, ratios, strict=True):
             axes.set_xlim(-0.5, len(labels) - 0.5)
             axes.set_ylim(low, high)
             draw_seeds(axes, dots, controls, seeds)
-            axes.plot([place for place, _ in joined], [mean for _, mean in joined], color=INK, linewidth=1.2)
+            axes.plot([place for place, _ in joined], [mean for _, mean in joined], color=INK, linewidth=1.6)
             round_ticks(axes.yaxis, 6 if ratio > 1 else 2)
             axes.grid(visible=False, axis="x")
         for above, below in pairwise(panels):
@@ -79,8 +81,11 @@ def seed_chart(
         panels[-1].set_xticks(range(len(labels)), [short(label, VALUE_LETTERS) for label in labels])
         panels[-1].set_xlabel(short(x_label, OPTION_LETTERS))
         handles = _handles(seeds, bool(controls), len(joined) > 1)
-        figure.legend(handles=handles, loc="outside lower left", ncols=3, frameon=False, handletextpad=0.4)
-        return to_svg(figure, title)
+        columns = 2 if size is NARROW else 3
+        figure.legend(handles=handles, loc="outside lower left", ncols=columns, frameon=False, handletextpad=0.4)
+        return figure
+
+    return drawn(draw, title)
 
 
 def seed_styles(seeds: Sequence[int]) -> dict[int, tuple[str, str]]:
@@ -109,20 +114,24 @@ def draw_seeds(axes: Axes, dots: Sequence[SeedDot], controls: Sequence[SeedDot],
     for number, (seed, (colour, marker)) in enumerate(seed_styles(seeds).items()):
         for control in (control for control in controls if control.seed == seed):
             left, right = axes.get_xlim() if control.place is None else (control.place - 0.45, control.place + 0.45)
-            axes.plot([left, right], [control.loss] * 2, color=colour, linewidth=1.2, linestyle=_DASHES)
-        here = [(dot.place, dot.loss) for dot in dots if dot.seed == seed and dot.place is not None]
+            (rule,) = axes.plot([left, right], [control.loss] * 2, color=colour, linewidth=1.6, linestyle=_DASHES)
+            tell(rule, f"{control.name or 'control'}, seed {seed}: {control.loss:.4f}")
         shift = (number - (len(seeds) - 1) / 2) * pitch
-        x, y = [place + shift for place, _ in here], [loss for _, loss in here]
-        axes.plot(x, y, marker, color=colour, markersize=4.5, markeredgewidth=0, alpha=0.85)
+        for dot in (dot for dot in dots if dot.seed == seed and dot.place is not None):
+            assert dot.place is not None
+            (point,) = axes.plot(
+                dot.place + shift, dot.loss, marker, color=colour, markersize=7, markeredgewidth=0, alpha=0.85
+            )
+            tell(point, f"{dot.name}, seed {seed}: {dot.loss:.4f}")
 
 
 def _handles(seeds: Sequence[int], has_controls: bool, has_means: bool) -> list[Line2D]:
     handles = [
-        Line2D([], [], color=colour, marker=marker, linestyle="", markersize=5, label=f"seed {seed}")
+        Line2D([], [], color=colour, marker=marker, linestyle="", markersize=7, label=f"seed {seed}")
         for seed, (colour, marker) in seed_styles(seeds).items()
     ]
     if has_means:
-        handles.append(Line2D([], [], color=INK, linewidth=1.2, label="mean"))
+        handles.append(Line2D([], [], color=INK, linewidth=1.6, label="mean"))
     if has_controls:
         handles.append(Line2D([], [], color=MUTED, linestyle=_DASHES, label="control of a seed"))
     return handles
