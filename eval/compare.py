@@ -1,5 +1,6 @@
 """Two models on the same items: `palenka eval compare A.json B.json`. Each suite says how its items are compared."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,8 @@ _HEADINGS = ("first", "second", "difference", "95 % interval", "p", "n", "only f
 _LEFT_OUT, _WIDE = 3, 110
 """The last headings, which a console of fewer columns does not show."""
 
+_REMEDY = "compare models on the same suites, conditions and data"
+
 
 def compare(first: Path, second: Path) -> dict[str, Any]:
     """The paired comparison of two models, by suite.
@@ -34,17 +37,27 @@ def compare(first: Path, second: Path) -> dict[str, Any]:
             conditions.
     """
     ours, theirs = (read_results(path).by_suite for path in (first, second))
-    remedy = "compare models on the same suites, conditions and data"
-    refuse_difference(f"{second}", {"suites": sorted(ours)}, {"suites": sorted(theirs)}, remedy)
-    expected, found = ({name: each.request.as_plain() for name, each in of.items()} for of in (ours, theirs))
-    refuse_difference(f"{second}", expected, found, remedy)
+    refuse_difference(f"{second}", {"suites": sorted(ours)}, {"suites": sorted(theirs)}, _REMEDY)
+    return {"first": str(first), "second": str(second), "suites": _compared(first, second, list(ours))}
+
+
+def compare_suite(first: Path, second: Path, suite: str) -> dict[str, Any]:
+    """The row of one suite that both files have, whatever else is in them; see `compare`."""
+    return _compared(first, second, [suite])[suite]
+
+
+def _compared(first: Path, second: Path, suites: Sequence[str]) -> dict[str, dict[str, Any]]:
+    ours, theirs = (read_results(path).by_suite for path in (first, second))
+    expected, found = ({name: of[name].request.as_plain() for name in suites} for of in (ours, theirs))
+    refuse_difference(f"{second}", expected, found, _REMEDY)
     items, other_items = read_items(first), read_items(second)
-    suites = {}
-    for name, result in ours.items():
+    rows = {}
+    for name in suites:
         matched = _in_order_of(items[name], other_items[name], name, first, second)
-        about = {"title": result.title, "unit": result.main.unit, "higher_is_better": result.main.higher_is_better}
-        suites[name] = about | SUITES[name].compare(items[name], matched)
-    return {"first": str(first), "second": str(second), "suites": suites}
+        main = ours[name].main
+        about = {"title": ours[name].title, "unit": main.unit, "higher_is_better": main.higher_is_better}
+        rows[name] = about | SUITES[name].compare(items[name], matched)
+    return rows
 
 
 def print_comparison(comparison: dict[str, Any], console: Console) -> None:

@@ -1,10 +1,11 @@
 """The overall figure of the official table of 2026: the mean of nine columns, one that is missing counting as 0."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from palenka.eval.suite import Figure
+from palenka.eval.statistics import mean_standard_error, normal_interval
+from palenka.eval.suite import Figure, Score
 from palenka.eval.suites import SUITES
 
 COLUMNS = (
@@ -21,19 +22,36 @@ COLUMNS = (
 """In the order of the official table; each is the mean of the suites that say that they stand in it."""
 
 
-def columns_of(figures: Mapping[str, Figure]) -> dict[str, float]:
-    """The official table's columns in %, of those that were measured.
+def columns_of(figures: Mapping[str, Figure]) -> dict[str, Score]:
+    """The official table's columns in %, of those that were measured, with the errors of their means.
 
     Args:
         figures: the main figures of suites, by the suites' names.
     """
-    parts: dict[str, list[float]] = {}
+    parts: dict[str, list[Figure]] = {}
     for name, figure in figures.items():
         if name in SUITES and (column := SUITES[name].column):
-            parts.setdefault(column, []).append(figure.value if figure.unit else 100 * figure.value)
-    return {column: float(np.mean(parts[column])) for column in COLUMNS if column in parts}
+            parts.setdefault(column, []).append(figure)
+    return {column: _mean([_in_percent(each) for each in parts[column]]) for column in COLUMNS if column in parts}
 
 
-def overall(figures: Mapping[str, Figure]) -> float:
-    """The mean of all nine columns in %, with 0 for each that was not measured."""
-    return sum(columns_of(figures).values()) / len(COLUMNS)
+def overall(figures: Mapping[str, Figure]) -> Score:
+    """The mean of all nine columns in %, with 0 for each that was not measured, and with the error of the others."""
+    measured = columns_of(figures)
+    absent = [Score(value=0.0, stderr=0.0)] * (len(COLUMNS) - len(measured))
+    return _mean([*measured.values(), *absent])
+
+
+def _in_percent(figure: Figure) -> Score:
+    factor = 1 if figure.unit else 100
+    return Score(value=factor * figure.value, stderr=None if figure.stderr is None else factor * figure.stderr)
+
+
+def _mean(scores: Sequence[Score]) -> Score:
+    """The mean of independent scores; its error is not known where that of one is not."""
+    value = float(np.mean([score.value for score in scores]))
+    errors = [score.stderr for score in scores if score.stderr is not None]
+    if len(errors) < len(scores):
+        return Score(value=value)
+    error = mean_standard_error(errors)
+    return Score(value=value, stderr=error, interval=normal_interval(value, error))

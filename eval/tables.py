@@ -165,7 +165,7 @@ def _row(model: str, suites: Measures, with_overall: bool) -> Row:
     said = [conditions.get("protocol"), conditions.get("precision")]
     source = ", ".join(["ours", *(str(word) for word in said if word not in (None, "float32"))])
     figures = {name: result.main for name, (_, result) in suites.items()}
-    total = {"overall": Score(value=overall(figures))} if with_overall else {}
+    total = {"overall": overall(figures)} if with_overall else {}
     return Row(model, source, {name: _quoted(figure) for name, figure in figures.items()} | total)
 
 

@@ -11,6 +11,7 @@ from palenka.report.charts import Dot, Line, Shape, bar_chart, dot_chart, histog
 from palenka.report.colours import INK, MUTED
 from palenka.report.costs import BreakEven
 from palenka.report.models import Model
+from palenka.report.official import OfficialRow
 from palenka.report.pairs import PairSuite
 from palenka.report.results import Estimate, Measure
 from palenka.report.styles import Style
@@ -38,6 +39,12 @@ def measure_figure(models: Sequence[Model], measure: Measure, styles: Styles) ->
     estimates = {model.name: model.estimate(measure) for model in models}
     rows = [(name, [_dot(styles[name], found)]) for name, found in estimates.items() if found]
     return dot_chart(rows, f"{measure.title} of each model", f"{measure.unit or '%'}, with 95 % interval")
+
+
+def overall_figure(rows: Sequence[OfficialRow], styles: Styles) -> Markup:
+    """The overall figure of the official table with its interval, a row a model."""
+    dots = [(row.model.name, [_dot(styles[row.model.name], row.overall)]) for row in rows]
+    return dot_chart(dots, "Overall figure of each model", "%, with 95 % interval")
 
 
 def learning_figures(models: Sequence[Model], control: Model | None, styles: Styles) -> list[Captioned]:

@@ -1,10 +1,18 @@
-"""The finding: the best student against its control, in a sentence that claims no more than the intervals do."""
+"""The finding: the best student against its control, in sentences that claim no more than a paired test does.
 
-from collections.abc import Sequence
+Only runs of one corpus and one tokenizer are compared; where there are several of these, each has its sentence.
+"""
+
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from palenka.report.models import Model, measures_of
-from palenka.report.results import Estimate, Measure
+from palenka.report.results import Measure, compare_measure
+from palenka.report.texts import name_texts
+
+_LEVEL = 0.05
+"""Below this p-value two models are called separated, after allowing for the choice of the best of several."""
 
 
 @dataclass(frozen=True)
@@ -15,87 +23,173 @@ class Finding:
     details: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class _Contest:
+    """The best student and its control, by a measure of held-out text that both have.
+
+    Attributes:
+        student: the best one.
+        control: the most like it.
+        measure: of held-out text.
+        chosen: students among which it is the best.
+        corpus: the name of the corpus that all of them read.
+    """
+
+    student: Model
+    control: Model
+    measure: Measure
+    chosen: int
+    corpus: str
+
+
 def find(models: Sequence[Model]) -> Finding:
     """What the models show."""
     students = [model for model in models if model.role == "student"]
     controls = [model for model in models if model.role == "control"]
     if not students:
         return Finding("No distilled student is among these models", ("What follows describes the models one by one.",))
-    for measure in measures_of([*students, *controls]):
-        measured = [model for model in students if model.estimate(measure)]
-        rivals = [model for model in controls if model.estimate(measure)]
-        if measure.is_loss and measured and rivals:
-            return _held_out_finding(measured, rivals, measure, measures_of(models))
-    if not controls:
+    contests = _contests(students, controls)
+    if not contests:
+        if not any(_comparable(student, controls) for student in students):
+            return Finding(
+                f"No control stands beside the {count(len(students), 'student')}",
+                (
+                    "What distillation adds shows only against a model that is trained alike without teachers, on the "
+                    "same corpus and with its tokenizer.",
+                ),
+            )
         return Finding(
-            f"No control stands beside the {count(len(students), 'student')}",
-            ("What distillation adds shows only against a model that is trained alike without teachers.",),
+            f"Held-out text was not measured for {count(len(students), 'student')} and a control",
+            ("The runs' own validation stands in the table; `palenka eval` with the suite held_out gives intervals.",),
         )
-    return Finding(
-        f"Held-out text was not measured for {count(len(students), 'student')} and a control",
-        ("The runs' own validation stands in the table; `palenka eval` with the suite held_out gives intervals.",),
+    first, *others = contests
+    headline, reason = _decided(first)
+    details = [reason, *_other_measures(first, measures_of(models))]
+    if others:
+        details.append(f"That is about {first.corpus}. Others are not compared with it:")
+        details += [f"{_decided(other)[0]} (on {other.corpus})." for other in others]
+    details.append(
+        "Intervals say how well a difference of these two runs is known on text of this kind; another seed makes other "
+        "runs, which only several seeds would tell."
     )
+    return Finding(headline, tuple(details))
 
 
-def control_for(student: Model, controls: Sequence[Model], measure: Measure) -> Model:
-    """The best of the controls that are most like a student: as many parameters, then as many tokens."""
+def control_for(student: Model, controls: Sequence[Model], measure: Measure | None = None) -> Model | None:
+    """The control that is most like a student: as many parameters, as many tokens, then the best by a measure.
+
+    It must have read the same corpus with the same tokenizer; None if there is no such control.
+    """
 
     def unlikeness(control: Model) -> tuple[bool, bool, float]:
         assert control.run is not None
         assert student.run is not None
         other_tokens = control.run.result.tokens != student.run.result.tokens
-        return control.parameters != student.parameters, other_tokens, control.level(measure)
+        level = control.run.result.validation_cross_entropy if measure is None else control.level(measure)
+        return control.parameters != student.parameters, other_tokens, level
 
-    return min(controls, key=unlikeness)
+    return min(_comparable(student, controls), key=unlikeness, default=None)
 
 
-def _held_out_finding(
-    students: Sequence[Model], controls: Sequence[Model], measure: Measure, measures: Sequence[Measure]
-) -> Finding:
-    student = min(students, key=lambda model: model.level(measure))
-    control = control_for(student, controls, measure)
-    ours, theirs = student.estimate(measure), control.estimate(measure)
-    assert ours is not None
-    assert theirs is not None
-    separated = ours.separated_from(theirs)
-    difference = ours.value - theirs.value
-    side = "below" if difference < 0 else "above"
-    headline = (
-        f"{student.name} ends {abs(difference):.3f} {measure.unit} {side} its control: "
-        f"{'separated' if separated else 'not separated'}"
+def _comparable(student: Model, controls: Sequence[Model]) -> list[Model]:
+    return [control for control in controls if _reads(control) == _reads(student)]
+
+
+def _reads(model: Model) -> tuple[str, str]:
+    assert model.run is not None
+    return model.run.inputs.corpus, model.run.inputs.tokenizer
+
+
+def _contests(students: Sequence[Model], controls: Sequence[Model]) -> list[_Contest]:
+    """The best student of each corpus and tokenizer beside its control; of the most students first."""
+    runs = [model.run for model in students if model.run]
+    names = {(text.corpus, text.tokenizer): name for text, name in reversed(name_texts(runs).items())}
+    contests = []
+    for corpus, name in reversed(names.items()):
+        alike = [student for student in students if _reads(student) == corpus]
+        for measure in measures_of(alike):
+            measured = [student for student in alike if measure.is_loss and student.estimate(measure)]
+            rivals = [control for control in controls if control.estimate(measure)]
+            student = min(measured, key=lambda model, by=measure: model.level(by), default=None)  # type: ignore[misc]
+            if student and (control := control_for(student, rivals, measure)):
+                contests.append(_Contest(student, control, measure, len(measured), name))
+                break
+    return sorted(contests, key=lambda contest: -contest.chosen)
+
+
+def _decided(contest: _Contest) -> tuple[str, str]:
+    """The sentence about a contest, and what it rests on."""
+    student, control, measure = contest.student, contest.control, contest.measure
+    levels = (
+        f"On held-out text {student.name}{f', the best of {contest.chosen} students,' * (contest.chosen > 1)} has a "
+        f"cross-entropy of {_level(student, measure)}, {control.name} {_level(control, measure)}."
     )
-    chosen = f", the best of {len(students)} students," if len(students) > 1 else ""
-    details = [
-        f"On held-out text {student.name}{chosen} has a cross-entropy of {_said(ours, measure)}, "
-        f"{control.name} {_said(theirs, measure)}. These 95 % intervals {'do not overlap' if separated else 'overlap'}."
-    ]
     if control.parameters != student.parameters:
-        details.append(
-            f"The two differ in size: {student.parameters or 0:,} and {control.parameters or 0:,} parameters."
-        )
-    details += [sentence for other in measures if (sentence := _accuracy_sentence(student, control, other)) is not None]
-    if len(students) > 1:
-        details.append(f"{student.name} was picked after measuring, which favours it.")
-    details.append(
-        "An interval says how well each level is known. Both models read the same text, so a paired test (`palenka "
-        "eval compare`) and several seeds would tell smaller differences apart."
+        levels += f" They differ in size: {student.parameters or 0:,} and {control.parameters or 0:,} parameters."
+    found = _paired(student, control, measure)
+    difference = found["difference"] if found else student.level(measure) - control.level(measure)
+    side = "below" if difference < 0 else "above"
+    headline = f"{student.name} ends {abs(difference):.3f} {measure.unit} {side} its control"
+    if found is None:
+        ours, theirs = student.estimate(measure), control.estimate(measure)
+        assert ours is not None
+        assert theirs is not None
+        verdict = "separated" if ours.separated_from(theirs) else "not separated"
+        how = f"their 95 % intervals {'do not overlap' if verdict == 'separated' else 'overlap'}"
+        reason = f"{levels} What they made of each window was not kept, so there is no paired test: {how}."
+        return f"{headline}: {verdict}", reason
+    if found["interval"] is None:
+        return f"{headline}: whether by chance, one cannot tell", f"{levels} The text is too short for an interval."
+    low, high = (f"{end:+.4f}".replace("-", "−") for end in found["interval"])
+    allowing = f", times {contest.chosen} for the choice" * (contest.chosen > 1)
+    reason = (
+        f"{levels} Both read the same text, so what is hard in it cancels: the paired 95 % interval of the difference "
+        f"is {low} to {high} (p = {found['p_value']:.2g}{allowing})."
     )
-    return Finding(headline, tuple(details))
+    return f"{headline}: {verdict_of(found, contest.chosen)}", reason
 
 
-def _accuracy_sentence(student: Model, control: Model, measure: Measure) -> str | None:
-    ours, theirs = student.estimate(measure), control.estimate(measure)
-    if measure.is_loss or ours is None or theirs is None:
-        return None
-    verdict = "separated" if ours.separated_from(theirs) else "not separated"
-    protocol = f" ({measure.protocol})" if measure.protocol else ""
-    return f"{measure.title}{protocol}: {_said(ours, measure)} against {_said(theirs, measure)}, {verdict}."
+def verdict_of(found: Mapping[str, Any], chosen: int = 1) -> str:
+    """What a paired test says of a difference; the best of several had as many chances (Bonferroni)."""
+    low, high = found["interval"]
+    if low <= 0 <= high:
+        return "not separated"
+    p_value = found.get("p_value")
+    if chosen > 1 and p_value is not None and p_value * chosen >= _LEVEL:
+        return f"separated before allowing for the choice among {chosen}"
+    return "separated"
 
 
-def _said(estimate: Estimate, measure: Measure) -> str:
-    digits = 4 if measure.unit else 1
-    value, low, high = (f"{part:.{digits}f}" for part in (estimate.value, estimate.low, estimate.high))
-    return f"{value} {measure.unit or '%'} ({low} to {high})"
+def _other_measures(contest: _Contest, measures: Sequence[Measure]) -> list[str]:
+    """A sentence for each suite that both were measured on, held-out text aside."""
+    student, control = contest.student, contest.control
+    sentences = []
+    for measure in measures:
+        if measure.is_loss or student.estimate(measure) is None or control.estimate(measure) is None:
+            continue
+        protocol = f" ({measure.protocol})" if measure.protocol else ""
+        title = f"{measure.title[0].upper()}{measure.title[1:]}{protocol}"
+        levels = f"{title}: {_level(student, measure)} against {_level(control, measure)}"
+        found = _paired(student, control, measure)
+        if found is None or found["interval"] is None:
+            sentences.append(f"{levels}, without a paired test.")
+            continue
+        factor = 1 if measure.unit else 100
+        low, high = (f"{factor * end:+.{_digits(measure)}f}".replace("-", "−") for end in found["interval"])
+        sentences.append(f"{levels}, a difference of {low} to {high}: {verdict_of(found)}.")
+    return sentences
+
+
+def _paired(student: Model, control: Model, measure: Measure) -> Mapping[str, Any] | None:
+    return compare_measure(student.files[measure], control.files[measure], measure.suite)
+
+
+def _level(model: Model, measure: Measure) -> str:
+    return f"{model.level(measure):.{_digits(measure)}f} {measure.unit or '%'}"
+
+
+def _digits(measure: Measure) -> int:
+    return 4 if measure.is_loss else 2 if measure.unit else 1
 
 
 def count(number: int, noun: str) -> str:

@@ -2,11 +2,12 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 from palenka.eval.results import Results, SuiteResult
+from palenka.report.names import distinct_names
 from palenka.report.results import Estimate, Measure
 from palenka.report.sources import Sources
 from palenka.train_student.run import FinishedRun
@@ -27,6 +28,7 @@ class Model:
         parameters: trained numbers, counted; None where nothing says it.
         run: its training run; None where only its results are there.
         results: what was measured of it.
+        files: where that stands.
     """
 
     name: str
@@ -34,6 +36,7 @@ class Model:
     parameters: int | None
     run: FinishedRun | None
     results: Mapping[Measure, SuiteResult]
+    files: Mapping[Measure, Path] = field(default_factory=dict)
 
     def estimate(self, measure: Measure) -> Estimate | None:
         """Its figure of a measure; None if it was not measured."""
@@ -49,46 +52,37 @@ class Model:
 
 def join_models(sources: Sources) -> tuple[Model, ...]:
     """All runs, and all evaluated models that are none of them: teachers, controls, students, others, by name."""
-    by_weights: dict[str, dict[Measure, SuiteResult]] = {}
-    files: dict[str, Results] = {}
-    for _, results in sources.results:
+    measured: dict[str, dict[Measure, tuple[Path, SuiteResult]]] = {}
+    said: dict[str, Results] = {}
+    for path, results in sources.results:
+        weights = results.model.weights
         for result in results.suites:
-            by_weights.setdefault(results.model.weights, {}).setdefault(Measure.of(result), result)
-        files.setdefault(results.model.weights, results)
+            measured.setdefault(weights, {}).setdefault(Measure.of(result), (path, result))
+        said.setdefault(weights, results)
     names = distinct_names(run.directory for run in sources.runs)
     captured = {teacher.weights for cache in sources.caches for teacher in cache.manifest.teachers.values()}
     teachers = captured.union(*(run.inputs.teacher_weights for run in sources.runs))
+
+    def model(name: str, role: Role, weights: str | None, parameters: int, run: FinishedRun | None) -> Model:
+        found = measured.get(weights or "", {})
+        results = {measure: result for measure, (_, result) in found.items()}
+        return Model(name, role, parameters, run, results, {measure: path for measure, (path, _) in found.items()})
+
     models = []
     for run in sources.runs:
         role: Role = "student" if run.settings.teachers else "teacher" if run.weights in teachers else "control"
-        measured = by_weights.get(run.weights or "", {})
-        models.append(Model(names[run.directory], role, run.result.parameters, run, measured))
+        models.append(model(names[run.directory], role, run.weights, run.result.parameters, run))
     known = {run.weights for run in sources.runs}
-    for weights, measured in by_weights.items():
+    for weights, results in said.items():
         if weights not in known:
-            models.append(Model(files[weights].name, "model", files[weights].parameters, None, measured))
-    return _apart(sorted(models, key=lambda model: (_ROLES.index(model.role), model.name)))
+            models.append(model(results.name, "model", weights, results.parameters, None))
+    return _apart(sorted(models, key=lambda each: (_ROLES.index(each.role), each.name)))
 
 
 def measures_of(models: Iterable[Model]) -> list[Measure]:
     """Everything that was measured of any of these models, the most often measured first."""
     counts = Counter(measure for model in models for measure in model.results if model.estimate(measure))
     return sorted(counts, key=lambda measure: (-counts[measure], measure))
-
-
-def distinct_names(paths: Iterable[Path]) -> dict[Path, str]:
-    """For each path the fewest last parts that no other path ends with."""
-    everything = list(dict.fromkeys(paths))
-    names: dict[Path, str] = {}
-    for path in everything:
-        resolved = path.resolve()
-        depth = 1
-        while depth < len(resolved.parts) and any(
-            other != path and other.resolve().parts[-depth:] == resolved.parts[-depth:] for other in everything
-        ):
-            depth += 1
-        names[path] = "/".join(resolved.parts[-depth:])
-    return names
 
 
 def recipe(run: FinishedRun) -> str:

@@ -12,13 +12,15 @@ from markupsafe import Markup
 from palenka.report import figures
 from palenka.report.cache_card import make_card
 from palenka.report.colours import style_sheet, themed
-from palenka.report.finding import control_for, find
+from palenka.report.finding import find
 from palenka.report.grid.finding import signed, unsigned
 from palenka.report.grid.sections import grid_sections, grid_tiles
-from palenka.report.models import Model, distinct_names, join_models, measures_of, recipe
+from palenka.report.models import Model, join_models, measures_of, recipe
+from palenka.report.names import distinct_names
+from palenka.report.official import official_rows, shown_columns
 from palenka.report.pairs import pair_suites
 from palenka.report.results import Measure
-from palenka.report.sections import cost_sections, tiles
+from palenka.report.sections import cost_sections, text_sections, tiles
 from palenka.report.sources import Sources
 from palenka.report.styles import style_models
 from palenka.report.write import GENERATOR
@@ -60,11 +62,10 @@ def _of_models(models: Sequence[Model]) -> dict[str, Any]:
     styles = style_models(models)
     likelihoods = [measure for measure in measures_of(models) if measure.is_loss]
     measures = [*likelihoods, *(measure for measure in measures_of(models) if not measure.is_loss)]
-    students = [model for model in models if model.role == "student"]
+    official = official_rows(models)
     return {
         "finding": find(models),
         "models": models,
-        "students": students,
         "styles": styles,
         "crowd": sum(not style.is_named for style in styles.values()),
         "measures": measures,
@@ -72,10 +73,11 @@ def _of_models(models: Sequence[Model]) -> dict[str, Any]:
         "conditions": {measure: measure.condition(measures) for measure in measures},
         "best": {(name, measure) for measure in measures if (name := _best(models, measure))},
         "measured": [(measure, figures.measure_figure(models, measure, styles)) for measure in measures],
-        "learning": figures.learning_figures(models, _control(models, likelihoods), styles),
         "suites": [(suite, figures.pairs_figure(suite, styles)) for suite in pair_suites(models)],
-        "terms": figures.term_figures(students, styles),
-        "ratios": figures.ratio_figures(students, styles),
+        "official": official,
+        "official_columns": shown_columns(official),
+        "official_figure": figures.overall_figure(official, styles) if len(official) > 1 else None,
+        "texts": text_sections(models, styles),
     }
 
 
@@ -106,17 +108,6 @@ def _best(models: Sequence[Model], measure: Measure) -> str | None:
     candidates = [model for model in models if model.role in ("student", "control") and model.estimate(measure)]
     sign = 1 if measure.is_loss else -1
     return min(candidates, key=lambda model: sign * model.level(measure)).name if len(candidates) > 1 else None
-
-
-def _control(models: Sequence[Model], likelihoods: Sequence[Measure]) -> Model | None:
-    """The control that the page compares with; the same as the finding's where held-out text was measured."""
-    students = [model for model in models if model.role == "student"]
-    controls = [model for model in models if model.role == "control"]
-    for measure in likelihoods:
-        measured = [model for model in controls if model.estimate(measure)]
-        if students and measured:
-            return control_for(students[0], measured, measure)
-    return controls[0] if controls else None
 
 
 def _further(models: Sequence[Model], measure: Measure) -> dict[str, str]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from palenka.eval.compare import compare
+from palenka.eval.compare import compare, compare_suite
 from palenka.eval.results import Results, SuiteResult, has_items, read_results
 from palenka.eval.statistics import normal_interval
 from palenka.eval.suite import Score
@@ -113,3 +113,12 @@ def compare_measures(first: Path, second: Path) -> Comparison:
     """
     suites = compare(first, second)["suites"] if has_items(first) and has_items(second) else {}
     return Comparison(windows=suites.pop(HELD_OUT, None), suites=suites)
+
+
+def compare_measure(first: Path, second: Path, suite: str) -> Mapping[str, Any] | None:
+    """How the first of two models compares with the second on one suite; None where the items were not kept.
+
+    Raises:
+        UserError: if the two should be of the same items and are not.
+    """
+    return compare_suite(first, second, suite) if has_items(first) and has_items(second) else None

@@ -1,4 +1,4 @@
-"""The parts of the page that depend on the numbers: the tiles at its top, and what a study cost."""
+"""The parts of the page that depend on the numbers: the tiles at its top, what was learnt, and what a study cost."""
 
 import math
 from collections.abc import Sequence
@@ -6,9 +6,19 @@ from typing import NamedTuple
 
 from palenka.report.cache_card import CacheCard
 from palenka.report.costs import BreakEven, break_even
-from palenka.report.figures import Captioned, cost_figures
-from palenka.report.models import Model, distinct_names
+from palenka.report.figures import (
+    Captioned,
+    Styles,
+    cost_figures,
+    learning_figures,
+    ratio_figures,
+    term_figures,
+)
+from palenka.report.finding import control_for
+from palenka.report.models import Model
+from palenka.report.names import distinct_names
 from palenka.report.sources import Sources
+from palenka.report.texts import Text, name_texts
 
 
 class CostSection(NamedTuple):
@@ -20,12 +30,51 @@ class CostSection(NamedTuple):
     figures: list[Captioned]
 
 
+class TextSection(NamedTuple):
+    """What runs of the same corpus, tokenizer and windows logged; charts never mix others.
+
+    Attributes:
+        name: of what they read.
+        models: that read it.
+        learning: charts of their losses.
+        terms: charts of the students' distillation terms.
+        ratios: charts of the terms' gradients.
+    """
+
+    name: str
+    models: list[Model]
+    learning: list[Captioned]
+    terms: list[Captioned]
+    ratios: list[Captioned]
+
+    @property
+    def students(self) -> list[Model]:
+        """Those that were trained with teachers."""
+        return [model for model in self.models if model.role == "student"]
+
+
 class Tile(NamedTuple):
     """A number at the top of the page."""
 
     label: str
     value: str
     note: str
+
+
+def text_sections(models: Sequence[Model], styles: Styles) -> list[TextSection]:
+    """A section for everything that runs read, the most read first."""
+    names = name_texts(model.run for model in models if model.run)
+    sections = []
+    for text, name in names.items():
+        here = [model for model in models if model.run and Text.of(model.run) == text]
+        students = [model for model in here if model.role == "student"]
+        controls = [model for model in here if model.role == "control"]
+        control = control_for(students[0], controls) if students else next(iter(controls), None)
+        learning = learning_figures(here, control, styles)
+        sections.append(
+            TextSection(name, here, learning, term_figures(students, styles), ratio_figures(students, styles))
+        )
+    return sections
 
 
 def cost_sections(sources: Sources) -> list[CostSection]:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -117,8 +118,8 @@ def test_all_suites_of_two_models_are_one_table_and_one_page(
 
 
 def test_overall_is_the_mean_of_nine_columns_and_what_is_missing_is_0() -> None:
-    def figure(value: float, unit: str = "") -> Figure:
-        return Figure(value=value, unit=unit, higher_is_better=True)
+    def figure(value: float, unit: str = "", stderr: float | None = None) -> Figure:
+        return Figure(value=value, unit=unit, stderr=stderr, higher_is_better=True)
 
     assert len(COLUMNS) == 9
     assert {SUITES[name].column for name in SUITES} - {""} <= set(COLUMNS)
@@ -131,6 +132,23 @@ def test_overall_is_the_mean_of_nine_columns_and_what_is_missing_is_0() -> None:
         "wug_adj": figure(0.4, "correlation"),
         "a suite of someone else's": figure(0.5),
     }
-    assert columns_of(figures) == pytest.approx({"BLiMP": 70, "Global PIQA": 40, "reading": 2.5})
-    assert overall(figures) == pytest.approx((70 + 40 + 2.5) / 9)
-    assert overall({}) == 0
+    assert {name: score.value for name, score in columns_of(figures).items()} == pytest.approx(
+        {"BLiMP": 70, "Global PIQA": 40, "reading": 2.5}
+    )
+    assert overall(figures).value == pytest.approx((70 + 40 + 2.5) / 9)
+    assert overall(figures).interval is None
+    assert overall({}).value == 0
+
+
+def test_the_error_of_overall_is_that_of_a_mean_of_what_was_measured() -> None:
+    figures = {
+        "blimp_filtered": Figure(value=0.7, stderr=0.02, higher_is_better=True),
+        "global_piqa_parallel": Figure(value=0.3, stderr=0.03, higher_is_better=True),
+        "global_piqa_nonparallel": Figure(value=0.5, stderr=0.04, higher_is_better=True),
+        "reading": Figure(value=2.5, stderr=0.6, unit="% of variance left", higher_is_better=True),
+    }
+    # In %: 2 of BLiMP, (3² + 4²)½ / 2 of the mean of two, 0.6 as it is; nothing of the six that were not measured.
+    stderr = math.sqrt(2**2 + 2.5**2 + 0.6**2) / 9
+    found = overall(figures)
+    assert found.stderr == pytest.approx(stderr)
+    assert found.interval == pytest.approx((found.value - 1.959964 * stderr, found.value + 1.959964 * stderr))

@@ -148,9 +148,7 @@ def _frame(axes: Axes, rows: tuple[str, Sequence[str]], columns: tuple[str, Sequ
     axes.set_title(short(rows[0], OPTION_LETTERS))
 
 
-def _draw_cell(
-    axes: Axes, place: tuple[int, int], cell: Cell, face: Colour | str, digits: int | None
-) -> None:
+def _draw_cell(axes: Axes, place: tuple[int, int], cell: Cell, face: Colour | str, digits: int | None) -> None:
     row, column = place
     hatch = {"hatch": "////", "edgecolor": CROWD, "linewidth": 0} if cell.value is None else {"edgecolor": "none"}
     patch = Rectangle((column - 0.48, row - 0.48), 0.96, 0.96, facecolor=face, **hatch)

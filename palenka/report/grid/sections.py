@@ -9,7 +9,7 @@ from palenka.report.finding import Finding, count
 from palenka.report.grid.analysis import PairedRun, noise_of, paired_runs, unfinished_runs, varied_options
 from palenka.report.grid.figures import finalist_figures, grid_figures
 from palenka.report.grid.finding import grid_finding, limits_of
-from palenka.report.models import distinct_names
+from palenka.report.names import distinct_names
 from palenka.report.sections import Tile
 from palenka.report.sources import Sources
 
