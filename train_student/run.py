@@ -6,6 +6,7 @@ config.json, generation_config.json, model.safetensors, tokenizer.json, tokenize
 projections.safetensors  projections and heads, what was trained beside the model; not there without any
 model.commit.json      checksums of these model files, the step that they are of, and the run
 metrics.jsonl          a line for every logged step and every validation
+calls.jsonl            a line for every call that trained it: when, by which command, on what, with which versions
 revisions/             models on the way, where they were asked for (`revisions.py`)
 checkpoints/           what an interrupted run goes on from, each with checksums and the run that it is of
 result.json            what came of it, and checksums of all but the checkpoints: there once the run is whole
@@ -32,7 +33,8 @@ from palenka.data.corpus import Corpus
 from palenka.data.model_files import MODEL_RECORD, commit_model, config_of, identity_of, write_model
 from palenka.data.signals.manifest import TeacherIdentity
 from palenka.ground.errors import UserError, refuse_difference
-from palenka.ground.files import directory_aside, disk_errors, read_text, remove_leftovers
+from palenka.ground.files import directory_aside, disk_errors, read_text, remove_leftovers, write_whole
+from palenka.ground.provenance import Call
 from palenka.ground.records import (
     commit,
     committed_files,
@@ -52,6 +54,7 @@ from palenka.train_student.words import WordsRead
 
 _LAST = "model.safetensors"
 _CONFIG, _INPUTS, _METRICS, _RESULT = "config.yaml", "inputs.json", "metrics.jsonl", "result.json"
+_CALLS = "calls.jsonl"
 _REMEDY = "delete it or choose another output"
 
 Series = tuple[NDArray[np.float64], NDArray[np.float64]]
@@ -130,6 +133,7 @@ class FinishedRun:
         result: what came of it.
         weights: the hash of its tensors; None where they were deleted.
         metrics: every logged number by its name.
+        calls: that trained it, the first one first.
     """
 
     directory: Path
@@ -138,6 +142,7 @@ class FinishedRun:
     result: RunResult
     weights: str | None
     metrics: Mapping[str, Series]
+    calls: tuple[Call, ...]
 
     @property
     def shape(self) -> str:
@@ -171,6 +176,7 @@ class BegunRun:
         step: the last one that it logged; 0 before the first.
         checkpoint: the step that it goes on from; 0 for the beginning.
         metrics: every logged number by its name.
+        calls: that trained it, the first one first.
     """
 
     directory: Path
@@ -178,6 +184,7 @@ class BegunRun:
     step: int
     checkpoint: int
     metrics: Mapping[str, Series]
+    calls: tuple[Call, ...]
 
 
 class Run:
@@ -251,6 +258,7 @@ class Run:
             result=result,
             weights=identity_of(self.directory, "float32").weights if has_weights else None,
             metrics=self.metrics(),
+            calls=self.calls(),
         )
 
     def so_far(self) -> BegunRun:
@@ -268,6 +276,7 @@ class Run:
             step=int(max((steps[-1] for steps, _ in metrics.values()), default=0)),
             checkpoint=checkpoints.last_step(),
             metrics=metrics,
+            calls=self.calls(),
         )
 
     def metrics(self) -> dict[str, Series]:
@@ -291,6 +300,26 @@ class Run:
                 if isinstance(value, int | float):
                     points.setdefault(name, []).append((step, float(value)))
         return {name: (np.array(pairs)[:, 0], np.array(pairs)[:, 1]) for name, pairs in points.items()}
+
+    def note(self, call: Call) -> None:
+        """Add a call to those that trained the run."""
+        calls = (*self.calls(), call)
+        write_whole(self.directory / _CALLS, "".join(f"{json.dumps(each.as_plain())}\n" for each in calls))
+
+    def calls(self) -> tuple[Call, ...]:
+        """The calls that trained the run, the first one first; none where that was not noted.
+
+        Raises:
+            UserError: if the file is damaged.
+        """
+        path = self.directory / _CALLS
+        if not path.is_file():
+            return ()
+        try:
+            lines = [load_json(line) for line in read_text(path).splitlines()]
+        except ValueError:
+            raise UserError(f"{path} is damaged: it has a line that is no JSON; delete it") from None
+        return tuple(read_as(Call, line, path) for line in lines)
 
     def finished(self, settings: TrainSettings, inputs: RunInputs) -> RunResult | None:
         """What came of the run, if it is whole with these settings and inputs; None if it is not. Nothing is written.
@@ -441,7 +470,7 @@ class Run:
                 f"run {self.directory} lost the model of its best step, {result.best_step}; delete the run and train "
                 "it again"
             )
-        files = [_CONFIG, _INPUTS, _METRICS, MODEL_RECORD, *committed_files(self.directory, MODEL_RECORD)]
+        files = [_CONFIG, _INPUTS, _METRICS, _CALLS, MODEL_RECORD, *committed_files(self.directory, MODEL_RECORD)]
         files += Revisions(self.directory).records()
         commit(self.directory, _RESULT, files, **result.as_plain())
 

@@ -23,6 +23,7 @@ from palenka.ground.errors import UserError, system_error
 from palenka.ground.lock import sole_writer
 from palenka.ground.processes import open_processes
 from palenka.ground.progress import info
+from palenka.ground.provenance import this_call
 from palenka.train_student.objective.module import TermFit
 from palenka.train_student.reading import windows_of_process
 from palenka.train_student.run import Run, RunInputs, RunResult, identity_of_run
@@ -100,6 +101,8 @@ def train(settings: TrainSettings) -> RunResult:
                 run.begin(settings, inputs)
             accelerator.wait_for_everyone()
             if (result := run.result()) is None:
+                if accelerator.is_main_process:
+                    run.note(this_call(accelerator.device, accelerator.num_processes))
                 start_trackers(settings, accelerator)
                 with memory_errors(settings, accelerator.device):
                     result = ready.trainer().fit()

@@ -144,7 +144,7 @@ def _decided(contest: _Contest) -> tuple[str, str]:
     allowing = f", times {contest.chosen} for the choice" * (contest.chosen > 1)
     reason = (
         f"{levels} Both read the same text, so what is hard in it cancels: the paired 95 % interval of the difference "
-        f"is {low} to {high} (p = {found['p_value']:.2g}{allowing})."
+        f"is {low} to {high} ({_chance(found['p_value'])}{allowing})."
     )
     return f"{headline}: {verdict_of(found, contest.chosen)}", reason
 
@@ -186,6 +186,10 @@ def _paired(student: Model, control: Model, measure: Measure) -> Mapping[str, An
 
 def _level(model: Model, measure: Measure) -> str:
     return f"{model.level(measure):.{_digits(measure)}f} {measure.unit or '%'}"
+
+
+def _chance(p_value: float) -> str:
+    return "p < 0.0001" if p_value < 1e-4 else f"p = {p_value:.2g}"
 
 
 def _digits(measure: Measure) -> int:

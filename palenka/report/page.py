@@ -77,7 +77,8 @@ def _of_models(models: Sequence[Model]) -> dict[str, Any]:
         "official": official,
         "official_columns": shown_columns(official),
         "official_figure": figures.overall_figure(official, styles) if len(official) > 1 else None,
-        "texts": text_sections(models, styles),
+        "texts": (texts := text_sections(models, styles)),
+        "text_of": {model.name: text.name for text in texts for model in text.models},
     }
 
 

@@ -106,7 +106,7 @@ def test_all_suites_of_two_models_are_one_table_and_one_page(
     ]
     expected += [100 * figures["entity_tracking_filtered"].value, figures["reading"].value]
     expected += [50 * (figures["global_piqa_parallel"].value + figures["global_piqa_nonparallel"].value)]
-    assert float(row["overall"]) == pytest.approx(sum(expected) / 9, abs=6e-4)
+    assert float(row["overall"].split(" ± ")[0]) == pytest.approx(sum(expected) / 9, abs=6e-4)
     assert row["COMPS"].startswith(f"{figures['comps'].value:.3f} ± ")
     assert main(["compare", *(str(tmp_path / f"{name}.json") for name in ("ours", "theirs"))]) == 0
     write_report([tmp_path], tmp_path / "report.html")
@@ -115,6 +115,10 @@ def test_all_suites_of_two_models_are_one_table_and_one_page(
         assert result.title in page
     assert "The dashed rule is chance, 20 %." in page
     assert "The dashed rule is chance, 25 %." in page
+    low, high = overall(figures).interval or (0.0, 0.0)
+    assert f">{sum(expected) / 9:.1f}<small>{low:.1f} to {high:.1f}</small></td></tr>" in page
+    for name in ("COMPS", "Global PIQA", "GLUE", "reading"):
+        assert f'<th scope="col">{name}</th>' in page
 
 
 def test_overall_is_the_mean_of_nine_columns_and_what_is_missing_is_0() -> None:

@@ -275,8 +275,8 @@ def test_a_training_killed_at_random_moments_ends_as_an_undisturbed_one(
     assert "going on after step" in call(command, tmp_path)
     after, expected = contents(settings.output), contents(undisturbed.output)
     assert after.keys() == expected.keys(), f"seed {seed}"
-    # The output's name, seconds, tokens per second, and the length of the metrics with them, are each run's own.
-    own = ("config.yaml", "metrics.jsonl", "result.json", "state.json", "commit.json")
+    # The output's name, calls, seconds, tokens per second, and the length of the metrics with them, are each run's own.
+    own = ("config.yaml", "metrics.jsonl", "calls.jsonl", "result.json", "state.json", "commit.json")
     different = {name for name in after if after[name] != expected[name] and not name.endswith(own)}
     assert different == set(), f"seed {seed}"
     curves = [metrics(run) for run in (settings, undisturbed)]

@@ -70,7 +70,7 @@ def test_a_finished_run_of_which_a_file_was_changed_is_refused_by_all_stages(
             train(settings)
         with pytest.raises(UserError, match=name):
             export(exported)
-        if name not in ("config.yaml", "inputs.json", "metrics.jsonl", "model.commit.json"):
+        if name not in ("config.yaml", "inputs.json", "metrics.jsonl", "calls.jsonl", "model.commit.json"):
             with pytest.raises(UserError, match=name):
                 identity_of(settings.output, "float32")
         (settings.output / name).write_bytes(content)

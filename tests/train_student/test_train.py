@@ -329,7 +329,12 @@ def test_what_a_killed_run_left_ends_as_an_undisturbed_one(make_settings: MakeSe
     train(settings)
     after = contents(settings.output)
     assert after.keys() == before.keys()
-    assert {name for name in after if after[name] != before[name]} <= {"metrics.jsonl", "result.json"}  # seconds
+    assert {name for name in after if after[name] != before[name]} <= {
+        "metrics.jsonl",
+        "calls.jsonl",
+        "result.json",
+    }  # seconds
+    assert len(Run(settings.output).calls()) == 2
     assert [line["loss"] for line in lines(settings, "loss")] == [line["loss"] for line in metrics]
 
 
