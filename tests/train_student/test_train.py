@@ -26,6 +26,7 @@ from palenka.data.windows import gather
 from palenka.ground.errors import UserError
 from palenka.ground.records import read_commit
 from palenka.train_student.model.shapes import ModelShape
+from palenka.train_student.run import Run
 from palenka.train_student.settings import TrainSettings
 from palenka.train_student.train import train
 
