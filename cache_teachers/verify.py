@@ -22,9 +22,10 @@ from palenka.data.corpus import Corpus
 from palenka.data.signals.cache import TeacherCache
 from palenka.data.signals.distribution import Distribution
 from palenka.data.signals.manifest import codes_of
-from palenka.data.signals.store import damage_of_shard, read_manifest
+from palenka.data.signals.store import Fidelity, damage_of_shard, read_manifest, write_fidelity
 from palenka.ground.errors import UserError, refuse_difference
 from palenka.ground.processes import open_processes
+from palenka.ground.progress import info
 
 _LOGITS_AT_ONCE = 2**26
 """That are compared: 512 MB in float64, some six times over."""
@@ -60,7 +61,18 @@ def verify(settings: VerifySettings) -> dict[str, Any]:
             measured = _errors(cache, corpus, teacher, view, slots[start : start + size])
             for name, value in measured.items():
                 sums.setdefault(name, []).append(value)
-    return {"cache": str(settings.output), "damaged": damaged, "windows": sampled, **_collected(cache, sums, sampled)}
+    found = _collected(cache, sums, sampled)
+    _keep(settings.output, found, sampled)
+    return {"cache": str(settings.output), "damaged": damaged, "windows": sampled, **found}
+
+
+def _keep(cache: Path, found: Mapping[str, Any], windows: int) -> None:
+    """Keep what was found of the logits beside the cache, for its card in a report; who may only read sees it too."""
+    kept = {name: values for name, values in found.items() if name in Fidelity.model_fields}
+    try:
+        write_fidelity(cache, Fidelity.model_validate({"windows": windows, **kept}))
+    except OSError as error:
+        info(f"{cache} cannot be written to ({error.strerror}), so its report will not show this")
 
 
 def refuse_damaged(cache: Path, damaged: Mapping[str, str]) -> NoReturn:

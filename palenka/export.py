@@ -1,4 +1,4 @@
-"""Export: a run's student alone, as a Hugging Face directory to publish; projections and checkpoints stay behind.
+"""Export: a run's student alone, as a Hugging Face directory to publish, with its card; projections stay behind.
 
 `palenka export runs/students/palenka-58m-l0.1-h0.3 --out palenka-58m`
 
@@ -24,7 +24,7 @@ from palenka.publish import MAIN, push, require_token
 
 
 class ExportSettings(Command):
-    """Write a finished run's model and tokenizer, and nothing else, to a directory of its own."""
+    """Write a finished run's model, its tokenizer and a card of them to a directory of its own."""
 
     positional: ClassVar[tuple[str, ...]] = ("run",)
 
@@ -36,6 +36,10 @@ class ExportSettings(Command):
     """Type of the weights."""
     add_bos: bool = False
     """Whether the tokenizer puts its bos before every text by itself: the BabyLM pipeline then scores first tokens."""
+    results: tuple[Path, ...] = ()
+    """Results of `palenka eval` of this model, for its card."""
+    license: str | None = None
+    """Licence of the weights, by the Hub's name for it, such as mit or cc-by-4.0; the card says if none was chosen."""
     revisions: bool = False
     """Also the revisions that the run kept: out then has a folder for each branch, main, chck_1M, chck_2M and so on."""
     push: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")] | None = None
@@ -48,13 +52,15 @@ def export(settings: ExportSettings) -> int:
 
     Raises:
         UserError: if the run is not finished, a file of it is damaged, it has no revisions that are asked for, the
-            directory exists, or the Hub does not take it.
+            directory exists, results are those of another model, or the Hub does not take it.
     """
+    from palenka.model_card import model_card, read_own_results
     from palenka.train_student.revisions import Revisions
     from palenka.train_student.run import Run
 
     run, revisions = Run(settings.run), Revisions(settings.run)
-    if run.result() is None:
+    finished = run.read()
+    if finished is None:
         raise UserError(f"{settings.run} is not a finished run: it has no result.json; train it to its end first")
     run.require_whole()
     if settings.revisions and not revisions.places():
@@ -64,15 +70,17 @@ def export(settings: ExportSettings) -> int:
         )
     if settings.out.exists():
         raise UserError(f"{settings.out} exists; delete it or choose another --out")
+    results = read_own_results(settings.results, finished)
     if settings.push:
         require_token()
     with sole_writer(settings.out), whole_directory(settings.out) as aside, disk_errors():
-        if settings.revisions:
-            parameters = _write(settings.run, aside / MAIN, settings)
-            for place in revisions.places():
-                _write(place, aside / place.name, settings)
-        else:
-            parameters = _write(settings.run, aside, settings)
+        main_folder = aside / MAIN if settings.revisions else aside
+        parameters = _write(settings.run, main_folder, settings)
+        for place in revisions.places() if settings.revisions else ():
+            _write(place, aside / place.name, settings)
+        name = settings.push or settings.out.resolve().name
+        card = model_card(finished, results, name, settings.license)
+        (main_folder / "README.md").write_text(card, encoding="utf-8")
         run.require_whole()  # what was read is what was there before
     if settings.push:
         branches = {MAIN: settings.out}
@@ -112,7 +120,7 @@ def _export(arguments: Sequence[str]) -> None:
     parameters = export(settings)
     sent = f", sent to https://huggingface.co/{settings.push}" if settings.push else ""
     console(soft_wrap=True).print(
-        f"{settings.out}: {parameters:,} parameters in {settings.dtype}, with their tokenizer{sent}"
+        f"{settings.out}: {parameters:,} parameters in {settings.dtype}, with their tokenizer and README.md{sent}"
     )
 
 

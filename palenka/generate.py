@@ -18,6 +18,7 @@ from palenka.ground.settings import Printing
 
 if TYPE_CHECKING:
     from palenka.eval.model import EvaluatedModel
+    from palenka.samples import Samples
 
 
 class GenerateSettings(Printing):
@@ -37,6 +38,8 @@ class GenerateSettings(Printing):
     """Draw from the most probable tokens that have this mass together."""
     seed: int = Field(default=0, ge=0, lt=2**32)
     """Of the draws; each prompt has its own."""
+    out: Path | None = None
+    """JSON file to keep the samples in, where `palenka report` finds them."""
     device: Device = "auto"
     """Where the model computes: auto is a GPU (cuda, or mps on a Mac) if there is one."""
 
@@ -47,23 +50,51 @@ def generate(settings: GenerateSettings) -> list[str]:
     Raises:
         UserError: if a prompt leaves no room in the model's positions, or there is no token to begin with.
     """
+    return [sample.text for sample in draw_samples(settings).samples]
+
+
+def draw_samples(settings: GenerateSettings) -> "Samples":
+    """As `generate`, with what the samples are of; kept in ``out``, if that is given, and taken from there again.
+
+    Raises:
+        UserError: as `generate`; or if something else than samples is at ``out``.
+    """
     from palenka.eval.model import EvaluatedModel
     from palenka.ground.processes import open_processes
+    from palenka.samples import Drawing, Sample, Samples, earlier_samples, require_samples, write_samples
 
+    if settings.out is not None:
+        require_samples(settings.out)
     open_processes(settings.device)
     model = EvaluatedModel(settings.model)
-    texts = []
-    for number, prompt in enumerate(settings.prompt):
-        tokens = _encoded(model, prompt)
-        room = settings.tokens if model.positions is None else model.positions - len(tokens)
-        if room < 1:
-            raise UserError(
-                f"prompt {prompt[:40]!r} has {len(tokens)} tokens, but {model.directory} has {model.positions} "
-                "positions; shorten it"
-            )
-        added = _added(model, tokens, min(room, settings.tokens), settings, settings.seed + number)
-        texts.append(str(model.tokenizer.decode(tokens + added, skip_special_tokens=True)))
-    return texts
+    weights = str(model.identity["weights"])
+    drawing = Drawing(
+        prompts=settings.prompt,
+        tokens=settings.tokens,
+        temperature=settings.temperature,
+        top_p=settings.top_p,
+        seed=settings.seed,
+    )
+    if settings.out is not None and (earlier := earlier_samples(settings.out, weights, drawing)):
+        return earlier
+    texts = [_text(model, prompt, settings, settings.seed + number) for number, prompt in enumerate(settings.prompt)]
+    samples = tuple(Sample(prompt=prompt, text=text) for prompt, text in zip(settings.prompt, texts, strict=True))
+    found = Samples(name=model.name, weights=weights, drawing=drawing, samples=samples)
+    if settings.out is not None:
+        write_samples(settings.out, found)
+    return found
+
+
+def _text(model: "EvaluatedModel", prompt: str, settings: GenerateSettings, seed: int) -> str:
+    tokens = _encoded(model, prompt)
+    room = settings.tokens if model.positions is None else model.positions - len(tokens)
+    if room < 1:
+        raise UserError(
+            f"prompt {prompt[:40]!r} has {len(tokens)} tokens, but {model.directory} has {model.positions} "
+            "positions; shorten it"
+        )
+    added = _added(model, tokens, min(room, settings.tokens), settings, seed)
+    return str(model.tokenizer.decode(tokens + added, skip_special_tokens=True))
 
 
 def _encoded(model: "EvaluatedModel", prompt: str) -> list[int]:
@@ -112,12 +143,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _generate(arguments: Sequence[str]) -> None:
     settings = parse(GenerateSettings, arguments, "palenka generate")
-    texts = generate(settings)
+    samples = draw_samples(settings).samples
     if settings.as_json:
-        samples = [{"prompt": prompt, "text": text} for prompt, text in zip(settings.prompt, texts, strict=True)]
-        sys.stdout.write(json.dumps(samples, indent=1, ensure_ascii=False) + "\n")
+        sys.stdout.write(json.dumps([each.as_plain() for each in samples], indent=1, ensure_ascii=False) + "\n")
     else:
-        sys.stdout.write("\n\n".join(text.strip() for text in texts) + "\n")
+        sys.stdout.write("\n\n".join(each.text.strip() for each in samples) + "\n")
 
 
 if __name__ == "__main__":

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 from pydantic import Field
 from rich.table import Table
 
-from palenka.cache_teachers.settings import SINGLE, CaptureSettings
+from palenka.cache_teachers.settings import SINGLE, CaptureSettings, VerifySettings
 from palenka.data.text.prepare import CorpusSettings, prepare
 from palenka.eval.protocols import Protocol
 from palenka.eval.suite import Conditions
 from palenka.eval.suites import SUITES, SuiteName
+from palenka.generate import GenerateSettings, draw_samples
 from palenka.ground.command_line import SettingsType, parse, parse_file, run
 from palenka.ground.console import console
 from palenka.ground.errors import UserError
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
     from palenka.study_record import StudyFiles, StudyResults
 
 Result = TypeVar("Result")
+
+_VERIFIED_WINDOWS = 16
+"""Of every cache, computed again to tell how far it is from its teacher."""
 
 
 class StudySettings(Command):
@@ -55,6 +59,8 @@ class StudySettings(Command):
     """Folders of the data that all models are measured on too, by suite."""
     protocol: Protocol = "babylm-2024"
     """How minimal pairs are read and scored."""
+    prompts: tuple[str, ...] = ()
+    """Beginnings of texts that every model goes on with; the report shows what they made of them."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -153,6 +159,7 @@ def run_study(study: Study) -> "StudyResults":
 def _run_stages(study: Study) -> "StudyResults":
     # Only now: `--help` should not wait for torch.
     from palenka.cache_teachers.capture import capture
+    from palenka.cache_teachers.verify import verify
     from palenka.data.signals.cache import TeacherCache
     from palenka.eval.measure import Measurement, measure
     from palenka.study_record import CacheRow, ModelRow, StudyFiles, StudyResults
@@ -169,6 +176,9 @@ def _run_stages(study: Study) -> "StudyResults":
         stages.run(f"teacher {name}", _is_trained(teacher), partial(train, teacher))
     for name, cache in study.caches.items():
         stages.run(f"cache {name}", _is_captured(cache), partial(capture, cache))
+        if TeacherCache(cache.output).fidelity() is None:
+            asked_of = VerifySettings.model_validate({**cache.as_plain(), "sample": _VERIFIED_WINDOWS})
+            stages.run(f"fidelity {name}", False, partial(verify, asked_of))
     for name, student in study.students.items():
         stages.run(f"student {name}", _is_trained(student), partial(train, student))
     models = []
@@ -178,6 +188,10 @@ def _run_stages(study: Study) -> "StudyResults":
         asked = Measurement(model.path, folders, study.conditions.model_copy(update={"length": model.length}))
         measured = stages.run(f"measures {name}", out.exists(), partial(measure, asked, out))
         models.append(ModelRow.of(name, model.role, measured))
+        if study.settings.prompts:
+            kept = output / "samples" / f"{name}.json"
+            drawn = GenerateSettings(model=model.path, prompt=study.settings.prompts, out=kept)
+            stages.run(f"samples {name}", kept.exists(), partial(draw_samples, drawn))
     caches = [CacheRow.of(name, TeacherCache(cache.output), output) for name, cache in study.caches.items()]
     results = StudyResults(models=tuple(models), caches=tuple(caches), seconds=stages.seconds)
     files.write(results)

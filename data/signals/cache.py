@@ -5,6 +5,7 @@
     hidden/MODEL/LAYER/  codes [views, windows, positions, components], and the layer's mean, variance, scale, basis
     commits/store.json   checksums of the metadata and of the layers' statistics
     commits/V-S.json     checksums of shard S of view V, and the error of its hidden states
+    commits/fidelity.json  how far it is from its teacher, once `palenka cache verify` has computed windows of it again
 
 Windows lie in slots (see `windows.py`). Zarr reads a missing shard as zeros without an error, so a shard counts
 only once its commit record is there; the record is written last, by renaming. Only native Zarr codecs are used.
@@ -29,9 +30,11 @@ from palenka.data.signals.manifest import LOGITS, Shard, codes_of
 from palenka.data.signals.signal import TeacherSignal
 from palenka.data.signals.store import (
     STORE_RECORD,
+    Fidelity,
     Measured,
     chunk_windows,
     damage_of_shard,
+    read_fidelity,
     read_manifest,
     read_measured,
 )
@@ -192,6 +195,10 @@ class TeacherCache:
             sums += -np.expm1(log_tails).sum(axis=0)
             count += len(log_tails)
         return dict(zip(logits.temperatures, (sums / count).tolist(), strict=True))
+
+    def fidelity(self) -> Fidelity | None:
+        """How far it is from its teacher, as `palenka cache verify` found it last; None before that."""
+        return read_fidelity(self.directory)
 
     def committed(self) -> list[Shard]:
         """The shards that were captured."""

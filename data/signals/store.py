@@ -8,18 +8,20 @@ import numpy as np
 import torch
 import zarr
 from numpy.typing import NDArray
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 from torch import Tensor
 
 from palenka.data.signals.hidden import Layer
 from palenka.data.signals.manifest import LOGITS, CacheManifest, Shard
 from palenka.data.windows import CHUNK_WINDOWS
 from palenka.ground.errors import UserError
-from palenka.ground.records import damage_of, read_record
+from palenka.ground.records import damage_of, read_record, read_sealed, write_sealed
+from palenka.ground.settings import Settings, read_as
 
 Arrays = Mapping[str, NDArray[np.generic]]
 
 STORE_RECORD = "commits/store.json"
+FIDELITY_RECORD = "commits/fidelity.json"
 STATICS = f"{LOGITS}/statics"
 
 
@@ -39,6 +41,46 @@ class Measured:
         """The same on another device."""
         statics = {name: value.to(device) for name, value in self.statics.items()}
         return Measured(statics, {key: layer.to(device) for key, layer in self.layers.items()})
+
+
+class Fidelity(Settings):
+    """How far a cache is from its teacher, as means over the tokens of some windows that were computed again.
+
+    Each is by temperature, in nats a token but for the missing mass; see `palenka.cache_teachers.verify`.
+    """
+
+    windows: int
+    truncation: dict[str, float] = Field(default={})
+    """What the kept tokens alone leave out: the divergence of all others from a flat tail."""
+    missing: dict[str, float] = Field(default={})
+    """The mass of the tokens that are not kept."""
+    low_rank: dict[str, float] = Field(default={})
+    """What is left of the truncation where the others are known by low rank."""
+    rounding: dict[str, float] = Field(default={})
+    """What coarse numbers add to it."""
+
+
+def read_fidelity(directory: Path) -> Fidelity | None:
+    """What was measured last; None if nothing was, or of another store than this one.
+
+    Raises:
+        UserError: if the record is damaged.
+    """
+    path = directory / FIDELITY_RECORD
+    if not path.is_file():
+        return None
+    record = read_sealed(path, "verify the cache again")
+    is_of_this = record.pop("store", None) == _checksum_of_store(directory)
+    return read_as(Fidelity, record, path) if is_of_this else None
+
+
+def write_fidelity(directory: Path, fidelity: Fidelity) -> None:
+    """Keep what was measured of a cache beside it, tied to its store."""
+    write_sealed(directory / FIDELITY_RECORD, {**fidelity.as_plain(), "store": _checksum_of_store(directory)})
+
+
+def _checksum_of_store(directory: Path) -> str:
+    return str(read_record(directory / STORE_RECORD)["checksum"])
 
 
 def read_manifest(directory: Path) -> CacheManifest:
@@ -106,7 +148,7 @@ def damage_of_shard(
 
 def facts_of(directory: Path, shard: Shard) -> dict[str, object]:
     """What ties a commit record to its shard and to its cache."""
-    return {"shard": [shard.view, shard.number], "store": read_record(directory / STORE_RECORD)["checksum"]}
+    return {"shard": [shard.view, shard.number], "store": _checksum_of_store(directory)}
 
 
 def chunk_windows(manifest: CacheManifest) -> int:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from palenka.data.signals.cache import TeacherCache
 from palenka.data.signals.encoding import LogitEncoding
 from palenka.data.signals.signal import TeacherSignal
+from palenka.data.signals.store import Fidelity
 from palenka.data.windows import BLOCK_WINDOWS, WindowRule
 
 SAMPLE_WINDOWS = 1024
@@ -43,6 +44,7 @@ class CacheCard:
         kept_mass_histograms: of the kept mass, by temperature.
         entropy_histograms: of the entropy in nats of the kept tokens and one bucket for all others, by temperature.
         hidden_errors: relative squared error of stored states, by "teacher/layer".
+        fidelity: how far it is from its teacher; None where that was not measured.
     """
 
     name: str
@@ -55,6 +57,7 @@ class CacheCard:
     kept_mass_histograms: Mapping[float, Histogram] = field(default_factory=dict)
     entropy_histograms: Mapping[float, Histogram] = field(default_factory=dict)
     hidden_errors: Mapping[str, float] = field(default_factory=dict)
+    fidelity: Fidelity | None = None
 
     @property
     def windows(self) -> WindowRule:
@@ -101,6 +104,7 @@ def make_card(name: str, cache: TeacherCache) -> CacheCard:
         kept_mass_histograms={t: _histogram(np.concatenate(parts), 1.0) for t, parts in masses.items()},
         entropy_histograms={t: _histogram(np.concatenate(parts), highest) for t, parts in entropies.items()},
         hidden_errors=cache.hidden_errors(),
+        fidelity=cache.fidelity(),
     )
 
 

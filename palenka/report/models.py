@@ -29,6 +29,7 @@ class Model:
         run: its training run; None where only its results are there.
         results: what was measured of it.
         files: where that stands.
+        weights: hash of its tensors; None where they were deleted.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Model:
     run: FinishedRun | None
     results: Mapping[Measure, SuiteResult]
     files: Mapping[Measure, Path] = field(default_factory=dict)
+    weights: str | None = None
 
     def estimate(self, measure: Measure) -> Estimate | None:
         """Its figure of a measure; None if it was not measured."""
@@ -66,7 +68,8 @@ def join_models(sources: Sources) -> tuple[Model, ...]:
     def model(name: str, role: Role, weights: str | None, parameters: int, run: FinishedRun | None) -> Model:
         found = measured.get(weights or "", {})
         results = {measure: result for measure, (_, result) in found.items()}
-        return Model(name, role, parameters, run, results, {measure: path for measure, (path, _) in found.items()})
+        files = {measure: path for measure, (path, _) in found.items()}
+        return Model(name, role, parameters, run, results, files, weights)
 
     models = []
     for run in sources.runs:

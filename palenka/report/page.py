@@ -20,7 +20,7 @@ from palenka.report.names import distinct_names
 from palenka.report.official import official_rows, shown_columns
 from palenka.report.pairs import pair_suites
 from palenka.report.results import Measure
-from palenka.report.sections import cost_sections, text_sections, tiles
+from palenka.report.sections import cost_sections, prompt_sections, text_sections, tiles
 from palenka.report.sources import Sources
 from palenka.report.styles import style_models
 from palenka.report.write import GENERATOR
@@ -40,7 +40,13 @@ def render(sources: Sources, title: str) -> str:
     environment.filters |= {"recipe": recipe, "signed": signed, "themed": themed, "unsigned": unsigned}
     models = join_models(sources)
     content = {"generator": GENERATOR, "title": title, "sources": sources, "students_shown": STUDENTS_SHOWN}
-    content |= _of_models(models) | _of_stages(models, sources) | _of_grids(sources) | _looks()
+    content |= (
+        {"prompts": prompt_sections(models, sources)}
+        | _of_models(models)
+        | _of_stages(models, sources)
+        | _of_grids(sources)
+        | _looks()
+    )
     page = environment.get_template("report.html.j2").render(content)
     return page if page.endswith("\n") else f"{page}\n"
 

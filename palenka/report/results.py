@@ -1,17 +1,15 @@
 """Evaluation results as the report shows them: what makes two comparable, how large they are, how models compare."""
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from palenka.eval.compare import compare, compare_suite
-from palenka.eval.results import Results, SuiteResult, has_items, read_results
+from palenka.eval.results import SuiteResult, has_items
 from palenka.eval.statistics import normal_interval
 from palenka.eval.suite import Score
 from palenka.grid.record import HELD_OUT
-from palenka.ground.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -89,20 +87,6 @@ class Comparison:
 
     windows: Mapping[str, Any] | None
     suites: Mapping[str, Mapping[str, Any]]
-
-
-def read_suites(path: Path) -> Results | None:
-    """The evaluation results in a JSON file; None if it is about something else.
-
-    Raises:
-        UserError: if it cannot be read.
-    """
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}); fix it, or leave its folder out") from None
-    # A comparison of two models has suites by name.
-    return read_results(path) if isinstance(record, dict) and isinstance(record.get("suites"), list) else None
 
 
 def compare_measures(first: Path, second: Path) -> Comparison:

@@ -53,6 +53,14 @@ class TextSection(NamedTuple):
         return [model for model in self.models if model.role == "student"]
 
 
+class PromptSection(NamedTuple):
+    """What the models made of the beginning of a text: for each the text that it added."""
+
+    prompt: str
+    how: str
+    texts: list[tuple[Model, str]]
+
+
 class Tile(NamedTuple):
     """A number at the top of the page."""
 
@@ -75,6 +83,24 @@ def text_sections(models: Sequence[Model], styles: Styles) -> list[TextSection]:
             TextSection(name, here, learning, term_figures(students, styles), ratio_figures(students, styles))
         )
     return sections
+
+
+def prompt_sections(models: Sequence[Model], sources: Sources) -> list[PromptSection]:
+    """A section for every prompt that models went on with, drawn alike; a model's first sample of it."""
+    sections: dict[tuple[str, str], dict[str, tuple[Model, str]]] = {}
+    for samples in sources.samples:
+        drawing = samples.drawing
+        how = f"{drawing.tokens} tokens at most, temperature {drawing.temperature:g}, top p {drawing.top_p:g}"
+        for model in (model for model in models if model.weights == samples.weights):
+            for sample in samples.samples:
+                added = sample.text.removeprefix(sample.prompt)
+                shown = sections.setdefault((sample.prompt, f"{how}, seed {drawing.seed}"), {})
+                shown.setdefault(model.name, (model, added))
+    order = [model.name for model in models]
+    return [
+        PromptSection(prompt, how, sorted(shown.values(), key=lambda pair: order.index(pair[0].name)))
+        for (prompt, how), shown in sections.items()
+    ]
 
 
 def cost_sections(sources: Sources) -> list[CostSection]:

@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from palenka.data.signals.cache import TeacherCache
-from palenka.eval.results import Results
+from palenka.eval.results import Results, read_results
 from palenka.grid.record import GridFiles, GridRecord
 from palenka.ground.errors import UserError
-from palenka.ground.files import is_partial
-from palenka.ground.records import read_record
-from palenka.report.results import read_suites
+from palenka.ground.files import is_partial, read_text
+from palenka.ground.records import load_json, read_record
+from palenka.samples import Samples, read_samples
 from palenka.study_record import StudyFiles, StudyResults
 from palenka.train_student.run import BegunRun, FinishedRun, Run
 
@@ -26,6 +26,7 @@ class Sources:
     unfinished: list[BegunRun] = field(default_factory=list)
     caches: list[TeacherCache] = field(default_factory=list)
     results: list[tuple[Path, Results]] = field(default_factory=list)
+    samples: list[Samples] = field(default_factory=list)
     studies: dict[Path, StudyResults] = field(default_factory=dict)
     grids: dict[Path, GridRecord] = field(default_factory=dict)
     unranked: list[Path] = field(default_factory=list)
@@ -46,8 +47,8 @@ def find_sources(directories: Sequence[Path]) -> Sources:
         _add_records(found, folder, is_asked_for=folder in directories)
         for name in files:
             if name.endswith(".json") and name not in _OF_MODELS and not name.startswith("tokenizer"):
-                found.results += [(folder / name, results)] if (results := read_suites(folder / name)) else []
-    if not (found.runs or found.unfinished or found.caches or found.results or found.studies or found.grids):
+                _add_results(found, folder / name)
+    if not any(vars(found).values()):
         searched = ", ".join(map(str, directories))
         raise UserError(
             f"nothing to report on in {searched}: no run, no teacher cache, no evaluation result and no grid; "
@@ -72,6 +73,24 @@ def _add_records(found: Sources, folder: Path, is_asked_for: bool) -> None:
             found.unfinished.append(run.so_far())
     if study.seconds.is_file():
         found.studies[folder] = study.read()
+
+
+def _add_results(found: Sources, path: Path) -> None:
+    """What a JSON file says of a model, if it is of ours.
+
+    Raises:
+        UserError: if it cannot be read.
+    """
+    try:
+        record = load_json(read_text(path))
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error}); fix it, or leave its folder out") from None
+    kinds = {name for name in ("suites", "samples") if isinstance(record, dict) and isinstance(record.get(name), list)}
+    # A comparison of two models has suites by name.
+    if "suites" in kinds:
+        found.results.append((path, read_results(path)))
+    elif "samples" in kinds:
+        found.samples.append(read_samples(path))
 
 
 def _folders(directories: Sequence[Path]) -> Iterator[tuple[Path, list[str]]]:

@@ -1,18 +1,27 @@
 """Export: the student alone, loadable anywhere."""
 
+import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from palenka.cache_teachers.capture import capture
 from palenka.cache_teachers.settings import CaptureSettings
+from palenka.data.corpus import Corpus
+from palenka.data.signals.store import read_manifest
+from palenka.eval.measure import Measurement, measure
+from palenka.eval.results import read_results
+from palenka.eval.suite import Conditions
 from palenka.export import main
 from palenka.ground.command_line import USER_MISTAKE
+from palenka.ground.settings import read_yaml
 from palenka.train_student.model.shapes import ModelShape
 from palenka.train_student.settings import TrainSettings
 from palenka.train_student.train import train
@@ -43,6 +52,7 @@ def test_an_export_is_the_model_and_its_tokenizer_without_projections(finished: 
     assert main([str(finished), "--out", str(tmp_path / "exported")]) == 0
     names = {path.name for path in (tmp_path / "exported").iterdir()}
     assert names == {
+        "README.md",
         "config.json",
         "generation_config.json",
         "model.safetensors",
@@ -69,6 +79,59 @@ def test_a_tokenizer_can_open_texts_by_itself(finished: Path, tmp_path: Path) ->
         assert main([str(finished), "--out", str(tmp_path / name), "--add_bos", choice]) == 0
         ids.append(AutoTokenizer.from_pretrained(tmp_path / name)("the teacher").input_ids)
     assert ids[1] == [1, *ids[0]]
+
+
+def test_the_card_says_what_the_files_say_and_the_hub_reads_it(finished: Path, tmp_path: Path) -> None:
+    corpus = read_yaml(finished / "config.yaml")["corpus"]
+    measured = tmp_path / "measured.json"
+    measure(Measurement(finished, {"held_out": Path(str(corpus))}, Conditions(length=16)), measured)
+    out = tmp_path / "a|b_c"
+    assert main([str(finished), "--out", str(out), "--results", str(measured), "--license", "cc-by-4.0"]) == 0
+    card = ModelCard.load(out / "README.md")
+    assert card.data.license == "cc-by-4.0"
+    assert card.data.library_name == "transformers"
+    assert card.data.tags == ["palenka", "knowledge-distillation"]
+    (entry,) = card.data.eval_results
+    result = read_results(measured).suites[0]
+    assert (entry.dataset_type, entry.metric_type) == ("held_out", "cross_entropy")
+    assert entry.metric_value == pytest.approx(result.main.value, abs=1e-4)
+    assert card.data.model_name == "a|b_c"
+    text = card.text
+    assert text.lstrip().startswith(r"# a\|b\_c")
+    low, high = result.main.interval or (0.0, 0.0)
+    assert f"{result.main.value:.4g} nats per token | {low:.4g} to {high:.4g} | length 16 |" in text
+    train_split = Corpus.open(Path(str(corpus)), "train")
+    assert f"{train_split.counts.words:,} words" in text
+    assert "| `switchboard.train` |" in text
+    record = json.loads((finished / "result.json").read_text())
+    assert f"{record['parameters']:,} parameters" in text
+    assert f"{record['tokens']:,} tokens in all" in text
+    assert "distilled from 1 teacher" in text
+    manifest = read_manifest(tmp_path / "cache")
+    assert manifest.teachers["teacher"].weights[:12] in text
+    tables = [lines for part in text.split("\n\n") if (lines := part.splitlines()) and lines[0].startswith("|")]
+    for lines in tables:
+        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in lines}) == 1
+        assert set(lines[1]) == {"|", " ", "-"}
+
+
+def test_without_a_licence_the_card_says_so(finished: Path, tmp_path: Path) -> None:
+    assert main([str(finished), "--out", str(tmp_path / "plain")]) == 0
+    card = ModelCard.load(tmp_path / "plain" / "README.md")
+    assert card.data.license is None
+    assert "No licence was chosen" in card.text
+    assert "No suite was given" in card.text
+
+
+def test_results_of_another_model_are_refused(
+    finished: Path, teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    corpus = Path(str(read_yaml(finished / "config.yaml")["corpus"]))
+    other = tmp_path / "other.json"
+    measure(Measurement(teacher, {"held_out": corpus}, Conditions(length=16)), other)
+    assert main([str(finished), "--out", str(tmp_path / "x"), "--results", str(other)]) == USER_MISTAKE
+    assert "give results of the model that is exported" in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()
 
 
 def test_what_cannot_be_exported_is_refused(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

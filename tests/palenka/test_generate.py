@@ -9,7 +9,11 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from palenka.__main__ import main
+from palenka.data.model_files import identity_of
+from palenka.eval.model import EvaluatedModel
 from palenka.generate import GenerateSettings, generate
+from palenka.ground.errors import UserError
+from palenka.samples import read_samples
 
 PROMPT = "the cat"
 
@@ -56,6 +60,29 @@ def test_samples_are_printed_as_text_or_json(teacher: Path, capsys: pytest.Captu
     assert [sample["prompt"] for sample in samples] == [PROMPT, ""]
     assert main(["generate", *options]) == 0
     assert capsys.readouterr().out == "\n\n".join(sample["text"].strip() for sample in samples) + "\n"
+
+
+def test_samples_are_kept_for_the_report_and_drawn_once(
+    teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "deep" / "samples.json"
+    options = [str(teacher), "--prompt", PROMPT, "--tokens", "3", "--out", str(out)]
+    assert main(["generate", *options]) == 0
+    kept, printed = read_samples(out), capsys.readouterr().out
+    assert [sample.text.strip() + "\n" for sample in kept.samples] == [printed]
+    assert kept.weights == identity_of(teacher, "float32").weights
+    with monkeypatch.context() as patch:
+        patch.setattr(EvaluatedModel, "load", None)  # nothing is drawn again
+        assert main(["generate", *options]) == 0
+    assert capsys.readouterr().out == printed
+    assert main(["generate", *options, "--seed", "1"]) == 0
+    assert read_samples(out).drawing.seed == 1
+    out.write_text(out.read_text().replace("the", "thy", 1))
+    with pytest.raises(UserError, match="was changed since it was written"):
+        read_samples(out)
+    (tmp_path / "notes.json").write_text('{"mine": 1}')
+    assert main(["generate", *options[:-1], str(tmp_path / "notes.json")]) == 2
+    assert "notes.json exists and is no file of samples" in capsys.readouterr().err
 
 
 def test_a_prompt_that_fills_the_positions_is_refused(teacher: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,9 +17,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 
 from palenka.__main__ import main
-from palenka.cache_teachers.settings import CaptureSettings
+from palenka.cache_teachers.settings import CaptureSettings, VerifySettings
+from palenka.cache_teachers.verify import verify
 from palenka.data.model_files import identity_of
 from palenka.data.signals.cache import TeacherCache
 from palenka.eval.compare import compare_suite
@@ -27,6 +29,7 @@ from palenka.eval.measure import Measurement, measure
 from palenka.eval.results import items_file, read_items, read_results, write_results
 from palenka.eval.suite import Conditions, column
 from palenka.eval.suites import SUITES
+from palenka.generate import GenerateSettings, draw_samples
 from palenka.ground.errors import UserError
 from palenka.ground.records import commit, committed_files, read_commit, write_sealed
 from palenka.report.cache_card import make_card
@@ -40,6 +43,7 @@ from palenka.report.results import Estimate
 from palenka.report.sources import find_sources
 from palenka.report.write import try_report, write_report
 from palenka.study_record import CacheRow, StudyFiles, StudyResults
+from palenka.train_student.run import Run
 from palenka.train_student.settings import TrainSettings
 from palenka.train_student.train import train
 
@@ -97,17 +101,14 @@ def study(corpus_directory: Path, make_teacher: Callable[..., Path], tmp_path_fa
     from palenka.cache_teachers.capture import capture
 
     folder = tmp_path_factory.mktemp("study") / "small"
-    capture(
-        CaptureSettings.model_validate(
-            {
-                "teacher": make_teacher("llama", seed=1),
-                "corpus": corpus_directory,
-                "output": folder / "cache-big",
-                "windows": {"length": LENGTH},
-                "logits": {"kind": "topk", "k": 8},
-            }
-        )
-    )
+    captured = {
+        "teacher": make_teacher("llama", seed=1),
+        "corpus": corpus_directory,
+        "output": folder / "cache-big",
+        "windows": {"length": LENGTH},
+        "logits": {"kind": "topk", "k": 8},
+    }
+    capture(CaptureSettings.model_validate(captured))
     run = {
         "corpus": corpus_directory,
         "model": {"architecture": "llama", "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2},
@@ -126,6 +127,9 @@ def study(corpus_directory: Path, make_teacher: Callable[..., Path], tmp_path_fa
     for name in ("control", HOSTILE):
         asked = Measurement(folder / name, {"held_out": corpus_directory}, Conditions(length=LENGTH))
         measure(asked, folder / "held_out" / f"{name}.json")
+    verify(VerifySettings.model_validate(captured | {"sample": 8}))
+    drawn = GenerateSettings(model=folder / HOSTILE, prompt=("<b>the teacher", ""), tokens=4)
+    draw_samples(drawn.model_copy(update={"out": folder / "samples" / "student.json"}))
     seconds = {"corpus": 1.5, "cache big": 12.25, "student control": 3.0, f"student {HOSTILE}": 4.0}
     StudyFiles(folder).write_seconds(seconds)
     cache = CacheRow.of("big", TeacherCache(folder / "cache-big"), folder)
@@ -450,6 +454,51 @@ def test_the_card_is_what_the_cache_holds(study: Path) -> None:
         shares, _ = np.histogram(mass.numpy(), bins=40, range=(0, 1))
         assert card.kept_mass_histograms[temperature].shares == pytest.approx(shares / shares.sum(), abs=2e-3)
         assert card.entropy_histograms[temperature].shares.sum() == pytest.approx(1)
+
+
+def test_the_card_shows_how_far_the_cache_is_from_its_teacher(copy: Path, tmp_path: Path) -> None:
+    found = TeacherCache(copy / "cache-big").fidelity()
+    assert found is not None
+    assert found.windows == 8
+    page = report(copy, out=tmp_path / "report.html")
+    parts = (found.missing, found.truncation, found.rounding)
+    missing, truncation, rounding = (f"{values['1.0']:.2g}" for values in parts)
+    assert f"cache-big | 1 | {missing} | {truncation} | – | {rounding} | 8" in page.row("cache-big")
+    record = copy / "cache-big" / "commits" / "fidelity.json"
+    kept = read(record)
+    write_sealed(record, {name: value for name, value in kept.items() if name != "checksum"} | {"store": "another"})
+    assert TeacherCache(copy / "cache-big").fidelity() is None
+    assert (
+        "How far cache-big is from the teacher was not measured" in report(copy, out=tmp_path / "report.html").words()
+    )
+    record.write_text(record.read_text().replace("another", "other"))
+    with pytest.raises(UserError, match=r"fidelity\.json was changed since it was written.*verify the cache again"):
+        TeacherCache(copy / "cache-big").fidelity()
+
+
+def test_samples_stand_by_prompt_under_the_model_of_their_weights(copy: Path, tmp_path: Path) -> None:
+    path = copy / "samples" / "student.json"
+    kept = read(path)
+    write_again(copy / "samples" / "stranger.json", kept | {"weights": "of no model here", "name": "stranger"})
+    page = report(copy, out=tmp_path / "report.html")
+    assert [sample["prompt"] for sample in kept["samples"]] == ["<b>the teacher", ""]
+    for sample in kept["samples"]:
+        added = sample["text"].removeprefix(sample["prompt"])
+        assert " ".join(f"{HOSTILE} {'…' * bool(sample['prompt'])}{added}".split()) in page.words()
+    assert "<b>the teacher 4 tokens at most, temperature 0.8, top p 0.95, seed 0" in page.words()
+    assert "Nothing given" in page.words()
+    assert "stranger" not in page.words()
+
+
+def test_what_a_run_was_trained_with_and_by_which_command_is_shown(study: Path, tmp_path: Path) -> None:
+    page = report(study, out=tmp_path / "report.html")
+    for name in ("control", HOSTILE):
+        (call,) = Run(study / name).calls()
+        row = page.row(name)
+        assert f"0.0005cosine | 16 × {LENGTH} | 0" in row
+        assert f"{call.date[:10]} {call.date[11:16]} | {call.hardware}; float32" in row
+        assert f"torch {torch.__version__}" in row
+        assert call.command in row
 
 
 def test_a_cache_that_was_only_begun_is_no_failure(copy: Path, tmp_path: Path) -> None:

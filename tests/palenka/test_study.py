@@ -23,6 +23,7 @@ from palenka.eval.results import read_results
 from palenka.ground.command_line import parse_file
 from palenka.ground.errors import UserError
 from palenka.ground.lock import sole_writer
+from palenka.samples import read_samples
 from palenka.study import Study, StudySettings
 from palenka.templates import write_pairs
 
@@ -65,6 +66,7 @@ def study_file(tmp_path: Path) -> Path:
             "caches": {"big": "stages/cache.yaml"},
             "students": {"control": "stages/control.yaml", "distilled": "stages/distilled.yaml"},
             "suites": {"minimal_pairs": str(tmp_path / "pairs")},
+            "prompts": ["the teacher", ""],
         },
         "stages/corpus": {"sources": str(tmp_path / "text"), "output": shared["corpus"], "vocabulary_size": 300},
         "stages/teacher": run | {"output": teacher, "model": SHAPE | {"hidden_size": 32}},
@@ -133,8 +135,14 @@ def test_a_study_goes_from_text_to_a_table_and_does_nothing_twice(
     assert cache["bytes_per_token"] == pytest.approx(sum(stored.bytes_per_token().values()), abs=0.005)
     assert cache["kept_mass"] == stored.kept_mass()[1.0]
     assert 0.3 < cache["kept_mass"] < 1
-    stages = ["corpus", "teacher big", "cache big", "student control", "student distilled"]
-    measures = [f"measures {name}" for name in rows]
+    fidelity = stored.fidelity()
+    assert fidelity is not None
+    assert fidelity.missing["1.0"] == pytest.approx(1 - cache["kept_mass"], abs=0.1)  # of a few windows
+    for name in rows:
+        samples = read_samples(runs / "samples" / f"{name}.json")
+        assert [sample.prompt for sample in samples.samples] == ["the teacher", ""]
+    stages = ["corpus", "teacher big", "cache big", "fidelity big", "student control", "student distilled"]
+    measures = [f"{stage} {name}" for name in rows for stage in ("measures", "samples")]
     assert set(first["seconds"]) == {*stages, *measures}
     assert sum(first["seconds"].values()) > 0
 

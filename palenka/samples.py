@@ -1,0 +1,77 @@
+"""Samples on disk: what a model made of the beginnings of some texts, in a file that the report finds."""
+
+from pathlib import Path
+
+from palenka.ground.errors import UserError
+from palenka.ground.files import require_own
+from palenka.ground.lock import sole_writer
+from palenka.ground.records import load_json, read_sealed, write_sealed
+from palenka.ground.settings import Settings, read_as
+
+
+class Sample(Settings):
+    """The beginning of a text, and that with what the model added."""
+
+    prompt: str
+    text: str
+
+
+class Drawing(Settings):
+    """How samples are drawn: equal for equal samples of a model."""
+
+    prompts: tuple[str, ...]
+    tokens: int
+    """Added to each prompt, at most."""
+    temperature: float
+    top_p: float
+    seed: int
+
+
+class Samples(Settings):
+    """What a model made of some prompts."""
+
+    name: str
+    """Of the model."""
+    weights: str
+    """Hash of its tensors."""
+    drawing: Drawing
+    samples: tuple[Sample, ...]
+
+
+def write_samples(out: Path, samples: Samples) -> None:
+    """Write samples, whole or not at all.
+
+    Raises:
+        UserError: if something else than samples is there.
+    """
+    require_samples(out)
+    with sole_writer(out, wait=True):
+        write_sealed(out, samples.as_plain())
+
+
+def require_samples(out: Path) -> None:
+    """Refuse to write over something else than samples.
+
+    Raises:
+        UserError: if something else is there.
+    """
+    names = {*Samples.model_fields, "checksum"}
+    require_own(out, lambda text: set(load_json(text)) == names, "file of samples")
+
+
+def read_samples(path: Path) -> Samples:
+    """The samples in a file.
+
+    Raises:
+        UserError: if they are not as they were written.
+    """
+    return read_as(Samples, read_sealed(path, "make them again with `palenka generate`"), path)
+
+
+def earlier_samples(out: Path, weights: str, drawing: Drawing) -> Samples | None:
+    """The samples in a file if they are these of the same model; None if there are none, or others."""
+    try:
+        found = read_samples(out)
+    except (FileNotFoundError, UserError):
+        return None
+    return found if (found.weights, found.drawing) == (weights, drawing) else None
