@@ -78,6 +78,8 @@ def draw_samples(settings: GenerateSettings) -> "Samples":
     if settings.out is not None and (earlier := earlier_samples(settings.out, weights, drawing)):
         return earlier
     texts = [_text(model, prompt, settings, settings.seed + number) for number, prompt in enumerate(settings.prompt)]
+    # Models over bytes say NUL at times, which no file of ours holds.
+    texts = [text.replace("\0", "\N{REPLACEMENT CHARACTER}") for text in texts]
     samples = tuple(Sample(prompt=prompt, text=text) for prompt, text in zip(settings.prompt, texts, strict=True))
     found = Samples(name=model.name, weights=weights, drawing=drawing, samples=samples)
     if settings.out is not None:

@@ -9,13 +9,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from palenka import __version__
 from palenka.ground.settings import Settings
 
 if TYPE_CHECKING:
     import torch
 
-_PACKAGES = ("torch", "transformers", "accelerate", "zarr", "numpy")
+_PACKAGES = ("palenka", "torch", "transformers", "accelerate", "zarr", "numpy")
 """Whose versions may decide what is computed."""
 
 
@@ -29,7 +28,7 @@ class Call(Settings):
     hardware: str
     """What it computes on, over all its processes."""
     versions: dict[str, str]
-    """Of Python, of Palenka and of the packages that compute, by name."""
+    """Of Python, of Palenka and of what it computes with, by name."""
 
 
 def this_call(device: "torch.device", processes: int = 1) -> Call:
@@ -39,7 +38,7 @@ def this_call(device: "torch.device", processes: int = 1) -> Call:
         device: that it computes on.
         processes: of its launch.
     """
-    versions = {"python": platform.python_version(), "palenka": __version__}
+    versions = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
             versions[package] = version(package)

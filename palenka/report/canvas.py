@@ -71,7 +71,7 @@ class Size:
         return Figure(figsize=(self.width / 72, height / 72))
 
 
-WIDE, NARROW = Size("wide", 533, 20, 6), Size("narrow", 358, 12, 4)
+WIDE, NARROW = Size("wide", 533, 20, 6), Size("narrow", 358, 14, 4)
 
 
 def drawn(draw: Callable[[Size], Figure], title: str) -> Markup:

@@ -14,8 +14,8 @@ from palenka.report.canvas import NARROW, TEXT, Size, drawn, round_ticks, short,
 from palenka.report.colours import AXIS, INK, PAPER
 from palenka.report.results import Estimate
 
-_ROW_LETTERS = 24
-_ROW_GAP = 0.34
+_ROW_LETTERS = 28
+_ROW_GAP = 0.33
 """Where a row's name stands above its dots, in rows; on a phone there is no room beside them."""
 
 
@@ -196,7 +196,7 @@ def _figure(size: Size, height: float, y_label: str) -> tuple[Figure, Axes]:
 
 def _below(size: Size) -> float:
     """How far what a row shows stands below its middle, in rows: beneath the name, where that stands above."""
-    return 0.16 if size is NARROW else 0.0
+    return 0.12 if size is NARROW else 0.0
 
 
 def _rows(axes: Axes, names: Sequence[str], size: Size) -> None:
