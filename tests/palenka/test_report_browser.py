@@ -7,6 +7,7 @@ import shutil
 import subprocess
 from html import unescape
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -42,7 +43,11 @@ def page(tmp_path: Path) -> Path:
     """A page about three models that were measured on the same windows."""
     for name, level in LOSSES.items():
         ones = np.ones(40, dtype=np.int64)
-        columns = {"task": ["dev"] * 40, "index": range(40), "unit": [f"block {place}" for place in range(40)]}
+        columns: dict[str, Any] = {
+            "task": ["dev"] * 40,
+            "index": range(40),
+            "unit": [f"block {place}" for place in range(40)],
+        }
         columns |= {"loss": level + np.linspace(-0.1, 0.1, 40), "tokens": ones, "words": ones, "bytes": ones}
         table = pa.table(columns)
         request = Request(suite="held_out", title=SUITES["held_out"].title, version=2, data="d", conditions={})
