@@ -126,11 +126,11 @@ def _data(run: FinishedRun) -> Iterator[str]:
         lines = [[f"`{source.path}`", f"{source.counts.words:,}"] for source in corpus.sources]
         yield _table([["source", "words"], *lines])
     part = f"{100 * settings.fraction:g} % of it in " if settings.fraction < 1 else ""
-    read = f"{part}{_count(settings.epochs, 'epoch')}, {result.tokens:,} tokens in all"
-    if corpus is not None:
-        words = corpus.counts.words * result.tokens / corpus.counts.tokens
-        read += f": about {words:,.0f} words read, counted by the corpus's mean of words per token"
-    yield f"Budget: the model read {read}."
+    yield (
+        f"Budget: of a corpus of {result.words.corpus_words:,} words the model read {part}"
+        f"{_count(settings.epochs, 'epoch')}, {result.words.read:,} words in all ({result.tokens:,} tokens). Words are "
+        "counted document by document, as what stands between white space."
+    )
 
 
 def _corpus_of(run: FinishedRun) -> Corpus | None:
@@ -162,7 +162,22 @@ def _teachers(run: FinishedRun) -> Iterator[str]:
             ]
         )
     yield _table(lines)
-    yield "What the teachers read is not counted in the student's budget above."
+    yield from _learnt_from(run)
+
+
+def _learnt_from(run: FinishedRun) -> Iterator[str]:
+    """The words that others had read, which the run learnt from: they are part of a budget too."""
+    if not run.result.learnt_from:
+        return
+    yield "What these had read in their own training, which a budget of words counts too:"
+    lines = [["model", "words of its corpus", "words read", "the same corpus"]]
+    for name, words in run.result.learnt_from.items():
+        if words is None:
+            lines.append([_plain(name), "not known", "not known", "not known"])
+        else:
+            same = "yes" if words.corpus == run.result.words.corpus else "no"
+            lines.append([_plain(name), f"{words.corpus_words:,}", f"{words.read:,}", same])
+    yield _table(lines)
 
 
 def _identity(model: Mapping[str, Any]) -> str:

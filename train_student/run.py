@@ -32,9 +32,9 @@ from transformers import PreTrainedModel
 from palenka.data.corpus import Corpus
 from palenka.data.model_files import MODEL_RECORD, commit_model, config_of, identity_of, write_model
 from palenka.data.signals.manifest import TeacherIdentity
+from palenka.ground.call import Call
 from palenka.ground.errors import UserError, refuse_difference
 from palenka.ground.files import directory_aside, disk_errors, read_text, remove_leftovers, write_whole
-from palenka.ground.provenance import Call
 from palenka.ground.records import (
     commit,
     committed_files,

@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 from palenka.data.corpus import Corpus
 from palenka.data.held_out import fixed_windows
 from palenka.data.signals.stream import ReadingOrder
+from palenka.ground.call import this_call
 from palenka.ground.errors import UserError, system_error
 from palenka.ground.lock import sole_writer
 from palenka.ground.processes import open_processes
 from palenka.ground.progress import info
-from palenka.ground.provenance import this_call
 from palenka.train_student.objective.module import TermFit
 from palenka.train_student.reading import windows_of_process
 from palenka.train_student.run import Run, RunInputs, RunResult, identity_of_run

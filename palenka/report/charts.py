@@ -31,6 +31,8 @@ class Line:
     marked: bool = False
     name: str = ""
     """What it tells of itself; its label unless given."""
+    band: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
+    """The ends of each point's interval."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,8 @@ def line_chart(
                 line.x, line.y, color=line.colour, linewidth=width, linestyle=style, marker=marker, markersize=5
             )
             tell(path, _of_line(line, x_label))
+            if line.band is not None:
+                axes.fill_between(line.x, *line.band, color=line.colour, alpha=0.14, linewidth=0)
         axes.set_ylim(*y_limits)
         axes.set_xlim(0, 1.01 * max((float(line.x.max()) for line in lines), default=1.0))
         axes.set_xlabel(x_label)

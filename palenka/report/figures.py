@@ -6,6 +6,7 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
+from palenka.eval.learning_curve import LearningCurve
 from palenka.report.cache_card import CacheCard, Histogram
 from palenka.report.charts import Dot, Line, Shape, bar_chart, dot_chart, histogram_chart, line_chart
 from palenka.report.colours import INK, MUTED
@@ -69,6 +70,39 @@ def learning_figures(models: Sequence[Model], control: Model | None, styles: Sty
         )
         drawn.append((caption, line_chart(lines, title, _TOKENS, _NATS, y_limits=limits, zero=True)))
     return drawn
+
+
+def revision_figures(curves: Sequence[LearningCurve], models: Sequence[Model], styles: Styles) -> list[Captioned]:
+    """A chart for every suite that revisions were measured on: its figure over the words that their runs had read."""
+    names = {model.weights: model.name for model in models}
+    lines: dict[tuple[str, str, str], list[Line]] = {}
+    for number, curve in enumerate(curves):
+        name = names.get(curve.model.weights, curve.name)
+        other = Style(_TEMPERATURE_COLOURS[number % len(_TEMPERATURE_COLOURS)])
+        for suite, title, unit, conditions in _measured_of(curve):
+            points = [point for point in curve.revisions if suite in point.suites]
+            estimates = [Estimate.of(point.suites[suite].figure, unit) for point in points]
+            x = np.array([point.words / 1e6 for point in points])
+            y, low, high = (np.array([getattr(each, part) for each in estimates]) for part in ("value", "low", "high"))
+            style = styles.get(name, other)
+            line = Line(name, style.colour, x, y, style.dashed, marked=True, name=name, band=(low, high))
+            lines.setdefault((title, unit or "%", conditions), []).append(line)
+    return [
+        (
+            f"{title[0].upper()}{title[1:]}{f' ({conditions})' * bool(conditions)}, with 95 % intervals.",
+            line_chart(drawn, f"{title} over revisions", "million words read", unit),
+        )
+        for (title, unit, conditions), drawn in lines.items()
+    ]
+
+
+def _measured_of(curve: LearningCurve) -> list[tuple[str, str, str, str]]:
+    """Every suite that some revision was measured on: its name, title, unit and conditions."""
+    found = {suite: of for point in curve.revisions for suite, of in point.suites.items()}
+    return [
+        (suite, of.title, of.figure.unit, ", ".join(f"{name} {value}" for name, value in of.conditions.items()))
+        for suite, of in found.items()
+    ]
 
 
 def term_figures(models: Sequence[Model], styles: Styles) -> list[Captioned]:

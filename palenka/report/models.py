@@ -75,7 +75,9 @@ def join_models(sources: Sources) -> tuple[Model, ...]:
     for run in sources.runs:
         role: Role = "student" if run.settings.teachers else "teacher" if run.weights in teachers else "control"
         models.append(model(names[run.directory], role, run.weights, run.result.parameters, run))
+    # Revisions of a run stand in its learning curve, not beside the models.
     known = {run.weights for run in sources.runs}
+    known |= {point.weights for curve in sources.curves for point in curve.revisions}
     for weights, results in said.items():
         if weights not in known:
             models.append(model(results.name, "model", weights, results.parameters, None))

@@ -40,13 +40,9 @@ def render(sources: Sources, title: str) -> str:
     environment.filters |= {"recipe": recipe, "signed": signed, "themed": themed, "unsigned": unsigned}
     models = join_models(sources)
     content = {"generator": GENERATOR, "title": title, "sources": sources, "students_shown": STUDENTS_SHOWN}
-    content |= (
-        {"prompts": prompt_sections(models, sources)}
-        | _of_models(models)
-        | _of_stages(models, sources)
-        | _of_grids(sources)
-        | _looks()
-    )
+    content |= {"prompts": prompt_sections(models, sources), "curves": sources.curves} | _looks()
+    content["revisions"] = figures.revision_figures(sources.curves, models, style_models(models))
+    content |= _of_models(models) | _of_stages(models, sources) | _of_grids(sources)
     page = environment.get_template("report.html.j2").render(content)
     return page if page.endswith("\n") else f"{page}\n"
 

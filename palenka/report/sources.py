@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from palenka.data.signals.cache import TeacherCache
+from palenka.eval.learning_curve import LearningCurve, read_curve
 from palenka.eval.results import Results, read_results
 from palenka.grid.record import GridFiles, GridRecord
 from palenka.ground.errors import UserError
@@ -26,6 +27,7 @@ class Sources:
     unfinished: list[BegunRun] = field(default_factory=list)
     caches: list[TeacherCache] = field(default_factory=list)
     results: list[tuple[Path, Results]] = field(default_factory=list)
+    curves: list[LearningCurve] = field(default_factory=list)
     samples: list[Samples] = field(default_factory=list)
     studies: dict[Path, StudyResults] = field(default_factory=dict)
     grids: dict[Path, GridRecord] = field(default_factory=dict)
@@ -85,12 +87,15 @@ def _add_results(found: Sources, path: Path) -> None:
         record = load_json(read_text(path))
     except ValueError as error:
         raise UserError(f"{path} is not JSON ({error}); fix it, or leave its folder out") from None
-    kinds = {name for name in ("suites", "samples") if isinstance(record, dict) and isinstance(record.get(name), list)}
+    names = ("suites", "samples", "revisions")
+    kinds = {name for name in names if isinstance(record, dict) and isinstance(record.get(name), list)}
     # A comparison of two models has suites by name.
     if "suites" in kinds:
         found.results.append((path, read_results(path)))
     elif "samples" in kinds:
         found.samples.append(read_samples(path))
+    elif "revisions" in kinds:
+        found.curves.append(read_curve(path))
 
 
 def _folders(directories: Sequence[Path]) -> Iterator[tuple[Path, list[str]]]:

@@ -105,7 +105,8 @@ def test_the_card_says_what_the_files_say_and_the_hub_reads_it(finished: Path, t
     assert "| `switchboard.train` |" in text
     record = json.loads((finished / "result.json").read_text())
     assert f"{record['parameters']:,} parameters" in text
-    assert f"{record['tokens']:,} tokens in all" in text
+    read, words = f"{record['words']['read']:,}", f"{record['words']['corpus_words']:,}"
+    assert f"of a corpus of {words} words the model read 5 % of it in 1 epoch, {read} words in all" in text
     assert "distilled from 1 teacher" in text
     manifest = read_manifest(tmp_path / "cache")
     assert manifest.teachers["teacher"].weights[:12] in text

@@ -501,6 +501,33 @@ def test_what_a_run_was_trained_with_and_by_which_command_is_shown(study: Path, 
         assert call.command in row
 
 
+def test_revisions_are_a_curve_and_no_models(copy: Path, tmp_path: Path) -> None:
+    figure = {"value": 0.5, "stderr": 0.01, "interval": [0.48, 0.52], "n": 100, "higher_is_better": True}
+    suite = {"title": "BLiMP filtered", "conditions": {"protocol": "babylm-2025"}, "figure": figure}
+    held = read(copy / "held_out" / "control.json")
+    points = []
+    for number, name in enumerate(("chck_1M", "chck_2M", "chck_3M"), start=1):
+        change = {
+            "figure": figure | {"value": 0.5 + 0.1 * number, "interval": [0.45 + 0.1 * number, 0.55 + 0.1 * number]}
+        }
+        place = {"revision": name, "step": number, "words": number * 1_000_000, "weights": f"of {name}"}
+        points.append(place | {"suites": {"blimp_filtered": suite | change}})
+        measured = {name: value for name, value in held.items() if name != "checksum"}
+        write_again(
+            copy / "curve" / f"{name}.json", measured | {"name": name, "model": {"weights": f"of {name}", "config": {}}}
+        )
+    curve = {"kind": "revisions", "name": "control", "model": held["model"], "revisions": points}
+    write_again(copy / "curve.json", curve)
+    page = report(copy, out=tmp_path / "report.html")
+    assert "chck_1M" not in page.words()
+    html = (tmp_path / "report.html").read_text(encoding="utf-8")
+    (chart,) = re.findall(
+        r'<svg class="wide"[^>]*aria-label="BLiMP filtered over revisions".*?</svg>', html, flags=re.DOTALL
+    )
+    assert "<title>control: 80 at 3 million words read</title>" in chart
+    assert "BLiMP filtered (protocol babylm-2025), with 95 % intervals." in page.words()
+
+
 def test_a_cache_that_was_only_begun_is_no_failure(copy: Path, tmp_path: Path) -> None:
     for record in (copy / "cache-big" / "commits").glob("0-*.json"):
         record.unlink()
