@@ -99,7 +99,9 @@ def test_the_card_says_what_the_files_say_and_the_hub_reads_it(finished: Path, t
     text = card.text
     assert text.lstrip().startswith(r"# a\|b\_c")
     low, high = result.main.interval or (0.0, 0.0)
-    assert f"{result.main.value:.4g} nats per token | {low:.4g} to {high:.4g} | length 16 |" in text
+    under = ", ".join(f"{name} {value}" for name, value in result.conditions.items())
+    assert "length 16" in under
+    assert f"{result.main.value:.4g} nats per token | {low:.4g} to {high:.4g} | {under} |" in text
     train_split = Corpus.open(Path(str(corpus)), "train")
     assert f"{train_split.counts.words:,} words" in text
     assert "| `switchboard.train` |" in text
@@ -226,7 +228,7 @@ def test_each_folder_is_sent_to_its_branch_where_there_is_a_token(
         ("upload", "org/name", "chck_100", files),
         ("branch", "org/name", "chck_300", "exist_ok=True"),
         ("upload", "org/name", "chck_300", files),
-        ("upload", "org/name", "main", files),
+        ("upload", "org/name", "main", f"README.md,{files}"),
     ]
     told = capsys.readouterr()
     assert "sent to https://huggingface.co/org/name" in told.out
