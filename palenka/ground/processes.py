@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import BeforeValidator
 
 from palenka.ground.errors import UserError
+from palenka.ground.memory import keep_freed_memory
 
 if TYPE_CHECKING:
     import torch
@@ -68,6 +69,8 @@ def open_processes(device: Device | None = None) -> "PartialState":
     if device is None and PartialState._shared_state:
         return PartialState()
     chosen = _available(device or "auto")
+    if chosen == "cpu":
+        keep_freed_memory()
     # Without `cpu`, processes that were launched on a machine without a GPU would each believe to be alone.
     state = PartialState(cpu=chosen == "cpu" and ("LOCAL_RANK" in os.environ or _is_cpu_asked()))
     if state.distributed_type == DistributedType.NO:
