@@ -89,7 +89,7 @@ def run_arms(
                     "objective": arm.objective,
                     "fraction": fraction,
                     "epochs": epochs,
-                    "global_batch": 16,
+                    "global_batch": 8,
                     "micro_batch": 8,
                     "optimizer": {"learning_rate": rate, "warmup_steps": 20},
                     "validation": {"windows": 64},
