@@ -95,7 +95,7 @@ class RunResult(Settings):
     words: WordsRead
     """Words read, and those of the text that they are of."""
     learnt_from: dict[str, WordsRead | None]
-    """Words that its teachers, and the model it went on from, have read (`palenka.train_student.provenance`)."""
+    """Words that its teachers, and the model it went on from, have read (`palenka.train_student.learnt_from`)."""
     best_step: int
     """After which the model that is kept was validated."""
     validation_cross_entropy: float

@@ -103,6 +103,11 @@ def readers() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(cores(), "chunks", initializer=yield_to_training)
 
 
+if hasattr(os, "register_at_fork"):
+    # Threads do not go on in a forked process, a worker of a DataLoader for instance: it would wait for them forever.
+    os.register_at_fork(after_in_child=readers.cache_clear)
+
+
 def yield_to_training() -> None:
     """Give this thread a lower priority than others of its process, where the system has priorities of threads."""
     if hasattr(os, "setpriority") and hasattr(threading, "get_native_id") and os.uname().sysname == "Linux":

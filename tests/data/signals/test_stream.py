@@ -1,5 +1,7 @@
 """The stream: read ahead by a thread, with nothing changed by that."""
 
+import multiprocessing
+import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,6 +14,7 @@ from palenka.cache_teachers.capture import capture
 from palenka.cache_teachers.settings import CaptureSettings
 from palenka.data.corpus import Corpus
 from palenka.data.signals.cache import TeacherCache
+from palenka.data.signals.chunks import readers
 from palenka.data.signals.stream import ReadingOrder, read_batch, stream
 from palenka.ground.errors import UserError
 
@@ -101,3 +104,17 @@ def test_a_reader_that_leaves_early_leaves_no_thread(corpus: Corpus, two_caches:
     assert [thread for thread in threading.enumerate() if thread.name.startswith("prefetch")]
     batches.close()
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("prefetch")]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no processes are forked here")
+def test_a_forked_process_reads_with_threads_of_its_own() -> None:
+    readers().submit(int).result()
+    child = multiprocessing.get_context("fork").Process(target=_use_readers)
+    child.start()
+    child.join(20)
+    child.kill()
+    assert child.exitcode == 0
+
+
+def _use_readers() -> None:
+    readers().submit(int).result()
