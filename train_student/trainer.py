@@ -33,12 +33,12 @@ from palenka.train_student.checkpoint import Checkpoints
 from palenka.train_student.diagnosis import not_finite_error
 from palenka.train_student.display import display, tell_result
 from palenka.train_student.gradients import gradient_ratios
+from palenka.train_student.learnt_from import words_of_others
 from palenka.train_student.meter import GRADIENT, Meter
 from palenka.train_student.model.probe import require_causal
 from palenka.train_student.model.student import count_parameters
 from palenka.train_student.objective.objective import Objective
 from palenka.train_student.optimizer import LearningRate, adamw
-from palenka.train_student.learnt_from import words_of_others
 from palenka.train_student.reading import Reading
 from palenka.train_student.revisions import Revisions, planned_revisions
 from palenka.train_student.run import Best, Logged, Run, RunResult
