@@ -267,6 +267,6 @@ def test_the_command(teacher: Path, corpus_directory: Path, tmp_path: Path, caps
     options = ["--data", str(corpus_directory), "--out", str(out), "--length", str(LENGTH), "--suite", "held_out"]
     assert main([str(teacher), *options]) == 0
     told = " ".join(capsys.readouterr().out.split())
-    assert f"cross entropy, nats per token │ {read_results(out).suites[0].main}" in told
+    assert f"cross entropy, nats per token {read_results(out).suites[0].main}" in told
     assert main(["--model", str(teacher), *options, "--split", "train"]) == 0
     assert (read_results(out).suites[0].main.n or 0) > 1000
