@@ -9,13 +9,11 @@ import pytest
 _MEASURE = """
 import resource, sys
 from pathlib import Path
-import torch
 from palenka.ground.memory import keep_freed_memory
 if sys.argv[1] == "kept":
     keep_freed_memory()
-for _ in range(4):
-    parts = [torch.ones(2**22) for _ in range(8)]  # 128 MB
-    del parts
+parts = [b"." * 2**24 for _ in range(8)]  # 128 MB
+del parts
 print(int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize())
 """
 
@@ -27,4 +25,4 @@ def test_freed_buffers_stay_with_the_process() -> None:
         done = subprocess.run([sys.executable, "-c", _MEASURE, how], capture_output=True, text=True, check=True)
         return int(done.stdout)
 
-    assert resident("kept") - resident("given back") > 2**26
+    assert resident("kept") - resident("given back") > 100 * 2**20
