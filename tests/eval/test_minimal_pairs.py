@@ -177,7 +177,7 @@ def test_a_suite_finds_its_folder(tmp_path: Path) -> None:
 def test_a_suite_without_a_folder_is_named(tmp_path: Path) -> None:
     write(tmp_path / "blimp_filtered" / "a.jsonl", PAIR)
     with pytest.raises(
-        UserError, match=r"has no folder ewok_filtered, which ewok_filtered needs.*--data\.ewok_filtered"
+        UserError, match=r"has no folder ewok_filtered or ewok_fast, which ewok_filtered needs.*--data\.ewok_filtered"
     ):
         folders_of(["blimp_filtered", "ewok_filtered"], tmp_path)
     with pytest.raises(UserError, match=r"data has no folder for ewok_filtered; give it as --data\.ewok_filtered DIR"):
