@@ -93,7 +93,8 @@ def prompt_sections(models: Sequence[Model], sources: Sources) -> list[PromptSec
         how = f"{drawing.tokens} tokens at most, temperature {drawing.temperature:g}, top p {drawing.top_p:g}"
         for model in (model for model in models if model.weights == samples.weights):
             for sample in samples.samples:
-                added = sample.text.removeprefix(sample.prompt)
+                # Some tokenizers put a space before a text's first word.
+                added = sample.text.strip().removeprefix(sample.prompt.strip())
                 shown = sections.setdefault((sample.prompt, f"{how}, seed {drawing.seed}"), {})
                 shown.setdefault(model.name, (model, added))
     order = [model.name for model in models]

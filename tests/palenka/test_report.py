@@ -483,7 +483,7 @@ def test_samples_stand_by_prompt_under_the_model_of_their_weights(copy: Path, tm
     page = report(copy, out=tmp_path / "report.html")
     assert [sample["prompt"] for sample in kept["samples"]] == ["<b>the teacher", ""]
     for sample in kept["samples"]:
-        added = sample["text"].removeprefix(sample["prompt"])
+        added = sample["text"].strip().removeprefix(sample["prompt"].strip())
         assert " ".join(f"{HOSTILE} {'…' * bool(sample['prompt'])}{added}".split()) in page.words()
     assert "<b>the teacher 4 tokens at most, temperature 0.8, top p 0.95, seed 0" in page.words()
     assert "Nothing given" in page.words()
