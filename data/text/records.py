@@ -106,12 +106,20 @@ def _documents(texts: Iterable[str], options: ReadingOptions, size: int, advance
     advance(left)
 
 
+def _num_rows(path: Path) -> int:
+    from pyarrow import parquet
+
+    return int(parquet.read_metadata(path).num_rows)
+
+
 def _checked(path: Path, kind: str, text_field: str) -> Iterator[str]:
     """The texts of a file, whose faults are said with the line that they are in."""
     datasets = require_datasets(str(path))
     try:
         if path.suffix == ".zst":
             _require_whole_frames(path)
+        if kind == "parquet" and not _num_rows(path):  # which the library cannot cut into batches
+            return
         stream = datasets.load_dataset(kind, data_files=escape(str(path.absolute())), split="train", streaming=True)
         yield from texts_of(str(path), stream, text_field)
     except UserError:

@@ -128,3 +128,9 @@ def test_the_library_that_reads_records_is_an_extra(tmp_path: Path, monkeypatch:
 def test_a_file_without_records_has_no_documents(content: str, tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text(content)
     assert documents_of(tmp_path / "a.jsonl") == []
+
+
+def test_a_table_without_a_row_has_no_documents(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": pa.array([], pa.string())}), path)
+    assert documents_of(path) == []
