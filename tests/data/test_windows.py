@@ -55,6 +55,36 @@ def test_slots_are_those_of_every_other_machine() -> None:
     assert WindowRule(length=2).slots(20, 1).tolist() == [0, 5, 8, 1, 3, 2, 6, 4, 7]
 
 
+def splitmix(*parts: int) -> int:
+    """SplitMix64 in Python's own integers: one step for each part of an address."""
+    key = 0
+    for part in parts:
+        key = (key + part + 0x9E3779B97F4A7C15) % 2**64
+        key = (key ^ (key >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+        key = (key ^ (key >> 27)) * 0x94D049BB133111EB % 2**64
+        key ^= key >> 31
+    return key
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(0, 7), st.integers(0, 2**40), st.integers(2, 20))
+def test_positions_are_those_of_every_other_machine(seed: int, view: int, index: int, length: int) -> None:
+    # The order of the positions' numbers, position 0 left out; caches keep hidden states of them, and not which.
+    ordered = sorted(range(1, length), key=lambda position: splitmix(seed, view, index, position - 1))
+    rule = WindowRule(length=length, permutation_seed=seed)
+    for count in {0, 1, length // 2, length - 1}:
+        assert rule.positions(view, np.array([index]), count).tolist() == [ordered[:count]]
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(0, 7), st.integers(0, 2**40), st.integers(0, 5))
+def test_draws_are_those_of_every_other_machine(seed: int, view: int, index: int, stream: int) -> None:
+    # Streams of draws are told from the positions' by what lies above 32 bits of seed and view.
+    rule, count = WindowRule(length=4, permutation_seed=seed), 3
+    numbers = [splitmix(seed + (stream + 1) * 2**32, view + 2**32, index, place) for place in range(4 * count)]
+    found = rule.uniforms(view, np.array([index]), count, stream)
+    assert found.shape == (1, 4, count)
+    assert found.ravel().tolist() == [(number >> 11) / 2**53 for number in numbers]
+
+
 @given(num_windows=st.integers(0, 1000), seed=st.integers(0, 3), epoch=st.integers(0, 3))
 def test_an_epoch_reads_each_window_once_block_by_block(num_windows: int, seed: int, epoch: int) -> None:
     order = epoch_order(num_windows, seed, epoch)

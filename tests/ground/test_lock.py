@@ -1,6 +1,7 @@
 """The lock on an output: one holder, named; it can be waited for, and dies with its process."""
 
 import contextlib
+import fcntl
 import json
 import os
 import shutil
@@ -79,6 +80,28 @@ def test_a_writer_may_wait_for_another(tmp_path: Path, capsys: pytest.CaptureFix
     alternate(tmp_path / "run", tmp_path, lambda path: sole_writer(path, wait=True))
     assert "is being written by process" in (told := capsys.readouterr().err)
     assert "waiting for it" in told
+
+
+@pytest.mark.parametrize("comes", [False, True], ids=["removed", "another's"])
+def test_a_file_that_its_holder_removed_meanwhile_locks_nothing(
+    comes: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Between opening and locking: the holder before ended and removed the file, and perhaps somebody made it anew.
+    flock, output = fcntl.flock, tmp_path / "run"
+
+    def after_removal(descriptor: int, operation: int) -> None:
+        monkeypatch.setattr(fcntl, "flock", flock)
+        (tmp_path / "run.lock").unlink()
+        if comes:
+            (tmp_path / "run.lock").touch()
+        flock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", after_removal)
+    with sole_writer(output):
+        assert fcntl.flock is flock
+        with pytest.raises(UserError, match="is being written by"):
+            sole_writer(output).__enter__()
+    assert not list(tmp_path.iterdir())
 
 
 def test_locks_follow_the_umask_and_one_that_may_only_be_read_can_be_held(tmp_path: Path) -> None:

@@ -138,6 +138,7 @@ def test_two_processes_train_as_one(
 
 WATCHED = """
 import hashlib, json, sys
+import torch
 from accelerate.utils import gather_object
 import palenka.train_student.train
 from palenka.train_student.__main__ import main
@@ -152,6 +153,7 @@ class Watched(Trainer):
             "weights": {name: hashlib.sha256(bytes(part.detach().numpy())).hexdigest() for name, part in named.items()},
             "unmoved": [name for name, part in named.items() if (part == before[name]).all()],
             "slices": list(self.reading.slices(1)),
+            "seed": torch.initial_seed(),
         }
         with open(f"rank-{self.accelerator.process_index}.json", "w") as file:
             json.dump(told, file)
@@ -175,6 +177,7 @@ def test_all_ranks_end_with_the_same_projections_and_read_each_window_once(
     ]
     assert len(projections) == 2 * 3
     assert ranks[0]["unmoved"] == []
+    assert ranks[0]["seed"] != ranks[1]["seed"]  # of dropout, at the last step
     read = sorted(number for rank in ranks for start, stop in rank["slices"] for number in range(start, stop))
     assert read == list(range(20 * 16))  # positions in the reading order, in which each window of an epoch stands once
 
