@@ -1,7 +1,7 @@
 """The optimizer's steps against AdamW and clipping written out in float64, and the seeds of dropout."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import pytest
 import torch
@@ -68,7 +68,7 @@ def settings(
 class _WrittenOut:
     """AdamW (Loshchilov and Hutter 2019, algorithm 2) in float64, one weight after the other."""
 
-    def __init__(self, named: dict[str, Tensor]) -> None:
+    def __init__(self, named: Mapping[str, Tensor]) -> None:
         self.weights = {name: weight.detach().double() for name, weight in named.items()}
         self.means = {name: torch.zeros_like(weight) for name, weight in self.weights.items()}
         self.squares = {name: torch.zeros_like(weight) for name, weight in self.weights.items()}
@@ -108,7 +108,7 @@ def test_three_steps_are_those_of_adamw_and_clipping_in_float64(
                 trainer.learn(next(batches), weights, is_last=place == trainer.reading.num_micro_batches - 1)
             gradients = {name: weight.grad.double() for name, weight in named.items() if weight.grad is not None}
             assert gradients.keys() == named.keys()
-            clipped = {}
+            clipped: dict[str, Tensor] = {}
             for part in (beside, named.keys() - beside):
                 mine = {name: gradients[name] for name in part}
                 norm = norm_of(mine)
@@ -130,12 +130,12 @@ def test_dropout_draws_other_masks_in_every_process_and_step(
     look_at: Callable[[TrainSettings, Look], None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    drawn = {}
+    drawn: dict[tuple[int, int], tuple[float, ...]] = {}
 
     def draw(trainer: Trainer) -> None:
         dropout = torch.nn.Dropout(0.5)
         for process in (0, 1):
-            monkeypatch.setattr(Accelerator, "process_index", property(lambda _, process=process: process))
+            monkeypatch.setattr(Accelerator, "process_index", process)
             for step in (1, 2, 1):
                 trainer._seed(step)
                 mask = tuple(dropout(torch.ones(64)).tolist())
