@@ -25,7 +25,7 @@ from palenka.data.corpus import Corpus
 from palenka.data.signals.cache_writer import CacheWriter, HiddenError, create_cache, is_begun
 from palenka.data.signals.encoding import TeacherOutputs
 from palenka.data.signals.manifest import CacheManifest, Shard, compressed_bytes, windows_per_shard
-from palenka.data.signals.store import Arrays, damage_of_shard
+from palenka.data.signals.store import Arrays, damage_of_shard, write_asked
 from palenka.ground.errors import UserError, system_error
 from palenka.ground.files import resolved
 from palenka.ground.lock import sole_writer
@@ -147,6 +147,7 @@ def _begin(settings: CaptureSettings, teacher: Teacher, manifest: CacheManifest)
         if not is_begun(settings.output, manifest):
             teacher.measure(settings.micro_batch)
             create_cache(settings.output, manifest, teacher.measured.to(torch.device("cpu")))
+        write_asked(settings.output, settings.fraction)
 
 
 def _missing(settings: CaptureSettings, manifest: CacheManifest, verbose: bool) -> list[Shard]:

@@ -6,9 +6,10 @@ waits for the host.
 """
 
 import torch
-from torch import Tensor
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from palenka.data.probes import logits_without_dropout, spread_tokens
 
 _CAUSAL = "palenka_causal"
 """Torch's attention, causal, under a name for which transformers makes no mask."""
@@ -35,9 +36,10 @@ def reads_whole_windows(model: PreTrainedModel, length: int) -> bool:
     before = model.config._attn_implementation
     if before != "sdpa":
         return False
-    expected = _logits(model, length)
+    window = spread_tokens(model, length)
+    expected = logits_without_dropout(model, window)
     model.config._attn_implementation = _CAUSAL
-    if torch.equal(_logits(model, length), expected):
+    if torch.equal(logits_without_dropout(model, window), expected):
         return True
     model.config._attn_implementation = before
     return False
@@ -45,16 +47,3 @@ def reads_whole_windows(model: PreTrainedModel, length: int) -> bool:
 
 def _is_whole(*_arguments: object) -> None:
     """In place of the search for padding."""
-
-
-@torch.no_grad()
-def _logits(model: PreTrainedModel, length: int) -> Tensor:
-    vocabulary_size = int(model.config.get_text_config().vocab_size)
-    tokens = (torch.arange(length, device=model.device) * 7919 % vocabulary_size).unsqueeze(0)
-    was_training = model.training
-    model.train(False)
-    try:
-        logits: Tensor = model(input_ids=tokens, use_cache=False).logits
-    finally:
-        model.train(was_training)
-    return logits

@@ -102,23 +102,24 @@ def _of_run(folder: Path) -> Status:
 
 def _of_cache(folder: Path) -> Status:
     from palenka.data.signals.cache import TeacherCache
-    from palenka.data.signals.store import damage_of_shard
+    from palenka.data.signals.store import damage_of_shard, read_asked
 
     try:
         cache = TeacherCache(folder)
-        captured, all_of_them = cache.committed(), len(list(cache.manifest.shards()))
+        captured, asked = cache.committed(), read_asked(folder)
+        wanted = list(cache.manifest.shards(asked))
         damages = [damage for shard in captured if (damage := damage_of_shard(folder, shard, contents=False))]
     except UserError as error:
         return Status(folder, "cache", "damaged", str(error))
-    far = f"{len(captured):,} of {all_of_them:,} shards"
+    far = f"{len(captured):,} of {len(wanted):,} shards" + (f", a fraction of {asked:g}" if asked < 1 else "")
     parts = sorted(folder.parent.glob(f"{folder.name}.part-*.lock"))
     holders = [holder for part in (folder, *(part.with_suffix("") for part in parts)) if (holder := holder_of(part))]
     if holders:
         return Status(folder, "cache", "running", f"{far}, by {', '.join(holders)}")
     if damages:
         return Status(folder, "cache", "damaged", f"{damages[0]} ({len(damages)} of {far}); capture it again")
-    if len(captured) < all_of_them:
-        return Status(folder, "cache", "interrupted", f"{far}; whole if a fraction was asked for")
+    if not set(wanted) <= set(captured):
+        return Status(folder, "cache", "interrupted", far)
     return Status(folder, "cache", "done", far)
 
 

@@ -16,7 +16,7 @@ from palenka.data.hub import locate_model
 from palenka.data.model_files import identity_of
 from palenka.data.signals.cache import TeacherCache
 from palenka.data.signals.hidden import HiddenLayers
-from palenka.data.signals.manifest import CacheManifest, hidden_key, num_used
+from palenka.data.signals.manifest import CacheManifest, hidden_key
 from palenka.data.signals.store import read_manifest
 from palenka.data.signals.stream import Batch, EncodedBatch
 from palenka.data.windows import WindowRule
@@ -87,11 +87,7 @@ def open_teachers(settings: TrainSettings, corpus: Corpus, device: torch.device 
             reads_distributions = bool(settings.objective.needing("distributions"))
             read_as = manifest.logits.reading(source.k, source.rank, f"cache {source.cache} of teacher {name}")
             caches[name] = cache = TeacherCache(source.cache, layers, reads_distributions, read_as)
-            cache.require_shards(
-                shard
-                for view in range(min(settings.windows.views, settings.epochs))
-                for shard in manifest.shards_over(view, 0, num_used(manifest.num_windows(view), settings.fraction))
-            )
+            cache.require_epochs(settings.epochs, settings.windows.views, settings.fraction)
             identities[name], measured = manifest.as_plain(), cache.measured
         if layers and hidden:
             pairs[name] = [LayerPair(key, layer, measured.layers[key]) for key, layer in layers.items()]
@@ -170,11 +166,6 @@ def _require_fit(
     subject: str, manifest: CacheManifest, corpus: Corpus, rule: WindowRule, temperature: float | None
 ) -> None:
     manifest.require_text(subject, corpus, rule)
-    if rule.views > manifest.windows.views:
-        raise UserError(
-            f"{subject} holds {manifest.windows.views} view(s), but windows.views is {rule.views}; "
-            "capture as many, or train on fewer"
-        )
     if temperature is not None and temperature not in manifest.logits.temperatures:
         raise UserError(
             f"{subject} holds the tail mass at temperatures {', '.join(map(str, manifest.logits.temperatures))}, but "

@@ -12,7 +12,6 @@ import torch
 
 from palenka.data.corpus import Corpus
 from palenka.data.signals.cache import TeacherCache
-from palenka.data.signals.manifest import num_used
 from palenka.data.signals.stream import Batch, ReadingOrder, stream
 from palenka.data.windows import WindowRule
 from palenka.ground.errors import UserError
@@ -60,15 +59,8 @@ class Batches:
         self.corpus, self.caches, self.size, self.device = corpus, caches, size, torch.device(device)
         self.order = ReadingOrder(rule, len(corpus.tokens), seed, epochs, fraction, batch=size)
         for name, cache in caches.items():
-            manifest, subject = cache.manifest, f"cache {cache.directory} of teacher {name}"
-            manifest.require_text(subject, corpus, rule)
-            if rule.views > manifest.windows.views:
-                raise UserError(f"{subject} holds {manifest.windows.views} view(s), but windows.views is {rule.views}")
-            cache.require_shards(
-                shard
-                for view in range(min(rule.views, epochs))
-                for shard in manifest.shards_over(view, 0, num_used(manifest.num_windows(view), fraction))
-            )
+            cache.manifest.require_text(f"cache {cache.directory} of teacher {name}", corpus, rule)
+            cache.require_epochs(epochs, rule.views, fraction)
         if not len(self):
             raise UserError(
                 f"{epochs} epoch(s) of {corpus.directory} are {len(self.order)} windows of {rule.length} tokens, but a "

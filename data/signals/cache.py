@@ -5,6 +5,7 @@
     hidden/MODEL/LAYER/  codes [views, windows, positions, components], and the layer's mean, variance, scale, basis
     commits/store.json   checksums of the metadata and of the layers' statistics
     commits/V-S.json     checksums of shard S of view V, and the error of its hidden states
+    commits/asked.json     the largest fraction that was asked for: where less is there, a capture was interrupted
     commits/fidelity.json  how far it is from its teacher, once `palenka cache verify` has computed windows of it again
 
 Windows lie in slots (see `windows.py`). Zarr reads a missing shard as zeros without an error, so a shard counts
@@ -26,7 +27,7 @@ from torch import Tensor
 
 from palenka.data.signals.chunks import ArrayChunks, ChunkError, readers
 from palenka.data.signals.encoding import LogitEncoding
-from palenka.data.signals.manifest import LOGITS, Shard, codes_of
+from palenka.data.signals.manifest import LOGITS, Shard, codes_of, num_used
 from palenka.data.signals.signal import TeacherSignal
 from palenka.data.signals.store import (
     STORE_RECORD,
@@ -99,6 +100,15 @@ class TeacherCache:
         if hidden and not keys:
             raise UserError(f"teacher cache {directory} holds no hidden states; open it without, or capture them")
         return cls(directory, keys)
+
+    def require_epochs(self, epochs: int, views: int, fraction: float) -> None:
+        """Refuse to go on unless all that some epochs read was captured: a part of each view, one view after the other.
+
+        Raises:
+            UserError: naming how many shards are missing, and the first.
+        """
+        read = ((view, num_used(self.manifest.num_windows(view), fraction)) for view in range(min(views, epochs)))
+        self.require_shards(shard for view, count in read for shard in self.manifest.shards_over(view, 0, count))
 
     def require_shards(self, shards: Iterable[Shard]) -> None:
         """Refuse to go on unless all these shards were captured; each is compared with its record when it is read.

@@ -17,7 +17,7 @@ from palenka.data.signals.encoding import ArrayType
 from palenka.data.signals.encodings import AnyLogitEncoding
 from palenka.data.signals.hidden import AnyHiddenEncoding, HiddenLayers
 from palenka.data.windows import BLOCK_WINDOWS, WindowRule
-from palenka.ground.errors import refuse_difference
+from palenka.ground.errors import UserError, refuse_difference
 from palenka.ground.settings import Precision, Settings
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ class CacheManifest(Settings):
         return arrays
 
     def require_text(self, subject: str, corpus: "Corpus", rule: WindowRule) -> None:
-        """Refuse a cache of another text than a corpus, or of other windows; how many views there are is not compared.
+        """Refuse a cache of another text than a corpus, or of other windows, or of fewer views.
 
         Args:
             subject: the cache, as the sentence's subject.
@@ -102,7 +102,7 @@ class CacheManifest(Settings):
             rule: how that is cut into windows.
 
         Raises:
-            UserError: naming the first difference.
+            UserError: naming the first difference, or both numbers of views.
         """
         asked = (corpus.tokenizer_hash, corpus.fingerprint, rule.as_plain() | {"views": None})
         found = (self.tokenizer, self.corpus, self.windows.as_plain() | {"views": None})
@@ -113,6 +113,11 @@ class CacheManifest(Settings):
             dict(zip(names, found, strict=True)),
             f"read the corpus and windows that were captured, or capture {corpus.directory}",
         )
+        if rule.views > self.windows.views:
+            raise UserError(
+                f"{subject} holds {self.windows.views} view(s), but windows.views is {rule.views}; capture as many, or "
+                "read fewer"
+            )
 
     def num_windows(self, view: int) -> int:
         """Windows of a view."""

@@ -22,6 +22,7 @@ Arrays = Mapping[str, NDArray[np.generic]]
 
 STORE_RECORD = "commits/store.json"
 FIDELITY_RECORD = "commits/fidelity.json"
+_ASKED_RECORD = "commits/asked.json"
 STATICS = f"{LOGITS}/statics"
 
 
@@ -77,6 +78,22 @@ def read_fidelity(directory: Path) -> Fidelity | None:
 def write_fidelity(directory: Path, fidelity: Fidelity) -> None:
     """Keep what was measured of a cache beside it, tied to its store."""
     write_sealed(directory / FIDELITY_RECORD, {**fidelity.as_plain(), "store": _checksum_of_store(directory)})
+
+
+def read_asked(directory: Path) -> float:
+    """The largest part of each view's windows that captures into this cache were asked for.
+
+    Raises:
+        UserError: if the record is damaged.
+    """
+    path = directory / _ASKED_RECORD
+    return float(read_sealed(path, "delete this file and capture again")["fraction"]) if path.is_file() else 0.0
+
+
+def write_asked(directory: Path, fraction: float) -> None:
+    """Keep what a capture is asked for, unless another was asked for as much."""
+    if fraction > read_asked(directory):
+        write_sealed(directory / _ASKED_RECORD, {"fraction": fraction})
 
 
 def _checksum_of_store(directory: Path) -> str:

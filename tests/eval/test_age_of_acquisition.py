@@ -18,9 +18,6 @@ from palenka.eval.age_of_acquisition import acquisition, children_ages, model_ag
 from palenka.eval.learning_curve import read_curve
 from palenka.eval.results import read_items
 from palenka.ground.errors import UserError
-from palenka.train_student.model.shapes import ModelShape
-from palenka.train_student.settings import TrainSettings
-from palenka.train_student.train import train
 
 MONTHS = np.arange(16, 31)
 WORDS = np.array([1, 2, 3, 4, 5, 6, 7, 8, 9, *range(10, 101, 10)]) * 10**6
@@ -101,17 +98,9 @@ def data(tmp_path: Path) -> Path:
 
 
 def test_words_are_scored_in_their_contexts_over_a_runs_revisions(
-    corpus_directory: Path, make_shape: Callable[..., ModelShape], data: Path, tmp_path: Path
+    train_with_revisions: Callable[..., Path], data: Path, tmp_path: Path
 ) -> None:
-    settings = {
-        "corpus": corpus_directory,
-        "output": tmp_path / "run",
-        "model": make_shape(),
-        "windows": {"length": 16},
-        "fraction": 0.3,
-        "revisions": [100, 300, 900],
-    }
-    train(TrainSettings.model_validate(settings))
+    train_with_revisions("run", [100, 300, 900], fraction=0.3)
     out = tmp_path / "out" / "run.json"
     assert main([str(tmp_path / "run"), "--revisions", "--babylm", str(data), "--out", str(out)]) == 0
     curve = read_curve(out)

@@ -10,9 +10,6 @@ from palenka.eval.__main__ import main
 from palenka.eval.learning_curve import read_curve
 from palenka.eval.results import read_results
 from palenka.ground.errors import UserError
-from palenka.train_student.model.shapes import ModelShape
-from palenka.train_student.settings import TrainSettings
-from palenka.train_student.train import train
 
 PAIRS = [
     ("the teacher sees the stone .", "the stone sees the the ."),
@@ -22,18 +19,9 @@ PAIRS = [
 
 
 @pytest.fixture
-def run(corpus_directory: Path, make_shape: Callable[..., ModelShape], tmp_path: Path) -> Path:
+def run(train_with_revisions: Callable[..., Path]) -> Path:
     """A short run with two revisions."""
-    settings = {
-        "corpus": corpus_directory,
-        "output": tmp_path / "student",
-        "model": make_shape(),
-        "windows": {"length": 16},
-        "fraction": 0.1,
-        "revisions": [100, 300],
-    }
-    train(TrainSettings.model_validate(settings))
-    return tmp_path / "student"
+    return train_with_revisions("student", [100, 300], fraction=0.1)
 
 
 @pytest.fixture

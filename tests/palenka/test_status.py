@@ -59,7 +59,20 @@ def test_runs_and_caches_are_told_by_how_far_they_are(folder: Path, capsys: pyte
     assert found["cache"][:2] == ("cache", "damaged")
     (folder / "cache" / "commits" / "1-0.json").unlink()
     shard.unlink()
-    assert statuses(folder, capsys)["cache"][1:] == ("interrupted", "3 of 4 shards; whole if a fraction was asked for")
+    assert statuses(folder, capsys)["cache"][1:] == ("interrupted", "3 of 4 shards")
+
+
+def test_a_fraction_that_was_asked_for_is_a_whole_cache(
+    capture_settings: CaptureSettings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "cache"
+    views = {"output": str(output), "windows": {"length": 16, "views": 2}}
+    asked = CaptureSettings.model_validate(capture_settings.as_plain() | views | {"fraction": 0.1})
+    for fraction in (0.1, 0.05):  # less than before changes nothing
+        capture(asked.model_copy(update={"fraction": fraction}))
+        assert statuses(tmp_path, capsys)["cache"][1:] == ("done", "2 of 2 shards, a fraction of 0.1")
+    (output / "commits" / "1-0.json").unlink()
+    assert statuses(tmp_path, capsys)["cache"][1:] == ("interrupted", "1 of 2 shards, a fraction of 0.1")
 
 
 def test_a_grid_is_one_line_with_its_points_counted(

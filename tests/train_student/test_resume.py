@@ -1,7 +1,6 @@
 """Going on: what an interrupted run ends with is what an undisturbed one does, bit for bit."""
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,8 @@ from palenka.train_student.settings import TrainSettings
 from palenka.train_student.train import train
 
 LENGTH = 16
+
+Interrupted = Callable[[TrainSettings, str, int], TrainSettings]
 
 
 @pytest.fixture
@@ -55,19 +56,8 @@ def metrics(directory: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def interrupted(settings: TrainSettings, name: str, step: int) -> TrainSettings:
-    """A run as a kill after a step's checkpoint leaves it: later lines in the log, a later model, no result."""
-    copy = settings.model_copy(update={"output": settings.output.with_name(name)})
-    shutil.copytree(settings.output, copy.output)
-    (copy.output / "result.json").unlink()
-    for place in (copy.output / "checkpoints").iterdir():
-        if int(place.name.removeprefix("step-")) > step:
-            shutil.rmtree(place)
-    return copy
-
-
 def test_a_run_goes_on_at_its_last_checkpoint_and_ends_with_the_same_bits(
-    settings: TrainSettings, capsys: pytest.CaptureFixture[str]
+    settings: TrainSettings, interrupted: Interrupted, capsys: pytest.CaptureFixture[str]
 ) -> None:
     result = train(settings)
     assert result.steps == 21
@@ -101,7 +91,9 @@ def test_a_checkpoint_is_safetensors_and_json(settings: TrainSettings) -> None:
         assert moments.keys() == {f"{name}:{key}" for name in weights for key in ("step", "exp_avg", "exp_avg_sq")}
 
 
-def test_a_damaged_checkpoint_is_passed_over(settings: TrainSettings, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_checkpoint_is_passed_over(
+    settings: TrainSettings, interrupted: Interrupted, capsys: pytest.CaptureFixture[str]
+) -> None:
     train(settings)
     again = interrupted(settings, "damaged", 20)
     path = again.output / "checkpoints/step-00000020/optimizer.safetensors"

@@ -25,6 +25,8 @@ from palenka.train_student.words import words_after_steps
 
 LENGTH = 16
 
+Interrupted = Callable[[TrainSettings, str, int], TrainSettings]
+
 
 @pytest.fixture
 def settings(corpus_directory: Path, make_shape: Callable[..., ModelShape], tmp_path: Path) -> TrainSettings:
@@ -108,17 +110,9 @@ def files_of(place: Path) -> dict[str, bytes]:
     return {path.relative_to(place).as_posix(): path.read_bytes() for path in place.rglob("*") if path.is_file()}
 
 
-def interrupted(settings: TrainSettings, name: str, step: int) -> TrainSettings:
-    copy = settings.model_copy(update={"output": settings.output.with_name(name)})
-    shutil.copytree(settings.output, copy.output)
-    (copy.output / "result.json").unlink()
-    for place in (copy.output / "checkpoints").iterdir():
-        if int(place.name.removeprefix("step-")) > step:
-            shutil.rmtree(place)
-    return copy
-
-
-def test_a_run_that_goes_on_keeps_its_revisions_and_makes_later_ones_again(settings: TrainSettings) -> None:
+def test_a_run_that_goes_on_keeps_its_revisions_and_makes_later_ones_again(
+    settings: TrainSettings, interrupted: Interrupted
+) -> None:
     train(settings)
     whole = files_of(settings.output / "revisions")
     for step in (27, 24, 0):

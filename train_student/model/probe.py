@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from palenka.data.probes import logits_without_dropout, spread_tokens, vocabulary_of
 from palenka.ground.errors import UserError
 from palenka.train_student.model.student import building
 
@@ -37,7 +38,7 @@ def has_linear_head(model: PreTrainedModel) -> bool:
 
     hook = model.base_model.register_forward_hook(replace)
     try:
-        logits = _logits(model, _tokens(model))
+        logits = logits_without_dropout(model, spread_tokens(model, _LENGTH))
     finally:
         hook.remove()
     return len(given) == 1 and _equal(logits, head(given[0]))
@@ -50,35 +51,16 @@ def require_causal(model: PreTrainedModel, summary: str) -> None:
     Raises:
         UserError: naming it; or if its parts do not fit each other, which some models only tell when they run.
     """
-    tokens = _tokens(model)
+    tokens = spread_tokens(model, _LENGTH)
     changed = tokens.clone()
-    changed[:, -1] = (changed[:, -1] + 1) % _vocabulary(model)
+    changed[:, -1] = (changed[:, -1] + 1) % vocabulary_of(model)
     with building(summary):
-        before, after = (_logits(model, each)[:, :-1] for each in (tokens, changed))
+        before, after = (logits_without_dropout(model, each)[:, :-1] for each in (tokens, changed))
     if not _equal(before, after):
         raise UserError(
             f"model: {summary} sees the tokens that it is to predict; set is_decoder: true if its configuration has "
             "that, or choose a causal language model"
         )
-
-
-def _tokens(model: PreTrainedModel) -> Tensor:
-    spread = torch.arange(_LENGTH) * 7919 % _vocabulary(model)
-    return spread.unsqueeze(0).to(model.device)
-
-
-def _vocabulary(model: PreTrainedModel) -> int:
-    return int(model.config.get_text_config().vocab_size)
-
-
-def _logits(model: PreTrainedModel, tokens: Tensor) -> Tensor:
-    was_training = model.training
-    model.train(False)
-    try:
-        logits: Tensor = model(input_ids=tokens, use_cache=False).logits
-    finally:
-        model.train(was_training)
-    return logits
 
 
 def _equal(first: Tensor, second: Tensor) -> bool:
