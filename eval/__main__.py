@@ -56,6 +56,13 @@ class EvalSettings(Conditions, Command):
         return self
 
     @model_validator(mode="after")
+    def _glue_has_settings_of_its_own(self) -> Self:
+        given = sorted({"seeds", "tasks", "limit"} & self.model_fields_set)
+        if given and self.babylm is None and "glue" not in self.suite:
+            raise ValueError(f"{given[0]} is given, but only glue reads it; leave it out, or measure glue")
+        return self
+
+    @model_validator(mode="after")
     def _suites_differ(self) -> Self:
         if not self.suite or len(set(self.suite)) < len(self.suite):
             raise ValueError(

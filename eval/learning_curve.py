@@ -77,7 +77,8 @@ def measure_revisions(
         folders: of the suites' data, by suite.
         conditions: that they are measured under.
         out: FILE.json.
-        predictions: also write them as the official pipeline's files, to results/RUN/REVISION beside FILE.json.
+        predictions: also write them as the official pipeline's files, to results/RUN/REVISION beside FILE.json; suites
+            with texts that are too long for the model are left out then, as from a whole download.
 
     Raises:
         UserError: if the run kept no revision, or as `measure` does.
@@ -96,7 +97,9 @@ def measure_revisions(
     surprisals: list[pa.Table] = []
     for revision in kept:
         place = out.with_suffix("") / f"{revision.name}.json"
-        results = measure(Measurement(revisions.directory / revision.name, folders, conditions), place)
+        asked = Measurement(revisions.directory / revision.name, folders, conditions, as_far_as_fits=predictions)
+        results = measure(asked, place)
+        folders = {name: folder for name, folder in folders.items() if name in results.by_suite}
         points.append(
             CurvePoint(
                 revision=revision.name,

@@ -4,10 +4,12 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
 from palenka.eval.model import EvaluatedModel
+from palenka.eval.protocols import TooLongError
 from palenka.eval.results import (
     Request,
     Results,
@@ -19,11 +21,15 @@ from palenka.eval.results import (
     write_results,
     writing,
 )
-from palenka.eval.suite import Conditions
+from palenka.eval.suite import Conditions, Suite
 from palenka.eval.suites import SUITES, folders_of
 from palenka.ground.errors import UserError
 from palenka.ground.mistakes import sentence_of
+from palenka.ground.progress import info
 from palenka.ground.settings import path_of
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 @dataclass(frozen=True)
@@ -34,11 +40,13 @@ class Measurement:
         model: its directory.
         folders: the data of each suite, by name.
         conditions: that it is measured under.
+        as_far_as_fits: leave out suites with texts that are too long for the model, and say so.
     """
 
     model: Path
     folders: Mapping[str, Path]
     conditions: Conditions = field(default_factory=Conditions)
+    as_far_as_fits: bool = False
 
 
 def evaluate(
@@ -113,11 +121,35 @@ def measure(asked: Measurement, out: Path) -> Results:
             kept = {name: result for name, result in kept.items() if name not in asked_for}
             for name in asked_for:
                 kept_apart = out.with_suffix(f".{name}")
-                items[name] = suites[name].measure_resumably(data[name], model, asked.conditions, kept_apart)
+                table = _measured(suites[name], data[name], model, asked, kept_apart)
+                if table is None:
+                    continue
+                items[name] = table
                 kept[name] = SuiteResult(**dict(requests[name]), **dict(suites[name].figures(items[name])))
                 results = Results(
                     name=model.name, model=model.identity, parameters=model.parameters, suites=tuple(kept.values())
                 )
                 write_results(out, results, [items[each] for each in kept])
-    results = read_results(out)
-    return results.model_copy(update={"suites": tuple(results.by_suite[name] for name in requests)})
+    measured = read_results(out) if out.exists() else None
+    found = {name: result for name, result in measured.by_suite.items() if name in requests} if measured else {}
+    left_out = missing(found)
+    if measured is None or len(left_out) == len(requests):
+        raise UserError(f"model {asked.model} has too few positions for every suite; measure one with more")
+    return measured.model_copy(update={"suites": tuple(found[name] for name in requests if name not in left_out)})
+
+
+def _measured(
+    suite: Suite[Any],
+    data: Any,  # noqa: ANN401 - of any suite
+    model: EvaluatedModel,
+    asked: Measurement,
+    kept_apart: Path,
+) -> "pa.Table | None":
+    """The items of a suite; None if it is left out."""
+    try:
+        return suite.measure_resumably(data, model, asked.conditions, kept_apart)
+    except TooLongError as error:
+        if not asked.as_far_as_fits:
+            raise
+        info(f"{suite.title} is left out: {error}")
+        return None

@@ -54,14 +54,18 @@ def encode_choices(
     return encoded
 
 
+class TooLongError(UserError):
+    """A text has more tokens than a model has positions."""
+
+
 def require_fit(place: str, tokens: Sequence[int], vocabulary_size: int, positions: int | None) -> None:
     """Refuse what a model cannot read: more tokens than it has positions for, or tokens that it does not know.
 
     Raises:
-        UserError: naming the place that the tokens are of.
+        TooLongError, UserError: naming the place that the tokens are of.
     """
     if positions is not None and len(tokens) - 1 > positions:
-        raise UserError(
+        raise TooLongError(
             f"{place} has {len(tokens) - 1} tokens before its last, but the model has {positions} positions; "
             "nothing is cut off: remove the line or evaluate a model with more positions"
         )

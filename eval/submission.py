@@ -52,7 +52,7 @@ def folders_below(download: Path, fast: bool = False) -> dict[str, Path]:
 
 
 def measure_submission(model: Path, download: Path, conditions: Conditions, out: Path) -> Results:
-    """Measure a model on all that a download has, and write what a submission needs.
+    """Measure a model on all that a download has and that is short enough for it, and write what a submission needs.
 
     FILE.json and FILE.parquet as for any suites, FILE.md with the published rows, and beside them the predictions in
     results/MODEL/main, as the pipeline's collating script reads them.
@@ -68,7 +68,8 @@ def measure_submission(model: Path, download: Path, conditions: Conditions, out:
     """
     folders = folders_below(download)
     conditions = conditions.model_copy(update={"protocol": "babylm-2025"})
-    results = measure(Measurement(model, folders, conditions), out)
+    results = measure(Measurement(model, folders, conditions, as_far_as_fits=True), out)
+    folders = {name: folder for name, folder in folders.items() if name in results.by_suite}
     with writing(out.with_suffix(".md")):
         write_predictions(folders, conditions, read_items(out), out.parent / "results" / results.name / REVISION)
     write_table(out.with_suffix(".md"), export([str(out)], "markdown", published=True))

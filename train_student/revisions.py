@@ -54,6 +54,7 @@ def planned_revisions(
 
     Args:
         asked: numbers of words, or those of BabyLM's tracks: each million up to 10, then every 10, above 100 every 100.
+            Those that the run ends before are left out (`unreached_revisions`).
         words_after: that a run has read after each step, [steps + 1].
     """
     total, last = float(words_after[-1]), len(words_after) - 1
@@ -66,8 +67,16 @@ def planned_revisions(
     return planned
 
 
+def unreached_revisions(
+    asked: Literal["babylm"] | Sequence[int], planned: Mapping[int, Sequence[Revision]]
+) -> list[str]:
+    """The names of those asked for that a run ends before; of BabyLM's, which go on without an end, the first alone."""
+    reached = {each.name for revisions in planned.values() for each in revisions}
+    return [name for number in ([MILLION] if asked == "babylm" else asked) if (name := name_of(number)) not in reached]
+
+
 def _of_the_track(most: float) -> list[int]:
-    millions = [*range(1, 10), *range(10, 100, 10), *range(100, max(100, int(most / MILLION)) + 1, 100)]
+    millions = [*range(1, 10), *range(10, 100, 10), *range(100, int(most / MILLION) + 1, 100)]
     return [million * MILLION for million in millions]
 
 
@@ -129,7 +138,7 @@ class Revisions:
         return [f"{place.relative_to(self._run).as_posix()}/{MODEL_RECORD}" for place in self.places()]
 
     def read(self) -> list[Revision]:
-        """The revisions of a finished run in the order of its steps."""
+        """The revisions that are there, in the order of their words."""
         found = [(place.name, read_commit(place, MODEL_RECORD)) for place in self.places()]
         revisions = [Revision(name, int(facts["step"]), int(facts["words"])) for name, facts in found]
         return sorted(revisions, key=lambda revision: words_of(revision.name))

@@ -40,7 +40,7 @@ from palenka.train_student.model.student import count_parameters
 from palenka.train_student.objective.objective import Objective
 from palenka.train_student.optimizer import LearningRate, adamw
 from palenka.train_student.reading import Reading
-from palenka.train_student.revisions import Revisions, planned_revisions
+from palenka.train_student.revisions import Revisions, planned_revisions, unreached_revisions
 from palenka.train_student.run import Best, Logged, Run, RunResult
 from palenka.train_student.settings import TrainSettings
 from palenka.train_student.teachers import Teachers
@@ -371,6 +371,9 @@ class Trainer:
                 f"{self.num_steps:,} steps of {self.settings.global_batch} windows, "
                 f"{self.accelerator.num_processes} process(es){going_on}"
             )
+            if unreached := unreached_revisions(self.settings.revisions, self.planned):
+                words = f"{self.words_after[-1]:,.0f}"
+                info(f"not kept, because the run ends after {words} words: revision(s) {', '.join(unreached)}")
             if not self.objective.has_linear_head:
                 info(
                     "its logits are no linear map of its last states: they are the model's own, and all those of a "

@@ -49,6 +49,24 @@ def test_every_suite_with_files_is_measured_and_its_predictions_are_the_chosen_t
     assert "BLiMP filtered" in capsys.readouterr().out
 
 
+def test_a_suite_whose_texts_are_too_long_is_left_out_and_named(
+    teacher: Path, download: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = download / "full_eval" / "supplement_filtered" / "agreement.jsonl"
+    long = {"sentence_good": "the river . " * 400, "sentence_bad": "the stone . " * 400, "UID": "x"}
+    path.write_text(json.dumps(long) + "\n")
+    out = tmp_path / "out" / "run.json"
+    for _ in range(2):
+        assert main([str(teacher), "--babylm", str(download), "--out", str(out)]) == 0
+        assert set(read_results(out).by_suite) == {"blimp_filtered"}
+        assert "BLiMP supplement is left out: " in capsys.readouterr().err
+    assert (tmp_path / "out" / "results").is_dir()
+    assert main([str(teacher), "--suite", "blimp_supplement", "--data", str(path.parent), "--out", str(out)]) == 2
+    (download / "full_eval" / "blimp_filtered" / "agreement.jsonl").write_text(json.dumps(long) + "\n")
+    assert main([str(teacher), "--babylm", str(download), "--out", str(tmp_path / "none.json")]) == 2
+    assert "too few positions for every suite" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [
@@ -56,6 +74,7 @@ def test_every_suite_with_files_is_measured_and_its_predictions_are_the_chosen_t
         (["--babylm", "."], "has no folder of a suite that is known; these are "),
         (["--babylm", ".", "--data", "."], "data and babylm are both given, or neither"),
         (["--babylm", ".", "--protocol", "babylm-2024"], "babylm measures all suites under babylm-2025"),
+        (["--data", ".", "--suite", "reading", "--limit", "10"], "limit is given, but only glue reads it"),
         ([], "data and babylm are both given, or neither"),
     ],
 )

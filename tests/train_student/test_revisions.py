@@ -191,3 +191,11 @@ def test_a_student_knows_what_its_teachers_have_read(settings: TrainSettings, tm
 def test_words_that_do_not_ascend_are_refused(settings: TrainSettings) -> None:
     with pytest.raises(ValueError, match=r"revisions is \[200, 100\], but should be numbers of words in ascending"):
         TrainSettings.model_validate(settings.as_plain() | {"revisions": [200, 100]})
+
+
+@pytest.mark.parametrize(("asked", "told"), [("babylm", "chck_1M"), ((500, 10**6, 700_001), "chck_1M, chck_700001")])
+def test_revisions_that_a_run_ends_before_are_named(
+    asked: object, told: str, settings: TrainSettings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(settings.model_copy(update={"revisions": asked}))
+    assert f" words: revision(s) {told}\n" in capsys.readouterr().err
