@@ -245,8 +245,9 @@ class _ShardInMemory:
 
     def __init__(self, arrays: Arrays, teacher: Teacher, manifest: CacheManifest) -> None:
         room = {name: torch.from_numpy(values) for name, values in arrays.items()}
+        on_gpu = teacher.device.type == "cuda"
         # A GPU copies by itself to page-locked memory alone.
-        self._room = {name: part.pin_memory() if torch.cuda.is_available() else part for name, part in room.items()}
+        self._room = {name: part.pin_memory() if on_gpu else part for name, part in room.items()}
         self._hidden_error: dict[str, Tensor] = {}
         self._finite: dict[str, Tensor] = {}
         self._teacher = teacher
@@ -270,8 +271,8 @@ class _ShardInMemory:
         """
         self._teacher.require_finite(self._finite)
         errors = {key: (float(residual), float(total)) for key, (residual, total) in self._hidden_error.items()}
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
+        if self._teacher.device.type == "cuda":
+            torch.cuda.synchronize(self._teacher.device)
         return {name: part.numpy() for name, part in self._room.items()}, errors
 
 

@@ -51,7 +51,7 @@ def plan(settings: PlanSettings) -> dict[str, Any]:
     rule = settings.windows
     teacher = Teacher(settings, corpus, rule, device)
     manifest = manifest_of(settings, corpus, teacher)
-    count = _windows_to_time(teacher, corpus, settings)
+    count = _windows_to_time(teacher, settings)
     shard = Shard(0, 0, 0, min(count, manifest.windows_per_shard, manifest.num_windows(0)))
     sample_tokens = (shard.stop - shard.start) * rule.length
     info("measuring what the encoding needs, as the capture would")
@@ -60,13 +60,15 @@ def plan(settings: PlanSettings) -> dict[str, Any]:
         place = Path(folder) / "cache"
         create_cache(place, manifest, teacher.measured.to(torch.device("cpu")))
         writer = CacheWriter(place, manifest)
-        forward = _forward_seconds(teacher, _micro_batches(teacher, corpus, settings, shard.stop - shard.start))
+        forward = _forward_seconds(teacher, teacher.first_windows(shard.stop - shard.start, settings.micro_batch))
         started = time.perf_counter()
         capture_shards([shard], corpus, teacher, writer, settings.micro_batch)
         seconds = time.perf_counter() - started
         sizes = {name: (place / shard.file_of(name)).stat().st_size / sample_tokens for name in writer.empty(shard)}
     info("comparing encodings")
-    few = _micro_batches(teacher, corpus, settings, max(2, _COMPARED_LOGITS // (rule.length * corpus.vocabulary_size)))
+    count = max(2, min(settings.sample, _COMPARED_LOGITS // (rule.length * corpus.vocabulary_size)))
+    # Two passes or more: encodings are compared on another part than they are measured on.
+    few = teacher.first_windows(count, min(settings.micro_batch, -(-count // 2)))
     said = [teacher.outputs(tokens, 0, indices, with_last=True) for indices, tokens in few]
     encodings = compare(_alternatives(settings.logits), said, corpus.vocabulary_size)
     padding = teacher.padding_mass(torch.cat([tokens for _, tokens in few]))
@@ -91,10 +93,10 @@ def plan(settings: PlanSettings) -> dict[str, Any]:
     }
 
 
-def _windows_to_time(teacher: Teacher, corpus: Corpus, settings: PlanSettings) -> int:
+def _windows_to_time(teacher: Teacher, settings: PlanSettings) -> int:
     """How many windows a plan reads: those that were asked for, or fewer where these would take long."""
     count = max(1, min(settings.sample, _MOST_TOKENS // settings.windows.length))
-    first = _micro_batches(teacher, corpus, settings, 1)[:1]
+    first = teacher.first_windows(min(count, settings.micro_batch), settings.micro_batch)[:1]
     seconds = _forward_seconds(teacher, first) / len(first[0][0])
     return max(1, min(count, int(_MOST_SECONDS / max(seconds, 1e-9))))
 
@@ -108,20 +110,13 @@ def _alternatives(asked: LogitEncoding) -> dict[str, LogitEncoding]:
     return alternatives
 
 
-def _micro_batches(
-    teacher: Teacher, corpus: Corpus, settings: PlanSettings, count: int
-) -> list[tuple[NDArray[np.int64], Tensor]]:
-    """The first windows on disk, as many as are asked for and sampled: their indices and tokens [B, L]."""
-    rule, size = settings.windows, teacher.windows_at_once(settings.micro_batch)
-    slots = rule.slots(len(corpus.tokens), 0)[: min(count, settings.sample)]
-    # Two parts or more, where there are two windows: encodings are compared on another part than they are measured on.
-    parts = [part for part in np.array_split(slots, max(2, -(-len(slots) // size))) if len(part)]
-    return [(part, torch.from_numpy(corpus.gather(rule, 0, part))) for part in parts]
-
-
 def _forward_seconds(teacher: Teacher, micro_batches: Sequence[tuple[NDArray[np.int64], Tensor]]) -> float:
-    """Seconds of the bare forward pass over some windows; the first of them go through once before, to warm up."""
-    teacher.outputs(micro_batches[0][1]).logits[0, 0, 0].item()
+    """Seconds of the bare forward pass over some windows.
+
+    One pass of each size goes before: it warms up, and compiles what is compiled for it.
+    """
+    for tokens in {len(tokens): tokens for _, tokens in micro_batches}.values():
+        teacher.outputs(tokens).logits[0, 0, 0].item()
     started = time.perf_counter()
     for _, tokens in micro_batches:
         teacher.outputs(tokens).logits[0, 0, 0].item()  # waits for an accelerator

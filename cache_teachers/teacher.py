@@ -35,7 +35,7 @@ from palenka.data.signals.hidden import HiddenLayers, LayerFit
 from palenka.data.signals.manifest import LOGITS, codes_of, hidden_key
 from palenka.data.signals.signal import TeacherSignal, at_positions
 from palenka.data.signals.store import Measured
-from palenka.data.unpadded import reads_whole_windows
+from palenka.data.unpadded import leave_out_masks
 from palenka.data.windows import WindowRule
 from palenka.ground.errors import UserError
 from palenka.ground.processes import is_compiled
@@ -57,6 +57,7 @@ class Teacher:
         device: where they run.
 
     Attributes:
+        device: where they run.
         logits: what is kept of their distribution.
         hidden: what is kept of their hidden states, its positions settled; None if nothing is.
         identities: what makes each model the same model, by name.
@@ -71,7 +72,7 @@ class Teacher:
         settings.logits.require_room(corpus.vocabulary_size, str(corpus.directory))
         self.logits = settings.logits
         self.hidden = settings.hidden.within(rule.length) if settings.hidden else None
-        self._precision, self._device = settings.precision, device
+        self._precision, self.device = settings.precision, device
         self._corpus, self._rule = corpus, rule
         located = {name: locate_model(path) for name, path in settings.models().items()}
         self._directories = {name: found.directory for name, found in located.items()}
@@ -96,7 +97,7 @@ class Teacher:
         for directory, state in states.items():
             require_unchanged(directory, state)
         for loaded in self._models.values():
-            reads_whole_windows(loaded, rule.length)
+            leave_out_masks(loaded, rule.length)
             if is_compiled(settings.compile, device):
                 compile_blocks(loaded)
         self._logits_of = {name: int(model.config.get_text_config().vocab_size) for name, model in self._models.items()}
@@ -139,7 +140,7 @@ class Teacher:
             layers = self.hidden_layers[name].layers if self.hidden_layers else ()
             keeps_last = with_last or self.logits.needs_states
             with_states = bool(layers) or keeps_last
-            here = to_device(tokens, self._device)
+            here = to_device(tokens, self.device)
             given = model(input_ids=here, use_cache=False, output_hidden_states=with_states)
             # Some models have more logits than the tokenizer has tokens: left out before anything is normalised.
             logits.append(given.logits[..., : self._corpus.vocabulary_size])
@@ -156,7 +157,7 @@ class Teacher:
         masses, size = {}, self._corpus.vocabulary_size
         for name, model in self._models.items():
             if self._logits_of[name] > size:
-                logits = model(input_ids=tokens.to(self._device), use_cache=False).logits
+                logits = model(input_ids=tokens.to(self.device), use_cache=False).logits
                 parts = token_chunks(logits.flatten(0, -2))
                 mass = sum(float(part.float().softmax(-1)[:, size:].sum()) for part in parts)
                 masses[name] = mass / tokens.numel()
@@ -179,7 +180,7 @@ class Teacher:
         """Hidden states [B, L, W] at the first of the positions [B, P or more], as many as are kept: [B, P, W]."""
         if self.hidden is None:
             return {}
-        kept = to_device(positions[:, : self.hidden.num_positions()], self._device)
+        kept = to_device(positions[:, : self.hidden.num_positions()], self.device)
         return {key: at_positions(layer, kept) for key, layer in states.items()}
 
     @torch.no_grad()
@@ -200,13 +201,25 @@ class Teacher:
 
     def use(self, measured: Measured) -> None:
         """Encode with these statics and coordinates, of a cache for instance."""
-        self.measured = measured.to(self._device)
+        self.measured = measured.to(self.device)
 
-    def _sample(self, count: int, micro_batch: int) -> "_Sample":
+    def first_windows(self, count: int, micro_batch: int) -> list[tuple[NDArray[np.int64], Tensor]]:
+        """The first windows on disk, a random sample of the corpus, as forward passes take them.
+
+        Args:
+            count: of the windows; fewer if there are not as many.
+            micro_batch: windows of a pass, at most.
+
+        Returns:
+            The indices of each pass's windows in view 0, and their tokens [B, L].
+        """
         slots = self._rule.slots(len(self._corpus.tokens), 0)[:count]
         size = self.windows_at_once(micro_batch)
         parts = [slots[start : start + size] for start in range(0, len(slots), size)]
-        return _Sample(self, [(part, self._corpus.gather(self._rule, 0, part)) for part in parts])
+        return [(part, torch.from_numpy(self._corpus.gather(self._rule, 0, part))) for part in parts]
+
+    def _sample(self, count: int, micro_batch: int) -> "_Sample":
+        return _Sample(self, self.first_windows(count, micro_batch))
 
     def _uniforms(self, view: int, indices: NDArray[np.int64], count: int) -> Tensor:
         return torch.from_numpy(self._rule.uniforms(view, indices, count, self._stream))
@@ -232,16 +245,16 @@ class _Sample:
     """What a teacher says of some windows of view 0, computed anew whenever it is read."""
 
     teacher: Teacher
-    windows: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]]
+    windows: Sequence[tuple[NDArray[np.int64], Tensor]]
 
     def __iter__(self) -> Iterator[TeacherOutputs]:
         for indices, tokens in self.windows:
-            yield self.teacher.outputs(torch.from_numpy(tokens), 0, indices)  # without a name, which would keep it
+            yield self.teacher.outputs(tokens, 0, indices)  # without a name, which would keep it
 
 
 def finiteness(outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Whether each of some outputs [..., n] is finite, scalars that stay on the device; the outputs are read once."""
-    # A sum in float32 is finite if all of its numbers are: those of a half-precision type cannot reach its end.
+    # A sum in float32 is finite if all of its numbers are, unless some are near 1e38, which is as broken.
     # Few rows at a time: a CPU would copy all of them to float32.
     rows = {name: token_chunks(values.flatten(0, -2)) for name, values in outputs.items()}
     return {

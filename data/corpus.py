@@ -18,6 +18,7 @@ import array
 import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -206,9 +207,14 @@ class Corpus:
         A document's words are shared out equally over its tokens, those that open and end it included: a window that
         has a part of these has that part of the words. So whole documents count exactly, whatever the tokenizer is.
         """
-        bounds = [*self.document_starts, len(self.tokens)]
-        before: NDArray[np.float64] = np.interp(places, bounds, np.cumsum([0, *self.document_words]))
+        before: NDArray[np.float64] = np.interp(places, *self._words_at_documents)
         return before
+
+    @cached_property
+    def _words_at_documents(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Where documents begin and the last one ends, and the words before each of these places."""
+        places = np.append(self.document_starts, len(self.tokens)).astype(np.int64)
+        return places, np.concatenate([[0], np.cumsum(self.document_words, dtype=np.int64)])
 
     def _require_unchanged(self) -> None:
         store = self.directory / f"{self.split}.zarr"

@@ -9,6 +9,6 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 
     A GPU copies by itself from page-locked memory alone, so what is in other memory goes through that.
     """
-    if device.type == "cuda" and tensor.device.type == "cpu" and torch.cuda.is_available():
+    if device.type == "cuda" and tensor.device.type == "cpu":
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)

@@ -16,7 +16,7 @@ _CAUSAL = "palenka_causal"
 AttentionInterface.register(_CAUSAL, sdpa_attention_forward)
 
 
-def reads_whole_windows(model: PreTrainedModel, length: int) -> bool:
+def leave_out_masks(model: PreTrainedModel, length: int) -> bool:
     """Let a model leave out masks, if its logits for windows of a length stay as they are, bit by bit.
 
     They do not where attention sees only part of what came before (sliding windows that are shorter), and where it is
@@ -32,7 +32,7 @@ def reads_whole_windows(model: PreTrainedModel, length: int) -> bool:
     """
     for part in model.modules():
         if isinstance(part, PreTrainedModel):
-            part.warn_if_padding_and_no_attention_mask = _is_whole  # type: ignore[method-assign]
+            part.warn_if_padding_and_no_attention_mask = _no_search  # type: ignore[method-assign]
     before = model.config._attn_implementation
     if before != "sdpa":
         return False
@@ -45,5 +45,5 @@ def reads_whole_windows(model: PreTrainedModel, length: int) -> bool:
     return False
 
 
-def _is_whole(*_arguments: object) -> None:
+def _no_search(*_arguments: object) -> None:
     """In place of the search for padding."""

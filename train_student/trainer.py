@@ -23,7 +23,7 @@ from palenka.data.blocks import compile_blocks
 from palenka.data.corpus import Corpus
 from palenka.data.held_out import window_losses
 from palenka.data.signals.stream import Batch, EncodedBatch, ReadingOrder
-from palenka.data.unpadded import reads_whole_windows
+from palenka.data.unpadded import leave_out_masks
 from palenka.ground.errors import UserError
 from palenka.ground.processes import is_compiled
 from palenka.ground.progress import info
@@ -86,7 +86,7 @@ class Trainer:
         self.reading = Reading(settings, accelerator, corpus, order, teachers)
         self.student = settings.model.build(corpus, settings.seed)
         require_causal(self.student, settings.model.summary())
-        reads_whole_windows(self.student, settings.windows.length)
+        leave_out_masks(self.student, settings.windows.length)
         if is_compiled(settings.compile, accelerator.device):
             compile_blocks(self.student)
         self.objective = Objective(self.student, settings.objective, teachers.pairs, settings.seed)

@@ -12,6 +12,7 @@ Windows lie in slots (see `windows.py`). Zarr reads a missing shard as zeros wit
 only once its commit record is there; the record is written last, by renaming. Only native Zarr codecs are used.
 """
 
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -85,7 +86,7 @@ class TeacherCache:
         self._chunk_windows = chunk_windows(self.manifest)
         self._checked: dict[Shard, dict[str, object]] = {}
         self._chunks: OrderedDict[tuple[int, int], dict[str, Future[NDArray[Any]]]] = OrderedDict()
-        self._lock = threading.Lock()
+        self._process, self._lock = os.getpid(), threading.Lock()
         self._measured_on: dict[torch.device, Measured] = {}
 
     @classmethod
@@ -152,9 +153,13 @@ class TeacherCache:
             start, stop = bounds[number : number + 2]
             places = slice(start, stop) if ascending else order[start:stop]
             for name, future in found[chunk].items():
-                columns = int(self._arrays[name].array.row.by_column)
-                values, part = _as_stored(self._value(future, view, chunk), columns), _as_stored(parts[name], columns)
-                part[(slice(None),) * columns + (places,)] = values.take(rows[order[start:stop]], axis=columns)
+                row = self._arrays[name].array.row
+                values, part = row.as_stored(self._value(future, view, chunk)), row.as_stored(parts[name])
+                taken = rows[order[start:stop]]
+                if row.by_column:  # windows are the second axis then
+                    part[:, places] = values.take(taken, axis=1)
+                else:
+                    part[places] = values.take(taken, axis=0)
         return dict(parts)
 
     def decode(self, codes: Mapping[str, Tensor]) -> TeacherSignal:
@@ -217,7 +222,8 @@ class TeacherCache:
 
     def captured_slots(self, view: int = 0) -> NDArray[np.int64]:
         """The slots of a view that were captured, ascending: a uniform sample of the corpus, [n]."""
-        return np.array([slot for s in self.committed() if s.view == view for slot in range(s.start, s.stop)], np.int64)
+        parts = [np.arange(shard.start, shard.stop) for shard in self.committed() if shard.view == view]
+        return np.concatenate([np.empty(0, np.int64), *parts])
 
     def _existing(self, view: int, slots: Slots) -> NDArray[np.int64]:
         """Slots as an array, if the cache has them.
@@ -250,6 +256,9 @@ class TeacherCache:
 
     def _chunks_of(self, view: int, needed: list[int]) -> dict[int, dict[str, Future[NDArray[Any]]]]:
         """The chunks, those that are not at hand yet being read; the least recently used of all others are let go."""
+        if self._process != os.getpid():
+            # A forked process has none of the threads that were reading, nor the one that held the lock.
+            self._process, self._lock, self._chunks = os.getpid(), threading.Lock(), OrderedDict()
         with self._lock:
             for chunk in needed:
                 if (view, chunk) not in self._chunks:
@@ -311,8 +320,3 @@ class TeacherCache:
                 f"teacher cache {self.directory} is damaged: {damage}; `palenka cache run` captures it anew"
             )
         self._checked[shard] = state
-
-
-def _as_stored(values: NDArray[Any], columns: int) -> NDArray[Any]:
-    """Numbers [windows, rows, width] in the order in which they lie in memory: by column, or row by row."""
-    return np.moveaxis(values, -1, 0) if columns else values

@@ -72,7 +72,7 @@ class ArrayChunks:
             at, size = np.frombuffer(index, "<u8").reshape(-1, 2)[chunk % self.chunks_per_shard].tolist()
             compressed = _checked(os.pread(number, size, at) if at + size <= state[1] else b"")
         found = self.array.empty(self.windows)
-        room = np.moveaxis(found, -1, 0) if self.array.row.by_column else found
+        room = self.array.row.as_stored(found)
         try:
             blosc.decompress(compressed, room)
         except (RuntimeError, ValueError) as error:

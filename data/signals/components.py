@@ -35,7 +35,7 @@ _WIDTH = 24.0
 _OWN_STEPS = LARGEST_INT8 / 5
 """Steps in a deviation of the teacher's own coordinates, so that rounding loses less than 1e-3 of their variance."""
 _SMALLEST_VARIANCE = 1e-12
-_HELD_TOKENS, _EVERY = 4096, 8
+_HELD_TOKENS, _EVERY = 4096, 4
 """Of a sample that are held to choose the step, and how many of its tokens come to one of them."""
 _HALVINGS = 16
 """Of the range in which the step is looked for, as a ratio: from the whole deviation to 1e-4 of it, to 1e-4."""
@@ -127,11 +127,12 @@ class ComponentsFit:
         """Count hidden states [..., W]."""
         flat = states.flatten(0, -2).cpu().double()
         squares = flat.square().sum(0) if self._encoding.components is None else flat.T @ flat
+        if self._chooses_step and sum(map(len, self._held)) < _HELD_TOKENS:
+            # Every n-th token of the sample, however it is cut into parts: codes must not depend on that.
+            self._held.append(flat[-self._count % _EVERY :: _EVERY].float())
         self._count += len(flat)
         self._sum = flat.sum(0) if self._sum is None else self._sum + flat.sum(0)
         self._squares = squares if self._squares is None else self._squares + squares
-        if self._chooses_step and sum(map(len, self._held)) < _HELD_TOKENS:
-            self._held.append(flat[::_EVERY].float())
 
     def finish(self) -> Components:
         """The coordinates of all that was added."""
@@ -147,7 +148,7 @@ class ComponentsFit:
         variance = variances.flip(0)[:kept].clamp_min(0).float()
         scale = torch.ones_like(variance)
         if self._chooses_step:
-            scale *= self._step(torch.cat(self._held) - mean.float(), basis, self._encoding.components)
+            scale *= self._step(torch.cat(self._held)[:_HELD_TOKENS] - mean.float(), basis, self._encoding.components)
         return Components(self._encoding.values, mean.float(), variance, scale, basis)
 
     @property

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self
 
 from pydantic import model_validator
 
@@ -21,6 +21,7 @@ from palenka.ground.registry import Registry
 from palenka.ground.settings import Settings
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from palenka.data.signals.distribution import Distribution
@@ -39,6 +40,12 @@ class ArrayType(NamedTuple):
 
     Smaller where the numbers of a token differ in their spread, and follow from each other little.
     """
+
+    def as_stored(self, values: NDArray[Any]) -> NDArray[Any]:
+        """Numbers [windows, rows, width] with their axes as they are stored: by column, width comes first."""
+        import numpy as np
+
+        return np.moveaxis(values, -1, 0) if self.by_column else values
 
 
 class OutputMatrix(NamedTuple):

@@ -188,7 +188,7 @@ def compressed_bytes(rows: Mapping[str, ArrayType], stored: Mapping[str, NDArray
     }
     sizes = {}
     for name, row in rows.items():
-        values = np.moveaxis(stored[name], -1, 0) if row.by_column else stored[name]
+        values = row.as_stored(stored[name])
         codec = numcodecs.Blosc(COMPRESSOR, COMPRESSION_LEVEL, shuffles[row.shuffle], blosc_block(row, values.size))
         sizes[name] = len(codec.encode(np.ascontiguousarray(values)))
     return sizes

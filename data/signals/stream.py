@@ -4,6 +4,7 @@ A run reads one long sequence of windows, epoch after epoch; a position in it is
 slices of the sequence, so neither their size nor the number of processes changes what is read, or when.
 """
 
+import os
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -106,7 +107,7 @@ class ReadingOrder:
         used = [num_used(rule.count(num_tokens, epoch % rule.views), fraction) for epoch in range(epochs)]
         self._ends = np.cumsum(used)
         self._opened: dict[int, tuple[NDArray[np.int64], NDArray[np.int64]]] = {}
-        self._lock = threading.Lock()
+        self._process, self._lock = os.getpid(), threading.Lock()
 
     def __len__(self) -> int:
         """Windows in all epochs together."""
@@ -136,6 +137,8 @@ class ReadingOrder:
 
     def _order(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The epoch's slots in reading order, and the window at every slot of its view; kept with the epoch before."""
+        if self._process != os.getpid():  # a forked process has not the thread that held the lock
+            self._process, self._lock = os.getpid(), threading.Lock()
         with self._lock:
             if epoch not in self._opened:
                 order = epoch_order(self._in_epoch(epoch), self.seed, epoch)

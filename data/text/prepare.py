@@ -160,6 +160,8 @@ def _write_corpus(settings: CorpusSettings, sources: list[TextSource], hashes: d
     located = locate_tokenizer(settings.tokenizer) if settings.tokenizer else None
     held_out = _held_out(settings, sources)
     boundaries = _write_tokenizer(settings, sources, held_out, located, directory / TOKENIZER_FOLDER)
+    if settings.add_bos:
+        add_bos(directory / TOKENIZER_FOLDER)
     tokenizer = load_tokenizer(directory / TOKENIZER_FOLDER)
     encoder = DocumentEncoder(tokenizer.backend_tokenizer, tokenizer.split_special_tokens)
     identity, vocabulary_size = tokenizer_hash(tokenizer), vocabulary_size_of(tokenizer)
@@ -214,14 +216,10 @@ def _write_tokenizer(
     if located is None:
         learnt = _learn_tokenizer(settings, [source for source in sources if source.split == "train"], held_out)
         save_learnt(learnt, directory)
-        if settings.add_bos:
-            add_bos(directory)
         start = True if settings.document_start is None else settings.document_start
         return boundaries_of(load_tokenizer(directory), start, settings.document_end or False)
     tokenizer = load_tokenizer(located.directory)
     save_tokenizer(tokenizer, directory)
-    if settings.add_bos:
-        add_bos(directory)
     boundaries = boundaries_of(tokenizer, settings.document_start, settings.document_end)
     before, after = (" ".join(tokenizer.convert_ids_to_tokens(ids)) or "nothing" for ids in boundaries)
     info(f"{settings.tokenizer}: {len(tokenizer):,} tokens; a document begins with {before} and ends with {after}")

@@ -9,7 +9,7 @@ import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
 
 from palenka.data.blocks import block_lists
-from palenka.data.unpadded import reads_whole_windows
+from palenka.data.unpadded import leave_out_masks
 
 LENGTH = 16
 
@@ -38,7 +38,7 @@ def test_logits_are_the_same_bits(model_type: str, fields: dict[str, object], ex
     tokens = torch.randint(0, 50, (3, LENGTH), generator=torch.Generator().manual_seed(1))
     before = model(input_ids=tokens, use_cache=False).logits
     model.save_pretrained(tmp_path / "before")
-    assert reads_whole_windows(model, LENGTH) is expected
+    assert leave_out_masks(model, LENGTH) is expected
     assert torch.equal(model(input_ids=tokens, use_cache=False).logits, before)
     model.save_pretrained(tmp_path / "after")
     told = [json.loads((tmp_path / each / "config.json").read_text()) for each in ("before", "after")]
@@ -60,7 +60,7 @@ def test_masks_are_made_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
     tokens = torch.arange(LENGTH).unsqueeze(0)
     model(input_ids=tokens, use_cache=False)
     assert len(asked) == 1
-    reads_whole_windows(model, LENGTH)
+    leave_out_masks(model, LENGTH)
     asked.clear()
     model(input_ids=tokens, use_cache=False)
     assert asked == []

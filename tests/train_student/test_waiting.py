@@ -118,7 +118,7 @@ def meta_has_no_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
 def to_meta(teacher: Teacher) -> None:
     for model in teacher._models.values():
         torch.nn.Module.to(model, META)
-    teacher._device = META
+    teacher.device = META
     teacher.use(teacher.measured)
 
 

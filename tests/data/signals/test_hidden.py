@@ -296,3 +296,12 @@ def test_an_ensemble_is_the_geometric_mean_of_its_models_each_with_its_own_state
         decoded = in_own_units(layer, signal.hidden[key])
         largest = float(layer.statics()["variance"].max().sqrt())
         torch.testing.assert_close(decoded, expected, rtol=0.1, atol=0.1 * largest)
+
+
+def test_coordinates_do_not_depend_on_how_the_sample_is_cut() -> None:
+    states, whole = flat_spectrum(4)[: 4 * 300], ComponentsFit(ComponentsEncoding(components=8))
+    parts = ComponentsFit(ComponentsEncoding(components=8))
+    whole.add(states.reshape(4, 300, -1))
+    for part in states.split(177):  # no multiple of what is held
+        parts.add(part.unsqueeze(0))
+    torch.testing.assert_close(whole.finish().scale, parts.finish().scale, rtol=1e-6, atol=0)

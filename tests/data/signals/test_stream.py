@@ -3,7 +3,7 @@
 import multiprocessing
 import os
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -118,3 +118,17 @@ def test_a_forked_process_reads_with_threads_of_its_own() -> None:
 
 def _use_readers() -> None:
     readers().submit(int).result()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no processes are forked here")
+def test_a_process_forked_while_others_read_reads_for_itself(two_caches: dict[str, TeacherCache]) -> None:
+    cache = two_caches["fine"]
+    cache.codes(0, [0])
+    chunk = next(iter(cache._chunks))
+    cache._chunks[chunk] = dict.fromkeys(cache._chunks[chunk], Future())  # as if it was being read, by a thread
+    with cache._lock:
+        child = multiprocessing.get_context("fork").Process(target=cache.codes, args=(0, [0]))
+        child.start()
+        child.join(20)
+        child.kill()
+    assert child.exitcode == 0
