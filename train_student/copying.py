@@ -21,24 +21,21 @@ def _moved(batches: Iterator[EncodedBatch], device: torch.device) -> Iterator[En
         yield from (batch.to(device) for batch in batches)
         return
     copies = torch.cuda.Stream(device)
-    ahead: EncodedBatch | None = None
-    arrived: torch.cuda.Event | None = None
+    ahead: tuple[EncodedBatch, torch.cuda.Event] | None = None
     for batch in batches:
-        ready, known = ahead, arrived
+        before = ahead
         with torch.cuda.stream(copies):
-            ahead = batch.to(device)
-            arrived = copies.record_event()
-        if ready is not None:
-            yield _received(ready, known)
+            ahead = batch.to(device), copies.record_event()
+        if before is not None:
+            yield _received(*before)
     if ahead is not None:
-        yield _received(ahead, arrived)
+        yield _received(*ahead)
 
 
-def _received(batch: EncodedBatch, arrived: torch.cuda.Event | None) -> EncodedBatch:
+def _received(batch: EncodedBatch, arrived: torch.cuda.Event) -> EncodedBatch:
     """A batch for the current stream, which waits for its copy; the host does not."""
     current = torch.cuda.current_stream(batch.tokens.device)
-    if arrived is not None:
-        current.wait_event(arrived)
+    current.wait_event(arrived)
     for part in batch.tensors():
         # Its memory must not be given to the next copy before this stream is done with it.
         part.record_stream(current)
