@@ -173,7 +173,8 @@ class TrainSettings(Command):
     """Steps between two checkpoints, or a time: 90s, 10m, 2h. A run goes on from the last of them; two are kept."""
     revisions: Literal["babylm"] | tuple[Annotated[int, Field(ge=1)], ...] = ()
     """After how many words to keep the model too, in revisions/ of the run: babylm for those of its tracks (after each
-    million up to 10, then every 10 millions), or numbers of words. They are as large as the model, and never pruned."""
+    million up to 10, then every 10 millions, above 100 every 100), or numbers of words. They are as large as the model,
+    and never pruned."""
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
     """Where to log beside metrics.jsonl."""
     seed: int = Field(default=0, ge=0, lt=2**32)
