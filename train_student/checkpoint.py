@@ -68,15 +68,26 @@ class Checkpoints:
             optimizer: of both.
             serves: whether the run can go on from a checkpoint with some state.
         """
+        place = self.last_serving(serves)
+        if place is None:
+            return None
+        _load_weights(module, load_file(place / _WEIGHTS))
+        _load_optimizer(module, optimizer, load_file(place / _OPTIMIZER))
+        return read_record(place / _STATE)
+
+    def last_serving(self, serves: Callable[[Mapping[str, Any]], bool]) -> Path | None:
+        """The last checkpoint that is whole and that a run can go on from; None without one.
+
+        Reads its files once, about 1 s a gigabyte. One that is damaged is named.
+
+        Args:
+            serves: whether the run can go on from a checkpoint with some state.
+        """
         for place in reversed(self._places()):
             if damage := damage_of(place, _COMMIT, run=self.run, step=step_of(place)):
                 info(f"checkpoint {place} is not used: {damage}; an earlier one is, or else the run begins anew")
-                continue
-            state = read_record(place / _STATE)
-            if serves(state):
-                _load_weights(module, load_file(place / _WEIGHTS))
-                _load_optimizer(module, optimizer, load_file(place / _OPTIMIZER))
-                return state
+            elif serves(read_record(place / _STATE)):
+                return place
         return None
 
     def remove_after(self, step: int) -> None:

@@ -20,7 +20,6 @@ from palenka.data.held_out import window_losses
 from palenka.ground.console import facts
 from palenka.ground.progress import progress_bar
 from palenka.ground.quantities import duration, size
-from palenka.train_student.checkpoint import Checkpoints
 from palenka.train_student.model.student import count_parameters
 from palenka.train_student.settings import TrainSettings
 from palenka.train_student.train import BYTES_PER_PARAMETER, Ready, memory_errors, memory_of, opened
@@ -30,6 +29,8 @@ _SECONDS, _MOST = 10.0, 8
 """What timing takes, about, and the micro-batches that are timed, at most; one at least, after one to warm up."""
 _BYTES_ON_DISK = 4 + 3 * 12
 """Of a trained number: in the model that is kept, and with two moments in two checkpoints and one being written."""
+_BYTES_IN_REVISION = 4
+"""Of a number of the student, in each revision; none is ever removed."""
 
 
 def plan(settings: TrainSettings) -> dict[str, Any]:
@@ -40,7 +41,8 @@ def plan(settings: TrainSettings) -> dict[str, Any]:
         ``epochs``, ``length``, ``windows``, ``tokens``, ``global_batch``, ``micro_batch``, ``steps``, ``done_steps``:
         at which it goes on; ``validations`` that are left; ``peak_memory_bytes`` of a process while it trains,
         ``weights_bytes``: what weights, gradients and moments are of it, and ``memory_bytes`` of the device;
-        ``disk_bytes`` and ``free_bytes``; ``step_seconds``, ``validation_seconds`` of one of them,
+        ``revisions``: models that are kept on the way; ``disk_bytes``, theirs among them, and ``free_bytes``;
+        ``step_seconds``, ``validation_seconds`` of one of them,
         ``tokens_per_second``, ``seconds`` of all that is left; and ``timed_micro_batches``.
 
     Raises:
@@ -52,7 +54,7 @@ def plan(settings: TrainSettings) -> dict[str, Any]:
             ready.run.require_fit(settings, ready.inputs)
         trainer = ready.trainer()
         timed = _time(trainer, ready)
-        return _costs(trainer, ready, timed, trainer.num_steps if finished else _steps_done(ready))
+        return _costs(trainer, ready, timed, trainer.num_steps if finished else trainer.done_steps())
 
 
 @dataclass(frozen=True)
@@ -116,10 +118,10 @@ def _costs(trainer: Trainer, ready: Ready, timed: _Timed, done: int) -> dict[str
     step_seconds = reading.num_micro_batches * timed.micro_batch + timed.update
     validation_seconds = timed.validation_window * len(ready.validation_windows) / accelerator.num_processes
     terms = len(settings.weights(1, trainer.num_steps))
-    # Each measurement of the terms' gradients costs a step for each of them.
-    ratios = terms * sum((step - 1) % settings.gradient_ratios_every == 0 for step in left) if terms > 1 else 0
+    ratios = terms * sum(trainer.measures_ratios(step) for step in left)
     parameters = count_parameters(trainer.student)
     beside = sum(weight.numel() for weight in trainer.objective.trained_beside().values())
+    revisions = sum(map(len, trainer.planned.values()))
     shape = trainer.student.config.get_text_config()
     windows = trainer.num_steps * settings.global_batch
     return {
@@ -141,7 +143,8 @@ def _costs(trainer: Trainer, ready: Ready, timed: _Timed, done: int) -> dict[str
         "peak_memory_bytes": _peak_memory(accelerator.device),
         "weights_bytes": BYTES_PER_PARAMETER * (parameters + beside),
         "memory_bytes": memory_of(accelerator.device),
-        "disk_bytes": _BYTES_ON_DISK * (parameters + beside),
+        "revisions": revisions,
+        "disk_bytes": _BYTES_ON_DISK * (parameters + beside) + _BYTES_IN_REVISION * revisions * parameters,
         "free_bytes": free_bytes(settings.output),
         "step_seconds": step_seconds,
         "validation_seconds": validation_seconds,
@@ -169,16 +172,15 @@ def table(found: Mapping[str, Any]) -> Table:
         ("memory", f"{size(found['peak_memory_bytes'])} of {size(found['memory_bytes'])} at the peak"),
         ("", f"{size(found['weights_bytes'])} are weights, gradients and moments"),
         ("disk", f"{size(found['disk_bytes'])} at most, of {size(found['free_bytes'])} that are free"),
+    ]
+    if found["revisions"]:
+        rows.append(("", f"{found['revisions']:,} revision(s) among them, which stay"))
+    rows += [
         ("time", f"{duration(found['seconds'])}, {found['tokens_per_second']:,.0f} tokens/s"),
         ("", f"{duration(found['step_seconds'])} a step, timed on {found['timed_micro_batches']} micro-batches"),
         ("", f"{found['validations']:,} validation(s) of {duration(found['validation_seconds'])}"),
     ]
     return facts(f"What {found['output']} would cost; nothing was written", rows)
-
-
-def _steps_done(ready: Ready) -> int:
-    """The step that the run goes on after; 0 where it begins."""
-    return Checkpoints(ready.run.directory / "checkpoints", ready.run.identity).last_step()
 
 
 def _wait_for(device: torch.device) -> None:

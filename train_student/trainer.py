@@ -29,7 +29,7 @@ from palenka.ground.processes import is_compiled
 from palenka.ground.progress import info
 from palenka.ground.stopping import Stopped, stopped_when_ready
 from palenka.train_student.agreement import Agreement
-from palenka.train_student.checkpoint import Checkpoints
+from palenka.train_student.checkpoint import Checkpoints, step_of
 from palenka.train_student.diagnosis import not_finite_error
 from palenka.train_student.display import display, tell_result
 from palenka.train_student.gradients import gradient_ratios
@@ -48,7 +48,7 @@ from palenka.train_student.words import WordsRead, words_after_steps
 
 
 @contextlib.contextmanager
-def _few_collected() -> Iterator[None]:
+def collector_frozen() -> Iterator[None]:
     """While the garbage collector leaves alone what is there already: to look at it all would stop each process."""
     gc.collect()
     gc.freeze()
@@ -91,7 +91,6 @@ class Trainer:
             compile_blocks(self.student)
         self.objective = Objective(self.student, settings.objective, teachers.pairs, settings.seed)
         self.num_steps = self.reading.num_steps
-        self.meter = Meter(accelerator)
         self.adamw = adamw(self.objective, settings.optimizer, accelerator.device)
         self.rate = self._rate(self.num_steps)
         self.wrapped, self.optimizer = accelerator.prepare(self.objective, self.adamw)
@@ -103,6 +102,12 @@ class Trainer:
         self.learnt_from = words_of_others(settings)
         self.best, self.best_step = math.inf, 0
         self.seconds = 0.0
+        self.meter = Meter(accelerator)  # last: its clock runs from here
+
+    def done_steps(self) -> int:
+        """The step that `fit` would go on after; 0 where it would begin."""
+        place = self.checkpoints.last_serving(self._serves)
+        return 0 if place is None else step_of(place)
 
     def fit(self) -> RunResult:
         """Train from the last checkpoint, or the first step, to the last step, and record the result.
@@ -111,7 +116,6 @@ class Trainer:
             UserError: if a number is not finite.
             Stopped: after a signal, once a checkpoint is written.
         """
-        self.meter = Meter(self.accelerator)
         first = self._resume() + 1
         self._started = time.perf_counter() - self.seconds
         batches = self.reading.batches(first)
@@ -120,7 +124,7 @@ class Trainer:
         with (
             stopped_when_ready() as request,
             display(self.settings, self.num_steps, first, speaks) as self.display,
-            _few_collected(),
+            collector_frozen(),
         ):
             agreement = Agreement(self.accelerator, self.settings.checkpoint_every, request)
             for step in range(first, self.num_steps + 1):
@@ -145,7 +149,7 @@ class Trainer:
         micro_batches: Iterable[EncodedBatch] = islice(meter.awaited(batches), count)
         weights = self.settings.weights(step, self.num_steps)
         measured: dict[str, float] = {}
-        if len(weights) > 1 and (step - 1) % self.settings.gradient_ratios_every == 0:
+        if self.measures_ratios(step):
             micro_batches = kept = list(micro_batches)
             with meter.paused():
                 measured = self._gradient_ratios(step, kept, weights)
@@ -209,6 +213,10 @@ class Trainer:
             return map(self.reading.complete, micro_batches)
 
         return gradient_ratios(self.objective, self.accelerator, complete, weights)
+
+    def measures_ratios(self, step: int) -> bool:
+        """Whether the gradients of all terms are measured at a step, which costs a step for each of them."""
+        return (step - 1) % self.settings.gradient_ratios_every == 0 and len(self.settings.weights()) > 1
 
     def _seed(self, step: int) -> None:
         """Random numbers that only seed, step and process decide: dropout draws other masks in every process."""

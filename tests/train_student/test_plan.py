@@ -80,6 +80,41 @@ def test_of_a_run_that_was_begun_it_says_what_is_left(student: MakeSettings) -> 
     assert found["validations"] == 1
 
 
+def test_it_goes_on_after_the_checkpoint_that_training_goes_on_after(student: MakeSettings) -> None:
+    settings = student(checkpoint_every=3)
+    train(settings)
+    (settings.output / "result.json").unlink()
+    *_, earlier, last = sorted((settings.output / "checkpoints").iterdir())
+    (last / "objective.safetensors").write_bytes(b"damaged")
+    assert plan(settings)["done_steps"] == int(earlier.name.removeprefix("step-"))
+    assert last.is_dir()
+
+
+def test_of_a_run_that_is_to_be_longer_it_says_what_is_done_again(
+    student: MakeSettings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes: dict[str, object] = {"optimizer": {"schedule": "wsd"}, "checkpoint_every": 19}
+    settings = student(**changes, epochs=1)
+    train(settings)
+    assert (settings.output / "checkpoints" / "step-00000019").is_dir()
+    # There the learning rate had begun to fall, which it no longer does: that step is done again.
+    assert plan(student(**changes))["done_steps"] == 18
+    capsys.readouterr()
+    train(student(**changes))
+    assert "going on after step 18" in " ".join(capsys.readouterr().err.split())
+
+
+def test_revisions_stay_on_disk_beside_all_else(student: MakeSettings) -> None:
+    none, some = plan(student()), plan(student(revisions=[100, 300]))
+    assert (none["revisions"], some["revisions"]) == (0, 2)
+    assert some["disk_bytes"] - none["disk_bytes"] == 2 * 4 * some["parameters"]
+    settings = student(revisions=[100, 300, 10**9])
+    train(settings)
+    kept = sum(path.stat().st_size for path in (settings.output / "revisions").glob("*/model.safetensors"))
+    headers = 2 * 8_192
+    assert 0 <= kept - (some["disk_bytes"] - none["disk_bytes"]) < headers
+
+
 def test_what_training_refuses_is_refused(student: MakeSettings, tmp_path: Path) -> None:
     train(student())
     with pytest.raises(UserError, match="seed is 0 there, but 1 is expected"):
@@ -107,7 +142,9 @@ def test_the_command_prints_it_in_eighty_columns_or_as_json(
         assert main(["train", str(tmp_path / "student.yaml"), *words]) == 0
         return capsys.readouterr().out
 
+    assert "2 revision(s) among them, which stay" in told("--dry_run", "--revisions", "100", "300")
     shown = told("--dry_run")
+    assert "revision" not in shown
     assert max(map(len, shown.splitlines())) <= 80
     for word in ("parameters", "windows of 16 tokens", "steps", " of 16 windows, 4 at once", "memory", "tokens/s"):
         assert word in shown, word
