@@ -63,11 +63,8 @@ def export(settings: ExportSettings) -> int:
     if finished is None:
         raise UserError(f"{settings.run} is not a finished run: it has no result.json; train it to its end first")
     run.require_whole()
-    if settings.revisions and not revisions.places():
-        raise UserError(
-            f"{settings.run} has no revisions; they are kept while a run trains, with `palenka train … --revisions "
-            "babylm`; leave --revisions out for its last model alone"
-        )
+    if settings.revisions:
+        revisions.require()
     if settings.out.exists():
         raise UserError(f"{settings.out} exists; delete it or choose another --out")
     results = read_own_results(settings.results, finished)

@@ -137,6 +137,19 @@ class Revisions:
         """Paths in the run of the records of all revisions."""
         return [f"{place.relative_to(self._run).as_posix()}/{MODEL_RECORD}" for place in self.places()]
 
+    def require(self) -> list[Revision]:
+        """As `read` has them, of a run that has some.
+
+        Raises:
+            UserError: if it has none.
+        """
+        if not (found := self.read()):
+            raise UserError(
+                f"{self._run} has no revisions; they are kept while a run trains, with `palenka train … --revisions "
+                "babylm`; leave --revisions out for its last model alone"
+            )
+        return found
+
     def read(self) -> list[Revision]:
         """The revisions that are there, in the order of their words."""
         found = [(place.name, read_commit(place, MODEL_RECORD)) for place in self.places()]
