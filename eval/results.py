@@ -8,7 +8,7 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import ValidationError
 
@@ -16,7 +16,7 @@ from palenka.eval.suite import Measured
 from palenka.ground.errors import UserError, system_error
 from palenka.ground.files import remove_leftovers_of, sha256_of_file, write_whole
 from palenka.ground.lock import sole_writer
-from palenka.ground.records import checksum_of, read_record, write_sealed
+from palenka.ground.records import read_with_seal, write_sealed
 from palenka.ground.settings import Settings
 
 if TYPE_CHECKING:
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 _OURS = b"palenka"
 """The key in the metadata of a parquet file that tells our items."""
+
+
+Form = TypeVar("Form", bound=Settings)
 
 
 class EditedResultsError(UserError):
@@ -157,20 +160,34 @@ def read_results(path: Path) -> Results:
     Raises:
         UserError: if the file is not there, holds no results, or is not as it was written.
     """
+    return read_written(path, Results, "results")
+
+
+def read_written(path: Path, form: type[Form], what: str) -> Form:
+    """What `palenka eval` wrote to a file.
+
+    Args:
+        path: of the file.
+        form: of what is there.
+        what: is there, as sentences call it.
+
+    Raises:
+        UserError: if the file is not there, or holds something else.
+        EditedResultsError: if it is not as it was written.
+    """
     try:
-        record = read_record(path)
-        checksum = record.pop("checksum", None)
-        results = Results.model_validate(record)
+        record, is_whole = read_with_seal(path)
+        found = form.model_validate(record)
     except OSError as error:
-        raise UserError(f"cannot read results {path}: {error.strerror}; make them with `palenka eval`") from None
+        raise UserError(f"cannot read {what} {path}: {error.strerror}; make them with `palenka eval`") from None
     except (UserError, ValidationError):
-        raise UserError(f"{path} holds no results of `palenka eval`; give a FILE.json that it wrote") from None
-    if checksum != checksum_of(record):
+        raise UserError(f"{path} holds no {what} of `palenka eval`; choose another file") from None
+    if not is_whole:
         raise EditedResultsError(
             f"{path} was changed since `palenka eval` wrote it: it differs from its checksum; delete it and measure "
             "again"
         )
-    return results
+    return found
 
 
 def has_items(out: Path) -> bool:

@@ -69,10 +69,21 @@ def read_sealed(path: Path, remedy: str = _AGAIN) -> dict[str, Any]:
         FileNotFoundError: if there is no record.
         UserError: if it is not a JSON object, or not as it was written.
     """
-    record = read_record(path, remedy)
-    if record.pop("checksum", None) != checksum_of(record):
+    record, is_whole = read_with_seal(path, remedy)
+    if not is_whole:
         raise UserError(f"{path} was changed since it was written: it differs from its checksum; {remedy}")
     return record
+
+
+def read_with_seal(path: Path, remedy: str = _AGAIN) -> tuple[dict[str, Any], bool]:
+    """A JSON record without its checksum, and whether it is as `write_sealed` wrote it: it may be another program's.
+
+    Raises:
+        FileNotFoundError: if there is no record.
+        UserError: if it is not a JSON object.
+    """
+    record = read_record(path, remedy)
+    return record, record.pop("checksum", None) == checksum_of(record)
 
 
 def load_json(text: str) -> Any:  # noqa: ANN401 - whatever the text says
