@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _HEADINGS = ("first", "second", "difference", "95 % interval", "p", "n", "only first", "only second")
 _LEFT_OUT, _WIDE = 3, 110
-"""The last headings, which a console of fewer columns does not show."""
+"""How many of the last headings are left out on a console with fewer columns than that."""
 
 _REMEDY = "compare models on the same suites, conditions and data"
 
@@ -36,9 +36,7 @@ def compare(first: Path, second: Path) -> dict[str, Any]:
         UserError: if a file holds no results, lacks its items, or the two are not of the same items under the same
             conditions.
     """
-    ours, theirs = (read_results(path).by_suite for path in (first, second))
-    refuse_difference(f"{second}", {"suites": sorted(ours)}, {"suites": sorted(theirs)}, _REMEDY)
-    return {"first": str(first), "second": str(second), "suites": _compared(first, second, list(ours))}
+    return {"first": str(first), "second": str(second), "suites": _compared(first, second)}
 
 
 def compare_suite(first: Path, second: Path, suite: str) -> dict[str, Any]:
@@ -46,8 +44,12 @@ def compare_suite(first: Path, second: Path, suite: str) -> dict[str, Any]:
     return _compared(first, second, [suite])[suite]
 
 
-def _compared(first: Path, second: Path, suites: Sequence[str]) -> dict[str, dict[str, Any]]:
+def _compared(first: Path, second: Path, suites: Sequence[str] | None = None) -> dict[str, dict[str, Any]]:
+    """The row of each suite: of those named, or of all that the files have, which are to be the same."""
     ours, theirs = (read_results(path).by_suite for path in (first, second))
+    if suites is None:
+        refuse_difference(f"{second}", {"suites": sorted(ours)}, {"suites": sorted(theirs)}, _REMEDY)
+        suites = list(ours)
     expected, found = ({name: of[name].request.as_plain() for name in suites} for of in (ours, theirs))
     refuse_difference(f"{second}", expected, found, _REMEDY)
     items, other_items = read_items(first), read_items(second)
@@ -72,8 +74,6 @@ def print_comparison(comparison: dict[str, Any], console: Console) -> None:
         for heading in _HEADINGS if is_wide else _HEADINGS[:-_LEFT_OUT]:
             table.add_column(heading, justify="right", no_wrap=True)
         for task, row in [*result.get("tasks", {}).items(), ("all", result)]:
-            if task == "all":
-                table.add_section()
             cells = _cells(row)
             # Names of files have no spaces, between which they could be broken.
             table.add_row(task.replace("_", " "), *(cells if is_wide else cells[:-_LEFT_OUT]))
