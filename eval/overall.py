@@ -36,7 +36,7 @@ def columns_of(figures: Mapping[str, Figure]) -> dict[str, Score]:
 
 
 def overall(figures: Mapping[str, Figure]) -> Score:
-    """The mean of all nine columns in %, with 0 for each that was not measured, and with the error of the others."""
+    """The mean of all nine columns in %, with 0, of no error, for each that was not measured."""
     measured = columns_of(figures)
     absent = [Score(value=0.0, stderr=0.0)] * (len(COLUMNS) - len(measured))
     return _mean([*measured.values(), *absent])
