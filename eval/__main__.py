@@ -96,7 +96,8 @@ class TableSettings(Command):
     published: bool = True
     """Whether the published rows stand above ours."""
     overall: bool = False
-    """Add the overall figure of the official table of 2026, in %: the mean of its nine columns, those missing as 0."""
+    """Add the overall figure of the official table of 2026, in %: the mean of its nine columns, those missing as 0. Its
+    error is of the columns that are there: those missing add none."""
     out: Path | None = None
     """File for the table; it is printed without one."""
 
@@ -138,12 +139,12 @@ def _measure_revisions(settings: EvalSettings, folders: dict[str, Path]) -> None
     from palenka.eval.learning_curve import measure_revisions, print_curve
     from palenka.eval.submission import folders_below
 
-    conditions: Conditions = settings
-    if settings.babylm is not None:
+    if settings.babylm is None:
+        curve = measure_revisions(settings.model, folders, settings, settings.out)
+    else:
         folders = folders_below(settings.babylm, fast=True)
         conditions = settings.model_copy(update={"protocol": "babylm-2025"})
-    with_predictions = settings.babylm is not None
-    curve = measure_revisions(settings.model, folders, conditions, settings.out, with_predictions)
+        curve = measure_revisions(settings.model, folders, conditions, settings.out, predictions=True)
     print_curve(curve, console(wide=True))
     console(soft_wrap=True).print(f"{settings.model}: {len(curve.revisions)} revisions, written to {settings.out}")
 

@@ -19,7 +19,7 @@ from palenka.eval.choice_suite import ScoredChoices
 from palenka.eval.choices import Choice, Completion
 from palenka.eval.row_files import read_rows
 from palenka.eval.statistics import NORMAL_95, difference_row, normal_interval
-from palenka.eval.suite import Figure, Measured, column
+from palenka.eval.suite import Figure, Measured, column, visible_files
 from palenka.ground.errors import UserError
 from palenka.ground.files import read_text
 
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 Floats = NDArray[np.float64]
 
-FOLDER = "aoa"
 _FEWEST_CONTEXTS = 20
 """A word with fewer is left out, as the official script has it."""
 _MONTHS = range(16, 31)
@@ -44,8 +43,8 @@ class WordSurprisals(ScoredChoices):
     """
 
     title = "surprisal of CDI words"
-    folders = ()
-    fast_folder = FOLDER
+    folders = ()  # of revisions alone: the words of one model have no ages
+    fast_folder = "aoa"
     patterns = ("*.json",)
     things = "contexts"
 
@@ -59,7 +58,7 @@ class WordSurprisals(ScoredChoices):
     def figures(self, items: "pa.Table") -> Measured:
         """The mean surprisal, its error over words."""
         values = _means(items)
-        error = float(values.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else None
+        error = _error_of_mean(values)
         figure = Figure(
             value=float(values.mean()),
             stderr=error,
@@ -73,8 +72,7 @@ class WordSurprisals(ScoredChoices):
     def compare(self, ours: "pa.Table", theirs: "pa.Table") -> dict[str, Any]:
         """The difference of the mean surprisals, over words."""
         first, second = _means(ours), _means(theirs)
-        error = float((first - second).std(ddof=1)) / math.sqrt(len(first)) if len(first) > 1 else 0.0
-        row = difference_row(float((first - second).mean()), error)
+        row = difference_row(float((first - second).mean()), _error_of_mean(first - second) or 0.0)
         return {"n": len(first), "first": float(first.mean()), "second": float(second.mean()), **row}
 
 
@@ -84,20 +82,22 @@ def _means(items: "pa.Table") -> Floats:
     return -np.bincount(names, column(items, "score_0").astype(np.float64)) / np.bincount(names)
 
 
-def acquisition(words_read: Sequence[int], items: Sequence["pa.Table"], folder: Path) -> Figure:
+def _error_of_mean(values: Floats) -> float | None:
+    """The standard error of a mean; None for a single value."""
+    return float(values.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else None
+
+
+def acquisition(words_read: Sequence[int], items: Sequence["pa.Table"], ages: Mapping[str, float]) -> Figure:
     """The correlation of the ages at which a run and children learn words.
 
     Args:
         words_read: by each revision, as its name says them.
         items: of each revision, as `WordSurprisals` measures them.
-        folder: with the CSV of children's words.
-
-    Raises:
-        UserError: if the folder has none.
+        ages: at which children learn words, as `children_ages` has them.
     """
-    children, ours, theirs = children_ages(folder), [], []
+    ours, theirs = [], []
     for word, surprisals in _by_word(items).items():
-        age = children.get(word)
+        age = ages.get(word)
         learnt = None if age is None else model_age(np.repeat(words_read, surprisals.shape[1]), surprisals.ravel())
         if age is not None and learnt is not None:
             ours.append(learnt)
@@ -126,7 +126,7 @@ def children_ages(folder: Path) -> dict[str, float]:
     Raises:
         UserError: if there is no CSV with months, or a share is no number.
     """
-    files = [file for file in sorted(folder.glob("*.csv")) if not file.name.startswith(".")]
+    files = visible_files(folder, "*.csv")
     ages: dict[str, float] = {}
     for row in (row for file in files for row in read_rows(file)):
         shares = [(month, _share(row.fields[str(month)], row.place)) for month in _MONTHS if str(month) in row.fields]
@@ -165,7 +165,7 @@ def model_age(words_read: NDArray[np.int64], surprisals: Floats) -> float | None
     known = -surprisals
     guess = [float(known.max() - known.min()), 1.0, float(places.mean()), float(known.min())]
     age = _crossing(places, known, guess, -(_GUESSING + float(surprisals.min())) / 2)
-    if age is None or not words_read[0] <= 10**age - 1 <= words_read[-1]:
+    if age is None or not places[0] <= age <= places[-1]:
         return None
     return age
 
@@ -192,13 +192,15 @@ def _crossing(
             (a, b, c, d), _ = curve_fit(sigmoid, x, y, p0=guess, maxfev=1000, **limits)
     except RuntimeError:  # no fit after so many tries
         return None
-    if a <= 0 or b <= 0 or not d < height < a + d:
+    # As logarithms of both parts: their ratio may be too large for a number, or be rounded to 0.
+    below, above = float(height - d), float(a + d - height)
+    if not (b > 0 and below > 0 and above > 0):
         return None
-    return float(c - math.log(a / (height - d) - 1) / b)
+    return float(c) - (math.log(above) - math.log(below)) / float(b)
 
 
 def _words_of(file: Path) -> Mapping[str, list[str]]:
-    """The words with enough contexts.
+    """The words with enough contexts; those of one letter are left out, as the official script has it.
 
     Raises:
         UserError: if the file is not of that form.

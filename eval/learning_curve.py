@@ -8,30 +8,29 @@ FILE/REVISION.json has the figures of each (and its items beside it), FILE.json 
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from rich.console import Console
 from rich.table import Column, Table
 
-from palenka.eval.age_of_acquisition import acquisition
+from palenka.eval.age_of_acquisition import acquisition, children_ages
 from palenka.eval.choices import Choice
 from palenka.eval.measure import Measurement, measure
-from palenka.eval.results import EditedResultsError, ModelIdentity, Results, read_items, writing
-from palenka.eval.submission import REVISION, write_predictions
+from palenka.eval.results import ModelIdentity, Results, read_items, read_written, writing
+from palenka.eval.submission import predictions_folder, read_data, write_predictions
 from palenka.eval.suite import Conditions, Figure
-from palenka.eval.suites import SUITES
 from palenka.ground.errors import UserError
-from palenka.ground.files import write_whole
-from palenka.ground.records import checksum_of, read_record, write_sealed
-from palenka.ground.settings import Settings, read_as
+from palenka.ground.files import resolved, write_whole
+from palenka.ground.records import write_sealed
+from palenka.ground.settings import Settings
 from palenka.train_student.revisions import Revisions, words_of
+from palenka.train_student.run import Run
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-_WORDS = "aoa"
+_AOA = "aoa"
 """The suite of words whose ages of acquisition are compared."""
-_KIND = "revisions"
 
 
 class CurveFigure(Settings):
@@ -57,7 +56,7 @@ class CurvePoint(Settings):
 class LearningCurve(Settings):
     """What was measured of the revisions of a run, in the order of its words."""
 
-    kind: str = _KIND
+    kind: Literal["revisions"] = "revisions"
     name: str
     """Of the run."""
     model: ModelIdentity
@@ -81,22 +80,25 @@ def measure_revisions(
             with texts that are too long for the model are left out then, as from a whole download.
 
     Raises:
-        UserError: if the run kept no revision, or as `measure` does.
+        UserError: if the run kept no revision or is not finished, the files cannot have these names, or as `measure`
+            does.
     """
     from palenka.eval.model import EvaluatedModel
 
+    folder = _folder_beside(out, run)
     revisions = Revisions(run)
-    if not (kept := revisions.read()):
-        raise UserError(
-            f"{run} has no revisions; they are kept while a run trains, with `palenka train … --revisions babylm`"
-        )
+    kept = revisions.require()
+    if Run(run).result() is None:
+        raise UserError(f"{run} is not finished, and its curve would end before its end; train it to its end first")
     if out.exists():
         read_curve(out)
+    ages = children_ages(folders[_AOA]) if _AOA in folders else {}
+    data = read_data(folders, conditions) if predictions else {}
     whole = EvaluatedModel(run)
     points: list[CurvePoint] = []
     surprisals: list[pa.Table] = []
     for revision in kept:
-        place = out.with_suffix("") / f"{revision.name}.json"
+        place = folder / f"{revision.name}.json"
         asked = Measurement(revisions.directory / revision.name, folders, conditions, as_far_as_fits=predictions)
         results = measure(asked, place)
         folders = {name: folder for name, folder in folders.items() if name in results.by_suite}
@@ -111,15 +113,14 @@ def measure_revisions(
         )
         items = read_items(place)
         if predictions:
-            write_predictions(folders, conditions, items, out.parent / "results" / whole.name / revision.name)
-        surprisals += [items[_WORDS]] if _WORDS in folders else []
+            write_predictions(folders, data, items, predictions_folder(out, whole.name, revision.name))
+        surprisals += [items[_AOA]] if _AOA in folders else []
     curve = LearningCurve(name=whole.name, model=ModelIdentity(**whole.identity), revisions=tuple(points))
     if surprisals:
-        score = acquisition([words_of(revision.name) for revision in kept], surprisals, folders[_WORDS])
+        score = acquisition([words_of(revision.name) for revision in kept], surprisals, ages)
         curve = curve.model_copy(update={"age_of_acquisition": score})
         if predictions:
-            data = SUITES[_WORDS].read(folders[_WORDS], conditions)
-            _write_surprisals(out.parent / "results" / whole.name, curve, data, surprisals)
+            _write_surprisals(predictions_folder(out, whole.name), curve, data[_AOA], surprisals)
     with writing(out):
         write_sealed(out, curve.as_plain())
     return curve
@@ -131,16 +132,27 @@ def read_curve(path: Path) -> LearningCurve:
     Raises:
         UserError: if there is none, or it is not as it was written.
     """
-    try:
-        record = read_record(path)
-    except OSError as error:
-        raise UserError(f"cannot read learning curve {path}: {error.strerror}") from None
-    checksum = record.pop("checksum", None)
-    if record.get("kind") != _KIND:
-        raise UserError(f"{path} holds no learning curve of `palenka eval --revisions`; choose another file")
-    if checksum != checksum_of(record):
-        raise EditedResultsError(f"{path} was changed since `palenka eval` wrote it; delete it and measure again")
-    return read_as(LearningCurve, record, path)
+    return read_written(path, LearningCurve, "learning curve")
+
+
+def _folder_beside(out: Path, run: Path) -> Path:
+    """The folder for the results of each revision.
+
+    Raises:
+        UserError: if these, or the curve, would take the place of something else.
+    """
+    if out.suffix in ("", ".parquet"):
+        raise UserError(
+            f"out is {out}, but the curve goes to a JSON file, and each revision's results to a folder of its name "
+            "without the suffix; give FILE.json"
+        )
+    folder = out.with_suffix("")
+    if resolved(folder) in (resolved(run), resolved(Revisions(run).directory)):
+        raise UserError(
+            f"out is {out}, so each revision's results would go to {folder}, where the run keeps its models; choose "
+            "another out"
+        )
+    return folder
 
 
 def _main(results: Results, suite: str) -> CurveFigure:
@@ -166,8 +178,7 @@ def _write_surprisals(
     ]
     count = len(curve.revisions)
     about = {"model_name": curve.name, "use_bos_only": False, "total_steps": count, "completed_steps": count}
-    file = directory / REVISION / "zero_shot" / "causal" / "AoA_word" / "surprisal.json"
-    file.parent.mkdir(parents=True, exist_ok=True)
+    file = directory / "zero_shot" / "causal" / "AoA_word" / "surprisal.json"
     write_whole(file, json.dumps({"metadata": about, "results": rows}))
 
 

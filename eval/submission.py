@@ -6,7 +6,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from palenka.eval.measure import Measurement, measure
 from palenka.eval.results import Results, read_items, writing
@@ -37,16 +37,14 @@ def folders_below(download: Path, fast: bool = False) -> dict[str, Path]:
         raise UserError(f"babylm is {download}, which is not a folder; give the one that the download was unpacked to")
     places = [download, *sorted(path for path in download.iterdir() if path.is_dir())]
     folders = {}
-    wanted = {
-        name: tuple(filter(None, [suite.fast_folder])) if fast else suite.folders for name, suite in SUITES.items()
-    }
+    wanted = {name: suite.fast_folders if fast else suite.folders for name, suite in SUITES.items()}
     for name, suite in SUITES.items():
         candidates = (place / folder for place in places for folder in wanted[name])
         found = next((path for path in candidates if path.is_dir() and suite.found_in(path)), None)
         if found is not None:
             folders[name] = found
     if not folders:
-        known = ", ".join(sorted({folder for folders in wanted.values() for folder in folders}))
+        known = ", ".join(sorted({folder for names in wanted.values() for folder in names}))
         raise UserError(f"{download} has no folder of a suite that is known; these are {known}")
     return folders
 
@@ -71,25 +69,37 @@ def measure_submission(model: Path, download: Path, conditions: Conditions, out:
     results = measure(Measurement(model, folders, conditions, as_far_as_fits=True), out)
     folders = {name: folder for name, folder in folders.items() if name in results.by_suite}
     with writing(out.with_suffix(".md")):
-        write_predictions(folders, conditions, read_items(out), out.parent / "results" / results.name / REVISION)
+        data = read_data(folders, conditions)
+        write_predictions(folders, data, read_items(out), predictions_folder(out, results.name))
     write_table(out.with_suffix(".md"), export([str(out)], "markdown", published=True))
     return results
 
 
+def read_data(folders: Mapping[str, Path], conditions: Conditions) -> dict[str, Any]:
+    """The data of each suite, by suite, for `write_predictions`.
+
+    Raises:
+        UserError: naming what is wrong with them, and where.
+    """
+    return {name: SUITES[name].read(folder, conditions) for name, folder in folders.items()}
+
+
+def predictions_folder(out: Path, model: str, revision: str = REVISION) -> Path:
+    """The folder of a model's predictions beside a file of results, as the pipeline's collating script reads them."""
+    return out.parent / "results" / model / revision
+
+
 def write_predictions(
-    folders: Mapping[str, Path], conditions: Conditions, items: Mapping[str, "pa.Table"], directory: Path
+    folders: Mapping[str, Path], data: Mapping[str, Any], items: Mapping[str, "pa.Table"], directory: Path
 ) -> None:
-    """Write what a model chose, as the official pipeline does, to results/MODEL/REVISION.
+    """Write what a model chose, as the official pipeline does.
 
     Args:
         folders: of the suites' data, by suite.
-        conditions: that these were measured under.
+        data: of these, as `read_data` has them.
         items: of each suite.
-        directory: results/MODEL/REVISION.
+        directory: that `predictions_folder` says.
     """
     for name, folder in folders.items():
-        suite = SUITES[name]
-        for path, groups in suite.predictions(folder, suite.read(folder, conditions), items[name]).items():
-            file = directory / path
-            file.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(file, json.dumps(groups))
+        for path, groups in SUITES[name].predictions(folder, data[name], items[name]).items():
+            write_whole(directory / path, json.dumps(groups))

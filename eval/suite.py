@@ -132,17 +132,19 @@ class Suite(ABC, Generic[Data]):
     column: str = ""
 
     @property
+    def fast_folders(self) -> tuple[str, ...]:
+        """The name of the subfolder with the small part of its data; none without one."""
+        return (self.fast_folder,) if self.fast_folder else ()
+
+    @property
     def all_folders(self) -> tuple[str, ...]:
         """Names of the subfolders that may hold its data, the small part last."""
-        return tuple(dict.fromkeys((*self.folders, self.fast_folder) if self.fast_folder else self.folders))
+        return tuple(dict.fromkeys((*self.folders, *self.fast_folders)))
 
     def found_in(self, folder: Path) -> list[Path]:
-        """The suite's files in a folder, by name, if there are any; not what a Mac puts beside files (`._name`)."""
-        by_pattern = (sorted(folder.glob(pattern)) for pattern in self.patterns)
-        visible = (
-            [file for file in files if not file.name.startswith(".") and not is_pipe(file)] for files in by_pattern
-        )
-        return next((files for files in visible if files), [])
+        """The suite's files in a folder, by name, if there are any."""
+        by_pattern = (visible_files(folder, pattern) for pattern in self.patterns)
+        return next((files for files in by_pattern if files), [])
 
     def files(self, folder: Path) -> list[Path]:
         """The suite's files in a folder, by name.
@@ -217,6 +219,11 @@ class Suite(ABC, Generic[Data]):
             A row ``{"n", "first", "second", "difference", "interval"}`` of the main figure, with ``"p_value"`` and
             ``"tasks": {task: <row>}`` where the suite has them.
         """
+
+
+def visible_files(folder: Path, pattern: str) -> list[Path]:
+    """The files of a folder that match a pattern, by name; no pipes, nor what a Mac puts beside files (`._name`)."""
+    return [file for file in sorted(folder.glob(pattern)) if not file.name.startswith(".") and not is_pipe(file)]
 
 
 def hash_of_files(files: Iterable[Path]) -> str:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from palenka.eval.__main__ import main
-from palenka.eval.age_of_acquisition import acquisition, children_ages, model_age
+from palenka.eval.age_of_acquisition import _crossing, acquisition, children_ages, model_age
 from palenka.eval.learning_curve import read_curve
 from palenka.eval.results import read_items
 from palenka.ground.errors import UserError
@@ -65,6 +65,25 @@ def test_the_ages_of_known_curves_are_found(tmp_path: Path) -> None:
     assert model_age(WORDS[:2], np.array([9.0, 8.0])) is None
 
 
+def test_an_age_beyond_all_numbers_of_words_is_none() -> None:
+    noise = (12.6, 2.3, 9.9, 17.9, 12.4, 14.3, 0.0, 17.6, 9.9, 2.7, 5.8, 16.3, 5.6, 15.6, 4.0, 16.7, 7.1, 5.0, 14.6)
+    assert model_age(WORDS, np.array(noise)) is None
+
+
+@pytest.mark.parametrize(
+    ("size", "slope", "middle", "base", "height"),
+    [(3.0, 2.0, 7.0, 0.4, 3.4), (10.0, 9.0, 6.8, -7.0, 3.0), (0.2, 9.0, 6.8, -0.1, 0.09999999999999999)],
+)
+def test_a_height_just_below_the_top_of_the_sigmoid_has_a_place(
+    size: float, slope: float, middle: float, base: float, height: float
+) -> None:
+    places = np.log10(WORDS + 1)
+    curve = size / (1 + np.exp(-slope * (places - middle))) + base
+    found = _crossing(places, curve, [1.5 * size, 0.7 * slope, middle, base - 0.05], height)
+    # Rounding decides whether the fitted curve comes so high, and where: far behind the middle.
+    assert found is None or found > middle + 10 / slope
+
+
 def test_the_score_is_the_correlation_of_the_ages(tmp_path: Path) -> None:
     write_children(tmp_path)
     middles = dict(zip(CHILDREN, (6.6, 7.4, 6.9, 7.6), strict=True)) | {"yesterday": 7.0, "unknown": 7.0}
@@ -75,12 +94,13 @@ def test_the_score_is_the_correlation_of_the_ages(tmp_path: Path) -> None:
         )
         for at in range(len(WORDS))
     ]
-    score = acquisition(WORDS.tolist(), items, tmp_path)
+    ages = children_ages(tmp_path)
+    score = acquisition(WORDS.tolist(), items, ages)
     expected = float(np.corrcoef([age_of(middles[word]) for word in CHILDREN], list(CHILDREN.values()))[0, 1])
     assert score.value == pytest.approx(expected, abs=1e-3)
     assert score.n == 4
     assert score.interval is not None
-    few = acquisition(WORDS.tolist(), [table.slice(0, 2) for table in items], tmp_path)
+    few = acquisition(WORDS.tolist(), [table.slice(0, 2) for table in items], ages)
     assert (few.value, few.n, few.interval) == (0.0, 2, None)
 
 
@@ -126,6 +146,17 @@ def test_words_are_scored_in_their_contexts_over_a_runs_revisions(
         0,
         " the river sees a".strip(),
     )
+
+
+def test_what_children_say_is_read_before_any_model_is(
+    train_with_revisions: Callable[..., Path], data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train_with_revisions("run", [100, 300], fraction=0.1)
+    (data / "full_eval" / "aoa" / "cdi_human.csv").unlink()
+    out = tmp_path / "out" / "run.json"
+    assert main([str(tmp_path / "run"), "--revisions", "--babylm", str(data), "--out", str(out)]) == 2
+    assert "has no CSV of the words that children say" in " ".join(capsys.readouterr().err.split())
+    assert not out.parent.exists()
 
 
 def test_data_of_another_form_is_refused(data: Path, teacher: Path, tmp_path: Path) -> None:

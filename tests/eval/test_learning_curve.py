@@ -3,12 +3,15 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from palenka.eval.__main__ import main
 from palenka.eval.learning_curve import read_curve
 from palenka.eval.results import read_results
+from palenka.eval.suite import Conditions, Suite
+from palenka.eval.suites import SUITES
 from palenka.ground.errors import UserError
 
 PAIRS = [
@@ -83,6 +86,49 @@ def test_revisions_are_measured_on_any_data(run: Path, download: Path, tmp_path:
     out.write_text(json.dumps(record))
     with pytest.raises(UserError, match="was changed since `palenka eval` wrote it"):
         read_curve(out)
+
+
+def test_an_out_that_would_mix_with_other_files_is_refused(
+    run: Path, download: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    (tmp_path / "link").symlink_to(run)
+    for out, told in (
+        (tmp_path / "curve", "curve, but the curve goes to a JSON file"),
+        (tmp_path / "curve.parquet", "curve.parquet, but the curve goes to a JSON file"),
+        (run.with_suffix(".json"), "student, where the run keeps its models; choose another out"),
+        (tmp_path / "link.json", "link, where the run keeps its models; choose another out"),
+        (run / "revisions.json", "revisions, where the run keeps its models; choose another out"),
+    ):
+        assert main([str(run), "--revisions", "--babylm", str(download), "--out", str(out)]) == 2
+        assert told in " ".join(capsys.readouterr().err.split())
+    (tmp_path / "link").unlink()
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+def test_a_run_that_is_not_finished_has_no_curve(
+    run: Path, download: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (run / "result.json").unlink()
+    assert main([str(run), "--revisions", "--babylm", str(download), "--out", str(tmp_path / "x.json")]) == 2
+    assert "is not finished, and its curve would end before its end" in " ".join(capsys.readouterr().err.split())
+
+
+def test_data_is_read_for_predictions_once(
+    run: Path, download: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads: list[str] = []
+    suite = SUITES["blimp_filtered"]
+    read = type(suite).read
+
+    def counted(self: Suite[Any], folder: Path, conditions: Conditions) -> Any:
+        reads.append(folder.name)
+        return read(self, folder, conditions)
+
+    monkeypatch.setattr(type(suite), "read", counted)
+    assert main([str(run), "--revisions", "--babylm", str(download), "--out", str(tmp_path / "x.json")]) == 0
+    # Once for each of two revisions that is measured, and once for the predictions of both.
+    assert reads == ["blimp_fast"] * 3
 
 
 def test_a_mistake_is_one_sentence(
