@@ -3,24 +3,29 @@
 `palenka export runs/students/palenka-58m-l0.1-h0.3 --out palenka-58m`
 
 With `--revisions` a folder for each branch of a repository: main, and the revisions that the run kept.
-`--push org/name` sends them to the Hugging Face Hub.
+`--push org/name` sends them to the Hugging Face Hub; cut off there, the same command sends what it exported before.
 """
 
+import filecmp
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
 from palenka.ground.command_line import parse, run
 from palenka.ground.console import console
 from palenka.ground.errors import UserError
-from palenka.ground.files import disk_errors, whole_directory
+from palenka.ground.files import directory_aside, disk_errors, whole_directory
 from palenka.ground.lock import sole_writer
 from palenka.ground.settings import Command, Precision
 from palenka.publish import MAIN, push, require_token
+
+if TYPE_CHECKING:
+    from palenka.eval.results import SuiteResult
+    from palenka.train_student.run import FinishedRun
 
 
 class ExportSettings(Command):
@@ -48,13 +53,14 @@ class ExportSettings(Command):
 
 
 def export(settings: ExportSettings) -> int:
-    """Export a run; returns the parameters of the model.
+    """Export a run; returns the parameters of the model. With ``push``, what it has exported already is sent again.
 
     Raises:
-        UserError: if the run is not finished, a file of it is damaged, it has no revisions that are asked for, the
-            directory exists, results are those of another model, or the Hub does not take it.
+        UserError: if the run is not finished or without weights, a file of it is damaged, it has no revisions that are
+            asked for, the directory exists and is not to be sent or holds something else, results are those of another
+            model, or the Hub does not take it.
     """
-    from palenka.model_card import model_card, read_own_results
+    from palenka.model_card import read_own_results
     from palenka.train_student.revisions import Revisions
     from palenka.train_student.run import Run
 
@@ -62,42 +68,83 @@ def export(settings: ExportSettings) -> int:
     finished = run.read()
     if finished is None:
         raise UserError(f"{settings.run} is not a finished run: it has no result.json; train it to its end first")
-    run.require_whole()
+    if finished.weights is None:
+        raise UserError(f"{settings.run} has no weights: model.safetensors was deleted; restore it, or train it again")
     if settings.revisions:
         revisions.require()
-    if settings.out.exists():
+    if settings.out.exists() and not settings.push:
         raise UserError(f"{settings.out} exists; delete it or choose another --out")
     results = read_own_results(settings.results, finished)
     if settings.push:
         require_token()
-    with sole_writer(settings.out), whole_directory(settings.out) as aside, disk_errors():
-        main_folder = aside / MAIN if settings.revisions else aside
-        parameters = _write(settings.run, main_folder, settings)
-        for place in revisions.places() if settings.revisions else ():
-            _write(place, aside / place.name, settings)
-        name = settings.push or settings.out.resolve().name
-        card = model_card(finished, results, name, settings.license)
-        (main_folder / "README.md").write_text(card, encoding="utf-8")
-        run.require_whole()  # what was read is what was there before
+    models = {place.name: place for place in revisions.places()} if settings.revisions else {}
+    models[MAIN] = settings.run
+    with sole_writer(settings.out), disk_errors():
+        if settings.out.exists():
+            with directory_aside(settings.out) as again:
+                parameters = _write_branches(settings, finished, models, results, again)
+                _require_same(again, settings.out)
+        else:
+            with whole_directory(settings.out) as aside:
+                parameters = _write_branches(settings, finished, models, results, aside)
     if settings.push:
-        branches = {MAIN: settings.out}
-        if settings.revisions:
-            branches = {place.name: settings.out / place.name for place in revisions.places()}
-            branches[MAIN] = settings.out / MAIN
-        push(settings.push, branches)
+        push(settings.push, {branch: _folder(settings, settings.out, branch) for branch in models})
     return parameters
+
+
+def _folder(settings: ExportSettings, out: Path, branch: str) -> Path:
+    """Where a branch lies in an export."""
+    return out / branch if settings.revisions else out
+
+
+def _write_branches(
+    settings: ExportSettings,
+    run: "FinishedRun",
+    models: Mapping[str, Path],
+    results: Sequence["SuiteResult"],
+    out: Path,
+) -> int:
+    """Write the model of each branch, and the card of the main one, whose parameters are returned."""
+    from palenka.data.model_files import require_untouched
+    from palenka.model_card import model_card
+    from palenka.train_student.run import Run
+
+    for branch, model in models.items():
+        if branch != MAIN:
+            require_untouched(model)
+        parameters = _write(model, _folder(settings, out, branch), settings)
+    card = model_card(run, results, settings.push or settings.out.resolve().name, settings.license)
+    (_folder(settings, out, MAIN) / "README.md").write_text(card, encoding="utf-8")
+    Run(settings.run).require_whole()  # what was read is what was there before
+    return parameters
+
+
+def _require_same(made: Path, there: Path) -> None:
+    """Refuse to send a folder that is not what this call makes.
+
+    Raises:
+        UserError: if a file of it differs.
+    """
+    files, others = (
+        sorted(f"{path.relative_to(folder)}" for path in folder.rglob("*") if path.is_file())
+        for folder in (made, there)
+    )
+    if files != others or filecmp.cmpfiles(made, there, files, shallow=False)[0] != files:
+        raise UserError(
+            f"{there} exists and is not what this command exports; delete it or choose another --out, or send it as it "
+            "is with `hf upload`"
+        )
 
 
 def _write(model_directory: Path, directory: Path, settings: ExportSettings) -> int:
     """Write a model and its tokenizer; returns its parameters."""
     import torch
 
-    from palenka.data.model_files import load_model, require_untouched
+    from palenka.data.model_files import load_model
     from palenka.data.text.bos import add_bos
     from palenka.data.text.tokenizer import tokenizer_files
     from palenka.train_student.model.student import count_parameters
 
-    require_untouched(model_directory)
     model = load_model(model_directory, torch.device("cpu"), settings.dtype)
     model.save_pretrained(directory)
     for path in tokenizer_files(model_directory):

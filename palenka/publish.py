@@ -39,7 +39,7 @@ def push(repository: str, branches: Mapping[str, Path]) -> None:
         UserError: if the Hub refuses, or cannot be reached.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    from huggingface_hub.errors import HTTPError, HFValidationError  # type: ignore[attr-defined]
 
     api = HfApi(token=require_token())
     branch = MAIN
@@ -52,9 +52,9 @@ def push(repository: str, branches: Mapping[str, Path]) -> None:
                 repo_id=repository, folder_path=folder, revision=branch, commit_message=f"{branch}: model and tokenizer"
             )
             info(f"{repository}: branch {branch} is sent")
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
+    except (HTTPError, HFValidationError, OSError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
         raise UserError(
             f"branch {branch} of {repository} cannot be sent to the Hugging Face Hub ({reason}); what was exported is "
-            "kept: `hf upload` sends a folder to a branch (--revision)"
+            "kept: run the same command again, which sends the rest"
         ) from None

@@ -9,6 +9,7 @@ from typing import ClassVar
 import pytest
 import torch
 from huggingface_hub import ModelCard
+from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -238,3 +239,36 @@ def test_each_folder_is_sent_to_its_branch_where_there_is_a_token(
     assert "branch chck_300 of org/name cannot be sent" in " ".join(capsys.readouterr().err.split())
     assert (tmp_path / "cut-off" / "main" / "model.safetensors").is_file()
     assert main([str(with_revisions), "--push", "name alone", "--out", str(tmp_path / "x")]) == USER_MISTAKE
+
+
+def test_a_push_that_failed_is_repeated_and_sends_what_was_exported(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Unreachable(Hub):
+        def create_repo(self, name: str, *, private: bool, exist_ok: bool) -> None:
+            raise HTTPError(f"{name}: no route to host")
+
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: "secret")
+    monkeypatch.setattr("huggingface_hub.HfApi", Unreachable)
+    monkeypatch.setattr(Hub, "calls", [])
+    words = [str(finished), "--out", str(tmp_path / "hub"), "--push", "org/name"]
+    assert main(words) == USER_MISTAKE
+    told = " ".join(capsys.readouterr().err.split())
+    assert "(org/name: no route to host); what was exported is kept: run the same command again" in told
+    written = {path: path.stat().st_mtime_ns for path in (tmp_path / "hub").iterdir()}
+    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
+    assert main(words) == 0
+    assert [call[0] for call in Hub.calls] == ["repository", "upload"]
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "hub").iterdir()} == written
+    assert main([*words, "--dtype", "bf16"]) == USER_MISTAKE
+    assert "hub exists and is not what this command exports" in " ".join(capsys.readouterr().err.split())
+    assert len(Hub.calls) == 2
+
+
+def test_a_run_whose_weights_were_deleted_is_not_exported(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (finished / "model.safetensors").unlink()
+    assert main([str(finished), "--out", str(tmp_path / "hub")]) == USER_MISTAKE
+    assert "has no weights: model.safetensors was deleted" in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "hub").exists()
