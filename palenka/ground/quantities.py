@@ -13,6 +13,11 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600:,} h {whole // 60 % 60:02} min"
 
 
+def count(number: int, noun: str) -> str:
+    """A number and what it counts: 1 seed, 3 seeds."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 def size(count: float) -> str:
     """So many bytes: 512 bytes, 5.5 MB, 70.6 GB; in powers of 1,000, as disks are sold."""
     for unit, factor in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):

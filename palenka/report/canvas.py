@@ -59,19 +59,24 @@ class Size:
         width: in pixels.
         letters: of a name at a line's end that leave room for the chart.
         ticks: on the horizontal axis, at most.
+        names_above: whether the names of rows stand above what they name: there is no room beside it.
+        row_letters: of a row's name, at most.
     """
 
     name: str
     width: int
     letters: int
     ticks: int
+    names_above: bool
+    row_letters: int
 
     def figure(self, height: float) -> Figure:
         """An empty figure of a height in pixels."""
         return Figure(figsize=(self.width / 72, height / 72))
 
 
-WIDE, NARROW = Size("wide", 533, 20, 6), Size("narrow", 358, 14, 4)
+WIDE = Size("wide", 533, letters=20, ticks=6, names_above=False, row_letters=28)
+NARROW = Size("narrow", 358, letters=14, ticks=4, names_above=True, row_letters=44)
 
 
 def drawn(draw: Callable[[Size], Figure], title: str) -> Markup:

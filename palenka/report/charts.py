@@ -10,11 +10,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 from numpy.typing import NDArray
 
-from palenka.report.canvas import NARROW, TEXT, Size, drawn, round_ticks, short, tell, written
+from palenka.report.canvas import TEXT, Size, drawn, round_ticks, short, tell, written
 from palenka.report.colours import AXIS, INK, PAPER
 from palenka.report.results import Estimate
 
-_ROW_LETTERS = 28
 _ROW_GAP = 0.33
 """Where a row's name stands above its dots, in rows; on a phone there is no room beside them."""
 
@@ -72,7 +71,9 @@ def line_chart(
     """
 
     def draw(size: Size) -> Figure:
-        figure, axes = _figure(size, 300 if size is not NARROW else 260, y_label)
+        """The lines in one size."""
+        height = 260 if size.names_above else 300
+        figure, axes = _figure(size, height, y_label)
         if log:
             axes.set_yscale("log")
         if zero:
@@ -91,7 +92,7 @@ def line_chart(
         axes.set_xlim(0, 1.01 * max((float(line.x.max()) for line in lines), default=1.0))
         axes.set_xlabel(x_label)
         _ticks(axes, size, log)
-        _label_ends(axes, [line for line in lines if line.label], size)
+        _label_ends(axes, [line for line in lines if line.label], size, height)
         return figure
 
     return drawn(draw, title)
@@ -101,6 +102,7 @@ def histogram_chart(shapes: Sequence[Shape], title: str, x_label: str) -> Markup
     """Outlined histograms over each other, each named at its highest bin."""
 
     def draw(size: Size) -> Figure:
+        """The histograms in one size."""
         figure, axes = _figure(size, 250, "share of tokens")
         for label, colour, edges, shares in shapes:
             axes.stairs(shares, edges, fill=True, color=colour, alpha=0.14)
@@ -128,7 +130,8 @@ def bar_chart(bars: Sequence[tuple[str, float, str]], title: str, x_label: str, 
     """Horizontal bars in the order given: (name, value, the value as it is written at the bar's end)."""
 
     def draw(size: Size) -> Figure:
-        figure, axes = _figure(size, 62 + (46 if size is NARROW else 25) * len(bars), "")
+        """The bars in one size."""
+        figure, axes = _figure(size, 62 + (46 if size.names_above else 25) * len(bars), "")
         places = [place + _below(size) for place in range(len(bars))]
         patches = axes.barh(places, [value for _, value, _ in bars], height=0.4, color=colour)
         for patch, (name, _, text) in zip(patches, bars, strict=True):
@@ -150,11 +153,12 @@ def dot_chart(
     crowd = max((len(dots) for _, dots in rows), default=1)
 
     def draw(size: Size) -> Figure:
-        pitch = max(25.0, 12.0 + 7.0 * crowd) + (20 if size is NARROW else 0)
+        """The rows in one size."""
+        pitch = max(25.0, 12.0 + 7.0 * crowd) + (20 if size.names_above else 0)
         figure, axes = _figure(size, 62 + pitch * len(rows), "")
         if reference is not None:
             axes.axvline(reference, color=AXIS, linewidth=1.2, linestyle=(0, (3, 2)))
-        room = (0.44 if size is NARROW and crowd > 1 else 0.72) if crowd > 1 else 0.0
+        room = 0.44 if size.names_above else 0.72  # a single dot stands in the middle of it
         for place, (row, dots) in enumerate(rows):
             for number, dot in enumerate(dots):
                 height = place + _below(size) + room * ((number + 0.5) / len(dots) - 0.5)
@@ -168,6 +172,7 @@ def dot_chart(
 
 
 def _dot(axes: Axes, dot: Dot, row: str, height: float, x_label: str) -> None:
+    """Draw a value and its interval at a height, both of which tell what they are."""
     low, value, high = (f"{part:.4g}" for part in (dot.estimate.low, dot.estimate.value, dot.estimate.high))
     said = f"{': '.join(dict.fromkeys(name for name in (dot.name, row) if name))}: {value} ({low} to {high}), {x_label}"
     (bar,) = axes.plot([dot.estimate.low, dot.estimate.high], [height] * 2, color=dot.colour, linewidth=1.6)
@@ -178,6 +183,7 @@ def _dot(axes: Axes, dot: Dot, row: str, height: float, x_label: str) -> None:
 
 
 def _of_line(line: Line, x_label: str) -> str:
+    """What a line tells of itself: where it ends."""
     return f"{line.name or line.label}: {line.y[-1]:.4g} at {written(float(f'{line.x[-1]:.3g}'))} {x_label}"
 
 
@@ -200,33 +206,39 @@ def _figure(size: Size, height: float, y_label: str) -> tuple[Figure, Axes]:
 
 def _below(size: Size) -> float:
     """How far what a row shows stands below its middle, in rows: beneath the name, where that stands above."""
-    return 0.12 if size is NARROW else 0.0
+    return 0.12 if size.names_above else 0.0
 
 
 def _rows(axes: Axes, names: Sequence[str], size: Size) -> None:
     """Name the rows, the first at the top: beside them, or above each where there is no room."""
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.grid(visible=False, axis="y")
-    if size is NARROW:
+    if size.names_above:
         axes.set_yticks([])
         for place, name in enumerate(names):
-            axes.text(
-                0, place - _ROW_GAP, short(name, 44), va="center", color=INK, transform=axes.get_yaxis_transform()
-            )
+            label, across = short(name, size.row_letters), axes.get_yaxis_transform()
+            axes.text(0, place - _ROW_GAP, label, va="center", color=INK, transform=across)
     else:
-        axes.set_yticks(range(len(names)), [short(name, _ROW_LETTERS) for name in names])
+        axes.set_yticks(range(len(names)), [short(name, size.row_letters) for name in names])
         axes.tick_params(axis="y", labelcolor=INK)
 
 
-def _label_ends(axes: Axes, lines: Sequence[Line], size: Size) -> None:
-    """Write each line's name right of the frame at the height of its end, moved apart where they would touch."""
+def _label_ends(axes: Axes, lines: Sequence[Line], size: Size, height: float) -> None:
+    """Write each line's name right of the frame at the height of its end, moved apart where they would touch.
+
+    Args:
+        axes: with all lines.
+        lines: that have a name.
+        size: that is drawn.
+        height: of the figure in pixels.
+    """
     axes.set_ylim(axes.get_ylim())
     inside = axes.transData + axes.transAxes.inverted()
-    heights = [min(max(float(inside.transform((line.x[-1], line.y[-1]))[1]), 0.0), 1.0) for line in lines]
-    gap = 1.2 * TEXT / (0.72 * 72 * float(axes.figure.get_figheight()))  # type: ignore[union-attr]
-    for line, height in zip(lines, _apart(heights, gap), strict=True):
+    ends = [min(max(float(inside.transform((line.x[-1], line.y[-1]))[1]), 0.0), 1.0) for line in lines]
+    gap = 1.2 * TEXT / (0.72 * height)
+    for line, end in zip(lines, _apart(ends, gap), strict=True):
         label = short(line.label, size.letters)
-        axes.text(1.02, height, label, color=line.colour, va="center", transform=axes.transAxes)
+        axes.text(1.02, end, label, color=line.colour, va="center", transform=axes.transAxes)
 
 
 def _apart(heights: Sequence[float], gap: float) -> list[float]:

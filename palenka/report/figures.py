@@ -85,7 +85,7 @@ def revision_figures(curves: Sequence[LearningCurve], models: Sequence[Model], s
             x = np.array([point.words / 1e6 for point in points])
             y, low, high = (np.array([getattr(each, part) for each in estimates]) for part in ("value", "low", "high"))
             style = styles.get(name, other)
-            line = Line(name, style.colour, x, y, style.dashed, marked=True, name=name, band=(low, high))
+            line = Line(name, style.colour, x, y, style.dashed, marked=True, band=(low, high))
             lines.setdefault((title, unit or "%", conditions), []).append(line)
     return [
         (

@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from palenka.report.models import Model, measures_of
-from palenka.report.results import Measure, compare_measure
-from palenka.report.texts import name_texts
+from palenka.ground.quantities import count
+from palenka.report.models import Model, best, measures_of
+from palenka.report.results import Measure, compare_measure, signed
+from palenka.report.texts import LossBasis, name_texts
 
 _LEVEL = 0.05
 """Below this p-value two models are called separated, after allowing for the choice of the best of several."""
@@ -32,7 +33,7 @@ class _Contest:
         control: the most like it.
         measure: of held-out text.
         chosen: students among which it is the best.
-        corpus: the name of the corpus that all of them read.
+        corpus: the name of what the best one read.
     """
 
     student: Model
@@ -102,17 +103,16 @@ def _reads(model: Model) -> tuple[str, str]:
 
 def _contests(students: Sequence[Model], controls: Sequence[Model]) -> list[_Contest]:
     """The best student of each corpus and tokenizer beside its control; of the most students first."""
-    runs = [model.run for model in students if model.run]
-    names = {(text.corpus, text.tokenizer): name for text, name in reversed(name_texts(runs).items())}
+    names = name_texts(model.run for model in students if model.run)
     contests = []
-    for corpus, name in reversed(names.items()):
+    for corpus in dict.fromkeys((text.corpus, text.tokenizer) for text in names):
         alike = [student for student in students if _reads(student) == corpus]
-        for measure in measures_of(alike):
-            measured = [student for student in alike if measure.is_loss and student.estimate(measure)]
+        for measure in (measure for measure in measures_of(alike) if measure.is_loss):
             rivals = [control for control in controls if control.estimate(measure)]
-            student = min(measured, key=lambda model, by=measure: model.level(by), default=None)  # type: ignore[misc]
-            if student and (control := control_for(student, rivals, measure)):
-                contests.append(_Contest(student, control, measure, len(measured), name))
+            student = best(alike, measure)
+            if student and student.run and (control := control_for(student, rivals, measure)):
+                chosen = sum(model.estimate(measure) is not None for model in alike)
+                contests.append(_Contest(student, control, measure, chosen, names[LossBasis.of(student.run)]))
                 break
     return sorted(contests, key=lambda contest: -contest.chosen)
 
@@ -140,7 +140,7 @@ def _decided(contest: _Contest) -> tuple[str, str]:
         return f"{headline}: {verdict}", reason
     if found["interval"] is None:
         return f"{headline}: whether by chance, one cannot tell", f"{levels} The text is too short for an interval."
-    low, high = (f"{end:+.4f}".replace("-", "−") for end in found["interval"])
+    low, high = (signed(end, 4) for end in found["interval"])
     allowing = f", times {contest.chosen} for the choice" * (contest.chosen > 1)
     reason = (
         f"{levels} Both read the same text, so what is hard in it cancels: the paired 95 % interval of the difference "
@@ -175,7 +175,7 @@ def _other_measures(contest: _Contest, measures: Sequence[Measure]) -> list[str]
             sentences.append(f"{levels}, without a paired test.")
             continue
         factor = 1 if measure.unit else 100
-        low, high = (f"{factor * end:+.{_digits(measure)}f}".replace("-", "−") for end in found["interval"])
+        low, high = (signed(factor * end, measure.digits) for end in found["interval"])
         sentences.append(f"{levels}, a difference of {low} to {high}: {verdict_of(found)}.")
     return sentences
 
@@ -185,17 +185,8 @@ def _paired(student: Model, control: Model, measure: Measure) -> Mapping[str, An
 
 
 def _level(model: Model, measure: Measure) -> str:
-    return f"{model.level(measure):.{_digits(measure)}f} {measure.unit or '%'}"
+    return f"{model.level(measure):.{measure.digits}f} {measure.unit or '%'}"
 
 
 def _chance(p_value: float) -> str:
     return "p < 0.0001" if p_value < 1e-4 else f"p = {p_value:.2g}"
-
-
-def _digits(measure: Measure) -> int:
-    return 4 if measure.is_loss else 2 if measure.unit else 1
-
-
-def count(number: int, noun: str) -> str:
-    """A number and what it counts, such as 3 seeds."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

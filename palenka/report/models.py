@@ -90,6 +90,13 @@ def measures_of(models: Iterable[Model]) -> list[Measure]:
     return sorted(counts, key=lambda measure: (-counts[measure], measure))
 
 
+def best(models: Iterable[Model], measure: Measure) -> Model | None:
+    """The best of the models that were measured by a measure; None if none was."""
+    sign = 1 if measure.is_loss else -1
+    measured = (model for model in models if model.estimate(measure))
+    return min(measured, key=lambda model: sign * model.level(measure), default=None)
+
+
 def recipe(run: FinishedRun) -> str:
     """A run's objective, and its teachers with their weights; empty for one that was trained without teachers."""
     if not run.settings.teachers:

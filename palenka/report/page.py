@@ -9,13 +9,14 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from palenka.eval.overall import COLUMNS
 from palenka.report import figures
 from palenka.report.cache_card import make_card
 from palenka.report.colours import style_sheet, themed
 from palenka.report.finding import find
-from palenka.report.grid.finding import signed, unsigned
+from palenka.report.grid.finding import change, unsigned
 from palenka.report.grid.sections import grid_sections, grid_tiles
-from palenka.report.models import Model, join_models, measures_of, recipe
+from palenka.report.models import Model, best, join_models, measures_of, recipe
 from palenka.report.names import distinct_names
 from palenka.report.official import official_rows, shown_columns
 from palenka.report.pairs import pair_suites
@@ -37,12 +38,10 @@ def render(sources: Sources, title: str) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"recipe": recipe, "signed": signed, "themed": themed, "unsigned": unsigned}
+    environment.filters |= {"change": change, "recipe": recipe, "themed": themed, "unsigned": unsigned}
     models = join_models(sources)
     content = {"generator": GENERATOR, "title": title, "sources": sources, "students_shown": STUDENTS_SHOWN}
-    content |= {"prompts": prompt_sections(models, sources), "curves": sources.curves} | _looks()
-    content["revisions"] = figures.revision_figures(sources.curves, models, style_models(models))
-    content |= _of_models(models) | _of_stages(models, sources) | _of_grids(sources)
+    content |= _looks() | _of_models(models, sources) | _of_stages(models, sources) | _of_grids(sources)
     page = environment.get_template("report.html.j2").render(content)
     return page if page.endswith("\n") else f"{page}\n"
 
@@ -59,7 +58,7 @@ def _looks() -> dict[str, Any]:
     }
 
 
-def _of_models(models: Sequence[Model]) -> dict[str, Any]:
+def _of_models(models: Sequence[Model], sources: Sources) -> dict[str, Any]:
     """What the page says of the models."""
     styles = style_models(models)
     likelihoods = [measure for measure in measures_of(models) if measure.is_loss]
@@ -77,9 +76,14 @@ def _of_models(models: Sequence[Model]) -> dict[str, Any]:
         "measured": [(measure, figures.measure_figure(models, measure, styles)) for measure in measures],
         "suites": [(suite, figures.pairs_figure(suite, styles)) for suite in pair_suites(models)],
         "official": official,
-        "official_columns": shown_columns(official),
+        "official_columns": (columns := shown_columns(official)),
+        "official_total": len(COLUMNS),
+        "official_missing": len(COLUMNS) - len(columns),
         "official_figure": figures.overall_figure(official, styles) if len(official) > 1 else None,
         "texts": (texts := text_sections(models, styles)),
+        "curves": sources.curves,
+        "revisions": figures.revision_figures(sources.curves, models, styles),
+        "prompts": prompt_sections(models, sources),
         "text_of": {model.name: text.name for text in texts for model in text.models},
     }
 
@@ -109,8 +113,8 @@ def _of_grids(sources: Sources) -> dict[str, Any]:
 def _best(models: Sequence[Model], measure: Measure) -> str | None:
     """The student or control that is best by a measure, if there are several to choose from."""
     candidates = [model for model in models if model.role in ("student", "control") and model.estimate(measure)]
-    sign = 1 if measure.is_loss else -1
-    return min(candidates, key=lambda model: sign * model.level(measure)).name if len(candidates) > 1 else None
+    found = best(candidates, measure)
+    return found.name if found and len(candidates) > 1 else None
 
 
 def _further(models: Sequence[Model], measure: Measure) -> dict[str, str]:

@@ -1,7 +1,8 @@
 "use strict";
 // A click on a heading sorts its table; pointing at a part of a chart tells what it is. Without this the page says the same.
 
-const number = text => parseFloat(text.replace(/,/g, "").replace("−", "-"));
+// A date sorts as text: as a number it would be its year.
+const number = text => (/^\d{4}-\d\d-\d\d/.test(text) ? NaN : parseFloat(text.replace(/,/g, "").replace("−", "-")));
 
 function order(table, column, descending) {
   const body = table.tBodies[0];

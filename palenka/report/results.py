@@ -40,6 +40,7 @@ class Measure:
         suite: its name.
         title: as a heading.
         data: fingerprint of the text or of the pairs.
+        version: of the suite.
         conditions: that it was measured under, by name.
         unit: of its main figure; empty for a share.
         is_loss: whether lower is better.
@@ -48,6 +49,7 @@ class Measure:
     suite: str
     title: str
     data: str
+    version: int
     conditions: tuple[tuple[str, str | int], ...]
     unit: str
     is_loss: bool
@@ -55,9 +57,21 @@ class Measure:
     @staticmethod
     def of(result: SuiteResult) -> "Measure":
         """What a result measured."""
-        conditions = tuple(result.conditions.items())
         main = result.main
-        return Measure(result.suite, result.title, result.data, conditions, main.unit, not main.higher_is_better)
+        return Measure(
+            suite=result.suite,
+            title=result.title,
+            data=result.data,
+            version=result.version,
+            conditions=tuple(result.conditions.items()),
+            unit=main.unit,
+            is_loss=not main.higher_is_better,
+        )
+
+    @property
+    def digits(self) -> int:
+        """Digits of its values behind the point."""
+        return 4 if self.is_loss else 2 if self.unit else 1
 
     @property
     def protocol(self) -> str:
@@ -70,10 +84,17 @@ class Measure:
         parts = [self.protocol] if self.protocol else []
         if any(other.data != self.data for other in others):
             parts.append(f"data {self.data[:8]}")
+        if any(other.version != self.version for other in others):
+            parts.append(f"version {self.version}")
         for name, value in self.conditions:
             if name != "protocol" and any(dict(other.conditions).get(name) != value for other in others):
                 parts.append(f"{name} {value}")
         return ", ".join(parts)
+
+
+def signed(value: float, digits: int) -> str:
+    """A difference with its sign, a minus as long as the plus."""
+    return f"{value:+.{digits}f}".replace("-", "−")
 
 
 @dataclass(frozen=True)

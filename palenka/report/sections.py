@@ -18,7 +18,7 @@ from palenka.report.finding import control_for
 from palenka.report.models import Model
 from palenka.report.names import distinct_names
 from palenka.report.sources import Sources
-from palenka.report.texts import Text, name_texts
+from palenka.report.texts import LossBasis, name_texts
 
 
 class CostSection(NamedTuple):
@@ -74,7 +74,7 @@ def text_sections(models: Sequence[Model], styles: Styles) -> list[TextSection]:
     names = name_texts(model.run for model in models if model.run)
     sections = []
     for text, name in names.items():
-        here = [model for model in models if model.run and Text.of(model.run) == text]
+        here = [model for model in models if model.run and LossBasis.of(model.run) == text]
         students = [model for model in here if model.role == "student"]
         controls = [model for model in here if model.role == "control"]
         control = control_for(students[0], controls) if students else next(iter(controls), None)

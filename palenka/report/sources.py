@@ -50,11 +50,12 @@ def find_sources(directories: Sequence[Path]) -> Sources:
         for name in files:
             if name.endswith(".json") and name not in _OF_MODELS and not name.startswith("tokenizer"):
                 _add_results(found, folder / name)
-    if not any(vars(found).values()):
+    if not any(content for name, content in vars(found).items() if name != "unranked"):
         searched = ", ".join(map(str, directories))
         raise UserError(
-            f"nothing to report on in {searched}: no run, no teacher cache, no evaluation result and no grid; "
-            "give the folder of a study or a grid, or one that holds runs"
+            f"nothing to report on in {searched}: no run, no teacher cache, no evaluation result, no learning curve, "
+            "no samples, no study and no grid with a ranking; give the folder of a study or a grid, or one that holds "
+            "runs"
         )
     return found
 

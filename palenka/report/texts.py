@@ -9,7 +9,7 @@ from palenka.train_student.run import FinishedRun
 
 
 @dataclass(frozen=True)
-class Text:
+class LossBasis:
     """What runs share whose losses can be compared.
 
     Attributes:
@@ -25,25 +25,25 @@ class Text:
     length: int
 
     @staticmethod
-    def of(run: FinishedRun) -> "Text":
+    def of(run: FinishedRun) -> "LossBasis":
         """What a run read."""
         inputs, settings = run.inputs, run.settings
         validation = inputs.validation, settings.validation.windows
-        return Text(inputs.corpus, validation, inputs.tokenizer, settings.windows.length)
+        return LossBasis(inputs.corpus, validation, inputs.tokenizer, settings.windows.length)
 
 
-def name_texts(runs: Iterable[FinishedRun]) -> dict[Text, str]:
+def name_texts(runs: Iterable[FinishedRun]) -> dict[LossBasis, str]:
     """Names of all texts that some runs read, the most read first: the corpus's folder, and what tells them apart."""
-    readers: dict[Text, list[FinishedRun]] = {}
+    readers: dict[LossBasis, list[FinishedRun]] = {}
     for run in runs:
-        readers.setdefault(Text.of(run), []).append(run)
+        readers.setdefault(LossBasis.of(run), []).append(run)
     folders = {text: of[0].settings.corpus for text, of in readers.items()}
     short = distinct_names(folders.values())
     ordered = sorted(readers, key=lambda text: (-len(readers[text]), short[folders[text]], text.length, text.corpus))
     return {text: _name(text, short[folders[text]], folders[text], folders) for text in ordered}
 
 
-def _name(text: Text, name: str, folder: Path, folders: dict[Text, Path]) -> str:
+def _name(text: LossBasis, name: str, folder: Path, folders: dict[LossBasis, Path]) -> str:
     others = [other for other in folders if folders[other] == folder and other != text]
     parts = [name]
     if any(other.length != text.length for other in others):

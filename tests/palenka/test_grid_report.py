@@ -258,6 +258,13 @@ def test_numbers_that_have_no_room_are_left_to_the_ranking(grid_folder: GridFold
     assert "and beneath it the difference" not in words(html)
 
 
+def test_numbers_that_have_room_on_a_screen_alone_are_said_to(grid_folder: GridFolder, tmp_path: Path) -> None:
+    options = {"objective.logit": LOGIT, "objective.hidden": tuple(range(8))}
+    html = page_of(grid_folder(options=options), tmp_path / "report.html")
+    assert ">−0." in drawing_of(html, "Held-out cross-entropy over the grid")
+    assert "and beneath it the difference from the control (on a phone the ranking has the numbers)" in words(html)
+
+
 def test_what_failed_or_did_not_run_is_marked_and_said(grid_folder: GridFolder, tmp_path: Path) -> None:
     failed = [f"points/logit0.1-hidden0.3-seed{seed}" for seed in SEEDS]
     without = [f"points/logit0.5-hidden0.3-seed{seed}" for seed in SEEDS] + ["points/logit0.9-hidden0.7-seed1"]

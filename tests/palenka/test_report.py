@@ -322,6 +322,33 @@ def test_runs_of_different_corpora_share_no_sentence_and_no_chart(copy: Path, tm
     assert "No control stands beside the 1 student" in report(copy, out=tmp_path / "report.html").words()
 
 
+def test_results_of_an_older_version_of_a_suite_stand_apart(copy: Path, tmp_path: Path) -> None:
+    path = copy / "held_out" / f"{HOSTILE}.json"
+    results, table = read_results(path), read_items(path)["held_out"]
+    (result,) = results.suites
+    older = result.model_copy(update={"version": result.version - 1})
+    write_results(path, results.model_copy(update={"suites": (older,)}), [table])
+    words = report(copy, out=tmp_path / "report.html").words()
+    assert "Held-out text was not measured for 1 student and a control" in words
+    assert f"; version {older.version}" in words
+    assert f"; version {result.version}" in words
+
+
+def test_a_sentence_about_a_corpus_has_the_windows_of_its_best_student(copy: Path, tmp_path: Path) -> None:
+    for name in (HOSTILE, "control"):
+        far = Path(shutil.copytree(copy / name, copy / f"far-{name}"))
+        write_again(far / "inputs.json", read(far / "inputs.json") | {"corpus": "f" * 64})
+    # The same weights: of two that are as good, the first by name counts as the best.
+    shorter = Path(shutil.copytree(copy / HOSTILE, copy / "zz"))
+    config = (shorter / "config.yaml").read_text(encoding="utf-8")
+    assert f"length: {LENGTH}" in config
+    (shorter / "config.yaml").write_text(config.replace(f"length: {LENGTH}", "length: 8"), encoding="utf-8")
+    commit_again(shorter)
+    words = report(copy, out=tmp_path / "report.html").words()
+    assert "the best of 2 students" in words
+    assert re.search(rf"That is about [^.]*windows of {LENGTH} tokens", words)
+
+
 def test_minimal_pairs_stand_by_phenomenon_and_paradigm(copy: Path, tmp_path: Path) -> None:
     scores = {"ellipsis_n_bar_1": 0.75, "ellipsis_n_bar_2": 0.25, "wh_island": 0.9}
     record = pairs_of(copy, "control", scores)
@@ -603,6 +630,9 @@ def test_a_mistake_is_one_sentence(copy: Path, tmp_path: Path, capsys: pytest.Ca
     out = tmp_path / "report.html"
     assert "none is not a folder" in told(tmp_path / "none", "--out", out)
     assert "nothing to report on in" in told(tmp_path / "empty", "--out", out)
+    (tmp_path / "young" / "grid" / "points").mkdir(parents=True)
+    (tmp_path / "young" / "grid" / "points" / "control-seed0.failure.json").write_text("{}")
+    assert "no study and no grid with a ranking" in told(tmp_path / "young", "--out", out)
     assert "these options are missing" in told("--out", out)
     assert "file exists and is no report; choose another out" in told(copy, "--out", tmp_path / "file")
     assert "exists and is no report" in told(copy, "--out", tmp_path / "empty")

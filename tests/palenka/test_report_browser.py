@@ -33,6 +33,11 @@ under.dispatchEvent(new PointerEvent("pointermove", { clientX, clientY, bubbles:
 told.push(document.querySelector(".told").textContent);
 told.push([...document.querySelectorAll("svg")].map(svg => getComputedStyle(svg).display).join(""));
 told.push(document.body.scrollWidth <= document.body.clientWidth);
+const dated = document.createElement("table");
+for (const date of ["2026-03-02", "–", "2025-12-31 23:59", "2026-03-01"]) dated.insertRow().insertCell().innerText = date;
+document.body.append(dated);
+order(dated, 0, false);
+told.push([...dated.rows].map(row => row.cells[0].innerText).join());
 const found = document.createElement("pre");
 found.textContent = told.join("|");
 document.body.append(found);
@@ -79,13 +84,14 @@ def test_a_heading_sorts_its_table_and_a_point_tells_its_model(page: Path, width
     options += ["--window-size=1280,4000", "--virtual-time-budget=5000", "--dump-dom", probed.as_uri()]
     dom = subprocess.run([CHROMIUM, *options], capture_output=True, text=True, timeout=120, check=True).stdout
     (found,) = re.findall(r"<pre>(.*?)</pre>", dom, flags=re.DOTALL)
-    before, ascending, descending, told, displays, fits = unescape(found).split("|")
+    before, ascending, descending, told, displays, fits, dates = unescape(found).split("|")
     assert before == "abc"
     assert ascending == "cabascending"  # 10.5 is more than 3: as numbers, not as words
     assert descending == "bacdescending"
     assert re.fullmatch(r"a: 3 \(2\.9\d* to 3\.0\d*\), nats per token, with 95 % interval", told)
     assert displays.startswith(shown)
     assert fits == "true"
+    assert dates == "2025-12-31 23:59,2026-03-01,2026-03-02,–"
 
 
 def _hash(script: str) -> str:

@@ -4,10 +4,10 @@ import statistics
 from collections.abc import Sequence
 
 from palenka.grid.record import HELD_OUT, GridRow, GridStage, run_name
-from palenka.report.canvas import NARROW
+from palenka.ground.quantities import count
+from palenka.report.canvas import NARROW, WIDE
 from palenka.report.charts import Dot, dot_chart
 from palenka.report.figures import Captioned
-from palenka.report.finding import count
 from palenka.report.grid.analysis import Noise, Option, PairedRun, controls_of
 from palenka.report.grid.heat_map import Cell, digits_in, heat_map
 from palenka.report.grid.seed_chart import SeedDot, seed_chart, seed_styles
@@ -73,8 +73,9 @@ def _heat_map(stage: GridStage, rows: Option, columns: Option, noise: Noise | No
     chart = heat_map(
         (rows.name, rows.labels), (columns.name, columns.labels), cells, levels, "Held-out cross-entropy over the grid"
     )
-    is_written = digits_in(NARROW.width, len(columns.values)) is not None
-    numbers = ", and beneath it the difference from the control" if is_written else "; the ranking has the numbers"
+    wide, narrow = (digits_in(size.width, len(columns.values)) is not None for size in (WIDE, NARROW))
+    numbers = ", and beneath it the difference from the control" if wide else "; the ranking has the numbers"
+    numbers += " (on a phone the ranking has the numbers)" * (wide and not narrow)
     caption = (
         f"Held-out cross-entropy in nats per token, the mean over {count(len(stage.seeds), 'seed')}{numbers}. Dark is "
         "low, which is better; the lowest cell is outlined."

@@ -1,8 +1,10 @@
 """A grid's finding: the best variant against its control, what noise leaves of that, and how figures are written."""
 
 from palenka.grid.record import GridMeasure, GridRecord, GridStage
-from palenka.report.finding import Finding, count
+from palenka.ground.quantities import count
+from palenka.report.finding import Finding
 from palenka.report.grid.analysis import Noise, best_row
+from palenka.report.results import signed
 
 
 def grid_finding(grid: GridRecord, name: str) -> Finding:
@@ -29,7 +31,7 @@ def _levels(ours: GridMeasure, theirs: GridMeasure) -> str:
     sentence = f"{ours.title[0].upper()}{ours.title[1:]}: {levels}"
     if ours.interval is None:
         return f"{sentence}."
-    low, high = (signed(end, ours.unit) for end in ours.interval)
+    low, high = (change(end, ours.unit) for end in ours.interval)
     return f"{sentence}; the 95 % interval of the difference, over seeds that are paired, is {low} to {high}."
 
 
@@ -74,9 +76,9 @@ def unsigned(value: float, unit: str) -> str:
     return f"{value:.4f}" if unit else f"{100 * value:.1f}"
 
 
-def signed(value: float, unit: str) -> str:
+def change(value: float, unit: str) -> str:
     """The same with its sign, for differences."""
-    return (f"{value:+.4f}" if unit else f"{100 * value:+.1f}").replace("-", "−")
+    return signed(value, 4) if unit else signed(100 * value, 1)
 
 
 def _level(value: float, unit: str) -> str:

@@ -14,6 +14,7 @@ from matplotlib.patches import Rectangle
 from palenka.report.canvas import TEXT, Size, drawn, round_ticks, short, tell
 from palenka.report.colours import CROWD, INK, PAPER
 from palenka.report.grid.seed_chart import OPTION_LETTERS, VALUE_LETTERS
+from palenka.report.results import signed
 
 _SMALL = 13
 """Pixels of a cell's numbers."""
@@ -64,6 +65,7 @@ def heat_map(
     low, high = (min(known), max(known)) if known else (0.0, 0.0)
 
     def draw(size: Size) -> Figure:
+        """The map in one size."""
         height = 44 * len(rows[1])
         figure = size.figure(90 + height + (75 if known else 0))
         grid = figure.add_gridspec(2 if known else 1, height_ratios=[height, 9] if known else None)
@@ -152,7 +154,7 @@ def _draw_cell(axes: Axes, place: tuple[int, int], cell: Cell, face: Colour | st
     row, column = place
     hatch = {"hatch": "////", "edgecolor": CROWD, "linewidth": 0} if cell.value is None else {"edgecolor": "none"}
     patch = Rectangle((column - 0.48, row - 0.48), 0.96, 0.96, facecolor=face, **hatch)
-    tell(patch, f"{cell.name}: {cell.note or ' '.join(_lines(cell, 4))}")
+    tell(patch, f"{cell.name}: {' '.join(_lines(cell, 4))}")
     axes.add_patch(patch)
     if digits is None:
         return
@@ -170,4 +172,4 @@ def _lines(cell: Cell, digits: int) -> list[str]:
     if cell.value is None:
         return [cell.note]
     value = f"{cell.value:.{digits}f}"
-    return [value] if cell.difference is None else [value, f"{cell.difference:+.{digits}f}".replace("-", "−")]
+    return [value] if cell.difference is None else [value, signed(cell.difference, digits)]

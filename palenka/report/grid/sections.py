@@ -5,7 +5,8 @@ from pathlib import Path
 
 from palenka.grid.record import GridMeasure, GridRecord, GridStage
 from palenka.report.figures import Captioned
-from palenka.report.finding import Finding, count
+from palenka.ground.quantities import count
+from palenka.report.finding import Finding
 from palenka.report.grid.analysis import PairedRun, noise_of, paired_runs, unfinished_runs, varied_options
 from palenka.report.grid.figures import finalist_figures, grid_figures
 from palenka.report.grid.finding import grid_finding, limits_of

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from palenka.report.canvas import NARROW, Size, drawn, round_ticks, short, tell
+from palenka.report.canvas import Size, drawn, round_ticks, short, tell
 from palenka.report.colours import INK, MUTED
 
 SEED_STYLES = (
@@ -63,6 +63,7 @@ def seed_chart(
     joined = [(place, mean) for place, mean in enumerate(means) if mean is not None]
 
     def draw(size: Size) -> Figure:
+        """The chart in one size."""
         figure = size.figure(340)
         ratios = [3.0 if low <= min((dot.loss for dot in dots), default=low) <= high else 1.0 for low, high in limits]
         panels = figure.subplots(len(limits), 1, sharex=True, squeeze=False, height_ratios=ratios)[:, 0]
@@ -81,7 +82,7 @@ def seed_chart(
         panels[-1].set_xticks(range(len(labels)), [short(label, VALUE_LETTERS) for label in labels])
         panels[-1].set_xlabel(short(x_label, OPTION_LETTERS))
         handles = _handles(seeds, bool(controls), len(joined) > 1)
-        columns = 2 if size is NARROW else 3
+        columns = 2 if size.names_above else 3
         figure.legend(handles=handles, loc="outside lower left", ncols=columns, frameon=False, handletextpad=0.4)
         return figure
 
