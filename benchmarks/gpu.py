@@ -10,7 +10,6 @@ and is left out, and named, when the minutes are over. The record, FOLDER/gpu.js
 
 import argparse
 import json
-import platform
 import random
 import statistics
 import subprocess
@@ -31,7 +30,9 @@ from palenka.data.signals.cache import TeacherCache
 from palenka.data.signals.store import read_manifest
 from palenka.data.signals.stream import ReadingOrder, stream
 from palenka.data.text.prepare import CorpusSettings, prepare
+from palenka.ground.call import this_call
 from palenka.ground.settings import read_yaml
+from palenka.train_student.run import Run
 from palenka.train_student.settings import TrainSettings
 from palenka.train_student.train import train
 
@@ -205,13 +206,12 @@ def run_arm(bench: Bench, arm: str, number: int = 0) -> dict[str, Any]:
     if bench.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     train(settings)
-    lines = [json.loads(line) for line in (settings.output / "metrics.jsonl").read_text().splitlines()]
-    last = [line for line in lines if "tokens_per_second" in line][-1]
-    speed = last["tokens_per_second"]
+    metrics = Run(settings.output).metrics()
+    speed, waited = (float(metrics[name][1][-1]) for name in ("tokens_per_second", "data_wait"))
     return {
         "tokens_per_second": speed,
         "mfu": mfu(bench, 6 * operations(shape_of(bench, STUDENT), bench), speed),
-        "data_wait": last["data_wait"],
+        "data_wait": waited,
         "peak_gigabytes": round(torch.cuda.max_memory_allocated() / 1e9, 2) if bench.device.type == "cuda" else None,
     }
 
@@ -274,15 +274,9 @@ def run_tests(bench: Bench) -> str:
     return (done.stdout.splitlines() or [done.stderr])[-1]
 
 
-def hardware(device: torch.device) -> dict[str, object]:
-    """What all of this was measured on."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
-    return {"device": name, "torch": torch.__version__, "cuda": torch.version.cuda, "date": time.strftime("%Y-%m-%d")}
-
-
 def table(told: dict[str, Any]) -> str:
     """The record in Markdown: a line for each part."""
-    lines = [f"# {told['hardware']['device']}", "", "| part | what | figure |", "|---|---|---|"]
+    lines = [f"# {told['call']['hardware']}", "", "| part | what | figure |", "|---|---|---|"]
     for part, figures in told.items():
         rows = figures.items() if isinstance(figures, dict) else [("", figures)]
         lines += [f"| {part} | {what} | {json.dumps(figure)} |" for what, figure in rows]
@@ -306,7 +300,7 @@ def main() -> None:
     if given.arm:
         print(json.dumps(run_arm(bench, given.arm, given.number)))
         return
-    bench.told["hardware"] = hardware(device)
+    bench.told["call"] = this_call(device).as_plain()
     parts = {"tests": run_tests, "text": prepare_text, "teachers": make_teachers}
     parts |= {"captures": captures, "steps": steps, "reading": reading, "per_gpu": several}
     for name, measure in parts.items():

@@ -19,14 +19,16 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu import SMALL, TEACHERS, hardware
+from benchmarks.gpu import SMALL, TEACHERS
 from palenka.cache_teachers.capture import capture
 from palenka.cache_teachers.settings import CaptureSettings
 from palenka.data.corpus import Corpus
 from palenka.data.text.prepare import CorpusSettings, prepare
 from palenka.eval.measure import Measurement, measure
 from palenka.eval.suite import Conditions
+from palenka.ground.call import this_call
 from palenka.ground.settings import read_yaml
+from palenka.train_student.run import Run
 from palenka.train_student.settings import TrainSettings
 from palenka.train_student.train import train
 
@@ -104,8 +106,7 @@ def fitted(study: Study, settings: TrainSettings, seconds: float, most: float = 
     few = PILOT_STEPS * settings.global_batch * settings.windows.length / len(study.corpus.tokens)
     changes = {"output": pilot, "epochs": 1, "fraction": min(most, few), "log_every": PILOT_STEPS // 2}
     train(settings.model_copy(update=changes))
-    lines = [json.loads(line) for line in (pilot / "metrics.jsonl").read_text().splitlines()]
-    speed = [line["tokens_per_second"] for line in lines if "tokens_per_second" in line][-1]
+    speed = float(Run(pilot).metrics()["tokens_per_second"][1][-1])
     passes = speed * seconds / len(study.corpus.tokens)
     least = settings.global_batch * settings.windows.length / len(study.corpus.tokens)
     fraction = min(most, max(passes, 2 * least))
@@ -128,7 +129,7 @@ def teachers(study: Study, text: Path) -> None:
     plain: dict[str, Any] = read_yaml(CORPUS)
     plain |= {"sources": text, "output": study.output / "corpus"}
     prepare(CorpusSettings.model_validate(plain | ({"vocabulary_size": 400} if study.shrunken else {})))
-    study.record("hardware", hardware(study.device))
+    study.record("call", this_call(study.device).as_plain())
     study.record("text", {"tokens": len(study.corpus.tokens), "vocabulary": study.corpus.vocabulary_size})
     for number, (name, shape) in enumerate(TEACHERS.items()):
         published = study.run_of(Path("configs/teachers") / f"{shape}.yaml", study.output / "teachers" / name, {})
