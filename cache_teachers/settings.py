@@ -72,7 +72,7 @@ class CaptureSettings(TeacherSettings, Command):
     @classmethod
     def _corpus_is_given(cls, given: Any) -> Any:  # noqa: ANN401 - whatever was given
         # Whoever brings a model may not know that its text is prepared first.
-        if isinstance(given, Mapping) and given.get("teacher") and not given.get("corpus"):
+        if isinstance(given, Mapping) and isinstance(given.get("teacher"), str | Path) and not given.get("corpus"):
             raise ValueError(
                 "corpus is missing; prepare text with the teacher's tokenizer, `palenka data prepare --sources TEXT "
                 f"--tokenizer {given['teacher']} --output CORPUS`, and give --corpus CORPUS"

@@ -175,6 +175,8 @@ def read_written(path: Path, form: type[Form], what: str) -> Form:
         UserError: if the file is not there, or holds something else.
         EditedResultsError: if it is not as it was written.
     """
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; give the FILE.json in it, or elsewhere, that `palenka eval` wrote")
     try:
         record, is_whole = read_with_seal(path)
         found = form.model_validate(record)

@@ -1,6 +1,5 @@
 """Where something was made, when, by which command and with which versions: what a reader of it will ask."""
 
-import os
 import platform
 import shlex
 import sys
@@ -9,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from palenka.ground.processes import available_cores
 from palenka.ground.settings import Settings
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def _hardware(device: "torch.device", processes: int) -> str:
         import torch
 
         return f"{processes} × {torch.cuda.get_device_name(device)}"
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = available_cores()
     chip = f"{_processor()}, {cores} core{'s' if cores != 1 else ''}"
     chip = f"{chip}, {device.type}" if device.type != "cpu" else chip
     return chip if processes == 1 else f"{chip}, {processes} processes"

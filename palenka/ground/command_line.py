@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from palenka.ground.console import console, tell
 from palenka.ground.errors import UserError, system_error
 from palenka.ground.help import help_of, wrapped
-from palenka.ground.mistakes import first_mistake, sentence_of
+from palenka.ground.mistakes import first_mistake, sentence_of, taken_for_file
 from palenka.ground.options import Annotation, Value, inner_of, is_list, locate, shorthand_of, types_of
 from palenka.ground.plain_yaml import load_yaml
 from palenka.ground.registry import import_plugins
@@ -107,12 +107,8 @@ def run(command: Callable[[Sequence[str]], int | None], arguments: Sequence[str]
 
 
 def _tell(sentence: str) -> None:
-    """Say something in one line, whatever the names in it hold; a terminal has it broken between words."""
-    line = " ".join(sentence.splitlines())
-    if sys.stderr.isatty():
-        tell(console(to_errors=True), line)
-    else:
-        sys.stderr.write(f"{line}\n")
+    """Say something as one sentence, whatever the names in it hold."""
+    tell(console(to_errors=True), " ".join(sentence.splitlines()))
 
 
 def _give_up_output() -> None:
@@ -192,6 +188,9 @@ def _validated(
             content = _merged(content, read)
         if left:
             raise _MistakeError(f"{left[0]} is not an option")
+        for option, value in options:
+            if said := taken_for_file(schema, option, value):
+                raise _MistakeError(said)
         _refuse_dropped(schema, options)
         for option, value in options:
             content = _changed(schema, content, option, value)

@@ -13,11 +13,12 @@ _WIDE = 160
 
 
 def facts(title: str, rows: Iterable[tuple[str, str]]) -> Table:
-    """A table of what was found: a name and a few words to each, in 80 columns.
+    """A table of what was found: a line for each fact, its name and then what is said of it, which may be broken.
 
     Args:
         title: above it.
-        rows: names, of which those that begin with a space are parts of the last before them, and what is said of them.
+        rows: the name of each fact, and what is said of it. A name that begins with a space is a part of the last fact
+            before it whose name does not.
     """
     table = Table(title=title, title_justify="left", title_style="bold", show_header=False, box=None, pad_edge=False)
     table.add_column(no_wrap=True)

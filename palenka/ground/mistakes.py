@@ -3,15 +3,20 @@
 import difflib
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from palenka.ground.options import NAME, fields_of, groups_of, locate, options_of
+from palenka.ground.options import NAME, fields_of, groups_of, locate, options_of, types_of, value_of
 from palenka.ground.settings import Settings
 
 _LONGEST = 200
 """Characters of a value that are shown."""
+_GROUP_TYPES = ("model_type", "dict_type", "model_attributes_type")
+"""Of mistakes where a group of options should be."""
+_SUFFIXES = (".yaml", ".yml", ".json")
+"""What names of files of options end with."""
 _ALIKE = 0.6
 """The least likeness of two names of which one may stand for the other."""
 _IN_PLACE = 0.1
@@ -39,9 +44,24 @@ def sentence_of(found: Sequence[ErrorDetails], schema: type[Settings]) -> str:
     if first["type"] == "value_error":
         said = first["msg"].removeprefix("Value error, ")
         return f"{option}: {said}" if option else said
+    if first["type"] in _GROUP_TYPES and (no_file := taken_for_file(schema, option, first["input"])):
+        return no_file
     # Of a choice between types each says what it wants.
     rules = dict.fromkeys(_rule(entry) for entry in found if _option(entry) == option)
     return f"{option} is {_shown(first['input'])}, but it should be {' or '.join(rules)}"
+
+
+def taken_for_file(schema: type[Settings], option: str, value: object) -> str | None:
+    """What to do instead where a group of options was given the name of a file; None for any other value."""
+    kinds = [kind for kind in types_of(locate(schema, option)[1]) if kind is not type(None)]
+    is_group = kinds and all(groups_of(kind) or value_of(kind) is not None for kind in kinds)
+    if not is_group or not isinstance(value, str) or Path(value).suffix not in _SUFFIXES:
+        return None
+    last = option.rpartition(".")[2]
+    return (
+        f"{option} is {_shown(value)}, but no file is taken there; write its options, as --{option}.OPTION VALUE, or "
+        f"give a file that has them beneath `{last}:` as --config FILE"
+    )
 
 
 def _shown(value: object) -> str:
@@ -61,8 +81,10 @@ def _option(found: ErrorDetails) -> str:
 
 def _rule(found: ErrorDetails) -> str:
     """What a value should be, in a few words."""
-    if found["type"] in ("model_type", "dict_type", "model_attributes_type"):
+    if found["type"] in _GROUP_TYPES:
         return "a mapping {...}"
+    if found["type"] == "path_type":
+        return "a path"
     if found["type"] in ("tuple_type", "list_type"):
         return "a list [...]"
     return found["msg"].removeprefix("Input should be ").split(", unable to")[0]

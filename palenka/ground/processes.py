@@ -37,6 +37,11 @@ _HARMLESS = dict.fromkeys(
 """The values that a variable may have; others ask for another way to compute than settings say."""
 
 
+def available_cores() -> int:
+    """Processor cores that this process may use, whoever else does."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def cores() -> int:
     """Processor cores for this process, as many as torch computes with.
 
@@ -46,9 +51,8 @@ def cores() -> int:
     asked = os.environ.get("OMP_NUM_THREADS", "")
     if asked.isdecimal() and int(asked) > 0:
         return int(asked)
-    there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     launched = os.environ.get("LOCAL_WORLD_SIZE", "")
-    return max(1, there // max(1, int(launched) if launched.isdecimal() else 1))
+    return max(1, available_cores() // max(1, int(launched) if launched.isdecimal() else 1))
 
 
 def open_processes(device: Device | None = None) -> "PartialState":

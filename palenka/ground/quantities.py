@@ -1,5 +1,7 @@
 """Quantities to read: rounded, with their unit."""
 
+from collections.abc import Mapping
+
 
 def duration(seconds: float) -> str:
     """A time: 0.25 s, 12 s, 3 min 05 s, 2 h 10 min."""
@@ -16,6 +18,11 @@ def duration(seconds: float) -> str:
 def count(number: int, noun: str) -> str:
     """A number and what it counts: 1 seed, 3 seeds."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def conditions(named: Mapping[str, object]) -> str:
+    """Values by their names, such as those that something is measured under: length 128, split test."""
+    return ", ".join(f"{name} {value}" for name, value in named.items())
 
 
 def size(count: float) -> str:

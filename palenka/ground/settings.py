@@ -155,11 +155,11 @@ def path_of(given: str | Path) -> Path:
     """A path as people write it, with its home and ``$VARIABLES`` put in.
 
     Raises:
-        UserError: if a variable is not set, or it is no path.
+        UserError: if a home is not known, a variable is not set, or it is no path.
     """
+    if not str(given):
+        raise UserError("a path is empty; give one")
     try:
-        if not str(given):
-            raise ValueError("a path is empty; give one")
         path = _expanded(Path(given))
     except (TypeError, ValueError) as error:
         raise UserError(str(error)) from None
@@ -246,6 +246,8 @@ def _expanded(value: Any) -> Any:  # noqa: ANN401 - of any field
     """A value whose paths, in whatever lists and mappings, have their home and variables put in."""
     if isinstance(value, Path):
         expanded = os.path.expandvars(os.path.expanduser(value))  # noqa: PTH111 - leaves an unknown home alone
+        if expanded.startswith("~"):
+            raise ValueError(f"{value} begins with {Path(expanded).parts[0]}, a home that is not known; write it out")
         if unset := re.search(r"\$(\w+|\{\w+\})", expanded):
             raise ValueError(f"{value} has {unset[0]}, which is not set; export it, or write the path out")
         if any(character < " " or character == "\x7f" for character in expanded):

@@ -125,6 +125,8 @@ def test_files_of_other_pairs_are_refused_with_both_names(tmp_path: Path) -> Non
         compare(first, tmp_path / "x.json")
     with pytest.raises(UserError, match=r"cannot read results .*nowhere\.json"):
         compare(tmp_path / "nowhere.json", first)
+    with pytest.raises(UserError, match=r" is a folder; give the FILE\.json"):
+        compare(tmp_path, tmp_path)
     items_file(fewer).write_text("precious")
     with pytest.raises(UserError, match=r"fewer\.parquet is missing or not what fewer\.json was made with"):
         compare(fewer, first)

@@ -147,6 +147,18 @@ def test_mistakes_in_groups_that_may_be_absent(
     assert told in mistake(PROGRAMS["cache_teachers"], given, capsys)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--teacher.model", "x", "--corpus", "c"], "teacher is {'model': 'x'}, but it should be a path"),
+        (["--teacher.model", "x"], "teacher is {'model': 'x'}, but it should be a path"),
+        (["--teacher", "x"], "--tokenizer x --output CORPUS`, and give --corpus CORPUS"),
+    ],
+)
+def test_a_teacher_is_a_path(arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert told in mistake(PROGRAMS["cache_teachers"], ["run", "--output", "o", *arguments], capsys)
+
+
 def test_resolved_settings_read_back_as_themselves(student: str, tmp_path: Path) -> None:
     settings = train_settings("--config", student, "--epochs", "2", "--optimizer.learning_rate", "1e-5")
     settings.write_yaml(tmp_path / "resolved.yaml")
@@ -181,6 +193,20 @@ def test_resolved_settings_read_back_as_themselves(student: str, tmp_path: Path)
         (["--output", "$NOT_SET/x"], "output: $NOT_SET/x has $NOT_SET, which is not set; export it"),
         (["--teachers", "3"], "teachers is 3, but it should be a mapping {...}"),
         (["--teachers.new.weight", "3"], "a teacher needs a cache, or source: live and a model"),
+        (
+            ["--windows", "w.yaml"],
+            "windows is w.yaml, but no file is taken there; write its options, as --windows.OPTION",
+        ),
+        (
+            ["--teachers", "t.yml"],
+            "as --teachers.OPTION VALUE, or give a file that has them beneath `teachers:` as --con",
+        ),
+        (["--model", "m.yaml", "--model.hidden_size", "8"], "model is m.yaml, but no file is taken there; write"),
+        (["--model.hidden_size", "8", "--model", "m.yaml"], "model is m.yaml, but no file is taken there; write"),
+        (
+            ["--output", "~no-such-user/x"],
+            "output: ~no-such-user/x begins with ~no-such-user, a home that is not known",
+        ),
         (["--windows", "7"], "windows is 7, but it should be a mapping {...}"),
         (["--windows", "{length: ["], "windows is {length: [, but it should be a mapping {...}"),
         (["--model.hidden_size", "17"], "hidden_size 17 must be a multiple of num_attention_heads 2"),
@@ -214,6 +240,7 @@ def test_mistakes_on_the_command_line(
         (STUDENT + "plugins: mine\n", "plugins is mine, but it should be a list [...]"),
         (STUDENT.replace("epochs: 7", "epochs: seven"), "epochs is seven, but it should be a valid integer"),
         (STUDENT.replace("epochs: 7", "windows: {views: 0}"), "windows.views is 0, but it should be greater than or"),
+        (STUDENT.replace("epochs: 7", "windows: w.yaml"), "windows is w.yaml, but no file is taken there"),
         (STUDENT.replace("epochs: 7", "windows: 7"), "windows is 7, but it should be a mapping {...}"),
         (STUDENT.replace("0.9", "-1"), "teachers.one.weight is -1, but it should be greater than or equal to 0"),
         (STUDENT.replace("llama", "bert"), "model.architecture is bert, but it should be 'llama', 'gpt2' or 'gptj'"),
