@@ -118,11 +118,13 @@ def _chosen(name: str) -> list[Path]:
 
 
 def _with_named(path: Path) -> Iterator[Path]:
-    """A file, and the files that it names, such as the stages of a study."""
+    """A file, and the files among those that come with Palenka that it names, such as the stages of a study."""
     yield path
+    configs = CONFIGS.resolve()
     for value in _texts(read_yaml(path)):
-        if value.endswith(".yaml") and (named := (path.parent / value).resolve()).is_file():
-            yield from _with_named(CONFIGS / named.relative_to(CONFIGS.resolve()))
+        named = (path.parent / value).resolve() if value.endswith(".yaml") else None
+        if named and named.is_file() and named.is_relative_to(configs):
+            yield from _with_named(CONFIGS / named.relative_to(configs))
 
 
 def _texts(value: Any) -> Iterator[str]:  # noqa: ANN401 - whatever YAML holds

@@ -44,20 +44,14 @@ class GenerateSettings(Printing):
     """Where the model computes: auto is a GPU (cuda, or mps on a Mac) if there is one."""
 
 
-def generate(settings: GenerateSettings) -> list[str]:
+def draw_samples(settings: GenerateSettings) -> "Samples":
     """Each prompt with what the model adds to it; in float32, the same on the same machine.
 
-    Raises:
-        UserError: if a prompt leaves no room in the model's positions, or there is no token to begin with.
-    """
-    return [sample.text for sample in draw_samples(settings).samples]
-
-
-def draw_samples(settings: GenerateSettings) -> "Samples":
-    """As `generate`, with what the samples are of; kept in ``out``, if that is given, and taken from there again.
+    They are kept in ``out``, if that is given, and taken from there again.
 
     Raises:
-        UserError: as `generate`; or if something else than samples is at ``out``.
+        UserError: if a prompt leaves no room in the model's positions, there is no token to begin with, or something
+            else than samples is at ``out``.
     """
     from palenka.eval.model import EvaluatedModel
     from palenka.ground.processes import open_processes
@@ -69,13 +63,12 @@ def draw_samples(settings: GenerateSettings) -> "Samples":
     model = EvaluatedModel(settings.model)
     weights = str(model.identity["weights"])
     drawing = Drawing(
-        prompts=settings.prompt,
         tokens=settings.tokens,
         temperature=settings.temperature,
         top_p=settings.top_p,
         seed=settings.seed,
     )
-    if settings.out is not None and (earlier := earlier_samples(settings.out, weights, drawing)):
+    if settings.out is not None and (earlier := earlier_samples(settings.out, weights, drawing, settings.prompt)):
         return earlier
     texts = [_text(model, prompt, settings, settings.seed + number) for number, prompt in enumerate(settings.prompt)]
     # Models over bytes say NUL at times, which no file of ours holds.

@@ -15,6 +15,7 @@ from palenka import __version__
 from palenka.data.corpus import Corpus
 from palenka.eval.results import Results, SuiteResult, read_results
 from palenka.ground.errors import UserError
+from palenka.ground.quantities import conditions, count, duration
 from palenka.train_student.run import FinishedRun
 
 Table = Sequence[Sequence[str]]
@@ -92,7 +93,7 @@ def _indexed(result: SuiteResult) -> dict[str, Any]:
 
 
 def _summary(run: FinishedRun) -> str:
-    how = "distilled from " + _count(len(run.settings.teachers), "teacher") if run.settings.teachers else "trained"
+    how = "distilled from " + count(len(run.settings.teachers), "teacher") if run.settings.teachers else "trained"
     return (
         f"A causal language model ({_plain(run.shape)}, {run.result.parameters:,} parameters), {how} with Palenka "
         f"{__version__}. It was not tuned to follow instructions or to be safe: it goes on with text."
@@ -128,7 +129,7 @@ def _data(run: FinishedRun) -> Iterator[str]:
     part = f"{100 * settings.fraction:g} % of it in " if settings.fraction < 1 else ""
     yield (
         f"Budget: of a corpus of {result.words.corpus_words:,} words the model read {part}"
-        f"{_count(settings.epochs, 'epoch')}, {result.words.read:,} words in all ({result.tokens:,} tokens). Words are "
+        f"{count(settings.epochs, 'epoch')}, {result.words.read:,} words in all ({result.tokens:,} tokens). Words are "
         "counted document by document, as what stands between white space."
     )
 
@@ -200,7 +201,7 @@ def _training(run: FinishedRun) -> Iterator[str]:
         ["steps", f"{result.steps:,}; the model kept is that of step {result.best_step:,}, the best on validation"],
         ["precision", settings.precision],
         ["seed", f"{settings.seed}"],
-        ["time", f"{result.seconds:,.0f} s"],
+        ["time", duration(result.seconds)],
     ]
     if run.calls:
         call = run.calls[-1]
@@ -229,7 +230,7 @@ def _results(run: FinishedRun, results: Sequence[SuiteResult]) -> Iterator[str]:
 
 
 def _under(result: SuiteResult) -> str:
-    return ", ".join(f"{name} {value}" for name, value in result.conditions.items()) or "–"
+    return conditions(result.conditions) or "–"
 
 
 def _licence(license_id: str | None) -> str:
@@ -250,7 +251,3 @@ def _table(lines: Table) -> str:
 def _plain(text: str) -> str:
     """A name that Markdown leaves as it is."""
     return re.sub(r"([\\`*_{}\[\]<>#|])", r"\\\1", " ".join(text.split()))
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

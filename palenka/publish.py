@@ -39,7 +39,7 @@ def push(repository: str, branches: Mapping[str, Path]) -> None:
         UserError: if the Hub refuses, or cannot be reached.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HTTPError, HFValidationError  # type: ignore[attr-defined]
+    from huggingface_hub.errors import HFValidationError, HTTPError  # type: ignore[attr-defined]
 
     api = HfApi(token=require_token())
     branch = MAIN

@@ -17,9 +17,8 @@ class Sample(Settings):
 
 
 class Drawing(Settings):
-    """How samples are drawn: equal for equal samples of a model."""
+    """How samples are drawn: equal for equal samples of a model's prompts."""
 
-    prompts: tuple[str, ...]
     tokens: int
     """Added to each prompt, at most."""
     temperature: float
@@ -68,10 +67,11 @@ def read_samples(path: Path) -> Samples:
     return read_as(Samples, read_sealed(path, "make them again with `palenka generate`"), path)
 
 
-def earlier_samples(out: Path, weights: str, drawing: Drawing) -> Samples | None:
-    """The samples in a file if they are these of the same model; None if there are none, or others."""
+def earlier_samples(out: Path, weights: str, drawing: Drawing, prompts: tuple[str, ...]) -> Samples | None:
+    """The samples in a file if they are these of the same model and prompts; None if there are none, or others."""
     try:
         found = read_samples(out)
     except (FileNotFoundError, UserError):
         return None
-    return found if (found.weights, found.drawing) == (weights, drawing) else None
+    said = found.weights, found.drawing, tuple(sample.prompt for sample in found.samples)
+    return found if said == (weights, drawing, prompts) else None

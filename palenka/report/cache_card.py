@@ -42,7 +42,8 @@ class CacheCard:
         kept_mass: mean mass of the kept tokens at each temperature, over all captured tokens.
         sampled_tokens: tokens behind the histograms.
         kept_mass_histograms: of the kept mass, by temperature.
-        entropy_histograms: of the entropy in nats of the kept tokens and one bucket for all others, by temperature.
+        entropy_histograms: of the entropy in nats, by temperature; all others are one token, unless they are known.
+        knows_others: whether it says what the tokens that it did not keep are among themselves.
         hidden_errors: relative squared error of stored states, by "teacher/layer".
         fidelity: how far it is from its teacher; None where that was not measured.
     """
@@ -56,6 +57,7 @@ class CacheCard:
     sampled_tokens: int = 0
     kept_mass_histograms: Mapping[float, Histogram] = field(default_factory=dict)
     entropy_histograms: Mapping[float, Histogram] = field(default_factory=dict)
+    knows_others: bool = False
     hidden_errors: Mapping[str, float] = field(default_factory=dict)
     fidelity: Fidelity | None = None
 
@@ -87,9 +89,11 @@ def make_card(name: str, cache: TeacherCache) -> CacheCard:
         return CacheCard(name, cache, 0, possible)
     masses: dict[float, list[NDArray[np.float64]]] = {t: [] for t in manifest.logits.temperatures}
     entropies: dict[float, list[NDArray[np.float64]]] = {t: [] for t in manifest.logits.temperatures}
+    knows_others = False
     for signal in _sample(cache):
         for temperature in manifest.logits.temperatures:
             distribution = signal.at(temperature)
+            knows_others = distribution.others is not None
             masses[temperature].append(-np.expm1(distribution.log_tail.double().flatten().numpy()))
             entropies[temperature].append(distribution.entropy().flatten().numpy())
     highest = math.log(manifest.vocabulary_size)
@@ -103,6 +107,7 @@ def make_card(name: str, cache: TeacherCache) -> CacheCard:
         sampled_tokens=sum(map(len, next(iter(masses.values())))),
         kept_mass_histograms={t: _histogram(np.concatenate(parts), 1.0) for t, parts in masses.items()},
         entropy_histograms={t: _histogram(np.concatenate(parts), highest) for t, parts in entropies.items()},
+        knows_others=knows_others,
         hidden_errors=cache.hidden_errors(),
         fidelity=cache.fidelity(),
     )

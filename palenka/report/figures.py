@@ -7,6 +7,7 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from palenka.eval.learning_curve import LearningCurve
+from palenka.ground.quantities import conditions
 from palenka.report.cache_card import CacheCard, Histogram
 from palenka.report.charts import Dot, Line, Shape, bar_chart, dot_chart, histogram_chart, line_chart
 from palenka.report.colours import INK, MUTED
@@ -79,30 +80,27 @@ def revision_figures(curves: Sequence[LearningCurve], models: Sequence[Model], s
     for number, curve in enumerate(curves):
         name = names.get(curve.model.weights, curve.name)
         other = Style(_TEMPERATURE_COLOURS[number % len(_TEMPERATURE_COLOURS)])
-        for suite, title, unit, conditions in _measured_of(curve):
+        for suite, title, unit, under in _measured_of(curve):
             points = [point for point in curve.revisions if suite in point.suites]
             estimates = [Estimate.of(point.suites[suite].figure, unit) for point in points]
             x = np.array([point.words / 1e6 for point in points])
             y, low, high = (np.array([getattr(each, part) for each in estimates]) for part in ("value", "low", "high"))
             style = styles.get(name, other)
             line = Line(name, style.colour, x, y, style.dashed, marked=True, band=(low, high))
-            lines.setdefault((title, unit or "%", conditions), []).append(line)
+            lines.setdefault((title, unit or "%", under), []).append(line)
     return [
         (
-            f"{title[0].upper()}{title[1:]}{f' ({conditions})' * bool(conditions)}, with 95 % intervals.",
+            f"{title[0].upper()}{title[1:]}{f' ({under})' * bool(under)}, with 95 % intervals.",
             line_chart(drawn, f"{title} over revisions", "million words read", unit),
         )
-        for (title, unit, conditions), drawn in lines.items()
+        for (title, unit, under), drawn in lines.items()
     ]
 
 
 def _measured_of(curve: LearningCurve) -> list[tuple[str, str, str, str]]:
     """Every suite that some revision was measured on: its name, title, unit and conditions."""
     found = {suite: of for point in curve.revisions for suite, of in point.suites.items()}
-    return [
-        (suite, of.title, of.figure.unit, ", ".join(f"{name} {value}" for name, value in of.conditions.items()))
-        for suite, of in found.items()
-    ]
+    return [(suite, of.title, of.figure.unit, conditions(of.conditions)) for suite, of in found.items()]
 
 
 def term_figures(models: Sequence[Model], styles: Styles) -> list[Captioned]:
@@ -141,6 +139,7 @@ def cache_figures(card: CacheCard) -> list[Captioned]:
         return []
     sample = f"{card.sampled_tokens:,} sampled tokens"
     means = ", ".join(f"{found.mean:.2f} at T = {t:g}" for t, found in card.entropy_histograms.items())
+    bound, others = ("", "") if card.knows_others else (", a lower bound", ", all other tokens as one")
     sizes = {array: card.bytes_per_token(array) for array in card.bytes_by_array}
     bars = [(array, size, f"{size:.1f}") for array, size in sizes.items()]
     drawn = [
@@ -157,11 +156,11 @@ def cache_figures(card: CacheCard) -> list[Captioned]:
             ),
         ),
         (
-            f"Entropy, a lower bound; mean {means}; {sample}.",
+            f"Entropy{bound}; mean {means}; {sample}.",
             histogram_chart(
                 _shapes(card.entropy_histograms),
                 f"Entropy of cache {card.name}",
-                "entropy in nats, all other tokens as one",
+                f"entropy in nats{others}",
             ),
         ),
     ]

@@ -13,7 +13,7 @@ from palenka.data.corpus import Corpus
 from palenka.data.text.prepare import CorpusSettings, prepare
 from palenka.eval.measure import Measurement, measure
 from palenka.eval.suite import Conditions
-from palenka.generate import GenerateSettings, generate
+from palenka.generate import GenerateSettings, draw_samples
 from palenka.ground.errors import UserError
 from palenka.train_student.settings import TrainSettings
 from palenka.train_student.train import train
@@ -53,7 +53,8 @@ def test_text_teacher_cache_student_figures_and_samples(tmp_path: Path) -> None:
 
     asked = Measurement(tmp_path / "student", {"held_out": corpus}, Conditions(length=8))
     assert measure(asked, tmp_path / "student.json").by_suite["held_out"].figures["per_byte"].value > 0
-    (text,) = generate(GenerateSettings(model=tmp_path / "student", prompt=("the river",), tokens=5, temperature=0))
-    assert text.startswith("the river")
+    drawn = GenerateSettings(model=tmp_path / "student", prompt=("the river",), tokens=5, temperature=0)
+    (sample,) = draw_samples(drawn).samples
+    assert sample.text.startswith("the river")
     with pytest.raises(UserError, match="has no token to begin with; give a --prompt"):
-        generate(GenerateSettings(model=tmp_path / "student"))
+        draw_samples(GenerateSettings(model=tmp_path / "student"))

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from palenka import config_files
 from palenka.__main__ import main
 
 ROOT = Path(__file__).parents[2]
@@ -61,6 +62,15 @@ def test_a_file_brings_those_that_it_names(folder_of_a_user: Path) -> None:
     assert {path.name for path in Path("configs/demo").iterdir()} == demo
     study = yaml.safe_load(Path("configs/demo/study.yaml").read_text())
     assert (Path("configs/demo") / study["students"]["distilled"]).is_file()
+
+
+def test_a_file_elsewhere_that_is_named_is_left_there(folder_of_a_user: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(config_files, "CONFIGS", folder_of_a_user / "shipped")
+    (folder_of_a_user / "shipped").mkdir()
+    (folder_of_a_user / "elsewhere.yaml").write_text("sources: text")
+    (folder_of_a_user / "shipped" / "study.yaml").write_text("corpus: ../elsewhere.yaml\noutput: runs")
+    assert configs("copy", "study", "mine") == 0
+    assert there(Path("mine")) == {"study.yaml"}
 
 
 def test_what_was_changed_is_not_written_over(folder_of_a_user: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from palenka.__main__ import main
 from palenka.data.model_files import identity_of
 from palenka.eval.model import EvaluatedModel
-from palenka.generate import GenerateSettings, generate
+from palenka.generate import GenerateSettings, draw_samples
 from palenka.ground.errors import UserError
 from palenka.samples import read_samples
 
@@ -26,8 +26,8 @@ def test_at_temperature_0_each_token_is_the_most_probable_one(teacher: Path) -> 
         tokens.append(int(logits.argmax()))
         if tokens[-1] == tokenizer.eos_token_id:
             break
-    (text,) = generate(GenerateSettings(model=teacher, prompt=(PROMPT,), tokens=6, temperature=0))
-    assert text == tokenizer.decode(tokens, skip_special_tokens=True)
+    (sample,) = draw_samples(GenerateSettings(model=teacher, prompt=(PROMPT,), tokens=6, temperature=0)).samples
+    assert sample.text == tokenizer.decode(tokens, skip_special_tokens=True)
 
 
 def test_a_chats_beginning_of_a_turn_is_put_before_no_text(teacher: Path, tmp_path: Path) -> None:
@@ -37,13 +37,14 @@ def test_a_chats_beginning_of_a_turn_is_put_before_no_text(teacher: Path, tmp_pa
     model, tokenizer = AutoModelForCausalLM.from_pretrained(chat), AutoTokenizer.from_pretrained(chat)
     for prompt, tokens in ((PROMPT, tokenizer(PROMPT).input_ids), ("", [tokenizer.eos_token_id])):
         expected = [*tokens, int(model(torch.tensor([tokens])).logits[0, -1].argmax())]
-        (text,) = generate(GenerateSettings(model=chat, prompt=(prompt,), tokens=1, temperature=0))
-        assert text == tokenizer.decode(expected, skip_special_tokens=True)
+        (sample,) = draw_samples(GenerateSettings(model=chat, prompt=(prompt,), tokens=1, temperature=0)).samples
+        assert sample.text == tokenizer.decode(expected, skip_special_tokens=True)
 
 
 def test_draws_follow_from_the_seed_and_each_prompt_has_its_own(teacher: Path) -> None:
     def texts(seed: int) -> list[str]:
-        return generate(GenerateSettings(model=teacher, prompt=(PROMPT, PROMPT), tokens=12, temperature=5.0, seed=seed))
+        drawn = GenerateSettings(model=teacher, prompt=(PROMPT, PROMPT), tokens=12, temperature=5.0, seed=seed)
+        return [sample.text for sample in draw_samples(drawn).samples]
 
     state = torch.random.get_rng_state()
     first = texts(0)

@@ -34,7 +34,7 @@ from palenka.ground.errors import UserError
 from palenka.ground.records import commit, committed_files, read_commit, write_sealed
 from palenka.report.cache_card import make_card
 from palenka.report.costs import break_even
-from palenka.report.figures import thin, without_rest
+from palenka.report.figures import cache_figures, thin, without_rest
 from palenka.report.finding import verdict_of
 from palenka.report.models import join_models, measures_of
 from palenka.report.names import distinct_names
@@ -349,6 +349,21 @@ def test_a_sentence_about_a_corpus_has_the_windows_of_its_best_student(copy: Pat
     assert re.search(rf"That is about [^.]*windows of {LENGTH} tokens", words)
 
 
+def test_the_official_table_says_how_much_of_it_is_missing(
+    copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = pairs_of(copy, "control", {"wh_island": 0.9})
+    record["suites"] += pairs_of(copy, "control", {"hypernym": 0.625}, "blimp_supplement")["suites"]
+    for result in record["suites"]:
+        result["conditions"]["protocol"] = "babylm-2025"
+    write_again(copy / "control.json", record)
+    words = report(copy, out=tmp_path / "report.html").words()
+    assert "the mean of all 9, 7 of which were measured of no model; what is missing counts as 0." in words
+    monkeypatch.setattr("palenka.report.page.COLUMNS", ("BLiMP", "supplement"))
+    words = report(copy, out=tmp_path / "report.html").words()
+    assert "the mean of all 2; what is missing counts as 0." in words
+
+
 def test_minimal_pairs_stand_by_phenomenon_and_paradigm(copy: Path, tmp_path: Path) -> None:
     scores = {"ellipsis_n_bar_1": 0.75, "ellipsis_n_bar_2": 0.25, "wh_island": 0.9}
     record = pairs_of(copy, "control", scores)
@@ -481,6 +496,20 @@ def test_the_card_is_what_the_cache_holds(study: Path) -> None:
         shares, _ = np.histogram(mass.numpy(), bins=40, range=(0, 1))
         assert card.kept_mass_histograms[temperature].shares == pytest.approx(shares / shares.sum(), abs=2e-3)
         assert card.entropy_histograms[temperature].shares.sum() == pytest.approx(1)
+
+
+def test_an_entropy_is_a_lower_bound_where_the_others_are_not_known(
+    study: Path, capture_settings: CaptureSettings
+) -> None:
+    from palenka.cache_teachers.capture import capture
+
+    plain = capture_settings.as_plain() | {"logits": {"kind": "low_rank", "k": 4, "rank": 4}}
+    capture(CaptureSettings.model_validate(plain))
+    for folder, is_bound in ((study / "cache-big", True), (capture_settings.output, False)):
+        drawn = cache_figures(make_card("cache", TeacherCache(folder)))
+        (caption,) = (caption for caption, _ in drawn if caption.startswith("Entropy"))
+        assert ("a lower bound" in caption) == is_bound
+        assert any("all other tokens as one" in figure for _, figure in drawn) == is_bound
 
 
 def test_the_card_shows_how_far_the_cache_is_from_its_teacher(copy: Path, tmp_path: Path) -> None:

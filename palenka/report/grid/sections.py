@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from palenka.grid.record import GridMeasure, GridRecord, GridStage
-from palenka.report.figures import Captioned
 from palenka.ground.quantities import count
+from palenka.report.figures import Captioned
 from palenka.report.finding import Finding
 from palenka.report.grid.analysis import PairedRun, noise_of, paired_runs, unfinished_runs, varied_options
 from palenka.report.grid.figures import finalist_figures, grid_figures
