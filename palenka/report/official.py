@@ -39,7 +39,10 @@ def shown_columns(rows: Sequence[OfficialRow]) -> list[str]:
 
 
 def _measures(models: Sequence[Model]) -> list[Measure]:
-    """For each suite of the table one measure, that of the most items, of the newest version: a revision's fast subset never stands here."""
+    """For each suite of the table one measure: of the newest version, that of the most items.
+
+    So a revision's fast subset never stands here.
+    """
     sizes: dict[Measure, int] = {}
     for model in models:
         for measure, result in model.results.items():
