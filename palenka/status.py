@@ -102,11 +102,11 @@ def _of_run(folder: Path) -> Status:
 
 def _of_cache(folder: Path) -> Status:
     from palenka.data.signals.cache import TeacherCache
-    from palenka.data.signals.store import damage_of_shard, read_asked
+    from palenka.data.signals.store import damage_of_shard
 
     try:
         cache = TeacherCache(folder)
-        captured, asked = cache.committed(), read_asked(folder)
+        asked, captured = cache.asked, cache.committed()
         wanted = list(cache.manifest.shards(asked))
         damages = [damage for shard in captured if (damage := damage_of_shard(folder, shard, contents=False))]
     except UserError as error:

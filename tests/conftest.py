@@ -1,10 +1,13 @@
 """A small real corpus and small real teachers, made once for all tests."""
 
+import os
 import random
 import shutil
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,14 +19,18 @@ from palenka.cache_teachers.capture import capture
 from palenka.cache_teachers.settings import CaptureSettings
 from palenka.data.corpus import Corpus
 from palenka.data.signals.distribution import Distribution, Others
-from palenka.data.signals.encoding import TeacherOutputs
+from palenka.data.signals.encoding import ENCODINGS, TeacherOutputs
 from palenka.data.signals.encodings import TopKEncoding
 from palenka.data.signals.signal import TeacherSignal
 from palenka.data.text.prepare import CorpusSettings, prepare
+from palenka.data.text.readers import READERS
+from palenka.eval.suites import SUITES
+from palenka.ground.registry import Registry, import_plugins
 from palenka.train_student.model.head import head_terms
 from palenka.train_student.model.shapes import ModelShape
 from palenka.train_student.objective.divergences import DIVERGENCES
 from palenka.train_student.objective.next_token import NextTokenTerms
+from palenka.train_student.objective.term import TERMS
 from palenka.train_student.settings import TrainSettings
 
 # A busy machine is no failure.
@@ -32,6 +39,7 @@ settings.load_profile("palenka")
 
 LENGTH = 16
 VOCABULARY = 320
+REGISTRIES: tuple[Registry[Any], ...] = (DIVERGENCES, ENCODINGS, READERS, SUITES, TERMS)
 
 
 def _sentences(seed: int, count: int) -> str:
@@ -51,6 +59,30 @@ def _sentences(seed: int, count: int) -> str:
 def one_thread() -> None:
     """Models of this size only wait for each other's threads."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_terminal() -> None:
+    """Tables are as wide as in a pipe: workers of pytest inherit a COLUMNS that readline sets in their parent."""
+    os.environ.pop("COLUMNS", None)
+
+
+@pytest.fixture
+def plug_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    """Imports modules of a folder as ``--plugins`` does; its modules and what they register are gone after the test."""
+    folders: list[Path] = []
+    for registry in REGISTRIES:
+        monkeypatch.setattr(registry, "_entries", dict(registry))
+
+    def plug(folder: Path, *modules: str) -> None:
+        monkeypatch.syspath_prepend(folder)
+        folders.append(folder)
+        import_plugins(modules)
+
+    yield plug
+    for name, module in [*sys.modules.items()]:
+        if Path(getattr(module, "__file__", None) or "").parent in folders:
+            del sys.modules[name]
 
 
 OutputsOf = Callable[..., TeacherOutputs]

@@ -36,6 +36,7 @@ from palenka.data.signals.store import (
     Measured,
     chunk_windows,
     damage_of_shard,
+    read_asked,
     read_fidelity,
     read_manifest,
     read_measured,
@@ -65,6 +66,7 @@ class TeacherCache:
     Attributes:
         manifest: what the cache says of itself.
         measured: statics of the logit encoding, and the coordinates of the layers that are read.
+        asked: the largest part of each view's windows that a capture was asked for.
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class TeacherCache:
     ) -> None:
         self.directory = directory
         self.manifest = read_manifest(directory)
+        self.asked = read_asked(directory)
         self._encoding = read_as or self.manifest.logits
         group = zarr.open_group(directory, mode="r")
         names = [name for name in self.manifest.arrays() if name.startswith(f"{LOGITS}/")] if logits else []

@@ -22,7 +22,7 @@ def facts(title: str, rows: Iterable[tuple[str, str]]) -> Table:
     """
     table = Table(title=title, title_justify="left", title_style="bold", show_header=False, box=None, pad_edge=False)
     table.add_column(no_wrap=True)
-    table.add_column(ratio=1)
+    table.add_column(ratio=1, overflow="fold")
     for name, said in rows:
         table.add_row(name, said)
     return table

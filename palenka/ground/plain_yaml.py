@@ -5,6 +5,7 @@ from typing import Any
 import yaml
 
 _MOST_VALUES = 100_000
+_DEEPEST = 100
 _PLAIN_TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", "null", "seq", "map")}
 
 
@@ -26,13 +27,20 @@ class _Loader(yaml.SafeLoader):
     """Refuses what PyYAML takes without a word or answers with an error of Python's.
 
     A key that a mapping has twice, of which it would keep the last; types other than those of JSON; aliases that stand
-    for very many values; and numbers that are none.
+    for very many values; and numbers that are none. What is nested too deeply ends at once, where it would look for
+    a key at each depth anew.
     """
 
     yaml_implicit_resolvers = {  # noqa: RUF012 - as the base class has it
         first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
+
+    def fetch_flow_collection_start(self, TokenClass: Any) -> None:  # noqa: ANN401, N803 - as the base class has it
+        """One more depth of brackets."""
+        if self.flow_level >= _DEEPEST:
+            raise yaml.scanner.ScannerError(None, None, "it is nested too deeply", self.get_mark())
+        super().fetch_flow_collection_start(TokenClass)
 
     def get_single_node(self) -> yaml.Node | None:
         """The document, if it is not too large once its aliases are written out."""

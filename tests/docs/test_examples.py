@@ -6,8 +6,7 @@ Each runs in a folder like that of the demo, at a size of seconds.
 import importlib.util
 import json
 import re
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,6 @@ from transformers import AutoModelForCausalLM
 
 import palenka
 from palenka.__main__ import main
-from palenka.train_student.objective.term import TERMS
 
 DOCS = Path(__file__).parents[2] / "docs"
 LENGTH = 64
@@ -71,12 +69,9 @@ def folder(demo: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def own_module(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def own_module(plug_in: Callable[..., None]) -> None:
     """The example's loss, importable for one test."""
-    monkeypatch.setattr(TERMS, "_entries", dict(TERMS))
-    monkeypatch.syspath_prepend(DOCS / "examples")
-    yield
-    sys.modules.pop("best_guess", None)
+    plug_in(DOCS / "examples")
 
 
 def logged(output: str, name: str) -> list[float]:

@@ -2,8 +2,7 @@
 
 import json
 import math
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,6 @@ from palenka.eval.results import read_results
 from palenka.eval.suites import SUITES
 from palenka.grid.settings import GridSettings
 from palenka.ground.errors import UserError
-from palenka.ground.registry import import_plugins
 from palenka.report.sources import find_sources
 from palenka.report.write import write_report
 from palenka.study import StudySettings
@@ -26,15 +24,10 @@ from palenka.study import StudySettings
 NOUNS = ("teacher", "student", "river", "stone", "garden", "token", "window", "lantern")
 
 
-@pytest.fixture(scope="module")
-def plugin() -> Iterator[None]:
+@pytest.fixture
+def plugin(plug_in: Callable[..., None]) -> None:
     """The module with the suite, imported as `--plugins last_word` does."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(Path(__file__).parents[1] / "plugins"))
-        patch.setattr(SUITES, "_entries", dict(SUITES._entries))
-        patch.delitem(sys.modules, "last_word", raising=False)
-        import_plugins(["last_word"])
-        yield
+    plug_in(Path(__file__).parents[1] / "plugins", "last_word")
 
 
 def greedy_last_word(directory: Path, text: str) -> bool:

@@ -1,8 +1,7 @@
 """Plug-ins, each one file: captured and trained from end to end, their values against independent float64 ones."""
 
 import json
-import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +20,8 @@ from palenka.cache_teachers.settings import CaptureSettings, InspectSettings, Pl
 from palenka.cache_teachers.verify import verify
 from palenka.data.corpus import Corpus
 from palenka.data.signals.cache import TeacherCache
-from palenka.data.signals.encoding import ENCODINGS
 from palenka.data.signals.stream import ReadingOrder
 from palenka.data.windows import gather
-from palenka.ground.registry import Registry, import_plugins
-from palenka.train_student.objective.divergences import DIVERGENCES
 from palenka.train_student.objective.module import LayerPair
 from palenka.train_student.objective.objective import Objective
 from palenka.train_student.objective.term import TERMS
@@ -34,21 +30,13 @@ from palenka.train_student.train import train
 
 PLUGINS = Path(__file__).parent
 BATCH = 16
-REGISTRIES: tuple[Registry[Any], ...] = (ENCODINGS, DIVERGENCES, TERMS)
 SettingsOfRun = Callable[..., TrainSettings]
 
 
 @pytest.fixture(autouse=True)
-def plugins(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def plugins(plug_in: Callable[..., None]) -> None:
     """All of them, for one test."""
-    names = [path.stem for path in PLUGINS.glob("*.py") if not path.stem.startswith("test_")]
-    for registry in REGISTRIES:
-        monkeypatch.setattr(registry, "_entries", dict(registry))
-    monkeypatch.syspath_prepend(PLUGINS)
-    import_plugins(names)
-    yield
-    for name in names:
-        del sys.modules[name]
+    plug_in(PLUGINS, *(path.stem for path in PLUGINS.glob("*.py") if not path.stem.startswith("test_")))
 
 
 def test_each_is_one_file_of_forty_lines_at_most() -> None:

@@ -1,7 +1,7 @@
 """Which files are read, by whom, and that a reader of a user's own takes one file and nothing else."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,15 +14,13 @@ from palenka.data.text.prepare import CorpusSettings, prepare
 from palenka.data.text.readers import READERS
 from palenka.data.text.sources import SourceFile, find_sources
 from palenka.ground.errors import UserError
-from palenka.ground.registry import import_plugins
 
 PLUGINS = Path(__file__).parents[2] / "plugins"
 
 
 @pytest.fixture
-def toy_reader(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(PLUGINS)
-    import_plugins(["toy_reader"])
+def toy_reader(plug_in: Callable[..., None]) -> None:
+    plug_in(PLUGINS, "toy_reader")
 
 
 def find(*given: Path) -> list[SourceFile]:
