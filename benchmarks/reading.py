@@ -77,7 +77,7 @@ def make(directory: Path, manifest: CacheManifest) -> None:
     writer = CacheWriter(directory, manifest)
     made: dict[str, NDArray[np.generic]] = {}
     for shard in manifest.shards():
-        for name, room in writer.empty(shard).items():
+        for name, room in writer.room_for(shard).items():
             if name not in made:
                 made[name] = _numbers(name, room, random)
         writer.write(shard, {name: values[: shard.stop - shard.start] for name, values in made.items()}, {})

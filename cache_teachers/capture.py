@@ -227,7 +227,7 @@ def capture_shards(
         written: Future[None] | None = None
         for shard in shards:
             indices = rule.slots(len(corpus.tokens), shard.view)[shard.start : shard.stop]
-            filled = _ShardInMemory(writer.empty(shard), teacher, writer.manifest)
+            filled = _ShardInMemory(writer.room_for(shard), teacher, writer.manifest)
             for start in range(0, len(indices), micro_batch):
                 some = indices[start : start + micro_batch]
                 filled.add(start, corpus.gather(rule, shard.view, some), shard.view, some)

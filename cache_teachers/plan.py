@@ -64,7 +64,7 @@ def plan(settings: PlanSettings) -> dict[str, Any]:
         started = time.perf_counter()
         capture_shards([shard], corpus, teacher, writer, settings.micro_batch)
         seconds = time.perf_counter() - started
-        sizes = {name: (place / shard.file_of(name)).stat().st_size / sample_tokens for name in writer.empty(shard)}
+        sizes = {name: (place / shard.file_of(name)).stat().st_size / sample_tokens for name in manifest.arrays()}
     info("comparing encodings")
     count = max(2, min(settings.sample, _COMPARED_LOGITS // (rule.length * corpus.vocabulary_size)))
     # Two passes or more: encodings are compared on another part than they are measured on.

@@ -3,9 +3,9 @@
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from rich.table import Table
+from rich.table import Column, Table
 
-from palenka.ground.console import facts
+from palenka.ground.console import facts, plain_table
 from palenka.ground.quantities import duration, size
 
 Found = Mapping[str, Any]
@@ -140,15 +140,11 @@ def _layers(model: str, layers: Found) -> str:
 def _encodings(compared: Mapping[str, Any]) -> Table:
     """Bytes and gradient errors, a row for each encoding."""
     temperatures = sorted({t for found in compared.values() for t in found["gradient_error"]}, key=float)
-    table = Table(
+    table = plain_table(
+        Column("kept", overflow="fold"),
+        Column("bytes/token", justify="right"),
         title="Encodings: the error of a student's gradient, uniform and near the teacher",
-        title_justify="left",
-        title_style="bold",
-        box=None,
-        pad_edge=False,
     )
-    table.add_column("kept", overflow="fold")
-    table.add_column("bytes/token", justify="right")
     for temperature in temperatures:
         table.add_column(f"T = {float(temperature):g}", justify="right", no_wrap=True)
     for name, found in compared.items():

@@ -9,14 +9,14 @@ ids are those of transformers' own reading (5.24).
 """
 
 import importlib.util
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from palenka.data.hub import locate_tokenizer
 from palenka.data.text.tokenizer import load_tokenizer, save_tokenizer
-from palenka.ground.errors import UserError, system_error
+from palenka.ground.errors import UserError, refusing, system_error
 from palenka.ground.files import whole_directory
 from palenka.ground.lock import sole_writer
 from palenka.ground.progress import info
@@ -93,8 +93,8 @@ def model_in(file: Path) -> "PreTrainedModel":
     Raises:
         UserError: if it cannot be read.
     """
-    with _reading(file):
-        import gguf  # noqa: F401 - where it is missing, transformers says so at length
+    _require_gguf()
+    with _refusing(file):
         import torch
         import transformers
         from transformers.utils import logging
@@ -120,7 +120,8 @@ def tokenizer_in(file: Path) -> "PreTrainedTokenizerFast":
     Raises:
         UserError: if the file cannot be read, or the tokenizer is not byte-level BPE with a known pre-tokenizer.
     """
-    with _reading(file):
+    _require_gguf()
+    with _refusing(file):
         from gguf import GGUFReader
 
         said = {name: field.contents() for name, field in GGUFReader(file).fields.items() if "tokenizer." in name}
@@ -131,7 +132,7 @@ def tokenizer_in(file: Path) -> "PreTrainedTokenizerFast":
             f"{file} has a tokenizer of the kind {model}/{before}, but those that are put together here are {known}; "
             "give the tokenizer of the model that the file was made from, --tokenizer DIR_OR_HUB_ID"
         )
-    with _reading(file):
+    with _refusing(file):
         return _byte_level(said, _PRE_TOKENIZERS[before]())
 
 
@@ -172,17 +173,18 @@ _PRE_TOKENIZERS: dict[str, Callable[[], "PreTokenizer"]] = {"gpt-2": _words, "sm
 """By llama.cpp's names."""
 
 
-@contextmanager
-def _reading(file: Path) -> Iterator[None]:
-    """Whatever the libraries raise about a file that they cannot read, as one sentence.
+def _refusing(file: Path) -> AbstractContextManager[None]:
+    """Errors of the libraries, which have no kind of their own for a file that is none, as one sentence."""
+    return refusing(f"{file} cannot be read as GGUF", "fetch it again")
+
+
+def _require_gguf() -> None:
+    """Refuse to go on without the library that reads the files.
 
     Raises:
-        UserError: naming the file; or if the gguf package is missing.
+        UserError: if it is not installed.
     """
     try:
-        yield
+        import gguf  # noqa: F401
     except ImportError as error:
         raise UserError("GGUF files are read with the gguf package; pip install 'palenka[gguf]'") from error
-    except Exception as error:  # the libraries have no kind of error for a file that is none
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{file} cannot be read as GGUF ({type(error).__name__}: {reason}); fetch it again") from error

@@ -2,8 +2,8 @@
 
 import hashlib
 import shutil
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,15 @@ from transformers.utils import logging as transformers_logging
 from palenka.data.corpus import TOKENIZER_FOLDER, Corpus, require_files
 from palenka.data.hub import Located
 from palenka.data.signals.manifest import TeacherIdentity
-from palenka.data.text.tokenizer import hash_of_directory
-from palenka.ground.errors import UserError
+from palenka.data.text.tokenizer import load_tokenizer, tokenizer_hash, vocabulary_size_of
+from palenka.ground.errors import UserError, refusing
 from palenka.ground.files import follow_umask, read_text, state_of
 from palenka.ground.precision import dtype_of
 from palenka.ground.records import commit, damage_of, load_json, read_record
 from palenka.ground.settings import Precision
+
+_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError)
+"""Of transformers and safetensors about a model that they cannot read."""
 
 # Its bars for loading and saving would break up those of `progress.py`.
 transformers_logging.disable_progress_bar()
@@ -50,7 +53,7 @@ def identity_of(directory: Path, precision: Precision, source: str | None = None
     """
     require_untouched(directory)
     config = {key: value for key, value in _read_config(directory).items() if key not in _NOT_IDENTITY}
-    with _reading(directory):
+    with _refusing(directory):
         return TeacherIdentity(weights=_weights_hash(directory), config=config, precision=precision, source=source)
 
 
@@ -97,7 +100,7 @@ def config_of(directory: Path) -> PretrainedConfig:
             f"{directory} brings code of its own for its model ({written.get('model_type')}), which is never run here; "
             "choose a model whose class transformers has"
         )
-    with _reading(directory):
+    with _refusing(directory):
         config: PretrainedConfig = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
     return config
 
@@ -125,9 +128,10 @@ def require_fit(what: str, model: Located, corpus: Corpus, length: int) -> None:
     directory, subject = model.directory, f"{what} {model.name}"
     config = config_of(directory)
     vocabulary_size = config.get_text_config().vocab_size
-    if (found := hash_of_directory(directory)) != corpus.tokenizer_hash:
+    tokenizer = load_tokenizer(directory)
+    if (found := tokenizer_hash(tokenizer)) != corpus.tokenizer_hash:
         raise UserError(
-            f"{subject} has another tokenizer ({vocabulary_size:,} tokens, {found[:12]}) than corpus "
+            f"{subject} has another tokenizer ({vocabulary_size_of(tokenizer):,} tokens, {found[:12]}) than corpus "
             f"{corpus.directory} ({corpus.vocabulary_size:,} tokens, {corpus.tokenizer_hash[:12]}); prepare text with "
             f"that of the {what}, `palenka data prepare --sources TEXT --output CORPUS --tokenizer {model.name}`, or "
             f"choose a {what} with that of the corpus"
@@ -159,7 +163,7 @@ def load_model(directory: Path, device: torch.device, precision: Precision = "fl
     """
     config_of(directory)
     _weight_files(directory)
-    with _reading(directory):
+    with _refusing(directory):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             directory,
             dtype=dtype_of(precision),
@@ -201,7 +205,7 @@ def _read_config(directory: Path) -> dict[str, Any]:
         raise UserError(
             f"{directory} is not a Hugging Face model: it has no config.json; give {_instead_of(directory)}"
         )
-    with _reading(directory):
+    with _refusing(directory):
         config = load_json(read_text(path))
         if not isinstance(config, dict):
             raise TypeError("config.json is not an object")
@@ -252,14 +256,7 @@ def _instead_of(directory: Path) -> str:
     return "the directory of a model saved with save_pretrained, such as a trained run, or an id on the Hub"
 
 
-@contextmanager
-def _reading(directory: Path) -> Iterator[None]:
-    """Whatever transformers or safetensors raise about a model that they cannot read, as one sentence."""
-    try:
-        yield
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"{directory} is not a causal language model that can be read ({type(error).__name__}: {reason}); "
-            "save it again with save_pretrained"
-        ) from error
+def _refusing(directory: Path) -> AbstractContextManager[None]:
+    """Errors of the libraries about a model that they cannot read, as one sentence."""
+    what = f"{directory} is not a causal language model that can be read"
+    return refusing(what, "save it again with save_pretrained", _ERRORS)

@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column
 
 from palenka.eval.results import read_items, read_results, writing
 from palenka.eval.suite import column
 from palenka.eval.suites import SUITES
+from palenka.ground.console import plain_table
 from palenka.ground.errors import UserError, refuse_difference
 from palenka.ground.files import require_own
 from palenka.ground.records import load_json, write_record
@@ -50,8 +51,13 @@ def _compared(first: Path, second: Path, suites: Sequence[str] | None = None) ->
     if suites is None:
         refuse_difference(f"{second}", {"suites": sorted(ours)}, {"suites": sorted(theirs)}, _REMEDY)
         suites = list(ours)
-    expected, found = ({name: of[name].request.as_plain() for name in suites} for of in (ours, theirs))
+    expected, found = ({name: of[name].request.as_plain() | {"data": ""} for name in suites} for of in (ours, theirs))
     refuse_difference(f"{second}", expected, found, _REMEDY)
+    for name in suites:
+        if ours[name].data != theirs[name].data:
+            raise UserError(
+                f"{first} and {second} were measured on other data of {name}, whose text is not the same; {_REMEDY}"
+            )
     items, other_items = read_items(first), read_items(second)
     rows = {}
     for name in suites:
@@ -69,8 +75,7 @@ def print_comparison(comparison: dict[str, Any], console: Console) -> None:
     for result in comparison["suites"].values():
         side = "higher" if result["higher_is_better"] else "lower"
         title = f"{result['title']}{', ' * bool(result['unit'])}{result['unit']}; {side} is better"
-        table = Table("task", title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
-        table.columns[0].overflow = "fold"
+        table = plain_table(Column("task", overflow="fold"), title=title)
         for heading in _HEADINGS if is_wide else _HEADINGS[:-_LEFT_OUT]:
             table.add_column(heading, justify="right", no_wrap=True)
         for task, row in [*result.get("tasks", {}).items(), ("all", result)]:

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from rich.console import Console
-from rich.table import Column, Table
+from rich.table import Column
 
 from palenka.eval.overall import overall
 from palenka.eval.results import Results, SuiteResult, read_results, writing
 from palenka.eval.suite import Figure, Score
 from palenka.eval.suites import SUITES
+from palenka.ground.console import plain_table
 from palenka.ground.errors import UserError
 from palenka.ground.files import require_own, write_whole
 
@@ -114,7 +115,7 @@ def print_results(results: Results, console: Console) -> None:
         columns = [Column(name, justify="right", no_wrap=True) for name in ("value", "n")]
         title = f"{result.heading}{under}: {results.name}"
         suite = Column(result.suite, overflow="fold")
-        table = Table(suite, *columns, title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+        table = plain_table(suite, *columns, title=title)
         for task, score in result.main.tasks.items():
             table.add_row(task, str(score), f"{score.n:,}")
         table.add_section()

@@ -18,7 +18,7 @@ from palenka.eval.choices import Choice, ChoiceMaker, Completion
 from palenka.eval.jackknife import jackknife_errors, jackknifed_difference
 from palenka.eval.row_files import read_rows
 from palenka.eval.statistics import NORMAL_95
-from palenka.eval.suite import Figure, Measured, column
+from palenka.eval.suite import Figure, Measured, PredictionFiles, column
 from palenka.ground.errors import UserError
 
 if TYPE_CHECKING:
@@ -32,10 +32,12 @@ class Wug(ScoredChoices):
     Attributes:
         title: as tables have it.
         folders: names of the subfolders that may hold its data.
+        pipeline_task: what the official pipeline calls it.
     """
 
     title: str
     folders: tuple[str, ...]
+    pipeline_task: str
 
     def choices(self, files: list[Path]) -> Iterator[Choice]:
         """All pairs of forms."""
@@ -82,6 +84,16 @@ class Wug(ScoredChoices):
             "second": spearman(second, ratios),
             **jackknifed_difference(difference, np.arange(len(ratios))),
         }
+
+    def predictions(self, folder: Path, data: list[Choice], items: "pa.Table") -> PredictionFiles:
+        """The more probable form of every item, and the share of the first beside it."""
+        files = super().predictions(folder, data, items)
+        shares, tasks = self.shares(items), column(items, "task")
+        for groups in files.values():
+            for task, group in groups.items():
+                for prediction, share in zip(group["predictions"], shares[tasks == task].tolist(), strict=True):
+                    prediction["prob"] = share
+        return files
 
     def shares(self, items: "pa.Table") -> NDArray[np.float64]:
         """The model's share of the first form of each item, [items]."""

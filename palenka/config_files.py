@@ -9,10 +9,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from rich.table import Table
-
 from palenka.ground.command_line import parse, run, subcommand
-from palenka.ground.console import console
+from palenka.ground.console import console, plain_table
 from palenka.ground.errors import UserError, system_error
 from palenka.ground.files import write_whole
 from palenka.ground.settings import Command, Printing, read_yaml
@@ -62,7 +60,7 @@ def _list(settings: ListSettings) -> None:
     if settings.as_json:
         sys.stdout.write(json.dumps(files, indent=1, ensure_ascii=False) + "\n")
         return
-    table = Table("name", "what it is", box=None, pad_edge=False)
+    table = plain_table("name", "what it is")
     for name, said in files.items():
         table.add_row(name, said)
     console().print(table)

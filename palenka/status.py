@@ -16,10 +16,9 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from pydantic import Field
-from rich.table import Table
 
 from palenka.ground.command_line import parse, run
-from palenka.ground.console import console
+from palenka.ground.console import console, plain_table
 from palenka.ground.errors import UserError
 from palenka.ground.files import is_partial
 from palenka.ground.lock import holder_of
@@ -152,7 +151,7 @@ def _status(arguments: Sequence[str]) -> None:
         return
     if not found:
         raise UserError(f"no run, cache or grid in {', '.join(map(str, settings.directories))}; give another folder")
-    table = Table("what", "state", "how far", box=None, pad_edge=False)
+    table = plain_table("what", "state", "how far")
     for each in found:
         table.add_row(f"{each.kind} {each.path}", each.state, each.detail)
     console().print(table)

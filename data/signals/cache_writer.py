@@ -51,7 +51,7 @@ class CacheWriter:
         self._arrays = {name: array_at(group, name).with_config(config) for name in manifest.arrays()}
         self.measured = read_measured(directory, group, manifest, manifest.hidden_keys())
 
-    def empty(self, shard: Shard) -> dict[str, NDArray[np.generic]]:
+    def room_for(self, shard: Shard) -> dict[str, NDArray[np.generic]]:
         """Room for one shard: an array [windows, …] for every array of the cache."""
         windows = shard.stop - shard.start
         return {name: np.zeros((windows, *array.shape[2:]), dtype=array.dtype) for name, array in self._arrays.items()}

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 import torch
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 from palenka.data.corpus import Corpus
 from palenka.data.signals.cache import TeacherCache
 from palenka.data.signals.distribution import Distribution
 from palenka.data.text.tokenizer import token_bytes
+from palenka.ground.console import plain_table
 from palenka.ground.errors import UserError
 
 _WIDTH = 80
@@ -60,7 +60,7 @@ class Look:
     tokens: tuple[Expected, ...]
 
     def __str__(self) -> str:
-        table = Table("token", "next", "p", "best guesses for the next", box=None, pad_edge=False)
+        table = plain_table("token", "next", "p", "best guesses for the next")
         for column, width in zip(table.columns, (14, 14, 5, 44), strict=True):
             column.width, column.no_wrap, column.overflow = width, True, "ellipsis"
         for each in self.tokens:

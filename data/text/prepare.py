@@ -174,6 +174,8 @@ def _write_corpus(settings: CorpusSettings, sources: list[TextSource], hashes: d
         for source in sources:
             sorting = Sorting(source.split, held_out, repeats)
             _encode_source(source, sorting, encoder, writers, boundaries, advance)
+            if sorting.empty:
+                info(f"{source.name} has {sorting.empty:,} document(s) without text; they are left out")
             for split, tally in sorting.tallies.items():
                 writers[split].add_words(tally.document_words)
             for split, counts in sorting.counts().items():

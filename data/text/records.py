@@ -16,7 +16,7 @@ from palenka.data.text.babylm import cleaned_document
 from palenka.data.text.cleaners import GENERAL
 from palenka.data.text.lines import parts_of
 from palenka.data.text.readers import READERS, Advance, Piece, Reader, ReadingOptions
-from palenka.ground.errors import UserError
+from palenka.ground.errors import UserError, reason_of
 
 _BATCH_RECORDS = 256
 _BLOCK_BYTES = 1 << 20
@@ -128,7 +128,7 @@ def _checked(path: Path, kind: str, text_field: str) -> Iterator[str]:
         return
     except Exception as error:  # whatever the libraries of the formats raise
         fault = _first_fault(path) if kind == "json" else None
-        reason = fault or f"it cannot be read ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+        reason = fault or f"it cannot be read ({reason_of(error)})"
         raise UserError(f"{path}{reason if fault else ': ' + reason}; fix it there, or leave the file out") from error
 
 

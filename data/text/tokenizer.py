@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from palenka.ground.errors import UserError
+from palenka.ground.errors import UserError, refusing
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -75,14 +75,11 @@ def load_tokenizer(directory: Path) -> "PreTrainedTokenizerFast":
         raise UserError(f"{directory} is no directory; give one that holds a tokenizer, or an id on the Hub")
     if not tokenizer_files(directory):
         raise UserError(f"{directory} has no tokenizer; save its tokenizer there (tokenizer.json)")
-    try:
+    # The library's Rust side raises bare exceptions.
+    with refusing(
+        f"the tokenizer in {directory} cannot be read", "save it again with save_pretrained, as tokenizer.json"
+    ):
         tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # the library's Rust side raises bare exceptions
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"the tokenizer in {directory} cannot be read ({type(error).__name__}: {reason}); save it again with "
-            "save_pretrained, as tokenizer.json"
-        ) from error
     # One that is written in Python has no pipeline that could be compared, or run on all cores.
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise UserError(

@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Iterable
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 _WIDE = 160
 """Columns of a table in a file or a pipe, which has room for any."""
@@ -20,12 +20,18 @@ def facts(title: str, rows: Iterable[tuple[str, str]]) -> Table:
         rows: the name of each fact, and what is said of it. A name that begins with a space is a part of the last fact
             before it whose name does not.
     """
-    table = Table(title=title, title_justify="left", title_style="bold", show_header=False, box=None, pad_edge=False)
+    table = plain_table(title=title)
+    table.show_header = False
     table.add_column(no_wrap=True)
     table.add_column(ratio=1, overflow="fold")
     for name, said in rows:
         table.add_row(name, said)
     return table
+
+
+def plain_table(*columns: Column | str, title: str | None = None) -> Table:
+    """A table without lines, its title in bold above it."""
+    return Table(*columns, title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
 
 
 def tell(on: Console, sentence: str) -> None:

@@ -1,7 +1,8 @@
 """Mistakes that a user can fix, each told in one sentence: the value, the rule, what to do."""
 
 import errno
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 _REMEDIES = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "make room"),
@@ -30,6 +31,31 @@ def system_error(what: str, error: OSError) -> UserError:
     where = f"{error.filename}: " if error.filename and str(error.filename) not in what else ""
     remedy = _REMEDIES.get(error.errno or 0, "mend that")
     return UserError(f"{what}: {where}{said}; {remedy}, and run the same command again")
+
+
+def reason_of(error: Exception) -> str:
+    """What a library's error says, on one line that is not too long: its kind, and the text."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
+@contextmanager
+def refusing(what: str, remedy: str, kinds: tuple[type[Exception], ...] = (Exception,)) -> Iterator[None]:
+    """Whatever libraries raise about what they cannot read, as one sentence.
+
+    Args:
+        what: is wrong then, as the sentence's beginning, such as ``"x.gguf cannot be read as GGUF"``.
+        remedy: what the user can do, as its end.
+        kinds: of errors that mean this; all unless given.
+
+    Raises:
+        UserError: with the library's reason; a `UserError` from inside is passed on.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except kinds as error:
+        raise UserError(f"{what} ({reason_of(error)}); {remedy}") from error
 
 
 def refuse_difference(what: str, expected: object, found: object, remedy: str) -> None:

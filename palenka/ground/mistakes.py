@@ -1,6 +1,7 @@
 """Mistakes in settings as sentences: the option, its value and the rule, or the option that was probably meant."""
 
 import difflib
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -66,7 +67,7 @@ def taken_for_file(schema: type[Settings], option: str, value: object) -> str | 
 
 def _shown(value: object) -> str:
     """A value as it was given, in a line that is not too long."""
-    text = str(value)
+    text = json.dumps(value) if value is None or isinstance(value, bool) else str(value)  # true, as files have it
     text = text if text.isprintable() and text.strip() else repr(value)
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
 

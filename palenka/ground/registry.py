@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 from pydantic import Field, GetCoreSchemaHandler, ValidationError, model_serializer, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError, core_schema
 
-from palenka.ground.errors import UserError
+from palenka.ground.errors import UserError, refusing
 from palenka.ground.settings import Settings
 
 Entry = TypeVar("Entry")
@@ -80,13 +80,8 @@ def import_plugins(modules: Iterable[str]) -> None:
     if os.getcwd() not in sys.path and "" not in sys.path:  # noqa: PTH109 - as it stands in sys.path
         sys.path.insert(0, os.getcwd())  # noqa: PTH109
     for module in modules:
-        try:
+        with refusing(f"plugin {module} cannot be imported", "fix it"):  # whatever a user's module raises
             importlib.import_module(module)
-        except UserError:
-            raise
-        except Exception as error:  # whatever a user's module raises
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(f"plugin {module} cannot be imported ({type(error).__name__}: {reason}); fix it") from error
 
 
 @dataclass(frozen=True)

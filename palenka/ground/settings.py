@@ -125,7 +125,9 @@ class Settings(BaseModel):
     @classmethod
     def _truth_is_no_number(cls, given: Any, info: ValidationInfo) -> Any:  # noqa: ANN401 - whatever was given
         if isinstance(given, bool) and _holds_numbers(cls.model_fields[str(info.field_name)].annotation):
-            raise PydanticCustomError("number_type", "Input should be a number")
+            kinds = _kinds(cls.model_fields[str(info.field_name)].annotation)
+            rule = "a valid number" if float in kinds else "a valid integer"  # as of a word that is none
+            raise PydanticCustomError("number_type", "Input should be {rule}", {"rule": rule})
         return given
 
     @field_validator("*", mode="before")

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import importlib.resources
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -31,6 +32,16 @@ STUDENTS_SHOWN = (1, 5, 25)
 
 def render(sources: Sources, title: str) -> str:
     """The report as one HTML page; the same sources give the same bytes."""
+    models = join_models(sources)
+    content = {"generator": GENERATOR, "title": title, "sources": sources, "students_shown": STUDENTS_SHOWN}
+    content |= _looks() | _of_models(models, sources) | _of_stages(models, sources) | _of_grids(sources)
+    page = _environment().get_template("report.html.j2").render(content)
+    return page if page.endswith("\n") else f"{page}\n"
+
+
+@cache
+def _environment() -> Environment:
+    """Of the templates, which are compiled once."""
     environment = Environment(
         loader=PackageLoader("palenka.report", "."),
         autoescape=True,
@@ -39,11 +50,7 @@ def render(sources: Sources, title: str) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"change": change, "recipe": recipe, "themed": themed, "unsigned": unsigned}
-    models = join_models(sources)
-    content = {"generator": GENERATOR, "title": title, "sources": sources, "students_shown": STUDENTS_SHOWN}
-    content |= _looks() | _of_models(models, sources) | _of_stages(models, sources) | _of_grids(sources)
-    page = environment.get_template("report.html.j2").render(content)
-    return page if page.endswith("\n") else f"{page}\n"
+    return environment
 
 
 def _looks() -> dict[str, Any]:

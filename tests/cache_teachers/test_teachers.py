@@ -232,6 +232,14 @@ def test_another_mapping_of_the_same_size_is_refused_with_both_named(
         capture(changed(capture_settings, teacher=other))
 
 
+def test_a_padded_teacher_of_another_tokenizer_is_named_by_the_tokens_that_it_has(
+    padded: Path, capture_settings: CaptureSettings, tmp_path: Path
+) -> None:
+    other = with_two_tokens_swapped(padded, tmp_path / "other")
+    with pytest.raises(UserError, match=rf"teacher {other} has another tokenizer \(320 tokens, "):
+        capture(changed(capture_settings, teacher=other))
+
+
 def test_a_teacher_with_a_slow_tokenizer_is_refused(
     teacher: Path, capture_settings: CaptureSettings, tmp_path: Path
 ) -> None:

@@ -235,6 +235,13 @@ def test_wug_correlations_are_those_of_the_loop(suite: str, model: Path, tmp_pat
     np.testing.assert_allclose(wug.shares(items), shares, atol=2e-5)
     low, high = result.main.interval
     assert -1 < low < result.main.value < high < 1
+    ((path, groups),) = wug.predictions(folder, wug.read(folder, CONDITIONS), items).items()
+    assert path == f"zero_shot/causal/{suite}/{folder.name}/predictions.json"
+    predictions = groups[folder.name]["predictions"]
+    assert [each["id"] for each in predictions] == [f"{folder.name}_{number}" for number in range(len(rows))]
+    texts = [row["sentences"].split("\t")[share < 0.5] for row, share in zip(rows, shares, strict=True)]
+    assert [each["pred"] for each in predictions] == texts
+    assert [each["prob"] for each in predictions] == pytest.approx(shares, abs=2e-5)
 
 
 def test_a_correlations_error_is_that_of_resampling_and_of_many_samples() -> None:

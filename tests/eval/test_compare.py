@@ -113,7 +113,7 @@ def test_files_of_other_pairs_are_refused_with_both_names(tmp_path: Path) -> Non
         compare(fewer, first)
     with pytest.raises(UserError, match=r"blimp\.conditions\.protocol is 'babylm-2025' there, but 'babylm-2024' is"):
         compare(first, written(tmp_path / "later", scores(right), protocol="babylm-2025"))
-    with pytest.raises(UserError, match=r"blimp\.data is 'other' there"):
+    with pytest.raises(UserError, match=r"one\.json and .*data\.json were measured on other data of blimp"):
         compare(first, written(tmp_path / "data", scores(right), data="other"))
     with pytest.raises(UserError, match=r"does not match: suites is \['blimp_filtered'\] there"):
         compare(first, written(tmp_path / "suite", scores(right), "blimp_filtered"))

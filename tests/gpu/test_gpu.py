@@ -161,7 +161,7 @@ def test_a_capture_waits_for_nothing_and_says_what_a_cpu_says(
     create_cache(tmp_path / "room", manifest, teacher.measured.to(torch.device("cpu")))
     writer = CacheWriter(tmp_path / "room", manifest)
     indices = settings.windows.slots(len(corpus.tokens), 0)[:16]
-    filled = _ShardInMemory(writer.empty(Shard(0, 0, 0, 16)), teacher, manifest)
+    filled = _ShardInMemory(writer.room_for(Shard(0, 0, 0, 16)), teacher, manifest)
     filled.add(0, corpus.gather(settings.windows, 0, indices[:8]), 0, indices[:8])
     with no_waiting():
         filled.add(8, corpus.gather(settings.windows, 0, indices[8:]), 0, indices[8:])

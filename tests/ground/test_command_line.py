@@ -236,7 +236,7 @@ def test_mistakes_on_the_command_line(
         ),
         (STUDENT + "epochs: 8\n", "is not YAML: epochs is given twice at line 10, column 1"),
         (STUDENT.replace("hard: 0.5", "logit: 0.5"), "logit is given twice at line 6, column"),
-        (STUDENT.replace("epochs: 7", "epochs: true"), "epochs is True, but it should be a number"),
+        (STUDENT.replace("epochs: 7", "epochs: true"), "epochs is true, but it should be a valid integer"),
         (STUDENT + "plugins: mine\n", "plugins is mine, but it should be a list [...]"),
         (STUDENT.replace("epochs: 7", "epochs: seven"), "epochs is seven, but it should be a valid integer"),
         (STUDENT.replace("epochs: 7", "windows: {views: 0}"), "windows.views is 0, but it should be greater than or"),

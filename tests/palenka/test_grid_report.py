@@ -410,12 +410,14 @@ def test_finalists_are_tested_against_the_control_of_their_seed(grid_folder: Gri
     assert max(dots) < zero
 
 
+@pytest.mark.usefixtures("no_drawings")
 def test_a_single_finalist_was_not_picked_among_finalists(grid_folder: GridFolder, tmp_path: Path) -> None:
     text = words(page_of(grid_folder(finalists=["logit0.5-hidden0.7"]), tmp_path / "report.html"))
     assert "It was picked as the best of 6 variants and trained again with other settings but the same seeds" in text
     assert "part of the luck of that choice stays" in text
 
 
+@pytest.mark.usefixtures("no_drawings")
 @pytest.mark.parametrize(
     ("control", "finalists", "verdict"),
     [
@@ -433,12 +435,14 @@ def test_the_first_sentence_claims_no_more_than_the_interval_and_the_choice_allo
     assert headline.endswith(f" its control, the mean over 3 seeds: {verdict}")
 
 
+@pytest.mark.usefixtures("no_drawings")
 def test_a_single_variant_was_not_chosen(grid_folder: GridFolder, tmp_path: Path) -> None:
     html = page_of(grid_folder(options={"objective.logit": (0.1,)}), tmp_path / "report.html")
     (headline,) = re.findall("<h1>(.*?)</h1>", html)
     assert headline.endswith(": separated")
 
 
+@pytest.mark.usefixtures("no_drawings")
 def test_a_study_keeps_its_own_first_sentence(grid_folder: GridFolder, tmp_path: Path) -> None:
     folder = grid_folder(finalists=["logit0.5-hidden0.7"])
     write_sealed(tmp_path / "seconds.json", {})
@@ -460,6 +464,7 @@ def test_each_controls_level_and_only_whole_means_are_drawn_over_an_option(
     assert len(means) == len(LOGIT) - 1
 
 
+@pytest.mark.usefixtures("no_drawings")
 @pytest.mark.parametrize(
     ("unfinished", "told"),
     [
@@ -487,6 +492,7 @@ def test_finalists_of_which_none_is_finished_have_no_charts(grid_folder: GridFol
     assert "Held-out cross-entropy of the finalists" not in html
 
 
+@pytest.mark.usefixtures("no_drawings")
 def test_losses_that_were_not_kept_are_said_to_be_missing(grid_folder: GridFolder, tmp_path: Path) -> None:
     folder = grid_folder(finalists=["logit0.5-hidden0.7"])
     for path in (folder / "measures" / "finalists").glob("*.json"):
@@ -506,6 +512,7 @@ def test_finalists_of_other_windows_are_refused(
     assert "seed0.json has item 59 of held_out task dev, but " in error
 
 
+@pytest.mark.usefixtures("no_drawings")
 def test_the_noise_and_the_choice_are_told_in_numbers(grid_folder: GridFolder, tmp_path: Path) -> None:
     folder = grid_folder()
     noise = noise_of(GridFiles(folder).read().points)

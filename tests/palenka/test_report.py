@@ -263,6 +263,7 @@ def give_losses(path: Path, losses: Callable[[Any], Any]) -> None:
     )
 
 
+@pytest.mark.usefixtures("no_drawings")
 def test_the_headline_claims_no_more_than_a_paired_test(copy: Path, tmp_path: Path) -> None:
     ours, theirs = (copy / "held_out" / f"{name}.json" for name in (HOSTILE, "control"))
     hard = np.random.RandomState(0).normal(3.0, 1.0, size=len(read_items(ours)["held_out"]))
@@ -288,6 +289,7 @@ def test_the_headline_claims_no_more_than_a_paired_test(copy: Path, tmp_path: Pa
     assert "was not kept, so there is no paired test: their 95 % intervals overlap" in words
 
 
+@pytest.mark.usefixtures("no_drawings")
 @pytest.mark.parametrize(
     ("interval", "p_value", "chosen", "verdict"),
     [
@@ -322,6 +324,7 @@ def test_runs_of_different_corpora_share_no_sentence_and_no_chart(copy: Path, tm
     assert "No control stands beside the 1 student" in report(copy, out=tmp_path / "report.html").words()
 
 
+@pytest.mark.usefixtures("no_drawings")
 def test_results_of_an_older_version_of_a_suite_stand_apart(copy: Path, tmp_path: Path) -> None:
     path = copy / "held_out" / f"{HOSTILE}.json"
     results, table = read_results(path), read_items(path)["held_out"]
@@ -334,6 +337,7 @@ def test_results_of_an_older_version_of_a_suite_stand_apart(copy: Path, tmp_path
     assert f"; version {result.version}" in words
 
 
+@pytest.mark.usefixtures("no_drawings")
 def test_a_sentence_about_a_corpus_has_the_windows_of_its_best_student(copy: Path, tmp_path: Path) -> None:
     for name in (HOSTILE, "control"):
         far = Path(shutil.copytree(copy / name, copy / f"far-{name}"))
@@ -349,6 +353,7 @@ def test_a_sentence_about_a_corpus_has_the_windows_of_its_best_student(copy: Pat
     assert re.search(rf"That is about [^.]*windows of {LENGTH} tokens", words)
 
 
+@pytest.mark.usefixtures("no_drawings")
 def test_the_official_table_says_how_much_of_it_is_missing(
     copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -398,6 +403,7 @@ def test_an_evaluated_model_without_a_run_stands_under_its_files_name(copy: Path
     assert "No control stands beside the 1 student" in page.words()
 
 
+@pytest.mark.usefixtures("no_drawings")
 def test_results_that_do_not_compare_stand_in_columns_of_their_own(copy: Path, tmp_path: Path) -> None:
     path = copy / "held_out" / "control.json"
     first = read(path)
@@ -446,6 +452,7 @@ def test_metrics_of_any_term_and_ratio_are_drawn(copy: Path, tmp_path: Path) -> 
     assert "No gradient ratios were logged" not in page.words()
 
 
+@pytest.mark.usefixtures("no_drawings")
 @pytest.mark.parametrize(
     ("kept", "absent"),
     [
@@ -468,6 +475,7 @@ def test_what_is_not_there_is_said_in_a_sentence(
         assert sentence in words
 
 
+@pytest.mark.usefixtures("no_drawings")
 def test_runs_that_are_not_finished_are_named_and_left_out(copy: Path, tmp_path: Path) -> None:
     (copy / "control" / "result.json").unlink()
     page = report(copy, out=tmp_path / "report.html")
@@ -512,6 +520,7 @@ def test_an_entropy_is_a_lower_bound_where_the_others_are_not_known(
         assert any("all other tokens as one" in figure for _, figure in drawn) == is_bound
 
 
+@pytest.mark.usefixtures("no_drawings")
 def test_the_card_shows_how_far_the_cache_is_from_its_teacher(copy: Path, tmp_path: Path) -> None:
     found = TeacherCache(copy / "cache-big").fidelity()
     assert found is not None
@@ -590,6 +599,7 @@ def test_a_cache_that_was_only_begun_is_no_failure(copy: Path, tmp_path: Path) -
     assert "Nothing is captured yet." in report(copy, out=tmp_path / "report.html").words()
 
 
+@pytest.mark.usefixtures("no_drawings")
 def test_the_break_even_is_that_of_the_recorded_seconds(study: Path, tmp_path: Path) -> None:
     sources = find_sources([study])
     costs = break_even(next(iter(sources.studies)), sources)
@@ -605,6 +615,7 @@ def test_the_break_even_is_that_of_the_recorded_seconds(study: Path, tmp_path: P
     assert f"cheaper than live teachers from student {first} on" in page.words()
 
 
+@pytest.mark.usefixtures("no_drawings")
 def test_a_student_of_another_cache_does_not_count(copy: Path) -> None:
     path = copy / HOSTILE / "inputs.json"
     inputs = read(path)

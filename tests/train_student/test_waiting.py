@@ -280,7 +280,7 @@ def _captured(
             to_meta(teacher)
             shard, rule = shards[0], writer.manifest.windows
             indices = rule.slots(len(corpus.tokens), shard.view)[shard.start : shard.stop][:16]
-            filled = _ShardInMemory(writer.empty(shard), teacher, writer.manifest)
+            filled = _ShardInMemory(writer.room_for(shard), teacher, writer.manifest)
             with no_waiting():
                 filled.add(0, corpus.gather(rule, shard.view, indices[:8]), shard.view, indices[:8])
             encode = teacher.encode

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from palenka.ground.errors import UserError
+from palenka.ground.errors import UserError, reason_of
 from palenka.ground.registry import Registry
 from palenka.ground.settings import Settings
 
@@ -115,10 +115,7 @@ def building(summary: str) -> Iterator[None]:
         NotImplementedError,
         StrictDataclassError,
     ) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"model: {summary} cannot be built ({type(error).__name__}: {reason}); change its numbers"
-        ) from (error)
+        raise UserError(f"model: {summary} cannot be built ({reason_of(error)}); change its numbers") from error
 
 
 def count_parameters(model: nn.Module) -> int:

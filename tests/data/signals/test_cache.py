@@ -349,7 +349,7 @@ def test_a_shard_of_zeros_is_written_and_read(cache_directory: Path) -> None:
     manifest = TeacherCache(cache_directory).manifest
     writer = CacheWriter(cache_directory, manifest)
     shard = next(manifest.shards())
-    writer.write(shard, writer.empty(shard), {})
+    writer.write(shard, writer.room_for(shard), {})
     assert damage_of_shard(cache_directory, shard) is None
     codes = TeacherCache(cache_directory).codes(shard.view, np.arange(shard.start, shard.stop))
     assert not any(part.any() for part in codes.values())

@@ -170,6 +170,16 @@ def test_notices(settings: CorpusSettings, capsys: pytest.CaptureFixture[str]) -
     told = capsys.readouterr().err
     assert "childes_part2.train is of no known source" in told
     assert re.search(r"the train split gives \d+ tokens, not 16,000", told)
+    assert "without text" not in told
+
+
+def test_records_without_text_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = [{"text": "some words of text"}, {"body": "in another field"}, {"text": None}, {"text": " \n"}]
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    prepare(CorpusSettings(sources=path, output=tmp_path / "corpus", vocabulary_size=260))
+    assert f"{path.name} has 3 document(s) without text; they are left out" in " ".join(capsys.readouterr().err.split())
+    assert Corpus.open(tmp_path / "corpus", "train").counts.documents == 1
 
 
 def test_a_word_torn_between_pieces_counts_once(settings: CorpusSettings) -> None:
