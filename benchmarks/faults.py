@@ -1,14 +1,16 @@
 """Every stage under fire: killed at random moments, and with files damaged that it wrote or was given.
 
-    python benchmarks/faults.py --folder FOLDER --kills 10 --damages 1000 --record benchmarks/records/faults.md
+    python -m benchmarks.faults --folder FOLDER --kills 10 --damages 1000 --record benchmarks/records/faults.md
 
-Each command is a process of its own, forked from this one once torch is loaded, so that thousands fit into minutes.
+Each command is a process of its own, forked from this one once torch is loaded, so that thousands fit into an hour; two
+stages have processes of their own, and are launched as a user does (`fault_stages.py` has all of them).
 
-Kills: a stage is killed with SIGKILL at a random moment of its time, and called again. Its files must then be those of
-an undisturbed call, times excluded, with nothing beside them and no process left. Damage: a file that Palenka wrote, or
-an input that it hashed, is flipped, cut, deleted, zeroed or swapped with one of its kind, between commands or while one
-runs; every command that reads it is called. It must refuse (status 2, one sentence) or come to the same files. What is
-done is kept in FOLDER/done.jsonl, and the same call goes on with what is left.
+Kills: a stage is killed with SIGKILL at a random moment of its time, and called again; of a launch all processes, the
+launcher alone, or any one. Its files must then be those of an undisturbed call, times excluded, with nothing beside
+them and no process left. Damage: a file that Palenka wrote, or an input that it hashed, is flipped, cut, deleted,
+zeroed or swapped with one of its kind, between commands or while one runs; a command that reads it, or the one that
+wrote it, is called. It must refuse (status 2, one sentence) or come to the same files. The files that were damaged
+least often come first. What is done is kept in FOLDER/done.jsonl, and the same call goes on with what is left.
 """
 
 import argparse
@@ -18,293 +20,26 @@ import importlib
 import json
 import os
 import random
-import re
 import shutil
-import signal
-import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from palenka.__main__ import main as palenka
+from benchmarks.fault_calls import Ended, Launch, LivesOnError, call
+from benchmarks.fault_stages import NOT_DAMAGED, Stage, Workshop, files_of
 
 _BEFORE_THE_FORKS = (
     *("matplotlib.pyplot", "pyarrow.compute", "pyarrow.parquet", "transformers.models.llama.modeling_llama", "zarr"),
     *("palenka.data.text.prepare", "palenka.cache_teachers.capture", "palenka.train_student.train", "palenka.export"),
     *("palenka.eval.__main__", "palenka.eval.measure", "palenka.eval.compare", "palenka.eval.tables"),
-    *("palenka.report.page", "palenka.grid.__main__", "palenka.grid.running", "palenka.grid.results"),
+    *("palenka.eval.submission", "palenka.eval.learning_curve", "palenka.eval.glue.finetune", "palenka.generate"),
+    *("palenka.report.page", "palenka.grid.__main__", "palenka.grid.running", "palenka.grid.results", "palenka.study"),
 )
-LIMIT_SECONDS = 120
-TIMES = ("seconds", "tokens_per_second", "data_wait", "checksum", "sha256", "bytes", "state", "metrics", "meter")
-"""Names in records whose values differ from call to call, or are checksums of such."""
-SAID_OF_TIMES = ("result.json", "state.json", "commit.json", "metrics.jsonl", "config.yaml")
-WORDS = [
-    "the",
-    "a",
-    "child",
-    "dog",
-    "bird",
-    "sees",
-    "finds",
-    "follows",
-    "red",
-    "small",
-    "old",
-    "river",
-    "garden",
-    "stone",
-    "and",
-    "or",
-    "but",
-    "not",
-]
-ENCODINGS = {
-    "low_rank": {"k": 4, "rank": 4},
-    "topk": {"k": 6},
-    "sampled": {"draws": 8},
-    "hybrid": {"k": 4, "draws": 4},
-}
-OBJECTIVES: Mapping[str, Mapping[str, Any]] = {
-    "hard": {},
-    "logit": {"hard": 0.5, "logit": 0.5},
-    "reverse": {"hard": 0.5, "logit": 0.5, "divergence": "reverse"},
-    "js": {"hard": 0.5, "logit": 0.5, "divergence": "js"},
-    "hidden": {"hard": 0.5, "hidden": 0.5},
-    "contrastive": {"hard": 0.5, "contrastive": 0.5},
-    "auxiliary": {"hard": 0.5, "auxiliary": 0.5},
-}
-
-
-@dataclass(frozen=True)
-class Ended:
-    """How a command ended: its status (None where it was killed, or took too long), what it said, its seconds."""
-
-    status: int | None
-    said: str
-    seconds: float
-
-
-def call(
-    arguments: Sequence[str], meanwhile: Callable[[], None] | None = None, kill_after: float | None = None
-) -> Ended:
-    """A command in a process of its own."""
-    read, write = os.pipe()
-    began = time.perf_counter()
-    child = os.fork()
-    if not child:
-        os.setpgid(0, 0)
-        for number in (1, 2):
-            os.dup2(write, number)
-        ending = 70
-        with contextlib.suppress(BaseException):
-            sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
-            try:
-                ending = palenka(list(arguments))
-            except SystemExit as end:
-                ending = int(end.code or 0)
-            except BaseException:
-                import traceback
-
-                traceback.print_exc()
-                ending = 71
-            sys.stdout.flush()
-        os._exit(ending)
-    os.close(write)
-    with contextlib.suppress(OSError):  # whoever comes first: the child, or its parent
-        os.setpgid(child, child)
-    if meanwhile is not None:
-        meanwhile()
-    limit = LIMIT_SECONDS if kill_after is None else kill_after
-    said = b""
-    os.set_blocking(read, False)
-    status: int | None = None
-    while True:
-        with contextlib.suppress(BlockingIOError):
-            said += os.read(read, 2**16)
-        ended, code = os.waitpid(child, os.WNOHANG)
-        if ended:
-            status = os.waitstatus_to_exitcode(code)
-            break
-        if time.perf_counter() - began > limit:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(child, signal.SIGKILL)
-            os.waitpid(child, 0)
-            break
-        time.sleep(0.002)
-    with contextlib.suppress(BlockingIOError):
-        while part := os.read(read, 2**16):
-            said += part
-    os.close(read)
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(child, 0)
-        raise RuntimeError(f"a process of {arguments} lives on")
-    return Ended(status, said.decode(errors="replace"), time.perf_counter() - began)
-
-
-def files_of(folder: Path) -> dict[str, bytes]:
-    """Every file by its path; of records that tell times, without these."""
-    paths = sorted(path for path in folder.rglob("*") if path.is_file() and not (path.parent / "grid.json").exists())
-    paths += [path for path in [folder / "grid.json"] if path.exists()]  # beside it lies a page that tells times
-    return {str(path.relative_to(folder)): _content(path) for path in paths}
-
-
-def _content(path: Path) -> bytes:
-    content = path.read_bytes()
-    if path.name == "config.yaml":
-        return re.sub(rb"(?m)^output:.*$", b"", content)
-    if path.name not in SAID_OF_TIMES:
-        return content
-    try:
-        return "\n".join(json.dumps(_timeless(json.loads(line))) for line in _records(path, content)).encode()
-    except ValueError:  # it is damaged
-        return content
-
-
-def _records(path: Path, content: bytes) -> list[str]:
-    text = content.decode()
-    return text.splitlines() if path.suffix == ".jsonl" else [text]
-
-
-def _timeless(value: Any) -> Any:  # noqa: ANN401 - any JSON
-    if isinstance(value, dict):
-        return {name: _timeless(inner) for name, inner in value.items() if name not in TIMES}
-    return value
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A command that makes something.
-
-    Attributes:
-        name: of the stage.
-        arguments: of the command; OUT stands for what it makes.
-        out: the name of what it makes, in the workshop.
-        reads: the names of what it reads, in the workshop.
-    """
-
-    name: str
-    arguments: tuple[str, ...]
-    out: str
-    reads: tuple[str, ...]
-
-    def made_at(self, place: Path) -> list[str]:
-        """The arguments that make it at a place."""
-        return [word.replace("OUT", str(place)) for word in self.arguments]
-
-
-@dataclass
-class Workshop:
-    """A folder with text, and everything that is made of it."""
-
-    folder: Path
-    stages: list[Stage] = field(default_factory=list)
-
-    def file(self, name: str, content: Mapping[str, Any]) -> str:
-        """A file of settings (JSON is YAML)."""
-        path = self.folder / f"{name}.yaml"
-        path.write_text(json.dumps(content))
-        return str(path)
-
-    def write_text(self) -> None:
-        """Text, and minimal pairs."""
-        draw = random.Random(7)
-        for name in ("text", "pairs"):
-            (self.folder / name).mkdir(parents=True)
-        for split, count in (("train", 700), ("dev", 200)):
-            lines = [" ".join(draw.choices(WORDS, k=draw.randrange(4, 12))) + " ." for _ in range(count)]
-            (self.folder / "text" / f"childes.{split}").write_text("\n".join(lines) + "\n")
-        pairs = [
-            {"sentence_good": f"the {noun} sees the river .", "sentence_bad": f"the the {noun} sees river ."}
-            for noun in ("child", "dog", "bird", "stone") * 5
-        ]
-        (self.folder / "pairs" / "order.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
-
-    def plan(self) -> None:
-        """All stages, each after what it reads."""
-        at = {name: str(self.folder / name) for name in ("text", "pairs", "corpus", "teacher", "cache-topk", "student")}
-        self._add(
-            "prepare", "corpus", ("text",), "data", "prepare", "--sources", at["text"], "--vocabulary_size", "300"
-        )
-        run = {
-            "corpus": at["corpus"],
-            "model": {"architecture": "llama", "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2},
-            "windows": {"length": 16},
-            "global_batch": 16,
-            "micro_batch": 16,
-            "validation": {"every": 5, "windows": 20},
-            "checkpoint_every": 4,
-            "log_every": 3,
-            "device": "cpu",
-        }
-        self._add("train", "teacher", ("corpus",), "train", self.file("teacher", run), "--epochs", "2")
-        capture = {"corpus": at["corpus"], "teacher": at["teacher"], "windows": {"length": 16}, "device": "cpu"}
-        for kind, fields in ENCODINGS.items():
-            more = {"logits": {"kind": kind, "temperatures": [1.0], **fields}}
-            more |= {"hidden": {"positions": 4, "sample_windows": 32}} if kind == "topk" else {}
-            file = self.file(f"cache-{kind}", capture | more)
-            self._add(f"capture {kind}", f"cache-{kind}", ("corpus", "teacher"), "cache", "run", file)
-        for name, objective in OBJECTIVES.items():
-            teachers = {"teachers": {"t": {"cache": at["cache-topk"]}}} if objective else {}
-            given = {"objective": {"temperature": 1.0, **objective}} if objective else {}
-            out = "student" if name == "hidden" else f"student-{name}"
-            reads = ("corpus", "cache-topk") if objective else ("corpus",)
-            self._add(f"train {name}", out, reads, "train", self.file(out, run | teachers | given | {"seed": 3}))
-        measured = ("--suite", "held_out", "minimal_pairs", "--data.held_out", at["corpus"], "--device", "cpu")
-        pairs = ("--data.minimal_pairs", at["pairs"], "--length", "16")
-        for name in ("student", "teacher"):
-            folder = f"measured-{name}"
-            self._add(
-                "eval",
-                folder,
-                (name, "corpus", "pairs"),
-                "eval",
-                at[name],
-                *measured,
-                *pairs,
-                "--out",
-                "OUT/figures.json",
-            )
-        files = [str(self.folder / f"measured-{name}" / "figures.json") for name in ("student", "teacher")]
-        reads = ("measured-student", "measured-teacher")
-        self._add("compare", "comparison", reads, "eval", "compare", *files, "--out", "OUT/comparison.json")
-        self._add("table", "table", reads, "eval", "export", *files, "--out", "OUT/table.md")
-        self._add("export", "exported", ("student",), "export", at["student"])
-        self._add("report", "page", ("student", *reads), "report", at["student"], *map(str, map(self.at, reads)))
-        distilled = {"teachers": {"t": {"cache": at["cache-topk"]}}, "objective": {"temperature": 1.0}}
-        self.file("grid-student", run | distilled | {"output": "x", "fraction": 0.3})
-        grid = {
-            "student": "grid-student.yaml",
-            "product": {"objective.logit": [0.2, 0.8]},
-            "finalists": {"count": 0},
-            "local": {"isolated": False},
-            "held_out_windows": 20,
-        }
-        self._add("grid", "grid", ("corpus", "cache-topk"), "grid", self.file("grid", grid))
-
-    def at(self, name: str) -> Path:
-        """Where something is."""
-        return self.folder / name
-
-    def _add(self, name: str, out: str, reads: tuple[str, ...], *arguments: str) -> None:
-        given = " ".join(arguments)
-        last = () if "OUT" in given else ("--out", "OUT") if arguments[0] == "export" else ("--output", "OUT")
-        last = ("--out", "OUT/report.html") if arguments[0] == "report" else last
-        self.stages.append(Stage(name, (*arguments, *last), out, reads))
-
-    def make_everything(self) -> dict[str, float]:
-        """Call all stages undisturbed; returns their seconds by what they make."""
-        seconds = {}
-        for stage in self.stages:
-            ended = call(stage.made_at(self.at(stage.out)))
-            if ended.status != 0:
-                raise RuntimeError(f"{stage.name}: {ended.status}\n{ended.said}")
-            seconds[stage.out] = ended.seconds
-        return seconds
+WAYS = ("flip", "cut", "delete", "zero", "swap")
 
 
 def beside(place: Path) -> list[str]:
@@ -312,30 +47,57 @@ def beside(place: Path) -> list[str]:
     return [path.name for path in place.parent.iterdir() if path != place]
 
 
-def kill(workshop: Workshop, stage: Stage, seconds: float, draw: random.Random) -> dict[str, Any]:
-    """One kill, and the call that goes on."""
-    trial = workshop.folder / "trial"
+def new_trial(workshop: Workshop) -> Path:
+    """An empty folder for what a trial makes."""
+    trial = workshop.at("trial")
     shutil.rmtree(trial, ignore_errors=True)
     trial.mkdir()
-    place = trial / "out"
-    arguments = stage.made_at(place)
+    return trial
+
+
+def kill(workshop: Workshop, stage: Stage, seconds: float, draw: random.Random) -> dict[str, Any]:
+    """One kill, and the call that goes on."""
+    place = new_trial(workshop) / stage.out
     moment = draw.uniform(0.05, 1.0) * seconds
-    killed = call(arguments, kill_after=moment)
-    ended = call(arguments)
+    said = {"kind": "kill", "stage": stage.name, "hit": False}
+    try:
+        if stage.launched:
+            is_hit, ended = kill_launch(stage.command_at(place), moment, draw)
+        else:
+            is_hit = call(stage.made_at(place), kill_after=moment).status is None
+            ended = call(stage.made_at(place))
+    except LivesOnError as error:
+        return said | {"outcome": str(error)}
     expected, found = files_of(workshop.at(stage.out)), files_of(place) if place.exists() else {}
     differ = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
     outcome = "same"
-    is_there = stage.name == "export" and "exists; delete it" in ended.said  # it was whole when the signal came
+    # It was whole when the signal came.
+    is_there = stage.name.startswith("export") and "exists; delete it" in ended.said
     if ended.status != 0 and not is_there:
         outcome = f"status {ended.status}: {ended.said[-400:]}"
     elif differ:
         outcome = f"other files: {differ[:4]}"
     elif left := beside(place):
         outcome = f"left behind: {left}"
-    return {"kind": "kill", "stage": stage.name, "hit": killed.status is None, "outcome": outcome}
+    return said | {"hit": is_hit, "outcome": outcome}
 
 
-WAYS = ("flip", "cut", "delete", "zero", "swap")
+def kill_launch(command: Sequence[str], moment: float, draw: random.Random) -> tuple[bool, Ended]:
+    """Kill processes of a launch at a moment, and launch it again; whether they lived until then, and the second end.
+
+    Half of the second launches begin while what is left of the first may run still; one that is refused for that is
+    repeated when it is gone.
+    """
+    first = Launch(command)
+    time.sleep(moment)
+    is_hit = first.kill(draw)
+    if draw.random() < 0.5:
+        first.require_gone()
+    ended = Launch(command).end()
+    first.require_gone()
+    if ended.status == 2 and "is being written by" in ended.said:
+        ended = Launch(command).end()
+    return is_hit, ended
 
 
 def damage(path: Path, way: str, others: Sequence[Path], draw: random.Random) -> bool:
@@ -385,35 +147,45 @@ def compared(file: str, expected: Mapping[str, Any], found: Mapping[str, Any], a
     return f"ACCEPTED {file}: {differ[:4]}" if differ else "same files"
 
 
-def harm(workshop: Workshop, draw: random.Random, all_files: Sequence[Path]) -> dict[str, Any] | None:
-    """One damage, and a command that reads what was damaged."""
-    stage = draw.choice(workshop.stages)
-    # Text was hashed by the corpus that is there; pairs are hashed with each measurement, and may be others each time.
-    again = draw.random() < 0.4 or stage.out == "corpus"
-    reads = [name for name in stage.reads if name != "pairs"]
-    sources = [workshop.at(name) for name in ([stage.out, *({"text"} & {*reads})] if again else reads)]
-    victims = [path for path in all_files if any(path.is_relative_to(source) for source in sources)]
-    victim = draw.choice(victims)
-    before = victim.read_bytes()
-    state = victim.stat()
+def cases_of(workshop: Workshop) -> dict[Path, list[tuple[Stage, bool]]]:
+    """By file that may be damaged: the commands that read it, and the one that wrote it, called again (True)."""
+    made = {stage.out: stage for stage in workshop.stages if not stage.launched}
+    names = ["text", *(name for name in made if name not in NOT_DAMAGED)]
+    cases: dict[Path, list[tuple[Stage, bool]]] = {}
+    for name in names:
+        # Text was hashed by the corpus that is there.
+        commands = [(made["corpus"], True)] if name == "text" else [(made[name], True)]
+        commands += [(stage, False) for stage in made.values() if name in stage.reads and name != "text"]
+        cases |= {path: commands for path in sorted(workshop.at(name).rglob("*")) if path.is_file()}
+    return cases
+
+
+def harm(
+    workshop: Workshop, cases: Mapping[Path, Sequence[tuple[Stage, bool]]], often: Counter[str], draw: random.Random
+) -> dict[str, Any] | None:
+    """One damage of a file that was damaged least often, and a command that reads it."""
+
+    def name_of(path: Path) -> str:
+        return path.relative_to(workshop.folder).as_posix()
+
+    least = min(often[name_of(path)] for path in cases)
+    victim = draw.choice([path for path in cases if often[name_of(path)] == least])
+    stage, again = draw.choice(cases[victim])
+    before, state = victim.read_bytes(), victim.stat()
     way, while_running = draw.choice(WAYS), draw.random() < 0.2
-    trial = workshop.folder / "trial"
-    shutil.rmtree(trial, ignore_errors=True)
-    trial.mkdir()
-    place = workshop.at(stage.out) if again else trial / "out"
+    trial = new_trial(workshop)
+    place = workshop.at(stage.out) if again else trial / stage.out
     whole = trial / "whole"
     if again:
         shutil.copytree(place, whole)
-    changed = True
 
     def strike() -> None:
-        nonlocal changed
         time.sleep(draw.random() * 0.4)
         with contextlib.suppress(FileNotFoundError):
-            changed = damage(victim, way, all_files, draw)
+            damage(victim, way, [*cases], draw)
 
     try:
-        if not while_running and not damage(victim, way, all_files, draw):
+        if not while_running and not damage(victim, way, [*cases], draw):
             return None
         ended = call(stage.made_at(place), meanwhile=strike if while_running else None)
         if while_running and again and ended.status == 0:
@@ -428,15 +200,16 @@ def harm(workshop: Workshop, draw: random.Random, all_files: Sequence[Path]) -> 
         os.utime(victim, ns=(state.st_atime_ns, state.st_mtime_ns))
     named = victim.name in ended.said or str(victim.parent) in ended.said
     lines = [line for line in ended.said.splitlines() if line.startswith("error: ")]
-    place_of, expected = victim.relative_to(workshop.folder).as_posix(), files_of(workshop.at(stage.out))
+    expected = files_of(workshop.at(stage.out))
+    met = outcome_of(stage, ended, named, len(lines))
     return {
         "kind": "damage",
         "stage": stage.name,
         "again": again,
         "way": way,
         "running": while_running,
-        "file": place_of,
-        "outcome": outcome_of(stage, ended, named, len(lines)) or compared(place_of, expected, found, again),
+        "file": name_of(victim),
+        "outcome": met or compared(name_of(victim), expected, found, again),
         "said": lines[0][:300] if lines else "",
     }
 
@@ -451,7 +224,7 @@ def tell(trials: Sequence[Mapping[str, Any]], given: argparse.Namespace) -> str:
     """The record."""
     kills = [trial for trial in trials if trial["kind"] == "kill"]
     harms = [trial for trial in trials if trial["kind"] == "damage"]
-    lines = ["# Every stage under fire", "", f"`python benchmarks/faults.py --folder FOLDER --kills {given.kills} "]
+    lines = ["# Every stage under fire", "", f"`python -m benchmarks.faults --folder FOLDER --kills {given.kills} "]
     lines[-1] += (
         f"--damages {given.damages}`, torch {torch.__version__}, {os.cpu_count()} cores shared with others, seed "
     )
@@ -509,14 +282,14 @@ def main() -> None:
     folder = given.folder.absolute()
     log = folder / "done.jsonl"
     trials = list(done(log))
-    work = folder / "workshop"
-    shutil.rmtree(work, ignore_errors=True)
-    workshop = Workshop(work)
+    shutil.rmtree(folder / "workshop", ignore_errors=True)
+    workshop = Workshop(folder / "workshop")
     workshop.write_text()
     workshop.plan()
     seconds = workshop.make_everything()
-    all_files = [path for path in work.rglob("*") if path.is_file() and path.suffix != ".yaml" and path.parent != work]
-    all_files += list(work.glob("*/config.yaml"))
+    cases = cases_of(workshop)
+    often = Counter(trial["file"] for trial in trials if trial["kind"] == "damage")
+    killed = Counter(trial["stage"] for trial in trials if trial["kind"] == "kill")
     end = time.perf_counter() + 60 * given.minutes
 
     def note(trial: dict[str, Any] | None) -> None:
@@ -527,14 +300,15 @@ def main() -> None:
 
     for number in range(given.kills):
         for stage in workshop.stages:
-            if (
-                time.perf_counter() < end
-                and sum(t["stage"] == stage.name for t in trials if t["kind"] == "kill") <= number
-            ):
+            if time.perf_counter() < end and killed[stage.name] <= number:
                 seed = hashlib.sha256(f"{given.seed} {stage.out} {number}".encode()).hexdigest()
                 note(kill(workshop, stage, seconds[stage.out], random.Random(seed)))
-    while time.perf_counter() < end and (count := sum(t["kind"] == "damage" for t in trials)) < given.damages:
-        note(harm(workshop, random.Random(f"{given.seed} {count} {time.time_ns()}"), all_files))
+        # As many damages to each round, so that all stages have had their part whenever the time is over.
+        until = given.damages * (number + 1) // given.kills
+        while time.perf_counter() < end and (count := often.total()) < until:
+            trial = harm(workshop, cases, often, random.Random(f"{given.seed} {count} {time.time_ns()}"))
+            note(trial)
+            often.update([trial["file"]] if trial else [])
     text = tell(trials, given)
     print(text)
     if given.record:

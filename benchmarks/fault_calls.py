@@ -1,0 +1,165 @@
+"""Commands as processes: forked from one that has loaded torch, or launched as a user does; killed, and waited for."""
+
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from palenka.__main__ import main as palenka
+
+LIMIT_SECONDS = 120
+LAUNCHED = {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
+"""Environment of launched commands: one thread, as forked ones have."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended.
+
+    Attributes:
+        status: of it; None where it was killed, or took too long.
+        said: by it.
+        seconds: that it took.
+    """
+
+    status: int | None
+    said: str
+    seconds: float
+
+
+class LivesOnError(Exception):
+    """A process that a command has started outlives it."""
+
+
+def call(
+    arguments: Sequence[str], meanwhile: Callable[[], None] | None = None, kill_after: float | None = None
+) -> Ended:
+    """A command in a process of its own, forked from this one.
+
+    Raises:
+        LivesOnError: if a process of it is there at its end.
+    """
+    read, write = os.pipe()
+    began = time.perf_counter()
+    child = os.fork()
+    if not child:
+        _become(arguments, write)
+    os.close(write)
+    if meanwhile is not None:
+        meanwhile()
+    limit = LIMIT_SECONDS if kill_after is None else kill_after
+    said = b""
+    os.set_blocking(read, False)
+    status: int | None = None
+    while True:
+        with contextlib.suppress(BlockingIOError):
+            said += os.read(read, 2**16)
+        ended, code = os.waitpid(child, os.WNOHANG)
+        if ended:
+            status = os.waitstatus_to_exitcode(code)
+            break
+        if time.perf_counter() - began > limit:
+            _kill(living(child))
+            os.waitpid(child, 0)
+            break
+        time.sleep(0.002)
+    with contextlib.suppress(BlockingIOError):
+        while part := os.read(read, 2**16):
+            said += part
+    os.close(read)
+    if left := living(child):
+        raise LivesOnError(f"{len(left)} process(es) of {list(arguments)} live on")
+    return Ended(status, said.decode(errors="replace"), time.perf_counter() - began)
+
+
+def _become(arguments: Sequence[str], write: int) -> None:
+    """Run a command in this forked process, which leads a session of its own, and end with it."""
+    os.setsid()
+    for number in (1, 2):
+        os.dup2(write, number)
+    ending = 70
+    with contextlib.suppress(BaseException):
+        sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
+        try:
+            ending = palenka(list(arguments))
+        except SystemExit as end:
+            ending = int(end.code or 0)
+        except BaseException:
+            import traceback
+
+            traceback.print_exc()
+            ending = 71
+        sys.stdout.flush()
+    os._exit(ending)
+
+
+class Launch:
+    """A command with processes of its own, started as a user does.
+
+    Args:
+        command: with its arguments.
+    """
+
+    def __init__(self, command: Sequence[str]) -> None:
+        self._began = time.perf_counter()
+        self._process = subprocess.Popen(
+            command,
+            env=os.environ | LAUNCHED,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def kill(self, draw: random.Random) -> bool:
+        """Kill all its processes, the one that launched the others, or any one; False where it has ended already."""
+        if self._process.poll() is not None:
+            return False
+        there = living(self._process.pid)
+        _kill(draw.choice([there, [self._process.pid], [draw.choice(there)]]))
+        return True
+
+    def end(self) -> Ended:
+        """Wait for its end."""
+        try:
+            said, _ = self._process.communicate(timeout=LIMIT_SECONDS)
+        except subprocess.TimeoutExpired:
+            _kill(living(self._process.pid))
+            said, _ = self._process.communicate()
+        return Ended(self._process.returncode, said, time.perf_counter() - self._began)
+
+    def require_gone(self) -> None:
+        """Give its processes some seconds to end by themselves.
+
+        Raises:
+            LivesOnError: if one does not.
+        """
+        until = time.monotonic() + 20
+        while left := living(self._process.pid):
+            if time.monotonic() > until:
+                _kill(left)
+                raise LivesOnError(f"{len(left)} process(es) of {self._process.args} live on")
+            time.sleep(0.1)
+
+
+def living(session: int) -> list[int]:
+    """The processes of a session that have not ended."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, _, _, its_session = path.read_text().rpartition(")")[2].split()[:4]
+            if int(its_session) == session and state != "Z":
+                found.append(int(path.parent.name))
+    return found
+
+
+def _kill(processes: Sequence[int]) -> None:
+    for process in processes:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
