@@ -14,6 +14,7 @@ from pathlib import Path
 from palenka.__main__ import main as palenka
 
 LIMIT_SECONDS = 120
+PATIENCE_SECONDS = 30
 LAUNCHED = {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
 """Environment of launched commands: one thread, as forked ones have."""
 
@@ -103,10 +104,12 @@ class Launch:
     """A command with processes of its own, started as a user does.
 
     Args:
-        command: with its arguments.
+        command: with its arguments, among them a folder that no other command names.
+        folder: that one; the processes of the launch, some with sessions of their own, are told by it.
     """
 
-    def __init__(self, command: Sequence[str]) -> None:
+    def __init__(self, command: Sequence[str], folder: Path) -> None:
+        self._folder = folder
         self._began = time.perf_counter()
         self._process = subprocess.Popen(
             command,
@@ -116,12 +119,14 @@ class Launch:
             text=True,
             start_new_session=True,
         )
+        self.mine = {self._process.pid}
 
     def kill(self, draw: random.Random) -> bool:
         """Kill all its processes, the one that launched the others, or any one; False where it has ended already."""
         if self._process.poll() is not None:
             return False
-        there = living(self._process.pid)
+        self.mine |= {*named(self._folder)}
+        there = sorted(self.mine)
         _kill(draw.choice([there, [self._process.pid], [draw.choice(there)]]))
         return True
 
@@ -130,7 +135,7 @@ class Launch:
         try:
             said, _ = self._process.communicate(timeout=LIMIT_SECONDS)
         except subprocess.TimeoutExpired:
-            _kill(living(self._process.pid))
+            _kill(named(self._folder))
             said, _ = self._process.communicate()
         return Ended(self._process.returncode, said, time.perf_counter() - self._began)
 
@@ -140,12 +145,22 @@ class Launch:
         Raises:
             LivesOnError: if one does not.
         """
-        until = time.monotonic() + 20
-        while left := living(self._process.pid):
+        until = time.monotonic() + PATIENCE_SECONDS
+        while left := self.mine & {*named(self._folder)}:
             if time.monotonic() > until:
-                _kill(left)
-                raise LivesOnError(f"{len(left)} process(es) of {self._process.args} live on")
+                _kill(sorted(left))
+                raise LivesOnError(f"{len(left)} process(es) of the launch live on")
             time.sleep(0.1)
+
+
+def named(folder: Path) -> list[int]:
+    """The processes whose command names a folder."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if str(folder).encode() in path.read_bytes() and _is_alive(path.parent):
+                found.append(int(path.parent.name))
+    return found
 
 
 def living(session: int) -> list[int]:
@@ -153,10 +168,18 @@ def living(session: int) -> list[int]:
     found = []
     for path in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
-            state, _, _, its_session = path.read_text().rpartition(")")[2].split()[:4]
-            if int(its_session) == session and state != "Z":
+            if _fields(path)[3] == str(session) and _is_alive(path.parent):
                 found.append(int(path.parent.name))
     return found
+
+
+def _is_alive(process: Path) -> bool:
+    return _fields(process / "stat")[0] != "Z"
+
+
+def _fields(stat: Path) -> list[str]:
+    """State, parent, group and session of a process, and so on."""
+    return stat.read_text().rpartition(")")[2].split()
 
 
 def _kill(processes: Sequence[int]) -> None:

@@ -138,7 +138,7 @@ class Workshop:
         seconds = {}
         for stage in self.stages:
             place = self.at(stage.out)
-            ended = Launch(stage.command_at(place)).end() if stage.launched else call(stage.made_at(place))
+            ended = Launch(stage.command_at(place), place).end() if stage.launched else call(stage.made_at(place))
             if ended.status != 0:
                 raise RuntimeError(f"{stage.name}: {ended.status}\n{ended.said}")
             seconds[stage.out] = ended.seconds
@@ -279,4 +279,4 @@ def _records(path: Path, content: bytes) -> list[str]:
 def _timeless(value: Any) -> Any:  # noqa: ANN401 - any JSON
     if isinstance(value, dict):
         return {name: _timeless(inner) for name, inner in value.items() if name not in TIMES}
-    return value
+    return [*map(_timeless, value)] if isinstance(value, list) else value

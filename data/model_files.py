@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
@@ -21,9 +21,6 @@ from palenka.ground.files import follow_umask, read_text, state_of
 from palenka.ground.precision import dtype_of
 from palenka.ground.records import commit, damage_of, load_json, read_record
 from palenka.ground.settings import Precision
-
-_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError)
-"""Of transformers and safetensors about a model that they cannot read."""
 
 # Its bars for loading and saving would break up those of `progress.py`.
 transformers_logging.disable_progress_bar()
@@ -239,7 +236,8 @@ def _weight_files(directory: Path) -> list[Path]:
     if single.is_file():
         return [single]
     if index.is_file():
-        return sorted({directory / name for name in read_record(index)["weight_map"].values()})
+        with _refusing(directory):
+            return sorted({directory / name for name in read_record(index)["weight_map"].values()})
     raise UserError(f"{directory} has no model*.safetensors weights; give {_instead_of(directory)}")
 
 
@@ -257,6 +255,6 @@ def _instead_of(directory: Path) -> str:
 
 
 def _refusing(directory: Path) -> AbstractContextManager[None]:
-    """Errors of the libraries about a model that they cannot read, as one sentence."""
+    """Errors of the libraries about a model that they cannot read, of whatever kind, as one sentence."""
     what = f"{directory} is not a causal language model that can be read"
-    return refusing(what, "save it again with save_pretrained", _ERRORS)
+    return refusing(what, "save it again with save_pretrained")

@@ -17,7 +17,7 @@ from palenka.eval.age_of_acquisition import acquisition, children_ages
 from palenka.eval.choices import Choice
 from palenka.eval.measure import Measurement, measure
 from palenka.eval.results import ModelIdentity, Results, read_items, read_written, writing
-from palenka.eval.submission import predictions_folder, read_data, write_predictions
+from palenka.eval.submission import own_predictions_folder, read_data, write_predictions
 from palenka.eval.suite import Conditions, Figure
 from palenka.ground.errors import UserError
 from palenka.ground.files import resolved, write_whole
@@ -113,14 +113,16 @@ def measure_revisions(
         )
         items = read_items(place)
         if predictions:
-            write_predictions(folders, data, items, predictions_folder(out, whole.name, revision.name))
+            directory = own_predictions_folder(out, whole.name, results.model.weights, revision.name)
+            write_predictions(folders, data, items, directory)
         surprisals += [items[_AOA]] if _AOA in folders else []
     curve = LearningCurve(name=whole.name, model=ModelIdentity(**whole.identity), revisions=tuple(points))
     if surprisals:
         score = acquisition([words_of(revision.name) for revision in kept], surprisals, ages)
         curve = curve.model_copy(update={"age_of_acquisition": score})
         if predictions:
-            _write_surprisals(predictions_folder(out, whole.name), curve, data[_AOA], surprisals)
+            directory = own_predictions_folder(out, whole.name, curve.model.weights)
+            _write_surprisals(directory, curve, data[_AOA], surprisals)
     with writing(out):
         write_sealed(out, curve.as_plain())
     return curve

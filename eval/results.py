@@ -147,8 +147,7 @@ def writing(out: Path) -> Iterator[None]:
     """The sole writer of a file and of what lies beside it; says in one sentence that it cannot be written."""
     try:
         with sole_writer(out, wait=True):
-            for path in (out, items_file(out)):
-                remove_leftovers_of(path)
+            remove_leftovers_of(items_file(out))
             yield
     except OSError as error:
         raise system_error(f"cannot write {out}", error) from error

@@ -9,18 +9,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from palenka.eval.measure import Measurement, measure
+from palenka.eval.model import EvaluatedModel
 from palenka.eval.results import Results, read_items, writing
 from palenka.eval.suite import Conditions
 from palenka.eval.suites import SUITES
 from palenka.eval.tables import export, write_table
 from palenka.ground.errors import UserError
-from palenka.ground.files import write_whole
+from palenka.ground.files import remove_leftovers, write_whole
+from palenka.ground.records import read_record, write_record
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 REVISION = "main"
 """What the pipeline calls a model's only, or last, revision."""
+_WHOSE = "model.json"
+"""Beside predictions: the weights of the model that they are of."""
 
 
 def folders_below(download: Path, fast: bool = False) -> dict[str, Path]:
@@ -66,11 +70,13 @@ def measure_submission(model: Path, download: Path, conditions: Conditions, out:
     """
     folders = folders_below(download)
     conditions = conditions.model_copy(update={"protocol": "babylm-2025"})
+    opened = EvaluatedModel(model)
+    directory = own_predictions_folder(out, opened.name, opened.identity["weights"])
     results = measure(Measurement(model, folders, conditions, as_far_as_fits=True), out)
     folders = {name: folder for name, folder in folders.items() if name in results.by_suite}
     with writing(out.with_suffix(".md")):
         data = read_data(folders, conditions)
-        write_predictions(folders, data, read_items(out), predictions_folder(out, results.name))
+        write_predictions(folders, data, read_items(out), directory)
     write_table(out.with_suffix(".md"), export([str(out)], "markdown", published=True))
     return results
 
@@ -84,9 +90,22 @@ def read_data(folders: Mapping[str, Path], conditions: Conditions) -> dict[str, 
     return {name: SUITES[name].read(folder, conditions) for name, folder in folders.items()}
 
 
-def predictions_folder(out: Path, model: str, revision: str = REVISION) -> Path:
-    """The folder of a model's predictions beside a file of results, as the pipeline's collating script reads them."""
-    return out.parent / "results" / model / revision
+def own_predictions_folder(out: Path, model: str, weights: str, revision: str = REVISION) -> Path:
+    """The folder of a model's predictions beside a file of results, as the pipeline's collating script reads them.
+
+    A record in it keeps whose they are; what killed writers left there is removed.
+
+    Raises:
+        UserError: if it has predictions of another model of that name, or of another program.
+    """
+    directory = out.parent / "results" / model / revision
+    record, whose = directory / _WHOSE, {"weights": weights}
+    found = read_record(record) if record.is_file() else {}
+    if directory.exists() and any(directory.iterdir()) and found != whose:
+        raise UserError(f"{directory} has predictions of another model; move them, or choose another folder for out")
+    remove_leftovers(directory)
+    write_record(record, whose)
+    return directory
 
 
 def write_predictions(
@@ -98,7 +117,7 @@ def write_predictions(
         folders: of the suites' data, by suite.
         data: of these, as `read_data` has them.
         items: of each suite.
-        directory: that `predictions_folder` says.
+        directory: of `own_predictions_folder`.
     """
     for name, folder in folders.items():
         for path, groups in SUITES[name].predictions(folder, data[name], items[name]).items():

@@ -143,6 +143,8 @@ class Revisions:
         Raises:
             UserError: if it has none.
         """
+        if not self._run.is_dir():
+            raise UserError(f"{self._run} is not a folder; give a run that kept revisions")
         if not (found := self.read()):
             raise UserError(
                 f"{self._run} has no revisions; they are kept while a run trains, with `palenka train … --revisions "

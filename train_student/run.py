@@ -30,7 +30,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from palenka.data.corpus import Corpus
-from palenka.data.model_files import MODEL_RECORD, commit_model, config_of, identity_of, write_model
+from palenka.data.model_files import MODEL_RECORD, commit_model, config_of, identity_of, require_untouched, write_model
 from palenka.data.signals.manifest import TeacherIdentity
 from palenka.ground.call import Call
 from palenka.ground.errors import UserError, refuse_difference
@@ -229,13 +229,15 @@ class Run:
         return read_as(RunResult, read_commit(self.directory, _RESULT, f"restore it, or {_REMEDY}"), path)
 
     def require_whole(self) -> None:
-        """Refuse a finished run of which a file is not as it was recorded. Reads its weights once.
+        """Refuse a finished run of which a file is not as it was recorded. Reads all weights once, of revisions too.
 
         Raises:
             UserError: naming the file.
         """
         if damage := damage_of(self.directory, _RESULT):
             raise UserError(f"run {self.directory} is damaged: {damage}; restore that file, or {_REMEDY}")
+        for place in Revisions(self.directory).places():
+            require_untouched(place)
 
     def read(self) -> FinishedRun | None:
         """All that the run says; None while it is not whole. Reads its weights once, about 1 s a gigabyte.

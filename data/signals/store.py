@@ -15,6 +15,7 @@ from palenka.data.signals.hidden import Layer
 from palenka.data.signals.manifest import LOGITS, CacheManifest, Shard
 from palenka.data.windows import CHUNK_WINDOWS
 from palenka.ground.errors import UserError
+from palenka.ground.lock import sole_writer
 from palenka.ground.records import damage_of, read_record, read_sealed, write_sealed
 from palenka.ground.settings import Settings, read_as
 
@@ -77,7 +78,9 @@ def read_fidelity(directory: Path) -> Fidelity | None:
 
 def write_fidelity(directory: Path, fidelity: Fidelity) -> None:
     """Keep what was measured of a cache beside it, tied to its store."""
-    write_sealed(directory / FIDELITY_RECORD, {**fidelity.as_plain(), "store": _checksum_of_store(directory)})
+    path = directory / FIDELITY_RECORD
+    with sole_writer(path, wait=True):
+        write_sealed(path, {**fidelity.as_plain(), "store": _checksum_of_store(directory)})
 
 
 def read_asked(directory: Path) -> float:

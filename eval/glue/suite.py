@@ -23,8 +23,9 @@ from palenka.eval.suite import (
     hash_of_files,
 )
 from palenka.ground.errors import UserError
+from palenka.ground.files import remove_leftovers_of
 from palenka.ground.progress import info, progress_bar
-from palenka.ground.records import read_record, write_record
+from palenka.ground.records import read_sealed, write_sealed
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -152,12 +153,13 @@ def _predictions(task: TaskName, data: TaskData, model: "EvaluatedModel", seed: 
     settings: GlueTask = TASKS[task]
     file = None if kept is None else kept / f"{task}-{seed}.json"
     key = _key(model, task, data, seed)
-    if file is not None and file.is_file() and (record := read_record(file)).get("key") == key:
+    if file is not None and file.is_file() and (record := read_sealed(file)).get("key") == key:
         return list(record["predictions"])
     with progress_bar(f"{task}, seed {seed}", examples_read(settings, data), unit="examples") as advance:
         found = fine_tune(model, settings, data, seed, advance)
     if file is not None:
-        write_record(file, {"key": key, "scores": found.scores, "predictions": found.predictions})
+        remove_leftovers_of(file)
+        write_sealed(file, {"key": key, "scores": found.scores, "predictions": found.predictions})
     return found.predictions
 
 

@@ -89,10 +89,10 @@ def _run_stages(grid: "Grid", command: str, rest: Sequence[str]) -> int:
 
 def _launch(grid: "Grid", points: "Sequence[Point]", arguments: Sequence[str], following: "Following") -> bool:
     """Run what is not finished here, or submit it; says whether a job that follows will go on."""
-    from palenka.grid.running import is_finished, run_local
+    from palenka.grid.running import is_damaged, is_finished, run_local
     from palenka.grid.slurm import submit
 
-    left = [point for point in points if not is_finished(grid, point)]
+    left = [point for point in points if not is_finished(grid, point) or is_damaged(point)]
     info(f"{grid.settings.output}: {len(points) - len(left)} of {len(points)} {points[0].stage} are finished")
     if left and grid.settings.launcher == "slurm":
         submit(grid, left, arguments, following)

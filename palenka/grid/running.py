@@ -51,6 +51,15 @@ def is_finished(grid: Grid, point: Point) -> bool:
     return ended_well and GridFiles(grid.settings.output).measures(point.name).is_file()
 
 
+def is_damaged(point: Point) -> bool:
+    """Whether a file of a finished point is not as it was written: called again, it says so. Reads its weights once."""
+    try:
+        Run(point.settings.output).require_whole()
+    except UserError:
+        return True
+    return False
+
+
 def reason_of_failure(point: Point) -> str | None:
     """Why a point that began did not end well, in a sentence; None if it did, or never began."""
     try:

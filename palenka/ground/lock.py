@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from palenka.ground.errors import UserError
-from palenka.ground.files import resolved
+from palenka.ground.files import remove_leftovers_of, resolved
 from palenka.ground.holder_file import HolderFile, name_of_holder, refuse_held
 from palenka.ground.progress import info
 
@@ -25,6 +25,8 @@ _NOT_SUPPORTED = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
 @contextmanager
 def sole_writer(output: Path, wait: bool = False) -> Iterator[None]:
     """Hold the lock `NAME.lock` beside an output; the file is removed when it is released.
+
+    What a killed writer left half-written of the output is removed first.
 
     Args:
         output: what is written.
@@ -42,9 +44,11 @@ def sole_writer(output: Path, wait: bool = False) -> Iterator[None]:
     try:
         if descriptor is None:
             with HolderFile(path.with_name(f"{path.name}.holder"), output).held(wait):
+                remove_leftovers_of(output)
                 yield
         else:
             _sign(descriptor)
+            remove_leftovers_of(output)
             yield
     finally:
         if descriptor is not None:

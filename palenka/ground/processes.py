@@ -5,12 +5,15 @@ change what is computed; the trainer gives it the rest, so that nothing else dec
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BeforeValidator
 
 from palenka.ground.errors import UserError
 from palenka.ground.memory import keep_freed_memory
+from palenka.ground.stopping import ends_with, stopped_by_the_system
 
 if TYPE_CHECKING:
     import torch
@@ -26,6 +29,10 @@ def _word(given: object) -> object:
 
 Compile = Annotated[Literal["auto", "true", "false"], BeforeValidator(_word)]
 """Whether a model's blocks are compiled; auto is so on a GPU (cuda)."""
+
+_AT_FIRST = os.getpid(), os.getppid()
+"""This process and its launcher, as early as can be: that may have ended before torch is loaded."""
+_is_watched = False
 
 _HARMLESS = dict.fromkeys(
     [
@@ -76,7 +83,9 @@ def open_processes(device: Device | None = None) -> "PartialState":
     if chosen == "cpu":
         keep_freed_memory()
     # Without `cpu`, processes that were launched on a machine without a GPU would each believe to be alone.
-    state = PartialState(cpu=chosen == "cpu" and ("LOCAL_RANK" in os.environ or _is_cpu_asked()))
+    on_cpu = chosen == "cpu" and ("LOCAL_RANK" in os.environ or _is_cpu_asked())
+    with _ended_with_launcher() if "LOCAL_RANK" in os.environ else nullcontext():
+        state = PartialState(cpu=on_cpu)
     if state.distributed_type == DistributedType.NO:
         state.device = torch.device(chosen)
     launched = int(os.environ.get("WORLD_SIZE", "1")) if "LOCAL_RANK" in os.environ else 1
@@ -86,6 +95,23 @@ def open_processes(device: Device | None = None) -> "PartialState":
             f"{state.device.type}; several processes need device cpu or cuda, and one device for all that they do"
         )
     return state
+
+
+@contextmanager
+def _ended_with_launcher() -> Iterator[None]:
+    """From here on this process stops when its launcher has ended, which may have been killed.
+
+    Inside, the processes of the launch find each other by their launcher, and would wait for minutes where it is gone.
+    """
+    global _is_watched
+    if _is_watched:
+        yield
+        return
+    process, launcher = _AT_FIRST
+    with stopped_by_the_system():
+        ends_with(launcher if process == os.getpid() else os.getppid())  # a notebook's launcher forks
+        _is_watched = True
+        yield
 
 
 def is_compiled(asked: Compile, device: "torch.device") -> bool:

@@ -79,6 +79,13 @@ def stopped_when_ready() -> Iterator[StopRequest]:
         raise Stopped(request.by)
 
 
+@contextmanager
+def stopped_by_the_system() -> Iterator[None]:
+    """Inside, the signals end the process wherever it is, also where it waits outside of Python; nothing is kept."""
+    with _handled(_SIGNALS, signal.SIG_DFL):
+        yield
+
+
 def ends_with(parent: int) -> None:
     """Have this process ask itself to stop, by SIGTERM, within a second after its parent has ended, however that did.
 
@@ -97,7 +104,9 @@ def ends_with(parent: int) -> None:
 
 
 @contextmanager
-def _handled(signals: tuple[Signals, ...], handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+def _handled(
+    signals: tuple[Signals, ...], handler: Callable[[int, FrameType | None], None] | signal.Handlers
+) -> Iterator[None]:
     """Handle signals; those that the caller of the command has ignored (nohup, a job in the background) stay so.
 
     Only the main thread may; in others nothing is changed.

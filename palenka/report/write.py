@@ -10,6 +10,7 @@ from pathlib import Path
 from palenka.ground.console import console
 from palenka.ground.errors import UserError, system_error
 from palenka.ground.files import require_own, write_whole
+from palenka.ground.lock import sole_writer
 from palenka.ground.progress import info
 
 GENERATOR = "palenka report"
@@ -33,7 +34,8 @@ def write_report(directories: Sequence[Path], out: Path) -> None:
     require_own(out, lambda text: GENERATOR in text[:_FIRST_CHARACTERS], "report")
     page = render(find_sources(directories), ", ".join(directory.resolve().name for directory in directories))
     try:
-        write_whole(out, page)
+        with sole_writer(out, wait=True):
+            write_whole(out, page)
     except OSError as error:
         raise system_error(f"cannot write {out}", error) from error
 
