@@ -5,15 +5,17 @@ change what is computed; the trainer gives it the rest, so that nothing else dec
 """
 
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from signal import Signals
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BeforeValidator
 
 from palenka.ground.errors import UserError
 from palenka.ground.memory import keep_freed_memory
-from palenka.ground.stopping import ends_with, stopped_by_the_system
+from palenka.ground.stopping import Stopped, ends_with, stopped_by_the_system
 
 if TYPE_CHECKING:
     import torch
@@ -33,6 +35,7 @@ Compile = Annotated[Literal["auto", "true", "false"], BeforeValidator(_word)]
 _AT_FIRST = os.getpid(), os.getppid()
 """This process and its launcher, as early as can be: that may have ended before torch is loaded."""
 _is_watched = False
+_ANSWER_SECONDS = 60.0
 
 _HARMLESS = dict.fromkeys(
     [
@@ -110,8 +113,24 @@ def _ended_with_launcher() -> Iterator[None]:
     process, launcher = _AT_FIRST
     with stopped_by_the_system():
         ends_with(launcher if process == os.getpid() else os.getppid())  # a notebook's launcher forks
+        _require_launcher()
         _is_watched = True
         yield
+
+
+def _require_launcher() -> None:
+    """End where the launcher was gone before this process could see it: the place where processes meet is closed then.
+
+    Raises:
+        Stopped: if it is.
+    """
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return
+    try:
+        address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        socket.create_connection(address, timeout=_ANSWER_SECONDS).close()
+    except OSError as error:
+        raise Stopped(Signals.SIGTERM, f"the launcher of this process has ended ({error})") from None
 
 
 def is_compiled(asked: Compile, device: "torch.device") -> bool:

@@ -209,6 +209,7 @@ def test_encoding_and_rule_round_trip_to_json() -> None:
         ("config.json", "[]"),
         ("config.json", "{}"),
         ("config.json", '{"model_type": "oracle"}'),
+        ("config.json", '{"model_type": "llama", "hidden_size": 16, "num_attention_heads": 32}'),
         ("model.safetensors", "not tensors"),
     ],
 )

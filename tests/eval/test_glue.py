@@ -316,7 +316,11 @@ def test_the_suite_measures_every_task_and_seed(
 
 
 def test_what_is_done_is_kept_and_what_is_asked_decides(
-    model: Path, glue: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: Path,
+    glue: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     import palenka.eval.glue.finetune
 
@@ -334,6 +338,13 @@ def test_what_is_done_is_kept_and_what_is_asked_decides(
     assert run(model, glue, out, "--tasks", "rte", "mrpc", "--seeds", "1", "2") == 130
     assert not out.exists()
     assert sorted(path.name for path in (tmp_path / "r.glue").iterdir()) == ["rte-1.json", "rte-2.json"]
+    kept = tmp_path / "r.glue" / "rte-1.json"
+    whole = kept.read_text()
+    found = json.loads(whole)
+    kept.write_text(json.dumps(found | {"predictions": [1 - each for each in found["predictions"]]}))
+    assert run(model, glue, out, "--tasks", "rte", "mrpc", "--seeds", "1", "2") == 2
+    assert f"{kept} was changed since it was written" in " ".join(capsys.readouterr().err.split())
+    kept.write_text(whole)
     assert run(model, glue, out, "--tasks", "rte", "mrpc", "--seeds", "1", "2") == 0
     assert asked == [1, 2, 1, 1, 2]
     assert run(model, glue, out, "--tasks", "rte", "--seeds", "2") == 0  # other seeds and tasks, nothing computed anew

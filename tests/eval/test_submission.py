@@ -1,6 +1,8 @@
 """A whole download at once: every suite that has files, a table, and predictions where the pipeline has them."""
 
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -47,6 +49,25 @@ def test_every_suite_with_files_is_measured_and_its_predictions_are_the_chosen_t
     assert main([str(teacher), "--babylm", str(download), "--out", str(out)]) == 0
     assert out.read_bytes() == before
     assert "BLiMP filtered" in capsys.readouterr().out
+
+
+def test_predictions_of_another_model_of_the_same_name_are_not_written_over(
+    teacher: Path,
+    make_teacher: Callable[..., Path],
+    download: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "out"
+    other = tmp_path / "elsewhere" / teacher.name
+    shutil.copytree(make_teacher("llama", seed=9), other)
+    assert main([str(teacher), "--babylm", str(download), "--out", str(out / "first.json")]) == 0
+    predictions = {path: path.read_bytes() for path in (out / "results").rglob("*.json")}
+    assert main([str(other), "--babylm", str(download), "--out", str(out / "second.json")]) == 2
+    told = " ".join(capsys.readouterr().err.split())
+    assert f"{out / 'results' / teacher.name / 'main'} has predictions of another model" in told
+    assert {path: path.read_bytes() for path in (out / "results").rglob("*.json")} == predictions
+    assert not (out / "second.json").exists()
 
 
 def test_a_suite_whose_texts_are_too_long_is_left_out_and_named(

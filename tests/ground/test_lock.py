@@ -43,6 +43,15 @@ def test_a_second_writer_is_told_who_writes(tmp_path: Path) -> None:
     assert not list(output.parent.iterdir())
 
 
+def test_what_a_killed_writer_left_half_written_is_removed(tmp_path: Path) -> None:
+    left, other = (tmp_path / f"{name}.{'0' * 32}.partial" for name in ("out", "out2"))
+    for path in (left, other):
+        path.touch()
+    with sole_writer(tmp_path / "out"):
+        assert not left.exists()
+        assert other.exists()
+
+
 def test_a_link_and_its_target_are_one_output(tmp_path: Path) -> None:
     (tmp_path / "disk" / "run").mkdir(parents=True)
     (tmp_path / "run").symlink_to(tmp_path / "disk" / "run")

@@ -325,6 +325,25 @@ def test_a_failed_point_is_reported_alone_and_tried_again(
     assert not list((tmp_path / "grid").rglob("*.failure.json"))
 
 
+def test_a_finished_point_that_is_damaged_is_told_until_it_is_restored(
+    grid_file: GridFile, capture_settings: CaptureSettings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capture(capture_settings)
+    file = grid_file(finalists={"count": 0})
+    assert main(["grid", "--config", str(file)]) == 0
+    ranked = results(file)
+    metrics = tmp_path / "grid" / "points" / "logit0.1-seed0" / "metrics.jsonl"
+    whole = metrics.read_bytes()
+    metrics.write_bytes(whole.replace(b"1", b"2", 1))
+    capsys.readouterr()
+    assert main(["grid", "--config", str(file)]) == 1
+    told = " ".join(capsys.readouterr().err.split())
+    assert f"points/logit0.1-seed0 failed: run {metrics.parent} is damaged: metrics.jsonl differs" in told
+    metrics.write_bytes(whole)
+    assert main(["grid", "--config", str(file)]) == 0
+    assert results(file) == ranked
+
+
 def test_a_report_that_cannot_be_written_is_told_and_the_grids_status_stays(
     grid_file: GridFile, capture_settings: CaptureSettings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,5 +1,6 @@
 """Real processes: two that share the work, some that are killed, and the programs as a user calls them."""
 
+import contextlib
 import json
 import os
 import random
@@ -325,6 +326,37 @@ def test_two_processes_stop_after_the_same_step_and_end_as_undisturbed_ones(
     for mine, theirs in zip(metrics(settings), metrics(undisturbed), strict=True):
         own_speed = {"tokens_per_second": 0, "data_wait": 0}
         assert mine | own_speed == theirs | own_speed
+
+
+@pytest.mark.skipif(not Path("/proc/self/cmdline").is_file(), reason="finds processes in /proc")
+@pytest.mark.parametrize("moment", ["before they find each other", "while they train"])
+def test_a_launcher_that_is_killed_leaves_no_process(
+    student_settings: TrainSettings, tmp_path: Path, moment: str
+) -> None:
+    settings = student_settings.model_copy(update={"fraction": 1.0, "epochs": 100, "checkpoint_every": "1h"})
+    file = configuration(settings, tmp_path)
+
+    def processes() -> list[str]:
+        of_launch = [path for path in Path("/proc").glob("[0-9]*/cmdline") if file.encode() in read_bytes(path)]
+        return [path.parent.name for path in of_launch]
+
+    def now() -> bool:
+        begun = (settings.output / "metrics.jsonl").is_file()
+        return begun if moment == "while they train" else len(processes()) == 3
+
+    assert stop([*TWO_PROCESSES, "palenka.train_student", "--config", file], tmp_path, now, signal.SIGKILL) < 0
+    until = time.monotonic() + 60
+    while processes():
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    assert (settings.output / "checkpoints").exists() == (moment == "while they train")
+
+
+def read_bytes(path: Path) -> bytes:
+    """What a file has; nothing if its process has ended."""
+    with contextlib.suppress(OSError):
+        return path.read_bytes()
+    return b""
 
 
 def test_a_second_process_on_an_output_is_refused_and_a_killed_one_leaves_no_lock(

@@ -133,6 +133,12 @@ def test_revisions_are_sealed_with_the_run(settings: TrainSettings) -> None:
     record = json.loads((settings.output / "result.json").read_text())
     assert "revisions/chck_500/model.commit.json" in record["files"]
     Run(settings.output).require_whole()
+    tokenizer = settings.output / "revisions" / "chck_100" / "tokenizer.json"
+    whole = tokenizer.read_bytes()
+    tokenizer.write_bytes(whole[:-1])
+    with pytest.raises(UserError, match=r"chck_100 is damaged: tokenizer\.json has"):
+        train(settings)
+    tokenizer.write_bytes(whole)
     shutil.copytree(
         settings.output / "revisions" / "chck_100", settings.output / "revisions" / "chck_500", dirs_exist_ok=True
     )
