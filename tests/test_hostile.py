@@ -4,7 +4,9 @@ import contextlib
 import io
 import json
 import os
+import resource
 import string
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +20,8 @@ from hypothesis import strategies as st
 from palenka.__main__ import main
 
 SECONDS = 10
+MOST_BYTES = 2 * 2**30
+"""Of this process while a command refuses its input."""
 QUICK = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 RUN: dict[str, Any] = {
@@ -30,13 +34,19 @@ RUN: dict[str, Any] = {
 CORPUS = {"sources": "none/text", "output": "none/corpus", "vocabulary_size": 300}
 
 
+def peak_bytes() -> int:
+    """The most memory that this process has had; other tests may have needed more."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
 def outcome(*arguments: str) -> str:
-    """What a command says that has to be refused: one sentence, soon."""
+    """What a command says that has to be refused: one sentence, soon, without much memory."""
     said, printed = io.StringIO(), io.StringIO()
-    began = time.perf_counter()
+    began, before = time.perf_counter(), peak_bytes()
     with contextlib.redirect_stderr(said), contextlib.redirect_stdout(printed):
         status = main(list(arguments))
     assert time.perf_counter() - began < SECONDS
+    assert peak_bytes() <= max(before, MOST_BYTES)
     told = said.getvalue()
     assert status == 2, (status, told, printed.getvalue())
     assert told.count("error: ") == 1
