@@ -34,26 +34,28 @@ STUDENT = {
 
 @dataclass(frozen=True)
 class Arm:
-    """What sets some students apart: their objective and their teacher."""
+    """What sets some students apart: their objective and their teacher; and their losses, by seed."""
 
     objective: Mapping[str, Any]
     teacher: Mapping[str, Any] | None = None
-    losses: list[float] = field(default_factory=list)
+    losses: dict[int, float] = field(default_factory=dict)
 
     def row(self) -> str:
-        """Held-out cross-entropies of the seeds, and their mean, as cells of a table."""
-        seeds = ", ".join(f"{loss:.4f}" for loss in self.losses)
-        return f"{seeds} | {statistics.mean(self.losses):.4f}"
+        """Held-out cross-entropies of the seeds, in their order, and their mean, as cells of a table."""
+        if not self.losses:
+            return "– | –"
+        seeds = ", ".join(f"{self.losses[seed]:.4f}" for seed in sorted(self.losses))
+        return f"{seeds} | {statistics.mean(self.losses.values()):.4f}"
 
 
 def paired_interval(arm: Arm, rival: Arm) -> str:
-    """The mean difference of two arms, paired by seed, and Student's 95 % interval, as cells of a table."""
-    differences = [ours - theirs for ours, theirs in zip(arm.losses, rival.losses, strict=True)]
-    mean = statistics.mean(differences)
+    """The mean difference of two arms, paired by seed, Student's 95 % interval, and how many pairs, as cells."""
+    differences = [arm.losses[seed] - rival.losses[seed] for seed in arm.losses if seed in rival.losses]
     if len(differences) < 2:
-        return f"{mean:+.4f} | –"
-    interval = stats.t.interval(0.95, len(differences) - 1, loc=mean, scale=stats.sem(differences))
-    return f"{mean:+.4f} | {interval[0]:+.4f} to {interval[1]:+.4f}"
+        return f"{differences[0]:+.4f} | – | 1" if differences else "– | – | 0"
+    mean = statistics.mean(differences)
+    low, high = stats.t.interval(0.95, len(differences) - 1, loc=mean, scale=stats.sem(differences))
+    return f"{mean:+.4f} | {low:+.4f} to {high:+.4f} | {len(differences)}"
 
 
 def arguments(description: str | None) -> argparse.Namespace:
@@ -63,8 +65,14 @@ def arguments(description: str | None) -> argparse.Namespace:
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--objectives", nargs="+", default=[])
+    parser.add_argument("--students", nargs="+", default=[], help="train these alone; the table has all that are there")
     parser.add_argument("--only-table", action="store_true")
     return parser.parse_args()
+
+
+def is_chosen(given: argparse.Namespace, name: str) -> bool:
+    """Whether an arm is to be trained: `--students` names it, by what follows its objective, or names none."""
+    return not given.students or name.rpartition(": ")[2] in given.students
 
 
 def folder_name(name: str) -> str:
@@ -75,12 +83,17 @@ def folder_name(name: str) -> str:
 def run_arms(
     given: argparse.Namespace, arms: Mapping[str, Arm], fraction: float, epochs: int, rate: float = 2e-3
 ) -> None:
-    """Train and measure every arm with every seed, seed after seed; what is measured already is only read."""
+    """Train and measure every arm with every seed, seed after seed; what is measured already is only read.
+
+    With `--only-table`, and for arms that `--students` does not name, nothing is trained: what is there is read.
+    """
     for seed in given.seeds:
         for name, arm in arms.items():
             output = given.output / "students" / f"{folder_name(name)}-{seed}"
             measured = output.with_suffix(".json")
             if not measured.is_file():
+                if given.only_table or not is_chosen(given, name):
+                    continue
                 settings = {
                     "corpus": given.corpus,
                     "output": output,
@@ -98,7 +111,7 @@ def run_arms(
                 }
                 train(TrainSettings.model_validate(settings))
                 write_record(measured, {"held_out": held_out(output, Corpus.open(given.corpus, "test"))})
-            arm.losses.append(float(read_record(measured)["held_out"]))
+            arm.losses[seed] = float(read_record(measured)["held_out"])
 
 
 def held_out(model: Path, corpus: Corpus) -> float:

