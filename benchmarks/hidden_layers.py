@@ -24,7 +24,7 @@ from transformers import PreTrainedModel
 
 from palenka.data.corpus import Corpus
 from palenka.data.model_files import load_model
-from palenka.data.signals.components import Components
+from palenka.data.signals.components import Components, ComponentsFit
 from palenka.data.signals.encoding import ArrayType
 from palenka.data.signals.hidden import ComponentsEncoding, HiddenLayers
 from palenka.data.signals.manifest import compressed_bytes
@@ -48,7 +48,7 @@ def main() -> None:
     kept = HiddenLayers.of(model.config, ENCODING).layers
     slots = RULE.slots(len(corpus.tokens), 0)
     sample, after = np.split(slots, [ENCODING.sample_windows])
-    fits = {layer: ENCODING.fit() for layer in kept}
+    fits = {layer: ComponentsFit(ENCODING) for layer in kept}
     for _, states in _forward(model, corpus, sample):
         for layer, fit in fits.items():
             fit.add(states[layer][:, 1:])
