@@ -34,13 +34,15 @@ from palenka.ground.call import this_call
 from palenka.ground.settings import read_yaml
 from palenka.train_student.run import Run
 from palenka.train_student.settings import TrainSettings
-from palenka.train_student.train import train
+from palenka.train_student.train import opened, train
 
 STUDENT = Path("configs/students/palenka-58m-l0.1-h0.3.yaml")
 TEACHERS = {"gpt2": "gpt2-705m", "llama": "llama-360m"}
 SMALL = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64}
 PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12}
 """Dense bf16 operations a second, by a part of the device's name, as the vendor gives them."""
+KERNELS = 16
+"""Of a profile: those that take longest."""
 POINTS, EPOCHS, PER_GPU = 25, 6, (1, 2, 4, 8)
 
 
@@ -143,7 +145,7 @@ def captures(bench: Bench) -> dict[str, object]:
     told: dict[str, object] = {}
     for name in TEACHERS:
         settings = capture_of(bench, name, bench.output / f"timed-{name}")
-        count = 2 * bench.windows
+        count = (2 if bench.smoke else 16) * bench.windows
         forwards, wholes = forward_and_capture(bench.corpus, settings, count, bench.device)
         forward, whole = statistics.median(forwards), statistics.median(wholes)
         told[name] = {
@@ -229,6 +231,39 @@ def steps(bench: Bench) -> dict[str, Any]:
     return told
 
 
+def profile(bench: Bench) -> dict[str, Any]:
+    """Where the time of a step goes, of a control and with caches: the device's share, its launches, its kernels."""
+    if bench.device.type != "cuda":
+        return {"left out": "kernels are a GPU's"}
+    return {arm: profiled(bench, arm) for arm in ("control", "cached")}
+
+
+def profiled(bench: Bench, arm: str, count: int = 5) -> dict[str, Any]:
+    """The same for one arm: a mean over some steps."""
+    with opened(student_of(bench, arm, bench.output / f"profiled-{arm}")) as ready:
+        trainer = ready.trainer()
+        batches, weights = trainer.reading.batches(1), trainer.settings.weights(1, trainer.num_steps)
+        for step in range(1, 6 + count):
+            if step == 6:  # what came before compiled and warmed
+                torch.cuda.synchronize()
+                recorder = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA])
+                recorder.start()
+                started = time.perf_counter()
+            trainer.wrapped.train()
+            trainer.learn(next(batches), weights, is_last=True)
+            trainer.update(step)
+        torch.cuda.synchronize()
+        seconds = time.perf_counter() - started
+        recorder.stop()
+    kernels = sorted(recorder.key_averages(), key=lambda each: -each.self_device_time_total)
+    busy = sum(each.self_device_time_total for each in kernels) / 1e6
+    told: dict[str, Any] = {"milliseconds": round(1e3 * seconds / count, 2), "busy": round(busy / seconds, 3)}
+    told["launches"] = sum(each.count for each in kernels) // count
+    for each in kernels[:KERNELS]:
+        told[each.key[:60]] = f"{each.self_device_time_total / 1e3 / count:.2f} ms, {each.count / count:.0f} times"
+    return told
+
+
 def reading(bench: Bench) -> dict[str, Any]:
     """Tokens a second that are read and checked from both caches, without a model."""
     caches = {}
@@ -283,6 +318,18 @@ def table(told: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+PARTS: dict[str, Callable[[Bench], object]] = {
+    "tests": run_tests,
+    "text": prepare_text,
+    "teachers": make_teachers,
+    "captures": captures,
+    "steps": steps,
+    "profile": profile,
+    "reading": reading,
+    "per_gpu": several,
+}
+
+
 def main() -> None:
     """Measure all parts and write the record, or run one arm for the process that asks."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -292,6 +339,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=5.5, help="after which no part begins any more")
     parser.add_argument("--arm", help="only this arm, for the processes that this one starts")
     parser.add_argument("--number", type=int, default=0)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=[*PARTS], help="which of them, in this order")
     given = parser.parse_args()
     if given.device == "cuda" and not torch.cuda.is_available():
         parser.error("there is no GPU (cuda) here; --device cpu --smoke tries the script")
@@ -301,10 +349,8 @@ def main() -> None:
         print(json.dumps(run_arm(bench, given.arm, given.number)))
         return
     bench.told["call"] = this_call(device).as_plain()
-    parts = {"tests": run_tests, "text": prepare_text, "teachers": make_teachers}
-    parts |= {"captures": captures, "steps": steps, "reading": reading, "per_gpu": several}
-    for name, measure in parts.items():
-        bench.part(name, measure)
+    for name in given.parts:
+        bench.part(name, PARTS[name])
     (bench.output / "gpu.json").write_text(json.dumps(bench.told, indent=2) + "\n")
     (bench.output / "gpu.md").write_text(table(bench.told))
     print(table(bench.told))

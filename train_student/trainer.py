@@ -87,9 +87,10 @@ class Trainer:
         self.student = settings.model.build(corpus, settings.seed)
         require_causal(self.student, settings.model.summary())
         leave_out_masks(self.student, settings.windows.length)
-        if is_compiled(settings.compile, accelerator.device):
+        compiled = is_compiled(settings.compile, accelerator.device)
+        if compiled:
             compile_blocks(self.student)
-        self.objective = Objective(self.student, settings.objective, teachers.pairs, settings.seed)
+        self.objective = Objective(self.student, settings.objective, teachers.pairs, settings.seed, compiled=compiled)
         self.num_steps = self.reading.num_steps
         self.adamw = adamw(self.objective, settings.optimizer, accelerator.device)
         self.rate = self._rate(self.num_steps)

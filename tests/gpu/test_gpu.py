@@ -51,6 +51,20 @@ def no_waiting() -> Callable[[], Any]:
 
 
 @pytest.fixture
+def watched_step(no_waiting: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step of every run on the GPU, the third, may wait for nothing."""
+    step = Trainer._step
+
+    def watched(trainer: Trainer, number: int, batches: Any) -> None:
+        if number != 3 or trainer.accelerator.device.type != "cuda":
+            return step(trainer, number, batches)
+        with no_waiting():
+            return step(trainer, number, batches)
+
+    monkeypatch.setattr(Trainer, "_step", watched)
+
+
+@pytest.fixture
 def capture_of(capture_settings: CaptureSettings, tmp_path: Path) -> Callable[..., CaptureSettings]:
     """Settings of a capture with hidden states, by the kind of its logits and the device."""
 
@@ -69,6 +83,7 @@ def losses_of(settings: TrainSettings) -> list[float]:
     return [line["loss"] for line in lines if "loss" in line]
 
 
+@pytest.mark.usefixtures("watched_step")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("divergence", ["forward", "reverse", "js"])
 def test_a_step_waits_for_nothing_and_every_term_is_that_of_a_cpu(
@@ -76,23 +91,12 @@ def test_a_step_waits_for_nothing_and_every_term_is_that_of_a_cpu(
     divergence: str,
     capture_of: Any,
     student_of_cache: Any,
-    no_waiting: Any,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if kind in ("sampled", "hybrid") and divergence != "forward":
         pytest.skip("draws serve forward KL alone")
     captured = capture_of(kind, "cpu")
     capture(captured)
-    step = Trainer._step
-
-    def watched(trainer: Trainer, number: int, batches: Any) -> None:
-        if number != 3 or trainer.accelerator.device.type != "cuda":
-            return step(trainer, number, batches)
-        with no_waiting():
-            return step(trainer, number, batches)
-
-    monkeypatch.setattr(Trainer, "_step", watched)
     found = {
         device: losses_of(
             student_of_cache(
@@ -102,11 +106,37 @@ def test_a_step_waits_for_nothing_and_every_term_is_that_of_a_cpu(
                 fraction=0.2,
                 micro_batch=8,
                 device=device,
+                compile="false",
             )
         )
         for device in ("cpu", "cuda")
     }
     assert found["cuda"] == pytest.approx(found["cpu"], rel=2e-3)
+
+
+@pytest.mark.usefixtures("watched_step")
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_compiled_step_waits_for_nothing_and_is_the_plain_one(
+    kind: str, capture_of: Any, student_of_cache: Any, tmp_path: Path
+) -> None:
+    captured = capture_of(kind, "cpu")
+    capture(captured)
+    scheduled = EVERY_TERM | {"logit": {"weight": 0.5, "schedule": {"start": 0.1}}}
+    found = {
+        compiled: losses_of(
+            student_of_cache(
+                output=tmp_path / compiled,
+                teachers={"t": {"cache": captured.output}},
+                objective=scheduled,
+                fraction=0.2,
+                micro_batch=8,
+                device="cuda",
+                compile=compiled,
+            )
+        )
+        for compiled in ("false", "true")
+    }
+    assert found["true"] == pytest.approx(found["false"], rel=2e-3)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
@@ -123,6 +153,7 @@ def test_half_precision_trains_as_float32_does(
                 objective=EVERY_TERM,
                 fraction=0.3,
                 device="cuda",
+                compile="false",
                 precision=each,
             )
         )
@@ -134,6 +165,7 @@ def test_half_precision_trains_as_float32_does(
 @pytest.mark.parametrize("precision", ["float32", "fp16"])
 def test_a_run_goes_on(precision: str, student_of_cache: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     changes = {"teachers": {}, "objective": {"hard": 1.0}, "fraction": 0.3, "precision": precision, "log_every": 1}
+    changes |= {"compile": "false"}
     whole = losses_of(student_of_cache(output=tmp_path / "whole", device="cuda", **changes))
     settings = student_of_cache(output=tmp_path / "parts", device="cuda", checkpoint_every=3, **changes)
     step = Trainer._step

@@ -9,12 +9,17 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch._dynamo.utils import counters
 
 from palenka.cache_teachers.capture import capture
 from palenka.cache_teachers.settings import CaptureSettings
 from palenka.data.signals.cache import TeacherCache
+from palenka.data.signals.distribution import Distribution
+from palenka.data.signals.low_rank import LowRankOthers
 from palenka.ground.command_line import parse
 from palenka.ground.processes import is_compiled
+from palenka.train_student.objective.divergences import DIVERGENCES
+from palenka.train_student.objective.next_token import NextTokenTerms
 from palenka.train_student.settings import TrainSettings
 from palenka.train_student.train import train
 
@@ -90,3 +95,32 @@ def settings_keys(settings: CaptureSettings) -> tuple[str, ...]:
     from palenka.data.signals.store import read_manifest
 
     return read_manifest(settings.output).hidden_keys()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("are_others_known", [True, False])
+def test_compiled_terms_are_the_plain_ones_and_compiled_once_for_all_weights(*, are_others_known: bool) -> None:
+    torch.compiler.reset()
+    counters.clear()
+    draw = torch.Generator().manual_seed(0)
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=draw)
+
+    def spoken() -> Distribution:
+        kept, ids = random(4, 16, 500).log_softmax(-1).topk(8)
+        others = LowRankOthers(random(4, 16, 5), random(500, 5), random(500)) if are_others_known else None
+        return Distribution(ids, kept, torch.log1p(-kept.exp().sum(-1)), others)
+
+    tokens = torch.randint(500, (4, 16), generator=draw)
+    for hard in (0.5, 0.3, 0.1):
+        logits, teachers = random(64, 500).bfloat16(), [spoken(), spoken()]
+        found = []
+        for compiled in (False, True):
+            gradient, sums = logits.clone(), torch.zeros(3)
+            weights, divergence = [1 - hard, hard], DIVERGENCES["forward"]
+            NextTokenTerms(tokens, hard, teachers, weights, divergence, 2.0, compiled).to_gradient(gradient, sums)
+            found.append((gradient, sums))
+        torch.testing.assert_close(found[0], found[1])
+    assert counters["stats"]["unique_graphs"] == 1

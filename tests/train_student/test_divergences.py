@@ -203,8 +203,8 @@ def test_the_square_of_the_temperature_scales_those_that_ask_for_it(signal_of: S
     found = []
     for squared in (True, False):
         divergence = replace(DIVERGENCES[kind], squares_temperature=squared)
-        sums = torch.zeros(2)
-        gradient = NextTokenTerms(None, 0.0, spoken, [0.3], divergence, 2.0).add(student, slice(0, 6), sums)
+        sums, gradient = torch.zeros(2), student.clone()
+        NextTokenTerms(None, 0.0, spoken, [0.3], divergence, 2.0).to_gradient(gradient, sums)
         found.append((sums, gradient))
     assert found[0][0][1] > 0.1
     torch.testing.assert_close(found[0][0], 4 * found[1][0])

@@ -142,5 +142,5 @@ def _to_gradient(logits: Tensor, start: int, terms: NextTokenTerms, sums: Tensor
     first = 0
     for few in token_chunks(logits):
         rows = slice(start + first, start + first + len(few))
-        few.copy_(terms.add(few.to(sums.dtype), rows, sums))
+        terms.rows(rows).to_gradient(few, sums)
         first += len(few)

@@ -39,6 +39,7 @@ class DeepSupervision(TeacherTerm):
         self.settings = term
         self.temperature = context.objective.temperature
         self.divergence = context.objective.divergence_function()
+        self.compiled = context.compiled
         self.heads = nn.ModuleList(
             nn.Sequential(
                 nn.Linear(width, term.width),
@@ -64,7 +65,7 @@ class DeepSupervision(TeacherTerm):
         num_known = next(iter(signal.hidden.values())).shape[1]
         places = positions[:, : min(num_known, self.settings.positions)]
         there = signal.at(self.temperature).at(places)
-        terms = NextTokenTerms(None, 0.0, [there], [1.0], self.divergence, self.temperature)
+        terms = NextTokenTerms(None, 0.0, [there], [1.0], self.divergence, self.temperature, self.compiled)
         classes = [student.next_token(terms, places)[0]]
         for head, states in zip(self.heads, student.states[1:-1], strict=True):
             assert isinstance(head, nn.Sequential)

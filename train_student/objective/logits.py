@@ -18,6 +18,7 @@ class LogitTerms(TermModule):
         self._text = {name for name, term in terms.items() if "labels" in term.needs}
         self._divergence = context.objective.divergence_function()
         self._temperature = context.objective.temperature
+        self._compiled = context.compiled
 
     def forward(
         self, student: StudentOutputs, batch: Batch, weights: Mapping[str, float]
@@ -32,6 +33,7 @@ class LogitTerms(TermModule):
             [weights[name] for name in from_teachers],
             self._divergence,
             self._temperature,
+            self._compiled,
         )
         total, values = student.next_token(compared)
         text, *teachers = values.unbind()

@@ -103,12 +103,14 @@ class TermContext:
         student: configuration of the student.
         pairs: the mapped layers of every teacher that has a term with hidden states, by the teacher's name.
         seed: of first weights; torch's generator has it too while a module is built.
+        compiled: whether sums over the vocabulary are compiled.
     """
 
     objective: ObjectiveSettings
     student: PretrainedConfig
     pairs: Mapping[str, Sequence[LayerPair]]
     seed: int
+    compiled: bool = False
 
 
 @dataclass(frozen=True)

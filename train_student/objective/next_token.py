@@ -13,8 +13,10 @@ and its gradient q_j − t_j. Other divergences leave their gradient to autograd
 Shapes: B batch, L window length, N = B · L tokens, n tokens of a chunk, V vocabulary, k kept tokens.
 """
 
+import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -32,6 +34,10 @@ _LARGEST_RATIO = 16.0
 """Of a teacher's mass outside K to the student's, for both to come from one softmax in float32."""
 
 
+Weight = float | Tensor
+"""Of a term: a number, or a tensor that is one."""
+
+
 class NextTokenTerms:
     """What the student's logits are compared with: the text's next tokens, and what teachers say of them.
 
@@ -42,6 +48,8 @@ class NextTokenTerms:
         weights: of these teachers.
         divergence: from the teachers.
         temperature: T.
+        compiled: whether to compile what is done with logits, which takes a few passes over them instead of dozens. It
+            is not, where autograd finds a gradient.
     """
 
     def __init__(
@@ -52,50 +60,73 @@ class NextTokenTerms:
         weights: Sequence[float],
         divergence: Divergence,
         temperature: float,
+        compiled: bool = False,
     ) -> None:
         self.hard = hard
         self.labels = _labels(tokens) if tokens is not None else None
         self.divergence = divergence
         self.temperature = temperature
+        self.compiled = compiled
         self.weights = list(weights)
         self.teachers = [distribution.flat() for distribution in distributions]
 
-    def add(self, logits: Tensor, rows: slice, sums: Tensor) -> Tensor:
-        """Add the terms of some tokens to their sums; returns the gradient of the weighted sum of these, [n, V].
+    def rows(self, rows: slice) -> "NextTokenTerms":
+        """The same for some of the N tokens."""
+        few = copy.copy(self)
+        few.labels = None if self.labels is None else (self.labels[0][rows], self.labels[1][rows])
+        few.teachers = [teacher.rows(rows) for teacher in self.teachers]
+        return few
+
+    def to_gradient(self, logits: Tensor, sums: Tensor) -> None:
+        """Overwrite the student's logits [n, V] by the gradient of the weighted sum of the terms.
 
         Args:
-            logits: of the student for these tokens, [n, V], float32 or float64.
-            rows: which of the N tokens they are.
-            sums: of the hard term, and of every teacher's scaled divergence.
+            logits: for these tokens.
+            sums: of the hard term and of every teacher's scaled divergence, to which those of these tokens are added;
+                float32 or float64, in which all is computed.
         """
-        softmaxes: dict[float, _Softmax] = {}
-        if self.labels is not None:
-            labels, shares = (part[rows] for part in self.labels)
-            softmaxes[1.0] = _Softmax(logits, 1.0)
-            sums[0] += softmaxes[1.0].add_hard(self.hard, labels, shares)
-        by_hand = bool(self.teachers) and self.divergence.has_gradient
-        if by_hand:
-            if self.temperature not in softmaxes:
-                softmaxes[self.temperature] = _Softmax(logits, self.temperature)
-            scale = self.divergence.scale(self.temperature)
-            for number, (weight, teacher) in enumerate(zip(self.weights, self.teachers, strict=True), start=1):
-                softmax = softmaxes[self.temperature]
-                sums[number] += scale * softmax.add_forward(weight * scale, teacher.rows(rows))
-        gradients = [softmax.gradient() for softmax in softmaxes.values()]
-        if self.teachers and not by_hand:
-            gradients.append(self._add_by_autograd(logits, rows, sums))
-        return gradients[0] if len(gradients) == 1 else gradients[0].add_(gradients[1])
+        if self.compiled and (self.divergence.has_gradient or not self.teachers):
+            # As numbers in a tensor on the CPU, which are handed to kernels: it would be compiled anew for every float.
+            _compiled()(self, logits, sums, *(torch.tensor(weight) for weight in (self.hard, *self.weights)))
+        else:
+            _to_gradient(self, logits, sums, self.hard, *self.weights)
 
-    def _add_by_autograd(self, logits: Tensor, rows: slice, sums: Tensor) -> Tensor:
-        scale = self.divergence.scale(self.temperature)
-        with torch.enable_grad():
-            leaf = logits.detach().requires_grad_()
-            total = leaf.new_zeros(())
-            for number, (weight, teacher) in enumerate(zip(self.weights, self.teachers, strict=True), start=1):
-                value = self.divergence.formula(*_outcomes(leaf, teacher.rows(rows), self.temperature)).sum()
-                sums[number] += scale * value.detach()
-                total = total + weight * scale * value
-            return torch.autograd.grad(total, leaf)[0]
+
+def _to_gradient(terms: NextTokenTerms, logits: Tensor, sums: Tensor, hard: Weight, *weights: Weight) -> None:
+    """What `NextTokenTerms.to_gradient` does, with its weights, whatever those of the terms are."""
+    exact = logits.to(sums.dtype)
+    scale, temperature = terms.divergence.scale(terms.temperature), terms.temperature
+    softmaxes: dict[float, _Softmax] = {}
+    if terms.labels is not None:
+        softmaxes[1.0] = _Softmax(exact, 1.0)
+        sums[0] += softmaxes[1.0].add_hard(hard, *terms.labels)
+    by_hand = bool(terms.teachers) and terms.divergence.has_gradient
+    if by_hand:
+        if temperature not in softmaxes:
+            softmaxes[temperature] = _Softmax(exact, temperature)
+        for number, (weight, teacher) in enumerate(zip(weights, terms.teachers, strict=True), start=1):
+            sums[number] += scale * softmaxes[temperature].add_forward(weight * scale, teacher)
+    gradients = [softmax.gradient() for softmax in softmaxes.values()]
+    if terms.teachers and not by_hand:
+        gradients.append(_by_autograd(terms, exact, sums, weights))
+    logits.copy_(gradients[0] if len(gradients) == 1 else gradients[0].add_(gradients[1]))
+
+
+@cache
+def _compiled() -> Callable[..., None]:
+    return torch.compile(_to_gradient, dynamic=False, fullgraph=True)
+
+
+def _by_autograd(terms: NextTokenTerms, logits: Tensor, sums: Tensor, weights: Sequence[Weight]) -> Tensor:
+    scale = terms.divergence.scale(terms.temperature)
+    with torch.enable_grad():
+        leaf = logits.detach().requires_grad_()
+        total = leaf.new_zeros(())
+        for number, (weight, teacher) in enumerate(zip(weights, terms.teachers, strict=True), start=1):
+            value = terms.divergence.formula(*_outcomes(leaf, teacher, terms.temperature)).sum()
+            sums[number] += scale * value.detach()
+            total = total + weight * scale * value
+        return torch.autograd.grad(total, leaf)[0]
 
 
 def _outcomes(logits: Tensor, teacher: Distribution, temperature: float) -> tuple[Tensor, Tensor]:
@@ -158,26 +189,26 @@ class _Softmax:
             gradient.index_add_(0, rows, values)
         return gradient
 
-    def add_hard(self, weight: float, labels: Tensor, shares: Tensor) -> Tensor:
+    def add_hard(self, weight: Weight, labels: Tensor, shares: Tensor) -> Tensor:
         """Add the cross-entropy of labels [n, 1] whose shares are [n, 1]; returns its sum."""
         self.coefficient += weight * shares
         self.scattered.append((labels, (-weight * shares).to(self.logits.dtype)))
         return -(shares * self.log_probabilities(labels)).sum()
 
-    def add_forward(self, weight: float, teacher: Distribution) -> Tensor:
+    def add_forward(self, weight: Weight, teacher: Distribution) -> Tensor:
         """Add forward KL from a teacher's distributions of n tokens, times a weight; returns its sum without it.
 
         With r = (1 − a) / (1 − b) a teacher's t is r · q off K: the gradient is (1 − r) · q there, and on K it needs
         r · q − t more. So one softmax serves all teachers. Where r is large that would cancel, or 1 − b has underflown:
         these rare tokens are computed apart, from the logits outside K. On a GPU all are, since to ask which they are
-        would wait for it: some five more passes over [n, V].
+        would wait for it.
         """
         scale = weight / self.temperature  # by the chain rule, through logits / T
         ids, log_kept, log_tail = teacher.ids, teacher.log_kept, teacher.log_tail
         if ids is None:
             kept = log_kept.to(self.logits.dtype).exp()
             self.coefficient += scale
-            self.dense.append((kept, torch.full_like(self.peak, -scale)))
+            self.dense.append((kept, -scale * torch.ones_like(self.peak)))
             return (kept * (log_kept - self.log_probabilities(None))).sum()
         if teacher.others is not None:
             return self._add_whole(scale, ids, log_kept, log_tail, teacher.others.logits())
@@ -187,7 +218,7 @@ class _Softmax:
         self.probabilities.scatter_(-1, ids, student)
         tail, log_outside = log_tail.exp(), outside.log()
         is_rare = tail > _LARGEST_RATIO * outside
-        if self.logits.device.type == "cpu":
+        if self.logits.device.type == "cpu" and not torch.compiler.is_compiling():
             rare = is_rare.nonzero().flatten()
             if len(rare):
                 exact, gradient = self._apart(ids[rare], tail[rare], scale, rare)
@@ -205,7 +236,7 @@ class _Softmax:
         self.scattered.append((ids, scale * (ratio * student - kept)))
         return divergence.sum()
 
-    def _apart(self, ids: Tensor, tail: Tensor, scale: float, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def _apart(self, ids: Tensor, tail: Tensor, scale: Weight, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Log of q outside the ids of some rows, or of all, and the gradient of what a teacher has there."""
         logits, peak, log_of_peak = (
             part if rows is None else part[rows] for part in (self.logits, self.peak, self.log_of_peak)
@@ -215,7 +246,7 @@ class _Softmax:
         gradient = complement.softmax(dim=-1).mul_(-scale * tail.unsqueeze(-1))
         return (beside_peak + log_of_peak).squeeze(-1), gradient
 
-    def _add_whole(self, scale: float, ids: Tensor, log_kept: Tensor, log_tail: Tensor, others: Tensor) -> Tensor:
+    def _add_whole(self, scale: Weight, ids: Tensor, log_kept: Tensor, log_tail: Tensor, others: Tensor) -> Tensor:
         """The same where the others are known, by logits [n, V] that are overwritten.
 
         With o the others' distribution, 0 on K, and Z their log-normaliser, they add
@@ -225,10 +256,7 @@ class _Softmax:
         shares = others.softmax(dim=-1)
         peak, place = others.max(dim=-1, keepdim=True)
         normalizers = (self.peak - self.log_of_peak) - (peak - shares.gather(-1, place).log())
-        # A batch of dot products, which reads each number once.
-        apart = torch.bmm(shares.unsqueeze(1), others.sub_(self.logits).unsqueeze(2)).flatten() + normalizers.squeeze(
-            -1
-        )
+        apart = _dot(shares, others.sub_(self.logits)) + normalizers.squeeze(-1)
         kept, tail = log_kept.exp(), log_tail.exp()
         divergence = (kept * (log_kept - self.log_probabilities(ids))).sum(dim=-1)
         divergence += torch.where(tail > 0, tail * (log_tail + apart), 0.0)
@@ -236,3 +264,10 @@ class _Softmax:
         self.dense.append((shares, (-scale * tail).to(shares.dtype).unsqueeze(-1)))
         self.scattered.append((ids, (-scale * kept).to(shares.dtype)))
         return divergence.sum()
+
+
+def _dot(one: Tensor, other: Tensor) -> Tensor:
+    """Of the rows of two [n, V]: [n]; reads each number once."""
+    if torch.compiler.is_compiling():
+        return (one * other).sum(dim=-1)  # joins other passes, which a batch of products does not
+    return torch.bmm(one.unsqueeze(1), other.unsqueeze(2)).flatten()

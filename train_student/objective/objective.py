@@ -33,6 +33,7 @@ class Objective(nn.Module):
         settings: of the terms.
         pairs: the mapped layers of every teacher that has a term with hidden states, by the teacher's name.
         seed: of the first weights of projections and heads.
+        compiled: whether sums over the vocabulary are compiled, as the student's blocks are.
 
     ``objective(batch)`` is the loss and every term of a batch.
 
@@ -46,13 +47,15 @@ class Objective(nn.Module):
         settings: ObjectiveSettings,
         pairs: Mapping[str, Sequence[LayerPair]] = _NO_PAIRS,
         seed: int = 0,
+        *,
+        compiled: bool = False,
     ) -> None:
         super().__init__()
         self.student = student
         self.settings = settings
         self._reads_states = {name for name, term in settings.active.items() if "states" in term.needs}
         self.has_linear_head = has_linear_head(student)
-        context = TermContext(settings, student.config.get_text_config(), pairs, seed)
+        context = TermContext(settings, student.config.get_text_config(), pairs, seed, compiled)
         # Terms that name the same module are computed together.
         together: dict[type[TermModule], dict[str, Term]] = {}
         for name, term in settings.active.items():
