@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -101,11 +102,11 @@ def prepare_text(bench: Bench) -> dict[str, int]:
     """Random words, more of the frequent ones, as a corpus with a vocabulary of 16,000 tokens."""
     draw, count = random.Random(0), 400 if bench.smoke else 16_000
     words = ["".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=draw.randint(2, 9))) for _ in range(count)]
-    odds = [1 / (rank + 10) for rank in range(count)]
+    odds = list(accumulate(1 / (rank + 10) for rank in range(count)))
     folder = bench.output / "text"
     folder.mkdir(parents=True, exist_ok=True)
     for split, lines in (("train", 2_000 if bench.smoke else 150_000), ("dev", 200)):
-        text = "\n".join(" ".join(draw.choices(words, odds, k=12)) for _ in range(lines))
+        text = "\n".join(" ".join(draw.choices(words, cum_weights=odds, k=12)) for _ in range(lines))
         (folder / f"switchboard.{split}").write_text(text)
     size = 500 if bench.smoke else 16_000
     prepare(CorpusSettings(sources=folder, output=bench.output / "corpus", vocabulary_size=size, min_frequency=1))
