@@ -16,17 +16,17 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
-from palenka.cache_teachers.capture import capture, capture_shards, manifest_of
+from palenka.cache_teachers.capture import capture, capture_shards, encode_windows, manifest_of
 from palenka.cache_teachers.settings import CaptureSettings
 from palenka.cache_teachers.teacher import Teacher
 from palenka.data.corpus import Corpus
 from palenka.data.signals.cache import TeacherCache
 from palenka.data.signals.cache_writer import CacheWriter, create_cache
-from palenka.data.signals.manifest import Shard
 from palenka.data.signals.stream import ReadingOrder, stream
 from palenka.data.windows import gather
 from palenka.ground.settings import read_yaml
@@ -65,9 +65,9 @@ def overhead(given: argparse.Namespace) -> None:
 
 
 def _compare(corpus: Corpus, settings: CaptureSettings, windows: int) -> None:
-    forwards, captures = forward_and_capture(corpus, settings, windows)
-    ratios = [whole / forward for forward, whole in zip(forwards, captures, strict=True)]
-    forward, whole = statistics.median(forwards), statistics.median(captures)
+    took = forward_and_capture(corpus, settings, windows)
+    ratios = [whole / forward for forward, whole in zip(took.forward, took.capture, strict=True)]
+    forward, whole = statistics.median(took.forward), statistics.median(took.capture)
     spread = f"{min(ratios):.3f} to {max(ratios):.3f}, n = {ROUNDS}"
     print(
         f"hidden states {'of 9 layers' if settings.hidden else 'not kept'}: "
@@ -77,10 +77,25 @@ def _compare(corpus: Corpus, settings: CaptureSettings, windows: int) -> None:
     )
 
 
+@dataclass(frozen=True)
+class CaptureTimes:
+    """Seconds a token of the same windows, each for every round.
+
+    Attributes:
+        forward: of the bare forward pass.
+        encode: of that and what a cache keeps of it, in memory.
+        capture: of the whole, written to disk.
+    """
+
+    forward: list[float]
+    encode: list[float]
+    capture: list[float]
+
+
 def forward_and_capture(
     corpus: Corpus, settings: CaptureSettings, windows: int, device: torch.device | None = None
-) -> tuple[list[float], list[float]]:
-    """Seconds a token of bare forward passes and of captures of the same windows, in turn, for every round."""
+) -> CaptureTimes:
+    """Forward passes and captures of the same windows, in turn; the first round warms up and is not counted."""
     rule, batch = settings.windows, settings.micro_batch
     without_states = settings.model_copy(update={"hidden": None})
     where = device or torch.device("cpu")
@@ -89,22 +104,32 @@ def forward_and_capture(
     teacher.measure(batch)
     create_cache(settings.output, manifest, teacher.measured.to(torch.device("cpu")))
     writer = CacheWriter(settings.output, manifest)
-    shard = Shard(0, 0, 0, windows)
-    tokens = torch.from_numpy(gather(corpus.tokens, rule, 0, rule.slots(len(corpus.tokens), 0)[:windows]))
-    forwards, captures = [], []
-    for number in range(ROUNDS + 1):
-        started = time.perf_counter()
+    shards = [replace(each, stop=min(each.stop, windows)) for each in manifest.shards_over(0, 0, windows)]
+    indices = rule.slots(len(corpus.tokens), 0)[:windows]
+    tokens = torch.from_numpy(gather(corpus.tokens, rule, 0, indices))
+
+    def forward() -> None:
         for part in tokens.split(batch):
             bare.outputs(part)
-        if where.type == "cuda":
-            torch.cuda.synchronize(where)
-        middle = time.perf_counter()
-        capture_shards([shard], corpus, teacher, writer, batch, verbose=False)
-        ended = time.perf_counter()
-        if number:  # the first round warms up
-            forwards.append((middle - started) / tokens.numel())
-            captures.append((ended - middle) / tokens.numel())
-    return forwards, captures
+
+    def encode() -> None:
+        for start in range(0, windows, batch):
+            encode_windows(teacher, manifest, tokens[start : start + batch].numpy(), 0, indices[start : start + batch])
+
+    took = CaptureTimes([], [], [])
+    for number in range(ROUNDS + 1):
+        for seconds, work in (
+            (took.forward, forward),
+            (took.encode, encode),
+            (took.capture, lambda: capture_shards(shards, corpus, teacher, writer, batch, verbose=False)),
+        ):
+            started = time.perf_counter()
+            work()
+            if where.type == "cuda":
+                torch.cuda.synchronize(where)
+            if number:
+                seconds.append((time.perf_counter() - started) / tokens.numel())
+    return took
 
 
 def flat(given: argparse.Namespace) -> None:

@@ -77,7 +77,7 @@ class Bench:
     @property
     def steps(self) -> int:
         """Of a run: those of the second half are measured."""
-        return 6 if self.smoke else 60
+        return 6 if self.smoke else 40
 
     def part(self, name: str, measure: Callable[["Bench"], object]) -> None:
         """Measure a part, and keep what it tells; a part that fails, or has no time left, says so and no more."""
@@ -146,13 +146,14 @@ def captures(bench: Bench) -> dict[str, object]:
     told: dict[str, object] = {}
     for name in TEACHERS:
         settings = capture_of(bench, name, bench.output / f"timed-{name}")
-        count = (2 if bench.smoke else 16) * bench.windows
-        forwards, wholes = forward_and_capture(bench.corpus, settings, count, bench.device)
-        forward, whole = statistics.median(forwards), statistics.median(wholes)
+        count = (2 if bench.smoke else 8) * bench.windows
+        took = forward_and_capture(bench.corpus, settings, count, bench.device)
+        forward, encode, whole = map(statistics.median, (took.forward, took.encode, took.capture))
         told[name] = {
             "forward_tokens_per_second": round(1 / forward),
             "capture_tokens_per_second": round(1 / whole),
-            "ratio": round(statistics.median(w / f for f, w in zip(forwards, wholes, strict=True)), 3),
+            "encoded_against_forward": round(encode / forward, 3),
+            "ratio": round(statistics.median(w / f for f, w in zip(took.forward, took.capture, strict=True)), 3),
             "mfu": mfu(bench, 2 * operations(shape_of(bench, config(name)), bench), 1 / forward),
         }
         capture(capture_of(bench, name, bench.output / f"cache-{name}"))

@@ -69,7 +69,7 @@ def capture_rates(given: argparse.Namespace) -> dict[str, float]:
     for name, settings in captures_of(given).items():
         with tempfile.TemporaryDirectory(dir=given.output) as folder:
             elsewhere = settings.model_copy(update={"output": Path(folder) / "cache"})
-            rates[name] = statistics.median(forward_and_capture(corpus_of(given), elsewhere, given.windows)[1])
+            rates[name] = statistics.median(forward_and_capture(corpus_of(given), elsewhere, given.windows).capture)
         capture(settings)
     return rates
 

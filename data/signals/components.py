@@ -98,10 +98,10 @@ class Components:
         What lies outside a truncated basis is part of the residual.
         """
         where = torch.device("cpu") if states.device.type == "mps" else states.device  # mps has no float64
-        centred = states.to(where).double() - self.mean.to(where).double()
-        components = self._components(codes).to(where).double()
-        decoded = components if self.basis is None else components @ self.basis.to(where).double()
-        return torch.stack([(centred - decoded).square().sum(), centred.square().sum()])
+        centred = states.to(where).float() - self.mean.to(where)
+        components = self._components(codes).to(where)
+        decoded = components if self.basis is None else components @ self.basis.to(where)
+        return torch.stack([part.square().sum(dtype=torch.float64) for part in (centred - decoded, centred)])
 
     def _components(self, codes: Tensor) -> Tensor:
         """Components [..., C] in the teacher's units, float32."""

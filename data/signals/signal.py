@@ -6,6 +6,7 @@ Shapes: B batch, L window length, P positions, C components.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from palenka.data.signals.distribution import Distribution
@@ -39,7 +40,9 @@ class TeacherSignal:
         if temperature not in self.encoding.temperatures:
             raise ValueError(f"the teacher is known at temperatures {self.encoding.temperatures}, not at {temperature}")
         if temperature not in self._decoded:
-            self._decoded[temperature] = self.encoding.decode(self.arrays, self.statics, temperature)
+            # As exact as it was encoded, whatever the student computes in.
+            with torch.autocast(next(iter(self.arrays.values())).device.type, enabled=False):
+                self._decoded[temperature] = self.encoding.decode(self.arrays, self.statics, temperature)
         return self._decoded[temperature]
 
 

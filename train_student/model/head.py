@@ -75,10 +75,11 @@ class _HeadTerms(torch.autograd.Function):
         start = 0
         for part in states.split(max(1, max(_LOGITS, values_at_once(states.device)) // len(weight))):
             seen = part.to(kind)
-            logits = F.linear(seen, matrix, offset)
-            _to_gradient(logits, start, terms, sums)
-            of_states[start : start + len(part)] = logits @ matrix
-            of_weight += _sum_over_tokens(logits, seen)
+            with torch.autocast(device, enabled=False):
+                logits = F.linear(seen, matrix, offset)
+                _to_gradient(logits, start, terms, sums)
+                of_states[start : start + len(part)] = logits @ matrix
+                of_weight += _sum_over_tokens(logits, seen)
             if of_bias is not None:
                 of_bias += logits.sum(dim=0, dtype=sums_kind)
             start += len(part)
@@ -116,7 +117,8 @@ class _LogitTerms(torch.autograd.Function):
         # A copy: what made the logits may need them for its own backward pass.
         gradient = logits.to(torch.promote_types(logits.dtype, torch.float32), copy=True)
         sums = gradient.new_zeros(1 + len(terms.teachers))
-        _to_gradient(gradient, 0, terms, sums)
+        with torch.autocast(logits.device.type, enabled=False):
+            _to_gradient(gradient, 0, terms, sums)
         ctx.save_for_backward(gradient)
         total, means = _total(sums, len(logits), terms)
         ctx.mark_non_differentiable(means)

@@ -100,14 +100,14 @@ def _to_gradient(terms: NextTokenTerms, logits: Tensor, sums: Tensor, hard: Weig
     if terms.labels is not None:
         softmaxes[1.0] = _Softmax(exact, 1.0)
         sums[0] += softmaxes[1.0].add_hard(hard, *terms.labels)
-    by_hand = bool(terms.teachers) and terms.divergence.has_gradient
+    by_hand = len(terms.teachers) > 0 and terms.divergence.has_gradient
     if by_hand:
         if temperature not in softmaxes:
             softmaxes[temperature] = _Softmax(exact, temperature)
         for number, (weight, teacher) in enumerate(zip(weights, terms.teachers, strict=True), start=1):
             sums[number] += scale * softmaxes[temperature].add_forward(weight * scale, teacher)
     gradients = [softmax.gradient() for softmax in softmaxes.values()]
-    if terms.teachers and not by_hand:
+    if len(terms.teachers) > 0 and not by_hand:
         gradients.append(_by_autograd(terms, exact, sums, weights))
     logits.copy_(gradients[0] if len(gradients) == 1 else gradients[0].add_(gradients[1]))
 

@@ -14,6 +14,7 @@ from palenka.data.signals.cache import TeacherCache
 from palenka.data.signals.distribution import Distribution
 from palenka.data.signals.encoding import OutputMatrix, TeacherOutputs
 from palenka.data.signals.encodings import LowRankEncoding, TopKEncoding
+from palenka.data.signals.signal import TeacherSignal
 
 VOCABULARY, WIDTHS = 60, {"one": 12, "two": 7}
 LossesOfLogits = Callable[..., tuple[Tensor, dict[str, Tensor]]]
@@ -158,3 +159,21 @@ def test_a_capture_keeps_what_it_measured_and_goes_on_with_it(capture_settings: 
     found = cache.read(0, np.arange(20, dtype=np.int64)).at(2.0)
     everything = found.log_probabilities(cache.manifest.vocabulary_size).exp().sum(-1)
     torch.testing.assert_close(everything, torch.ones_like(everything), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
+def test_a_student_in_half_precision_hears_its_teacher_in_float32(
+    kind: torch.dtype, losses_of_logits: LossesOfLogits
+) -> None:
+    encoding, said = LowRankEncoding(k=5, rank=8), outputs(96)
+    statics = encoding.measure(SAMPLE)
+    arrays = encoding.encode(said, statics)
+    logits = normal(4, 2, 40, VOCABULARY).to(kind).float()
+    found = []
+    for is_half in (False, True):
+        with torch.autocast("cpu", kind, enabled=is_half):
+            heard = TeacherSignal(encoding, arrays, statics).at(2.0)
+            assert heard.log_kept.dtype == torch.float32
+            found.append((heard.log_kept, losses_of_logits(logits, {"t": heard}, {"t": 1.0}, 2.0)[0]))
+    assert torch.equal(found[0][0], found[1][0])
+    torch.testing.assert_close(found[0][1], found[1][1], rtol=1e-6, atol=0)
