@@ -88,9 +88,9 @@ class Trainer:
         require_causal(self.student, settings.model.summary())
         leave_out_masks(self.student, settings.windows.length)
         compiled = is_compiled(settings.compile, accelerator.device)
-        if compiled:
-            compile_blocks(self.student)
         self.objective = Objective(self.student, settings.objective, teachers.pairs, settings.seed, compiled=compiled)
+        if compiled:
+            compile_blocks(self.student)  # after all that tries it out: that would be compiled too, for the CPU
         self.num_steps = self.reading.num_steps
         self.adamw = adamw(self.objective, settings.optimizer, accelerator.device)
         self.rate = self._rate(self.num_steps)

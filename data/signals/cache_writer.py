@@ -1,7 +1,6 @@
 """Writing a teacher cache: an empty one first, then its shards, each of them whole or not at all."""
 
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +9,7 @@ from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, Crc32cCodec, TransposeCodec
 from zarr.core.array_spec import ArrayConfigParams
 
+from palenka.data.signals.chunks import ArrayChunks
 from palenka.data.signals.manifest import (
     COMPRESSION_LEVEL,
     COMPRESSOR,
@@ -31,7 +31,6 @@ from palenka.data.signals.store import (
 )
 from palenka.ground.errors import refuse_difference
 from palenka.ground.files import remove, whole_directory
-from palenka.ground.processes import cores
 from palenka.ground.records import commit
 
 HiddenError = Mapping[str, tuple[float, float]]
@@ -60,15 +59,9 @@ class CacheWriter:
 
     def write(self, shard: Shard, arrays: Arrays, hidden_error: HiddenError) -> None:
         """Write one shard's arrays, each [shard.stop − shard.start, …], and then its commit record."""
-
-        def write_one(name: str) -> None:
-            # The last shard of a view ends before its array does: Zarr would read what is there, damaged or not.
+        for name in self._arrays:
             remove(self.directory / shard.file_of(name))
-            self._arrays[name][shard.view, shard.start : shard.stop] = arrays[name]
-
-        # Zarr compresses an array on one core; a GPU would wait for it.
-        with ThreadPoolExecutor(cores()) as pool:
-            list(pool.map(write_one, self._arrays))
+            ArrayChunks.of(self.directory, self.manifest, name).write(shard, arrays[name])
         files = [shard.file_of(name) for name in self._arrays]
         remove(self.directory / shard.record)
         facts = facts_of(self.directory, shard)

@@ -22,12 +22,22 @@ import numpy as np
 from numcodecs import blosc
 from numpy.typing import NDArray
 
-from palenka.data.signals.manifest import CacheManifest, Shard, StoredArray
+from palenka.data.signals.manifest import (
+    COMPRESSION_LEVEL,
+    COMPRESSOR,
+    SHUFFLES,
+    CacheManifest,
+    Shard,
+    StoredArray,
+    blosc_block,
+)
 from palenka.data.signals.store import chunk_windows
 from palenka.ground.files import state_of_open
 from palenka.ground.processes import cores
 
 _CHECKSUM_BYTES = 4
+_ABSENT = 2**64 - 1
+"""Offset and size of a chunk that a shard does not have."""
 _NICENESS = 5
 
 
@@ -79,10 +89,40 @@ class ArrayChunks:
             raise ChunkError(str(error)) from error
         return found, state
 
+    def write(self, shard: Shard, values: NDArray[Any]) -> None:
+        """Write the numbers of a shard [windows, rows, width]: its file is as Zarr would write it, byte for byte.
+
+        Chunks are compressed on as many cores as there are. A chunk that a view ends in is filled up with zeros.
+        """
+        row, count = self.array.row, -(-len(values) // self.windows)
+        block = blosc_block(row, self.windows * self.array.rows * row.width)
+
+        def compressed(chunk: int) -> bytes:
+            part = values[chunk * self.windows : (chunk + 1) * self.windows]
+            laid = self.array.empty(self.windows)
+            laid[: len(part)], laid[len(part) :] = part, 0
+            numbers = row.as_stored(laid).ravel()  # lies in memory like that
+            return _with_checksum(
+                blosc.compress(numbers, COMPRESSOR.encode(), COMPRESSION_LEVEL, SHUFFLES[row.shuffle], block)
+            )
+
+        with ThreadPoolExecutor(cores()) as pool:
+            chunks = list(pool.map(compressed, range(count)))
+        index = np.full((self.chunks_per_shard, 2), _ABSENT, "<u8")
+        index[:count, 1] = [len(chunk) for chunk in chunks]
+        index[:count, 0] = np.concatenate([[0], index[: count - 1, 1].cumsum()]) if count else []
+        path = self.directory / shard.file_of(self.name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"".join([*chunks, _with_checksum(index.tobytes())]))
+
     def _place_of_index(self, size: int) -> tuple[int, int]:
         """Bytes and offset of the index in a file of this size."""
         index = 16 * self.chunks_per_shard + _CHECKSUM_BYTES
         return index, max(0, size - index)
+
+
+def _with_checksum(content: bytes) -> bytes:
+    return content + int(google_crc32c.value(content)).to_bytes(_CHECKSUM_BYTES, "little")
 
 
 def _checked(data: bytes) -> bytes:

@@ -26,6 +26,12 @@ if TYPE_CHECKING:
 COMPRESSOR: Literal["zstd"] = "zstd"
 COMPRESSION_LEVEL = 6
 """Of Blosc; above it a capture compresses several times as long for a few percent."""
+SHUFFLES = {
+    "noshuffle": numcodecs.Blosc.NOSHUFFLE,
+    "shuffle": numcodecs.Blosc.SHUFFLE,
+    "bitshuffle": numcodecs.Blosc.BITSHUFFLE,
+}
+"""Numbers that Blosc has for what Zarr names."""
 _SMALLEST_BLOCK, _LARGEST_BLOCK = 2**12, 2**20
 _COLUMNS_BLOCK = 2**14
 """Bytes of whole columns at most: zstd compresses more closely up to here, and one column at a time decompresses at
@@ -181,15 +187,10 @@ def compressed_bytes(rows: Mapping[str, ArrayType], stored: Mapping[str, NDArray
         rows: what each array's rows are.
         stored: the arrays.
     """
-    shuffles = {
-        "noshuffle": numcodecs.Blosc.NOSHUFFLE,
-        "shuffle": numcodecs.Blosc.SHUFFLE,
-        "bitshuffle": numcodecs.Blosc.BITSHUFFLE,
-    }
     sizes = {}
     for name, row in rows.items():
         values = row.as_stored(stored[name])
-        codec = numcodecs.Blosc(COMPRESSOR, COMPRESSION_LEVEL, shuffles[row.shuffle], blosc_block(row, values.size))
+        codec = numcodecs.Blosc(COMPRESSOR, COMPRESSION_LEVEL, SHUFFLES[row.shuffle], blosc_block(row, values.size))
         sizes[name] = len(codec.encode(np.ascontiguousarray(values)))
     return sizes
 
