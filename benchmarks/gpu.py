@@ -10,6 +10,7 @@ and is left out, and named, when the minutes are over. The record, FOLDER/gpu.js
 
 import argparse
 import json
+import os
 import random
 import statistics
 import subprocess
@@ -32,6 +33,7 @@ from palenka.data.signals.store import read_manifest
 from palenka.data.signals.stream import ReadingOrder, stream
 from palenka.data.text.prepare import CorpusSettings, prepare
 from palenka.ground.call import this_call
+from palenka.ground.processes import cores
 from palenka.ground.settings import read_yaml
 from palenka.train_student.run import Run
 from palenka.train_student.settings import TrainSettings
@@ -131,6 +133,7 @@ def make_teachers(bench: Bench) -> dict[str, int]:
         folder = bench.output / name
         folder.mkdir(exist_ok=True)
         random_teacher(bench.corpus, file, folder)
+    os.sync()  # a commit record would have to wait for gigabytes of them
     return {name: (bench.output / name / "model.safetensors").stat().st_size for name in TEACHERS}
 
 
@@ -353,7 +356,7 @@ def main() -> None:
     if given.arm:
         print(json.dumps(run_arm(bench, given.arm, given.number)))
         return
-    bench.told["call"] = this_call(device).as_plain()
+    bench.told["call"] = this_call(device).as_plain() | {"cores": cores()}
     for name in given.parts:
         bench.part(name, PARTS[name])
     print(table(bench.told))
