@@ -7,7 +7,6 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, Crc32cCodec, TransposeCodec
-from zarr.core.array_spec import ArrayConfigParams
 
 from palenka.data.signals.chunks import ArrayChunks
 from palenka.data.signals.manifest import (
@@ -23,7 +22,6 @@ from palenka.data.signals.store import (
     STORE_RECORD,
     Arrays,
     Measured,
-    array_at,
     chunk_windows,
     facts_of,
     read_manifest,
@@ -46,23 +44,23 @@ class CacheWriter:
     def __init__(self, directory: Path, manifest: CacheManifest) -> None:
         self.directory = directory
         self.manifest = manifest
-        group = zarr.open_group(directory, mode="r+", zarr_format=3)
-        # Zarr keeps no such setting on disk, and would write no file for a shard of zeros.
-        config: ArrayConfigParams = {"write_empty_chunks": True}
-        self._arrays = {name: array_at(group, name).with_config(config) for name in manifest.arrays()}
+        group = zarr.open_group(directory, mode="r", zarr_format=3)
         self.measured = read_measured(directory, group, manifest, manifest.hidden_keys())
 
     def room_for(self, shard: Shard) -> dict[str, NDArray[np.generic]]:
         """Room for one shard: an array [windows, …] for every array of the cache."""
         windows = shard.stop - shard.start
-        return {name: np.zeros((windows, *array.shape[2:]), dtype=array.dtype) for name, array in self._arrays.items()}
+        return {
+            name: np.zeros((windows, array.rows, array.row.width), array.row.dtype)
+            for name, array in self.manifest.arrays().items()
+        }
 
     def write(self, shard: Shard, arrays: Arrays, hidden_error: HiddenError) -> None:
         """Write one shard's arrays, each [shard.stop − shard.start, …], and then its commit record."""
-        for name in self._arrays:
+        for name in self.manifest.arrays():
             remove(self.directory / shard.file_of(name))
             ArrayChunks.of(self.directory, self.manifest, name).write(shard, arrays[name])
-        files = [shard.file_of(name) for name in self._arrays]
+        files = [shard.file_of(name) for name in self.manifest.arrays()]
         remove(self.directory / shard.record)
         facts = facts_of(self.directory, shard)
         commit(self.directory, shard.record, files, hidden_error=dict(hidden_error), **facts)

@@ -18,7 +18,7 @@ from palenka.data.signals.cache import TeacherCache
 from palenka.data.signals.cache_writer import CacheWriter, create_cache, is_begun
 from palenka.data.signals.encodings import LowRankEncoding, SampledEncoding, TopKEncoding
 from palenka.data.signals.manifest import CacheManifest, TeacherIdentity, windows_per_shard
-from palenka.data.signals.store import Measured, damage_of_shard, read_manifest
+from palenka.data.signals.store import Measured, chunk_windows, damage_of_shard, read_manifest
 from palenka.data.windows import WindowRule, gather
 from palenka.ground.errors import UserError
 from palenka.ground.records import commit
@@ -353,3 +353,24 @@ def test_a_shard_of_zeros_is_written_and_read(cache_directory: Path) -> None:
     assert damage_of_shard(cache_directory, shard) is None
     codes = TeacherCache(cache_directory).codes(shard.view, np.arange(shard.start, shard.stop))
     assert not any(part.any() for part in codes.values())
+
+
+@pytest.mark.parametrize("windows", [64, 128])
+def test_shards_are_the_bytes_that_zarr_writes(
+    windows: int, hidden_capture: CaptureSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("palenka.data.signals.manifest.LARGEST_SHARD_WINDOWS", windows)
+    hidden = {"positions": 5, "sample_windows": 40, "components": 8}
+    changes = {"logits": {"kind": "low_rank", "k": 4, "rank": 6}, "hidden": hidden}
+    capture(CaptureSettings.model_validate(hidden_capture.as_plain() | changes))
+    manifest = read_manifest(hidden_capture.output)
+    group = zarr.open_group(hidden_capture.output, mode="r+")
+    *_, last = manifest.shards()
+    assert (last.stop - last.start) % chunk_windows(manifest)  # a chunk that the view ends in
+    for name in manifest.arrays():
+        file, array = hidden_capture.output / last.file_of(name), group[name]
+        assert isinstance(array, zarr.Array)
+        ours, values = file.read_bytes(), np.asarray(array[last.view, last.start : last.stop])
+        file.unlink()
+        array.with_config({"write_empty_chunks": True})[last.view, last.start : last.stop] = values
+        assert file.read_bytes() == ours
