@@ -1,8 +1,8 @@
 """Halves of the dev sources, where no source is a test split: the first half chooses models, the second is reported.
 
 A source is cut where a document begins, as near to its middle as can be. Where that would leave one side less than a
-third (a file that is one document, say), it is cut at the end of the line that is nearest to the middle, and what
-follows is a document of its own.
+third (a file that is one document, say), it is cut at the end of the line that is nearest to the middle, and where
+that would too (a file that is one line), at a space. What follows is a document of its own.
 """
 
 import re
@@ -35,16 +35,20 @@ def with_test_split(sources: Sequence[TextSource]) -> list[TextSource]:
 def _halves(source: TextSource) -> list[TextSource]:
     whole = _Cut(source)
     if whole.place is None:
-        info(f"{source.name} is a single line, which is not cut: all of it is dev, and none of it test")
+        info(f"{source.name} is a single word, which is not cut: all of it is dev, and none of it test")
         return [source]
     return [Half(source.name, split, whole) for split in ("dev", "test")]
 
 
 class _Place(NamedTuple):
-    """Where a source is cut: a number of characters, and whether a document begins there or a line ends."""
+    """Where a source is cut: a number of characters, and what is left out there, nothing if a document begins."""
 
     offset: int
-    opens_document: bool
+    left_out: str
+
+    def leaves_shares(self, first: int, last: int) -> bool:
+        """Whether either side has a third of the text between two characters at least."""
+        return _SMALLEST_SHARE <= (self.offset - first) / (last - first) <= 1 - _SMALLEST_SHARE
 
 
 @dataclass(frozen=True)
@@ -70,11 +74,26 @@ class _Cut:
         if first is None:
             return None
         document, line_end = (_nearest(places, first, last) for places in (starts, line_ends))
-        if document is not None and _SMALLEST_SHARE <= (document - first) / (last - first) <= 1 - _SMALLEST_SHARE:
-            return _Place(document, True)
-        if line_end is not None:
-            return _Place(line_end, False)
-        return None if document is None else _Place(document, True)
+        found = [_Place(*each) for each in ((document, ""), (line_end, "\n")) if each[0] is not None]
+        if not any(place.leaves_shares(first, last) for place in found) and (space := self._space(first, last)):
+            found.append(_Place(space, " "))
+        shared = [place for place in found if place.leaves_shares(first, last)]
+        # A line's end before a document's begin, if neither is near the middle: it is nearer.
+        return next(iter([*shared, *found[1:], *found]), None)
+
+    def _space(self, first: int, last: int) -> int | None:
+        """The space that is nearest to the middle, with text on both sides. Reads the source once more."""
+        behind, total = (first + last) // 2 + 1, 0
+        before: int | None = None
+        after: int | None = None
+        for text, _ in self.source.documents(lambda _: None):
+            here = max(0, behind - total)
+            if (at := text.rfind(" ", 0, here)) >= 0:
+                before = total + at
+            if after is None and (at := text.find(" ", here)) >= 0:
+                after = total + at
+            total += len(text)
+        return _nearest(array("q", [place for place in (before, after) if place is not None]), first, last)
 
 
 def _nearest(places: "array[int]", first: int, last: int) -> int | None:
@@ -133,6 +152,6 @@ def _behind(pieces: Iterable[Piece], cut: _Place) -> Iterator[Piece]:
         total += len(text)
         if opened:
             yield Piece(text, opens_document)
-        elif total > cut.offset and (rest := rest if cut.opens_document else rest.lstrip("\n")):
+        elif total > cut.offset and (rest := rest.lstrip(cut.left_out)):
             opened = True
             yield Piece(rest, True)
