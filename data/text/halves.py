@@ -2,7 +2,7 @@
 
 A source is cut where a document begins, as near to its middle as can be. Where that would leave one side less than a
 third (a file that is one document, say), it is cut at the end of the line that is nearest to the middle, and where
-that would too (a file that is one line), at a space. What follows is a document of its own.
+that would too (a file that is one long line), at a space. What follows is a document of its own.
 """
 
 import re
@@ -20,6 +20,8 @@ from palenka.data.text.source import TextSource
 from palenka.ground.progress import info
 
 _SMALLEST_SHARE = 1 / 3
+_SHORTEST_CUT = 1000
+"""Characters of a source that may be cut at a space: a sentence stays whole."""
 
 
 def with_test_split(sources: Sequence[TextSource]) -> list[TextSource]:
@@ -35,7 +37,9 @@ def with_test_split(sources: Sequence[TextSource]) -> list[TextSource]:
 def _halves(source: TextSource) -> list[TextSource]:
     whole = _Cut(source)
     if whole.place is None:
-        info(f"{source.name} is a single word, which is not cut: all of it is dev, and none of it test")
+        info(
+            f"{source.name} is a single line, too short to be cut or without a space: all of it is dev, none of it test"
+        )
         return [source]
     return [Half(source.name, split, whole) for split in ("dev", "test")]
 
@@ -73,10 +77,13 @@ class _Cut:
             total += len(text)
         if first is None:
             return None
-        document, line_end = (_nearest(places, first, last) for places in (starts, line_ends))
-        found = [_Place(*each) for each in ((document, ""), (line_end, "\n")) if each[0] is not None]
-        if not any(place.leaves_shares(first, last) for place in found) and (space := self._space(first, last)):
-            found.append(_Place(space, " "))
+        document, line_end = (_nearest(each, first, last) for each in (starts, line_ends))
+        places = ((document, ""), (line_end, "\n"))
+        found = [_Place(offset, left_out) for offset, left_out in places if offset is not None]
+        is_long = last - first >= _SHORTEST_CUT
+        if is_long and not any(place.leaves_shares(first, last) for place in found):
+            space = self._space(first, last)
+            found += [_Place(space, " ")] if space is not None else []
         shared = [place for place in found if place.leaves_shares(first, last)]
         # A line's end before a document's begin, if neither is near the middle: it is nearer.
         return next(iter([*shared, *found[1:], *found]), None)
