@@ -1,0 +1,228 @@
+"""Do the tests notice a change of the code? Random mutants by cosmic-ray, each against the tests that run its line.
+
+It changes files of the checkout that it lies in, one at a time, and puts them back: run it in a clone.
+
+    $ git clone . /tmp/mutants && cd /tmp/mutants && pip install -e '.[demo,dev,mutation]'
+    $ python -m benchmarks.mutation --coverage          # which test runs which line
+    $ python -m benchmarks.mutation --log mutants.jsonl --most 300   # goes on where it was stopped
+    $ python -m benchmarks.mutation --log mutants.jsonl --table
+
+A sample has at most one mutant a place of the code. First some forty tests that run its line are tried, then the whole
+files of these tests; of a line that only an import runs, the files that run most of its module. Every mutant has a
+process of its own, forked from one that has imported torch and nothing of the project.
+"""
+
+import argparse
+import ast
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+TESTS = ("tests/cache_teachers", "tests/data", "tests/ground", "tests/plugins", "tests/train_student")
+MODULES = (
+    *("train_student/optimizer.py", "train_student/trainer.py", "train_student/model/head.py"),
+    *("train_student/objective/*.py", "data/signals/*.py", "data/windows.py"),
+    *("palenka/ground/lock.py", "palenka/ground/records.py", "cache_teachers/capture.py"),
+)
+HEAVY = ("torch", "transformers", "accelerate", "datasets", "zarr", "hypothesis", "scipy.stats", "pytest")
+FIRST_TESTS = 40
+SECONDS = 400.0
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A change of one place: the `occurrence`-th that an operator of cosmic-ray finds in a file."""
+
+    path: str
+    line: int
+    operator: str
+    arguments: dict[str, object]
+    occurrence: int
+
+
+def modules() -> list[Path]:
+    """The files that are changed."""
+    return [path for pattern in MODULES for path in sorted(ROOT.glob(pattern)) if path.name != "__init__.py"]
+
+
+def in_annotations(source: str) -> set[tuple[int, int]]:
+    """The places (line, column) of everything in annotations: a change there only fails to import."""
+    places = set()
+    for node in ast.walk(ast.parse(source)):
+        for annotation in (getattr(node, "annotation", None), getattr(node, "returns", None)):
+            for part in ast.walk(annotation) if annotation is not None else ():
+                if isinstance(part, ast.expr):
+                    places |= {(part.lineno, column) for column in range(part.col_offset, part.end_col_offset or 0)}
+    return places
+
+
+def mutants(seed: int) -> list[Mutant]:
+    """One mutant for every place of the modules, in random order."""
+    from cosmic_ray.ast import ast_nodes, get_ast_from_path
+    from cosmic_ray.plugins import get_operator, operator_names
+
+    by_place: dict[tuple[str, int, int], list[Mutant]] = {}
+    for path in modules():
+        tree, skipped = get_ast_from_path(path), in_annotations(path.read_text(encoding="utf-8"))
+        for name in sorted(operator_names()):
+            if get_operator(name).arguments() or name == "core/NoOp":
+                continue
+            operator = get_operator(name)()
+            places = [place for node in ast_nodes(tree) for place in operator.mutation_positions(node)]
+            for occurrence, ((line, column), _) in enumerate(places):
+                if (line, column) not in skipped:
+                    mutant = Mutant(str(path.relative_to(ROOT)), line, name, {}, occurrence)
+                    by_place.setdefault((mutant.path, line, column), []).append(mutant)
+    draw = random.Random(seed)
+    chosen = [draw.choice(by_place[place]) for place in sorted(by_place)]
+    draw.shuffle(chosen)
+    return chosen
+
+
+def measure_coverage() -> None:
+    """Run the fast tests once and keep which of them runs which line, in `.coverage`."""
+    rooms = [f"--cov={room}" for room in ("palenka",)]
+    command = ["pytest", "-q", "-m", "not slow", *rooms, "--cov-context=test", "--cov-report=", *TESTS]
+    subprocess.run([sys.executable, "-m", *command], cwd=ROOT, check=True)
+
+
+def tests_of_lines() -> dict[str, dict[int, list[str]]]:
+    """By file and line, the tests that run it; none for a line that only an import runs."""
+    from coverage import CoverageData
+
+    data = CoverageData(str(ROOT / ".coverage"))
+    data.read()
+    found: dict[str, dict[int, list[str]]] = {}
+    for file in data.measured_files():
+        by_line = data.contexts_by_lineno(file)
+        path = Path(file).resolve()
+        if path.is_relative_to(ROOT):
+            lines = {line: sorted({test.split("|")[0] for test in tests if test}) for line, tests in by_line.items()}
+            found[str(path.relative_to(ROOT))] = lines
+    return found
+
+
+def tries(mutant: Mutant, by_line: dict[int, list[str]]) -> Iterator[list[str]]:
+    """The tests that a mutant has to pass: some of its line first, then whole files."""
+    tests = by_line.get(mutant.line, [])
+    if tests:
+        draw = random.Random(f"{mutant.path} {mutant.line}")
+        yield draw.sample(tests, min(FIRST_TESTS, len(tests)))
+        yield sorted({test.split("::")[0] for test in tests})
+    elif mutant.line in by_line:
+        lines = Counter(file for tests in by_line.values() for file in {test.split("::")[0] for test in tests})
+        yield [file for file, _ in lines.most_common(8)]
+
+
+def passes(tests: Sequence[str], output: Path) -> bool:
+    """Whether tests pass, in a process of their own; one that takes too long does not."""
+    started = time.monotonic()
+    child = os.fork()
+    if not child:
+        descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(descriptor, 1)
+        os.dup2(descriptor, 2)
+        os.setsid()
+        import pytest
+
+        os._exit(int(pytest.main(["-x", "-q", "-m", "not slow", "-p", "no:cacheprovider", *tests])))
+    while True:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status) == 0
+        if time.monotonic() - started > SECONDS:
+            os.killpg(child, 9)
+            os.waitpid(child, 0)
+            return False
+        time.sleep(0.05)
+
+
+def try_mutants(log: Path, most: int, at_once: int, seed: int) -> int:
+    """Try the mutants of a sample that the log has not; returns how many are left."""
+    from cosmic_ray.mutating import use_mutation
+    from cosmic_ray.plugins import get_operator
+
+    changed = subprocess.run(
+        ["git", "status", "--porcelain", "--untracked-files=no"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    if changed:
+        sys.exit(f"files of this checkout differ from its commit:\n{changed}put them back (git checkout .) first")
+    done = len(log.read_text().splitlines()) if log.exists() else 0
+    by_file = tests_of_lines()
+    for name in HEAVY:
+        __import__(name)
+    os.chdir(ROOT)
+    for mutant in mutants(seed)[:most][done : done + at_once]:
+        started = time.monotonic()
+        path, outcome, ran = ROOT / mutant.path, "not run", 0
+        original = path.read_text(encoding="utf-8").splitlines()
+        with use_mutation(path, get_operator(mutant.operator)(**mutant.arguments), mutant.occurrence):
+            now = path.read_text(encoding="utf-8").splitlines()
+            for tests in tries(mutant, by_file.get(mutant.path, {})):
+                ran += len(tests)
+                outcome = "survived" if passes(tests, log.with_suffix(".out")) else "killed"
+                if outcome == "killed":
+                    break
+        number = next(n for n, (old, new) in enumerate(zip(original, now, strict=False)) if old != new)
+        record = {
+            "path": mutant.path,
+            "line": number + 1,
+            "operator": mutant.operator,
+            "outcome": outcome,
+            "old": original[number].strip(),
+            "new": now[number].strip(),
+            "tried": ran,
+            "seconds": round(time.monotonic() - started, 1),
+        }
+        with log.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+        print(
+            record["outcome"], f"{record['path']}:{record['line']}", record["new"], f"{record['seconds']} s", flush=True
+        )
+    return max(0, most - done - at_once)
+
+
+def table(log: Path) -> None:
+    """Print how many died by module, and each that did not."""
+    records = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    paths = sorted({record["path"] for record in records})
+    print("| module | mutants | killed | survived | no test runs it |\n|---|---|---|---|---|")
+    for path in paths:
+        of_path = Counter(record["outcome"] for record in records if record["path"] == path)
+        print(f"| `{path}` | {of_path.total()} | {of_path['killed']} | {of_path['survived']} | {of_path['not run']} |")
+    total = Counter(record["outcome"] for record in records)
+    print(f"| all | {total.total()} | {total['killed']} | {total['survived']} | {total['not run']} |\n")
+    for record in records:
+        if record["outcome"] != "killed":
+            print(f"- `{record['path']}` {record['line']}: `{record['old']}` → `{record['new']}` ({record['outcome']})")
+
+
+def main() -> None:
+    """Measure coverage, try mutants or print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--coverage", action="store_true", help="measure which test runs which line, once")
+    parser.add_argument("--log", type=Path, default=Path("mutants.jsonl"), help="one JSON line a mutant")
+    parser.add_argument("--most", type=int, default=300, help="size of the sample")
+    parser.add_argument("--at_once", type=int, default=10**6, help="mutants that this call tries at most")
+    parser.add_argument("--seed", type=int, default=0, help="of the sample")
+    parser.add_argument("--table", action="store_true", help="print what the log says")
+    arguments = parser.parse_args()
+    if arguments.coverage:
+        measure_coverage()
+    elif arguments.table:
+        table(arguments.log)
+    else:
+        left = try_mutants(arguments.log.resolve(), arguments.most, arguments.at_once, arguments.seed)
+        print(f"{left} left")
+
+
+if __name__ == "__main__":
+    main()
