@@ -8,7 +8,7 @@ TORCH ?= 2.13.0
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready-$(TORCH)
 
-.PHONY: demo test test-slow lint format clean
+.PHONY: demo docs test test-slow lint format clean
 .DELETE_ON_ERROR:
 
 $(READY): pyproject.toml Makefile
@@ -19,6 +19,10 @@ $(READY): pyproject.toml Makefile
 
 demo: $(READY)
 	$(BIN)/palenka demo
+
+# The pages of docs/ as a site in site/; any warning fails.
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 lint: $(READY)
 	$(BIN)/ruff check
@@ -37,4 +41,4 @@ format: $(READY)
 	$(BIN)/ruff check --fix
 
 clean:
-	rm -rf $(VENV) dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,6 +1,6 @@
 """The picture of README: how far each model of the demo is from its control on the same held-out text.
 
-    $ palenka demo && python -m benchmarks.demo_picture runs/demo --out docs/demo.svg
+$ palenka demo && python -m benchmarks.demo_picture runs/demo --out docs/demo.svg
 """
 
 import argparse
@@ -33,7 +33,13 @@ def picture(demo: Path) -> str:
         colour = TEACHER if ROWS[name].startswith("teacher") else STUDENT
         axes.plot([low, high], [place, place], color=colour, linewidth=2)
         axes.plot(row["difference"], place, "o", color=colour, markersize=7)
-        axes.annotate(f"{row['difference']:+.3f}".replace("-", "−"), (high, place), (8, 0), textcoords="offset points", va="center")
+        axes.annotate(
+            f"{row['difference']:+.3f}".replace("-", "−"),
+            (high, place),
+            (8, 0),
+            textcoords="offset points",
+            va="center",
+        )
     axes.axvline(0, color=AXIS, linestyle=(0, (3, 2)))
     axes.annotate("control: no teachers", (0, -0.75), (-6, 0), textcoords="offset points", ha="right", va="center")
     axes.set_ylim(len(ROWS) - 0.5, -1.1)

@@ -33,7 +33,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     return files
 
 
-def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:  # noqa: ARG001
     """Point the links of a page at where the site has the files."""
     place = page.file.src_uri
     source = place.removeprefix(f"{HERE}/") if place.startswith(f"{HERE}/") else f"docs/{place}"
