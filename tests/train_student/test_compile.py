@@ -13,6 +13,8 @@ from torch._dynamo.utils import counters
 
 from palenka.cache_teachers.capture import capture
 from palenka.cache_teachers.settings import CaptureSettings
+from palenka.data.blocks import compile_blocks
+from palenka.data.corpus import Corpus
 from palenka.data.signals.cache import TeacherCache
 from palenka.data.signals.distribution import Distribution
 from palenka.data.signals.low_rank import LowRankOthers
@@ -124,3 +126,16 @@ def test_compiled_terms_are_the_plain_ones_and_compiled_once_for_all_weights(*, 
             found.append((gradient, sums))
         torch.testing.assert_close(found[0], found[1])
     assert counters["stats"]["unique_graphs"] == 1
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
+def test_blocks_of_many_models_are_compiled_in_one_process(make_shape: Callable[..., Any], corpus: Corpus) -> None:
+    torch.compiler.reset()
+    counters.clear()
+    for number in range(10):  # torch itself allows eight
+        model = make_shape("llama", intermediate_size=8 + number).build(corpus, seed=0)
+        compile_blocks(model)
+        with torch.no_grad():
+            model(input_ids=torch.zeros(1, 4, dtype=torch.long), use_cache=False)
+    assert counters["stats"]["unique_graphs"] == 10
