@@ -18,7 +18,7 @@ from palenka.ground.console import console
 from palenka.ground.settings import Printing
 
 _COMMANDS = {
-    "plan": "what a capture would cost: bytes, seconds, and from how many students on it pays",
+    "plan": "what a capture would cost: bytes, seconds, and after how many students it pays off",
     "run": "capture a teacher, or go on with a capture",
     "verify": "compare random windows with the teacher; --all compares every checksum",
     "inspect": "what a cache holds: sizes, kept mass, entropy, error of hidden states",

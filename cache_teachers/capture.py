@@ -115,7 +115,7 @@ def _whole_cache(output: Path) -> Iterator[None]:
 
 @contextmanager
 def _part_of_cache(settings: CaptureSettings) -> Iterator[None]:
-    """The lock of a part, while the cache is not dealt out to another number of parts."""
+    """The lock of a part, while no capture divides the cache into another number of parts."""
     output = resolved(settings.output)
     part = output.with_name(f"{output.name}.part-{settings.part}-of-{settings.parts}")
     with ExitStack() as held:
@@ -156,7 +156,7 @@ def _missing(settings: CaptureSettings, manifest: CacheManifest, verbose: bool) 
     Each process reads its share of the part's shards, so that together they read each shard once.
     """
     state = open_processes()
-    # Dealt out by their place among all, so that parts that start at different times do not overlap.
+    # Assigned by absolute index: parts that start at different times do not overlap.
     shards = list(manifest.shards(settings.fraction))[settings.part :: settings.parts]
     is_missing = torch.zeros(len(shards), dtype=torch.int32, device=state.device)
     for place in range(state.process_index, len(shards), state.num_processes):

@@ -66,7 +66,7 @@ class CaptureSettings(TeacherSettings, Command):
     part: int = Field(default=0, ge=0)
     """Which of the parts to capture, from 0 on; each can be a job of its own, on any machine that sees the output."""
     parts: int = Field(default=1, ge=1, le=2**16)
-    """Parts that the shards are dealt out to; one of them may fail, and a later call fills its gaps."""
+    """Number of parts that share the shards; one of them may fail, and a later call fills its gaps."""
 
     @model_validator(mode="before")
     @classmethod

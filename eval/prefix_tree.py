@@ -78,12 +78,17 @@ def plant(
     predictions: list[int] = []
     for number in sorted(range(len(sequences)), key=lambda number: sequences[number].tokens):
         tokens, start = sequences[number]
+        # Sorted, sequences with a common beginning follow each other. `nodes` is the path in the last tree, one node
+        # for each token read; `predictions[i]` is the number of the prediction of token i, which the node of
+        # token i − 1 makes. Both stay as far as this sequence begins like the one before.
         common = _common_length(previous, tokens)
         del nodes[common:]
         predictions[common:] = [_NOT_PREDICTED] * (len(tokens) - common)
+        # The last token is predicted and never read, so it needs no node.
         wanted = len(tokens) - 1 - len(nodes)
         if wanted and (not trees or not shared or len(trees[-1]) + wanted > nodes_at_most):
             trees.append(Tree(trees[-1].first_prediction + len(trees[-1].targets) if trees else 0))
+            # A new tree has no path yet: all of the sequence is read again. Its predictions of before stay valid.
             nodes = []
         for token in tokens[len(nodes) : -1]:
             trees[-1].add_node(token, nodes)

@@ -103,6 +103,9 @@ def _batches(trees: Sequence[Tree], nodes_at_most: int) -> list[list[Tree]]:
 def _log_probabilities(model: PreTrainedModel, trees: Sequence[Tree], shared: bool) -> NDArray[np.float32]:
     """The log-probabilities [P] of all predictions of some trees, in their order."""
     size = max(len(tree) for tree in trees)
+    # A prediction is made at a place, the row of its tree times N plus its node. Several may be made at one place (the
+    # options of an item), so each place's logits are computed once: `rows` are the distinct places in ascending order,
+    # `row_of[i]` the place of the i-th prediction in that order, and `order[i]` that prediction's number.
     places = np.concatenate([row * size + np.array(tree.sources) for row, tree in enumerate(trees)])
     targets = np.concatenate([tree.targets for tree in trees])
     order = np.argsort(places, kind="stable")
@@ -116,6 +119,7 @@ def _log_probabilities(model: PreTrainedModel, trees: Sequence[Tree], shared: bo
     found = np.empty(len(order), dtype=np.float32)
     for first in range(0, len(rows), chunk):
         log_probabilities = head(states[first : first + chunk]).float().log_softmax(dim=-1)
+        # row_of ascends, so the predictions of these places are one slice.
         start, stop = np.searchsorted(row_of, [first, first + chunk])
         picked = log_probabilities[
             torch.from_numpy(row_of[start:stop] - first).to(device),

@@ -1,4 +1,4 @@
-"""The meter: what the log says of the steps since its last line."""
+"""The meter: running means between log lines."""
 
 import contextlib
 import math

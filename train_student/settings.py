@@ -153,7 +153,7 @@ class TrainSettings(Command):
     global_batch: int = Field(default=32, ge=1, le=2**20)
     """Windows in an optimizer step, over all processes."""
     micro_batch: int = Field(default=32, ge=1, le=2**20)
-    """Windows in a forward pass of one process, at most."""
+    """Maximum windows per forward pass and process."""
     optimizer: OptimizerSettings = OptimizerSettings()
     """How the weights move."""
     precision: Precision = "float32"

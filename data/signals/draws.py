@@ -56,7 +56,8 @@ def draw(logits: Tensor, uniforms: Tensor, temperature: float, excluded: Tensor 
         ids.append(places.clamp_max(chunk.shape[-1] - 1).to(flat.device))
         start += len(chunk)
     ordered = torch.cat(ids).sort(dim=-1).values.unflatten(0, logits.shape[:-1]).contiguous()
+    # ids 3 3 7 7 7 have first 0 0 2 2 2 and last 2 2 5 5 5: each id's count is last − first.
     first = torch.searchsorted(ordered, ordered, right=False)
     counts = torch.searchsorted(ordered, ordered, right=True) - first
-    # Of equal ids the first place holds the count, the others 0.
+    # Of equal ids the first place holds the count and the others 0 (2 0 3 0 0): a fixed shape, and sums stay right.
     return ordered, torch.where(first == torch.arange(ordered.shape[-1], device=ordered.device), counts, 0)

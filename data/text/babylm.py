@@ -1,7 +1,7 @@
 """BabyLM-style plain text, SOURCE.train, SOURCE.dev and SOURCE.test: from its lines to cleaned documents.
 
 Documents are wiki articles, else the blocks between blank lines, else the whole file. Inside an article several blank
-lines count as one. A document never begins or ends with a blank line, and one without text vanishes.
+lines count as one. A document never begins or ends with a blank line, and empty documents are dropped.
 """
 
 from collections.abc import Callable, Iterable, Iterator

@@ -3,7 +3,7 @@
     palenka data prepare --config configs/corpora/babylm-10m.yaml
     palenka data prepare --sources text --tokenizer HuggingFaceTB/SmolLM2-135M --output runs/corpora/smollm2
 
-The text is read twice, once to learn the tokenizer and once to encode it, and kept in memory never. Everything is
+The text is read twice, once to learn the tokenizer and once to encode it, and never held in memory. Everything is
 written beside the output and renamed at the end, so a corpus is either whole or not there.
 """
 
@@ -123,7 +123,7 @@ class CorpusSettings(Command):
 
     @property
     def reading(self) -> ReadingOptions:
-        """What readers are told."""
+        """Settings of the readers."""
         return ReadingOptions(self.cleaner or ("none" if self.tokenizer else None), self.text_field)
 
 

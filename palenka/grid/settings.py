@@ -1,4 +1,4 @@
-"""What a grid is told: a student's file, what is varied of it, how it is launched and what it is ranked by."""
+"""Settings of a grid: a student's file, the options that vary, the launcher and the ranking."""
 
 import math
 from itertools import chain

@@ -149,6 +149,8 @@ def _outcomes(logits: Tensor, teacher: Distribution, temperature: float) -> tupl
 
 def _labels(tokens: Tensor) -> tuple[Tensor, Tensor]:
     """The next token of each, and its share in the mean times N, [N, 1] both: a window's last token has none."""
+    # Terms are sums over N = B · L places divided by N, but the cross-entropy is a mean over the B (L − 1) places that
+    # have a next token: each of these has a share of N / (B (L − 1)), and a window's last place 0.
     counted = torch.ones_like(tokens, dtype=torch.float32)
     counted[:, -1] = 0
     shares = counted * counted.numel() / counted.sum()
@@ -212,6 +214,8 @@ class _Softmax:
             return (kept * (log_kept - self.log_probabilities(None))).sum()
         if teacher.others is not None:
             return self._add_whole(scale, ids, log_kept, log_tail, teacher.others.logits())
+        # `student` is q on K. For the mass outside K, the probabilities on K are set to 0, summed and put back,
+        # in place: 1 minus the mass on K would lose its digits, and a copy would be as large as the logits.
         kept, student = log_kept.exp(), self.probabilities.gather(-1, ids)
         divergence = (kept * (log_kept - self.log_probabilities(ids))).sum(dim=-1)
         outside = self.probabilities.scatter_(-1, ids, 0.0).sum(dim=-1)
