@@ -62,7 +62,7 @@ class CaptureSettings(TeacherSettings, Command):
     device: Device = "auto"
     """Where the teacher computes: auto is a GPU (cuda, or mps on a Mac) if there is one."""
     micro_batch: int = Field(default=32, ge=1, le=2**20)
-    """Windows per forward pass and process, at most; fewer where their logits would take more than 1 GB."""
+    """Maximum windows per forward pass and process; fewer where their logits would take more than 1 GB."""
     part: int = Field(default=0, ge=0)
     """Which of the parts to capture, from 0 on; each can be a job of its own, on any machine that sees the output."""
     parts: int = Field(default=1, ge=1, le=2**16)

@@ -52,7 +52,7 @@ class Conditions(Settings):
     tasks: tuple[TaskName, ...] = ()
     """Tasks for glue; all that have files unless given."""
     limit: int | None = Field(default=None, ge=1)
-    """Examples of a task for glue, to train on and to measure on, at most: for a run that only shows that all works."""
+    """Maximum examples of a glue task, to train on and to measure on: for a quick run that shows that all works."""
 
     @field_validator("seeds")
     @classmethod

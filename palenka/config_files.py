@@ -145,7 +145,7 @@ def _about(path: Path) -> str:
 
 
 def _kind(content: dict[str, Any]) -> str:
-    """What a file is of, told from its options."""
+    """The stage that a file is for, recognised by its options."""
     if "sources" in content:
         return "a corpus"
     if "model" in content:

@@ -31,7 +31,7 @@ class GenerateSettings(Printing):
     prompt: tuple[str, ...] = ("",)
     """Beginnings of texts, each of which is gone on with; nothing lets the model begin."""
     tokens: int = Field(default=64, ge=1)
-    """Tokens to add to each prompt, at most."""
+    """Maximum tokens added to each prompt."""
     temperature: float = Field(default=0.8, ge=0)
     """Of the distribution that tokens are drawn from; 0 takes the most probable one."""
     top_p: float = Field(default=0.95, gt=0, le=1)

@@ -20,7 +20,7 @@ class Drawing(Settings):
     """How samples are drawn: equal for equal samples of a model's prompts."""
 
     tokens: int
-    """Added to each prompt, at most."""
+    """Maximum tokens added to each prompt."""
     temperature: float
     top_p: float
     seed: int

@@ -14,7 +14,7 @@ from palenka.data.text.readers import READERS, Advance, Piece, Reader
 
 @READERS.register("babylm")
 class BabyLMText(Reader):
-    """Text that is cleaned as its source needs unless told otherwise; the file's stem names the source."""
+    """Text with a cleaner per source, which the file's stem names; `cleaner` chooses another."""
 
     suffixes = (".train", ".dev", ".test")
 

@@ -84,7 +84,7 @@ class CorpusSettings(Command):
     again becomes the test split, unless a source is one."""
 
     vocabulary_size: int | None = Field(default=16_000, ge=SMALLEST_VOCABULARY, le=LARGEST_VOCABULARY)
-    """Tokens of a tokenizer that is learnt, at most: 3 special ones, 256 bytes and the learnt ones."""
+    """Maximum size of a learnt tokenizer: 3 special tokens, 256 bytes and the learnt ones."""
 
     min_frequency: int | None = Field(default=2, ge=1, le=10**9)
     """How often a pair of tokens must occur in the train split to become a token."""

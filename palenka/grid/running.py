@@ -127,7 +127,7 @@ def _conditions(grid: Grid, point: Point) -> Conditions:
 
 
 def run_local(grid: Grid, points: Sequence[Point], arguments: Sequence[str]) -> None:
-    """Run points on this machine; a failed one is told and recorded, and the others go on.
+    """Run points on this machine; a failed point is reported and recorded, and the others go on.
 
     Each runs in a process of its own that sees one GPU, or in this one if they are not isolated.
 

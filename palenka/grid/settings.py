@@ -78,7 +78,7 @@ class SlurmSettings(Settings):
     gres: OneLine | None = None
     """Generic resources of a point, such as gpu:1; a point uses one GPU."""
     at_once: int | None = Field(default=None, ge=1)
-    """Points at the same time, at most."""
+    """Maximum points at the same time."""
     options: tuple[OneLine, ...] = ()
     """Further options of sbatch for all jobs, such as --qos=long."""
     setup: str = ""

@@ -25,7 +25,7 @@ _POLL_SECONDS = 0.2
 
 
 def name_of_holder() -> str:
-    """This process, as others are told of it."""
+    """This process, as messages to others name it."""
     return f"process {os.getpid()} on {socket.gethostname()}"
 
 

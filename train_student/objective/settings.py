@@ -85,7 +85,7 @@ class ContrastiveTerm(Term):
     width: int = Field(default=256, ge=2, le=2**16)
     """Width that student and teacher are projected to."""
     negatives: int = Field(default=1023, ge=1, le=2**20)
-    """Other positions that each one is told from, at most; a micro-batch with more is dealt out to several pools."""
+    """Maximum negatives per position; a larger micro-batch is divided into several pools."""
 
     def module(self) -> type[TermModule]:
         """As `Term` has it."""
