@@ -33,9 +33,10 @@ def test_all_are_listed_with_what_they_are(capsys: pytest.CaptureFixture[str], m
 
 
 @pytest.mark.usefixtures("folder_of_a_user")
-def test_what_readme_names_is_there_once_all_are_copied() -> None:
+def test_what_readme_and_pages_name_is_there_once_all_are_copied() -> None:
     assert configs("copy", "all") == 0
-    named = re.findall(r"configs/[\w./-]+\.yaml", (ROOT / "README.md").read_text(encoding="utf-8"))
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    named = {name for page in pages for name in re.findall(r"configs/[\w./-]+\.yaml", page.read_text(encoding="utf-8"))}
     assert len(named) > 8
     for name in named:
         assert Path(name).read_bytes() == (ROOT / name).read_bytes()
