@@ -80,8 +80,10 @@ def programs(request: pytest.FixtureRequest, wheel: Path, tmp_path_factory: pyte
     built = wheel if request.param == "wheel" else build(ROOT, "wheel:editable", tmp_path_factory.mktemp("editable"))
     call([sys.executable, "-m", "pip", "--python", python, "install", "--no-index", "--no-deps", built], folder)
     site = Path(sysconfig.get_path("purelib", vars={"base": str(folder)}))
-    # Read first. Only a folder: an installation of palenka there that is editable, as ours is, counts no more.
-    (site / "0-dependencies.pth").write_text(sysconfig.get_path("purelib"))
+    # Read first. Only folders: an installation of palenka there that is editable, as ours is, counts no more, nor does
+    # what another .pth file names, so each folder is named.
+    packages = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
+    (site / "0-dependencies.pth").write_text("\n".join(packages))
     own = ROOT if request.param == "editable" else site
     found = call([python, "-c", "import palenka; print(palenka.__file__)"], folder).strip()
     assert found == str(own / "palenka" / "__init__.py")

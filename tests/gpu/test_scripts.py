@@ -30,7 +30,7 @@ def test_everything_that_is_measured_on_a_gpu_runs_on_a_cpu(tmp_path: Path) -> N
     assert done.returncode == 0, done.stderr[-2000:]
     told = read(tmp_path / "gpu.json")
     assert set(told) == {
-        *("call", "tests", "text", "teachers", "captures", "steps", "reading", "per_gpu", "seconds"),
+        *("call", "tests", "text", "teachers", "captures", "steps", "profile", "reading", "per_gpu", "seconds"),
     }
     assert told["steps"]["cached_against_control"] > 0
     assert set(told["per_gpu"]) == {"1", "2"}
