@@ -25,6 +25,7 @@ from typing import Any
 import torch
 
 from benchmarks.capture_and_read import forward_and_capture, random_teacher
+from benchmarks.gpu_profile import profile
 from palenka.cache_teachers.capture import capture
 from palenka.cache_teachers.settings import CaptureSettings
 from palenka.data.corpus import Corpus
@@ -37,15 +38,13 @@ from palenka.ground.processes import cores
 from palenka.ground.settings import read_yaml
 from palenka.train_student.run import Run
 from palenka.train_student.settings import TrainSettings
-from palenka.train_student.train import opened, train
+from palenka.train_student.train import train
 
 STUDENT = Path("configs/students/palenka-58m-l0.1-h0.3.yaml")
 TEACHERS = {"gpt2": "gpt2-705m", "llama": "llama-360m"}
 SMALL = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64}
 PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12}
 """Dense bf16 operations a second, by a part of the device's name, as the vendor gives them."""
-KERNELS = 16
-"""Of a profile: those that take longest."""
 POINTS, EPOCHS, PER_GPU = 25, 6, (1, 2, 4, 8)
 
 
@@ -239,37 +238,11 @@ def steps(bench: Bench) -> dict[str, Any]:
     return told
 
 
-def profile(bench: Bench) -> dict[str, Any]:
-    """Where the time of a step goes, of a control and with caches: the device's share, its launches, its kernels."""
+def profiles(bench: Bench) -> dict[str, Any]:
+    """Where the time of a step goes, of a control and with caches."""
     if bench.device.type != "cuda":
         return {"left out": "kernels are a GPU's"}
-    return {arm: profiled(bench, arm) for arm in ("control", "cached")}
-
-
-def profiled(bench: Bench, arm: str, count: int = 5) -> dict[str, Any]:
-    """The same for one arm: a mean over some steps."""
-    with opened(student_of(bench, arm, bench.output / f"profiled-{arm}")) as ready:
-        trainer = ready.trainer()
-        batches, weights = trainer.reading.batches(1), trainer.settings.weights(1, trainer.num_steps)
-        for step in range(1, 6 + count):
-            if step == 6:  # what came before compiled and warmed
-                torch.cuda.synchronize()
-                recorder = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA])
-                recorder.start()
-                started = time.perf_counter()
-            trainer.wrapped.train()
-            trainer.learn(next(batches), weights, is_last=True)
-            trainer.update(step)
-        torch.cuda.synchronize()
-        seconds = time.perf_counter() - started
-        recorder.stop()
-    kernels = sorted(recorder.key_averages(), key=lambda each: -each.self_device_time_total)
-    busy = sum(each.self_device_time_total for each in kernels) / 1e6
-    told: dict[str, Any] = {"milliseconds": round(1e3 * seconds / count, 2), "busy": round(busy / seconds, 3)}
-    told["launches"] = sum(each.count for each in kernels) // count
-    for each in kernels[:KERNELS]:
-        told[each.key[:60]] = f"{each.self_device_time_total / 1e3 / count:.2f} ms, {each.count / count:.0f} times"
-    return told
+    return {arm: profile(student_of(bench, arm, bench.output / f"profiled-{arm}")) for arm in ("control", "cached")}
 
 
 def reading(bench: Bench) -> dict[str, Any]:
@@ -332,7 +305,7 @@ PARTS: dict[str, Callable[[Bench], object]] = {
     "teachers": make_teachers,
     "captures": captures,
     "steps": steps,
-    "profile": profile,
+    "profile": profiles,
     "reading": reading,
     "per_gpu": several,
 }

@@ -1,9 +1,10 @@
-"""Chunks of a cache, read straight from the files of its shards.
+"""Chunks of a cache, read straight from the files of its shards, and written to them.
 
 Zarr takes about a millisecond for each chunk of each array, whatever its size, and one core: a block of four chunks of
 thirteen arrays would take longer than a GPU takes to learn from it. So the hot path reads what Zarr's specification
 says of a shard (zarr-specs, Sharding codec 1.0): chunks, then an index of their offsets and sizes as 64-bit numbers,
 then a CRC-32C of the index. A chunk is Blosc, then a CRC-32C. Readers are threads; Blosc lets others run meanwhile.
+What is written is what Zarr would write, on all cores.
 
 They have a lower priority than the thread that trains, which they would else slow down on few cores: while that waits
 for them they have the processor to themselves.
@@ -23,13 +24,10 @@ from numcodecs import blosc
 from numpy.typing import NDArray
 
 from palenka.data.signals.manifest import (
-    COMPRESSION_LEVEL,
-    COMPRESSOR,
-    SHUFFLES,
     CacheManifest,
     Shard,
     StoredArray,
-    blosc_block,
+    blosc_of,
 )
 from palenka.data.signals.store import chunk_windows
 from palenka.ground.files import state_of_open
@@ -95,22 +93,19 @@ class ArrayChunks:
         Chunks are compressed on as many cores as there are. A chunk that a view ends in is filled up with zeros.
         """
         row, count = self.array.row, -(-len(values) // self.windows)
-        block = blosc_block(row, self.windows * self.array.rows * row.width)
+        codec = blosc_of(row, self.windows * self.array.rows * row.width)
 
         def compressed(chunk: int) -> bytes:
             part = values[chunk * self.windows : (chunk + 1) * self.windows]
             laid = self.array.empty(self.windows)
             laid[: len(part)], laid[len(part) :] = part, 0
-            numbers = row.as_stored(laid).ravel()  # lies in memory like that
-            return _with_checksum(
-                blosc.compress(numbers, COMPRESSOR.encode(), COMPRESSION_LEVEL, SHUFFLES[row.shuffle], block)
-            )
+            return _with_checksum(codec.encode(row.as_stored(laid)))  # lies in memory like that
 
         with ThreadPoolExecutor(cores()) as pool:
             chunks = list(pool.map(compressed, range(count)))
         index = np.full((self.chunks_per_shard, 2), _ABSENT, "<u8")
-        index[:count, 1] = [len(chunk) for chunk in chunks]
-        index[:count, 0] = np.concatenate([[0], index[: count - 1, 1].cumsum()]) if count else []
+        sizes = [len(chunk) for chunk in chunks]
+        index[:count, 0], index[:count, 1] = np.cumsum([0, *sizes[:-1]]), sizes
         path = self.directory / shard.file_of(self.name)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"".join([*chunks, _with_checksum(index.tobytes())]))

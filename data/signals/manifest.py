@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 COMPRESSOR: Literal["zstd"] = "zstd"
 COMPRESSION_LEVEL = 6
 """Of Blosc; above it a capture compresses several times as long for a few percent."""
-SHUFFLES = {
+_SHUFFLES = {
     "noshuffle": numcodecs.Blosc.NOSHUFFLE,
     "shuffle": numcodecs.Blosc.SHUFFLE,
     "bitshuffle": numcodecs.Blosc.BITSHUFFLE,
@@ -187,12 +187,15 @@ def compressed_bytes(rows: Mapping[str, ArrayType], stored: Mapping[str, NDArray
         rows: what each array's rows are.
         stored: the arrays.
     """
-    sizes = {}
-    for name, row in rows.items():
-        values = row.as_stored(stored[name])
-        codec = numcodecs.Blosc(COMPRESSOR, COMPRESSION_LEVEL, SHUFFLES[row.shuffle], blosc_block(row, values.size))
-        sizes[name] = len(codec.encode(np.ascontiguousarray(values)))
-    return sizes
+    return {
+        name: len(blosc_of(row, stored[name].size).encode(np.ascontiguousarray(row.as_stored(stored[name]))))
+        for name, row in rows.items()
+    }
+
+
+def blosc_of(row: ArrayType, size: int) -> numcodecs.Blosc:
+    """The compressor of a chunk of `size` numbers, as an array's metadata describe it to Zarr."""
+    return numcodecs.Blosc(COMPRESSOR, COMPRESSION_LEVEL, _SHUFFLES[row.shuffle], blosc_block(row, size))
 
 
 def blosc_block(row: ArrayType, size: int) -> int:

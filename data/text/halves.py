@@ -84,9 +84,8 @@ class _Cut:
         if is_long and not any(place.leaves_shares(first, last) for place in found):
             space = self._space(first, last)
             found += [_Place(space, " ")] if space is not None else []
-        shared = [place for place in found if place.leaves_shares(first, last)]
-        # A line's end before a document's begin, if neither is near the middle: it is nearer.
-        return next(iter([*shared, *found[1:], *found]), None)
+        # What was looked for last is nearest, if nothing is near enough.
+        return next((place for place in found if place.leaves_shares(first, last)), found[-1] if found else None)
 
     def _space(self, first: int, last: int) -> int | None:
         """The space that is nearest to the middle, with text on both sides. Reads the source once more."""

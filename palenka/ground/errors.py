@@ -39,13 +39,12 @@ def reason_of(error: Exception) -> str:
 
 
 @contextmanager
-def refusing(what: str, remedy: str, kinds: tuple[type[Exception], ...] = (Exception,)) -> Iterator[None]:
+def refusing(what: str, remedy: str) -> Iterator[None]:
     """Whatever libraries raise about what they cannot read, as one sentence.
 
     Args:
         what: is wrong then, as the sentence's beginning, such as ``"x.gguf cannot be read as GGUF"``.
         remedy: what the user can do, as its end.
-        kinds: of errors that mean this; all unless given.
 
     Raises:
         UserError: with the library's reason; a `UserError` from inside is passed on.
@@ -54,7 +53,7 @@ def refusing(what: str, remedy: str, kinds: tuple[type[Exception], ...] = (Excep
         yield
     except UserError:
         raise
-    except kinds as error:
+    except Exception as error:
         raise UserError(f"{what} ({reason_of(error)}); {remedy}") from error
 
 

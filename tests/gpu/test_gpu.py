@@ -1,7 +1,7 @@
 """On a GPU: nothing waits, and what is computed there is what a CPU computes. `pytest -m gpu`; skipped without CUDA."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +83,17 @@ def losses_of(settings: TrainSettings) -> list[float]:
     return [line["loss"] for line in lines if "loss" in line]
 
 
+def losses_by(
+    option: str, values: Sequence[str], make: Any, captured: CaptureSettings, changes: Mapping[str, Any]
+) -> dict[str, list[float]]:
+    """Losses of a student of a cache, by the value of one of its options; on the GPU, and plain, unless that is it."""
+    fields = {"teachers": {"t": {"cache": captured.output}}, "fraction": 0.2, "device": "cuda", "compile": "false"}
+    return {
+        value: losses_of(make(**{**fields, **changes, "output": changes["output"] / value, option: value}))
+        for value in values
+    }
+
+
 @pytest.mark.usefixtures("watched_step")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("divergence", ["forward", "reverse", "js"])
@@ -97,20 +108,8 @@ def test_a_step_waits_for_nothing_and_every_term_is_that_of_a_cpu(
         pytest.skip("draws serve forward KL alone")
     captured = capture_of(kind, "cpu")
     capture(captured)
-    found = {
-        device: losses_of(
-            student_of_cache(
-                output=tmp_path / device,
-                teachers={"t": {"cache": captured.output}},
-                objective=EVERY_TERM | {"divergence": divergence},
-                fraction=0.2,
-                micro_batch=8,
-                device=device,
-                compile="false",
-            )
-        )
-        for device in ("cpu", "cuda")
-    }
+    changes = {"output": tmp_path, "objective": EVERY_TERM | {"divergence": divergence}, "micro_batch": 8}
+    found = losses_by("device", ("cpu", "cuda"), student_of_cache, captured, changes)
     assert found["cuda"] == pytest.approx(found["cpu"], rel=2e-3)
 
 
@@ -122,20 +121,8 @@ def test_a_compiled_step_waits_for_nothing_and_is_the_plain_one(
     captured = capture_of(kind, "cpu")
     capture(captured)
     scheduled = EVERY_TERM | {"logit": {"weight": 0.5, "schedule": {"start": 0.1}}}
-    found = {
-        compiled: losses_of(
-            student_of_cache(
-                output=tmp_path / compiled,
-                teachers={"t": {"cache": captured.output}},
-                objective=scheduled,
-                fraction=0.2,
-                micro_batch=8,
-                device="cuda",
-                compile=compiled,
-            )
-        )
-        for compiled in ("false", "true")
-    }
+    changes = {"output": tmp_path, "objective": scheduled, "micro_batch": 8}
+    found = losses_by("compile", ("false", "true"), student_of_cache, captured, changes)
     assert found["true"] == pytest.approx(found["false"], rel=2e-3)
 
 
@@ -145,20 +132,8 @@ def test_half_precision_trains_as_float32_does(
 ) -> None:
     captured = capture_of("low_rank")
     capture(captured)
-    found = {
-        each: losses_of(
-            student_of_cache(
-                output=tmp_path / each,
-                teachers={"t": {"cache": captured.output}},
-                objective=EVERY_TERM,
-                fraction=0.3,
-                device="cuda",
-                compile="false",
-                precision=each,
-            )
-        )
-        for each in ("float32", precision)
-    }
+    changes = {"output": tmp_path, "objective": EVERY_TERM, "fraction": 0.3}
+    found = losses_by("precision", ("float32", precision), student_of_cache, captured, changes)
     assert found[precision][-1] == pytest.approx(found["float32"][-1], rel=0.03)
 
 

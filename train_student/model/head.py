@@ -77,7 +77,7 @@ class _HeadTerms(torch.autograd.Function):
             seen = part.to(kind)
             with torch.autocast(device, enabled=False):
                 logits = F.linear(seen, matrix, offset)
-                _to_gradient(logits, start, terms, sums)
+                _in_chunks(logits, start, terms, sums)
                 of_states[start : start + len(part)] = logits @ matrix
                 of_weight += _sum_over_tokens(logits, seen)
             if of_bias is not None:
@@ -118,7 +118,7 @@ class _LogitTerms(torch.autograd.Function):
         gradient = logits.to(torch.promote_types(logits.dtype, torch.float32), copy=True)
         sums = gradient.new_zeros(1 + len(terms.teachers))
         with torch.autocast(logits.device.type, enabled=False):
-            _to_gradient(gradient, 0, terms, sums)
+            _in_chunks(gradient, 0, terms, sums)
         ctx.save_for_backward(gradient)
         total, means = _total(sums, len(logits), terms)
         ctx.mark_non_differentiable(means)
@@ -139,7 +139,7 @@ def _total(sums: Tensor, num_tokens: int, terms: NextTokenTerms) -> tuple[Tensor
     return torch.stack(weighted).sum(), means
 
 
-def _to_gradient(logits: Tensor, start: int, terms: NextTokenTerms, sums: Tensor) -> None:
+def _in_chunks(logits: Tensor, start: int, terms: NextTokenTerms, sums: Tensor) -> None:
     """Overwrite logits [n, V] of the tokens from `start` on by the gradient of their terms, which are added to sums."""
     first = 0
     for few in token_chunks(logits):
