@@ -25,7 +25,7 @@ from palenka.publish import MAIN, push, require_token
 
 if TYPE_CHECKING:
     from palenka.eval.results import SuiteResult
-    from palenka.train_student.run import FinishedRun
+    from palenka.train_student.run_facts import FinishedRun
 
 
 class ExportSettings(Command):

@@ -16,7 +16,7 @@ from palenka.data.corpus import Corpus
 from palenka.eval.results import Results, SuiteResult, read_results
 from palenka.ground.errors import UserError
 from palenka.ground.quantities import conditions, count, duration
-from palenka.train_student.run import FinishedRun
+from palenka.train_student.run_facts import FinishedRun
 
 Table = Sequence[Sequence[str]]
 """Lines of cells, the heading first."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from palenka.ground.progress import Bar, info, is_watched, progress_bar
 from palenka.ground.quantities import duration
-from palenka.train_student.run import RunResult
+from palenka.train_student.run_facts import RunResult
 from palenka.train_student.settings import TrainSettings
 
 

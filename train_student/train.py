@@ -26,7 +26,8 @@ from palenka.ground.processes import open_processes
 from palenka.ground.progress import info
 from palenka.train_student.objective.module import TermFit
 from palenka.train_student.reading import windows_of_process
-from palenka.train_student.run import Run, RunInputs, RunResult, identity_of_run
+from palenka.train_student.run import Run
+from palenka.train_student.run_facts import RunInputs, RunResult, identity_of_run
 from palenka.train_student.settings import TrainSettings
 from palenka.train_student.teachers import Teachers, open_teachers
 from palenka.train_student.trackers import require_trackers, start_trackers

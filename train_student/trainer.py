@@ -41,7 +41,8 @@ from palenka.train_student.objective.objective import Objective
 from palenka.train_student.optimizer import LearningRate, adamw
 from palenka.train_student.reading import Reading
 from palenka.train_student.revisions import Revisions, planned_revisions, unreached_revisions
-from palenka.train_student.run import Best, Logged, Run, RunResult
+from palenka.train_student.run import Run
+from palenka.train_student.run_facts import Best, Logged, RunResult
 from palenka.train_student.settings import TrainSettings
 from palenka.train_student.teachers import Teachers
 from palenka.train_student.words import WordsRead, words_after_steps

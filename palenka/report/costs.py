@@ -6,7 +6,7 @@ from pathlib import Path
 
 from palenka.data.signals.cache import TeacherCache
 from palenka.report.sources import Sources
-from palenka.train_student.run import FinishedRun
+from palenka.train_student.run_facts import FinishedRun
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from palenka.report.official import OfficialRow
 from palenka.report.pairs import PairSuite
 from palenka.report.results import Estimate, Measure
 from palenka.report.styles import Style
-from palenka.train_student.run import Series
+from palenka.train_student.run_facts import Series
 
 Captioned = tuple[str, Markup]
 """What a chart shows, in a sentence, and the chart."""

@@ -10,7 +10,7 @@ from palenka.eval.results import Results, SuiteResult
 from palenka.report.names import distinct_names
 from palenka.report.results import Estimate, Measure
 from palenka.report.sources import Sources
-from palenka.train_student.run import FinishedRun
+from palenka.train_student.run_facts import FinishedRun
 
 Role = Literal["teacher", "control", "student", "model"]
 

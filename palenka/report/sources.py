@@ -14,7 +14,8 @@ from palenka.ground.files import is_partial, read_text
 from palenka.ground.records import load_json, read_record
 from palenka.samples import Samples, read_samples
 from palenka.study_record import StudyFiles, StudyResults
-from palenka.train_student.run import BegunRun, FinishedRun, Run
+from palenka.train_student.run import Run
+from palenka.train_student.run_facts import BegunRun, FinishedRun
 
 _OF_MODELS = ("config.json", "generation_config.json", "inputs.json", "model.commit.json", "result.json")
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from palenka.report.names import distinct_names
-from palenka.train_student.run import FinishedRun
+from palenka.train_student.run_facts import FinishedRun
 
 
 @dataclass(frozen=True)

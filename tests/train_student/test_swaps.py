@@ -14,7 +14,8 @@ from palenka.data.model_files import identity_of
 from palenka.export import ExportSettings, export
 from palenka.ground.errors import UserError
 from palenka.train_student.model.shapes import ModelShape
-from palenka.train_student.run import Best, Run
+from palenka.train_student.run import Run
+from palenka.train_student.run_facts import Best
 from palenka.train_student.settings import TrainSettings
 from palenka.train_student.train import train
 
