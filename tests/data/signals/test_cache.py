@@ -10,6 +10,7 @@ import pytest
 import torch
 import zarr
 from transformers import AutoModelForCausalLM
+from zarr.codecs import BloscCodec
 
 from palenka.cache_teachers.capture import capture
 from palenka.cache_teachers.settings import SINGLE, CaptureSettings
@@ -17,7 +18,8 @@ from palenka.data.corpus import Corpus
 from palenka.data.signals.cache import TeacherCache
 from palenka.data.signals.cache_writer import CacheWriter, create_cache, is_begun
 from palenka.data.signals.encodings import LowRankEncoding, SampledEncoding, TopKEncoding
-from palenka.data.signals.manifest import CacheManifest, TeacherIdentity, windows_per_shard
+from palenka.data.signals.hidden import ComponentsEncoding, HiddenLayers
+from palenka.data.signals.manifest import CacheManifest, TeacherIdentity, blosc_of, windows_per_shard
 from palenka.data.signals.store import Measured, chunk_windows, damage_of_shard, read_manifest
 from palenka.data.windows import WindowRule, gather
 from palenka.ground.errors import UserError
@@ -343,6 +345,32 @@ def test_what_is_read_is_fixed_when_a_cache_is_opened(
         signal = cache.read(0, slots)
         assert signal.hidden.keys() == set(hidden)
         assert {f"logits/{name}" for name in signal.arrays} == {name for name in names if name.startswith("logits")}
+
+
+def test_metadata_have_the_block_size_that_shards_are_compressed_with(tmp_path: Path) -> None:
+    manifest = manifest_of(
+        windows=WindowRule(length=128),
+        logits=LowRankEncoding(k=8, rank=32),
+        hidden=ComponentsEncoding(positions=112),
+        hidden_layers={"teacher": HiddenLayers(depth=2, width=128, layers=(0, 2))},
+    )
+    create_cache(tmp_path / "cache", manifest, Measured())
+    group = zarr.open_group(tmp_path / "cache", mode="r")
+    sizes = set()
+    for name, stored in manifest.arrays().items():
+        array = group[name]
+        assert isinstance(array, zarr.Array)
+        blosc = array.compressors[0]
+        assert isinstance(blosc, BloscCodec)
+        assert blosc.blocksize == blosc_of(stored.row, stored.empty(chunk_windows(manifest)).size).blocksize
+        sizes.add(blosc.blocksize)
+    assert sizes == {2**14, 2 * 64 * 112, 2**20}  # columns of codes, columns of hidden states, whole chunks
+
+
+@pytest.mark.parametrize("view", [-1, 1])
+def test_a_view_that_does_not_exist_is_named(cache_directory: Path, view: int) -> None:
+    with pytest.raises(UserError, match=rf"view is {view}, but teacher cache .* has 1, counted from 0"):
+        TeacherCache(cache_directory).read(view, 0)
 
 
 def test_a_shard_of_zeros_is_written_and_read(cache_directory: Path) -> None:

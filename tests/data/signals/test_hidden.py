@@ -11,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from pydantic import ValidationError
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
@@ -81,6 +82,12 @@ def test_seven_eighths_of_the_positions_and_no_more_components_than_there_are() 
     assert [ComponentsEncoding().array(width, 1).width for width in (16, 64, 1536)] == [16, 64, 80]
     assert ComponentsEncoding(values="float32").array(1536, 1).width == 64
     assert ComponentsEncoding(components=None).array(1536, 1).width == 1536
+
+
+def test_as_many_components_as_65536_and_no_more() -> None:
+    assert ComponentsEncoding(components=2**16).components == 2**16
+    with pytest.raises(ValidationError, match="less than or equal to 65536"):
+        ComponentsEncoding(components=2**16 + 1)
 
 
 def sample(seed: int, count: int = 4000, width: int = 12) -> Tensor:
