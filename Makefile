@@ -6,9 +6,10 @@ VENV ?= .venv
 TORCH ?= 2.13.0
 
 BIN := $(VENV)/bin
+LOWEST := .venv-lowest
 READY := $(VENV)/.ready-$(TORCH)
 
-.PHONY: demo docs test test-slow lint format clean
+.PHONY: demo docs test test-lowest test-slow lint format clean
 .DELETE_ON_ERROR:
 
 $(READY): pyproject.toml Makefile
@@ -33,6 +34,14 @@ lint: $(READY)
 test: lint
 	$(BIN)/python -m pytest -m "not slow" -n auto --maxprocesses 8 --dist loadfile
 
+# The same tests with each dependency but torch at the lowest version that pyproject.toml allows; old ones may warn.
+test-lowest:
+	$(PYTHON) -m venv $(LOWEST)
+	$(PYTHON) .ci/lowest.py > $(LOWEST)/constraints.txt
+	echo "torch==$(TORCH)" >> $(LOWEST)/constraints.txt
+	$(LOWEST)/bin/python -m pip install --quiet --constraint $(LOWEST)/constraints.txt --editable ".[demo,dev]"
+	$(LOWEST)/bin/python -m pytest -m "not slow" -n auto --maxprocesses 8 --dist loadfile -W default
+
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow
 
@@ -41,4 +50,4 @@ format: $(READY)
 	$(BIN)/ruff check --fix
 
 clean:
-	rm -rf $(VENV) dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(LOWEST) dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis

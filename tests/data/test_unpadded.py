@@ -38,6 +38,8 @@ def test_logits_are_the_same_bits(model_type: str, fields: dict[str, object], ex
     tokens = torch.randint(0, 50, (3, LENGTH), generator=torch.Generator().manual_seed(1))
     before = model(input_ids=tokens, use_cache=False).logits
     model.save_pretrained(tmp_path / "before")
+    # GPT-J has torch's attention from transformers 5.24 on.
+    expected = expected and model.config._attn_implementation == "sdpa"
     assert leave_out_masks(model, LENGTH) is expected
     assert torch.equal(model(input_ids=tokens, use_cache=False).logits, before)
     model.save_pretrained(tmp_path / "after")
