@@ -1,7 +1,6 @@
 """`accelerate launch -m palenka.cache_teachers run FILE.yaml`, or `palenka cache run` on one device.
 
-`palenka cache plan`, `verify` and `inspect` say what a capture would cost, whether a cache is what its teacher says,
-and what it holds.
+`palenka cache plan`, `verify` and `inspect` report the cost of a capture, the error of a cache, and its contents.
 """
 
 import json
@@ -59,7 +58,7 @@ def _cache(arguments: Sequence[str]) -> None:
 
 
 def _show(tables: Callable[[dict[str, Any]], Iterable[Table]], found: dict[str, Any], settings: Printing) -> None:
-    """Print what was found as JSON, or as tables."""
+    """Print findings as JSON, or as tables."""
     if settings.as_json:
         sys.stdout.write(json.dumps(found, indent=1) + "\n")
         return

@@ -1,7 +1,7 @@
 """Capture: one teacher, or an ensemble, over every window of every view, shard by shard, into a cache.
 
 `accelerate launch -m palenka.cache_teachers run --config FILE.yaml` (or `palenka cache run` on one device).
-The same command goes on after any interruption: shards whose commit records are whole are kept.
+After any interruption the same command resumes: shards with valid commit records are kept.
 """
 
 import glob
@@ -33,17 +33,17 @@ from palenka.ground.processes import open_processes
 from palenka.ground.progress import info, progress_bar
 
 _GAPS_NAMED = 10
-"""Missing or damaged shards that are named."""
+"""Maximum number of missing or damaged shards that are named."""
 
 
 def capture(settings: CaptureSettings) -> None:
-    """Capture what is missing of a cache; each process of a distributed launch captures its own shards.
+    """Capture the missing shards of a cache; each process of a distributed launch captures its own.
 
-    Memory: two shards (64 MB each at most) beside the model. Resumed captures are byte for byte what an undisturbed one
-    writes, on a CPU with the same number of threads.
+    Memory: two shards (at most 64 MB each) beside the model. A resumed capture is byte-identical to an uninterrupted
+    one, on a CPU with the same number of threads.
 
     Raises:
-        UserError: if the teacher does not fit the corpus, the cache there is another one, or the disk is full.
+        UserError: if the teacher does not fit the corpus, the output holds another cache, or the disk is full.
     """
     state = open_processes(settings.device)
     corpus = Corpus.open(settings.corpus, settings.split)
@@ -69,7 +69,7 @@ def capture(settings: CaptureSettings) -> None:
 
 
 def free_bytes(output: Path) -> int:
-    """Free bytes of the disk that an output is, or will be, on."""
+    """Free bytes of the disk of an output, which need not exist yet."""
     place = output.absolute()
     while not place.exists():
         place = place.parent
@@ -79,10 +79,10 @@ def free_bytes(output: Path) -> int:
 def _require_space(
     settings: CaptureSettings, corpus: Corpus, teacher: Teacher, manifest: CacheManifest, missing: Sequence[Shard]
 ) -> None:
-    """Refuse a capture that cannot fit on its disk, by the compressed bytes of its first windows.
+    """Refuse a capture that would not fit on its disk, estimated from the compressed bytes of its first windows.
 
     Raises:
-        UserError: naming both sizes.
+        UserError: with both sizes.
     """
     first = missing[0]
     indices = manifest.windows.slots(len(corpus.tokens), first.view)[first.start : first.stop][
@@ -107,7 +107,7 @@ def _sole_writer(settings: CaptureSettings) -> AbstractContextManager[None]:
 
 @contextmanager
 def _whole_cache(output: Path) -> Iterator[None]:
-    """The lock of a whole cache, while no part of it is being written."""
+    """The lock of a whole cache; refused while a part of it is being written."""
     with sole_writer(output):
         _refuse_other_parts(output, parts=1)
         yield
@@ -115,11 +115,11 @@ def _whole_cache(output: Path) -> Iterator[None]:
 
 @contextmanager
 def _part_of_cache(settings: CaptureSettings) -> Iterator[None]:
-    """The lock of a part, while no capture divides the cache into another number of parts."""
+    """The lock of a part; refused while a capture with another number of parts runs."""
     output = resolved(settings.output)
     part = output.with_name(f"{output.name}.part-{settings.part}-of-{settings.parts}")
     with ExitStack() as held:
-        # One after the other, so that of two that begin at once the second sees the first.
+        # One at a time: of two that begin at once, the second sees the first.
         with sole_writer(output, wait=True):
             _refuse_other_parts(output, settings.parts)
             held.enter_context(sole_writer(part))
@@ -127,10 +127,10 @@ def _part_of_cache(settings: CaptureSettings) -> Iterator[None]:
 
 
 def _refuse_other_parts(output: Path, parts: int) -> None:
-    """Refuse a cache that is being written in another number of parts: they would write the same shards.
+    """Refuse a cache that is being written with another number of parts: both would write the same shards.
 
     Raises:
-        UserError: naming who writes.
+        UserError: with the other writer.
     """
     output = resolved(output)
     for path in output.parent.glob(f"{glob.escape(output.name)}.part-*.lock*"):
@@ -141,7 +141,7 @@ def _refuse_other_parts(output: Path, parts: int) -> None:
 
 
 def _begin(settings: CaptureSettings, teacher: Teacher, manifest: CacheManifest) -> None:
-    """Make the cache unless it was begun; the parts of a capture wait here for the one that came first."""
+    """Create the cache if it does not exist; the parts of a capture wait here for the first one."""
     alone = settings.parts == 1
     with nullcontext() if alone else sole_writer(settings.output, wait=True):
         if not is_begun(settings.output, manifest):
@@ -151,9 +151,9 @@ def _begin(settings: CaptureSettings, teacher: Teacher, manifest: CacheManifest)
 
 
 def _missing(settings: CaptureSettings, manifest: CacheManifest, verbose: bool) -> list[Shard]:
-    """The shards of this part that are not whole, the same on every process, and a line about them.
+    """The missing or damaged shards of this part, the same on every process; prints a line about them.
 
-    Each process reads its share of the part's shards, so that together they read each shard once.
+    Each process checks its share of the part's shards, so each shard is read once.
     """
     state = open_processes()
     # Assigned by absolute index: parts that start at different times do not overlap.
@@ -174,7 +174,7 @@ def _missing(settings: CaptureSettings, manifest: CacheManifest, verbose: bool) 
 
 
 def manifest_of(settings: CaptureSettings, corpus: Corpus, teacher: Teacher) -> CacheManifest:
-    """The manifest of the cache that settings ask for."""
+    """The manifest of the cache that settings describe."""
     manifest = CacheManifest(
         corpus=corpus.fingerprint,
         tokenizer=corpus.tokenizer_hash,
@@ -212,11 +212,11 @@ def capture_shards(
 ) -> None:
     """Capture some shards; each is compressed and written while the teacher reads the next.
 
-    Within a shard nothing waits for the device: it copies what it computed by itself, and is asked once a shard whether
-    all of it is finite.
+    Within a shard nothing waits for the device. It copies its results asynchronously, and is asked once per shard
+    whether all values are finite.
 
     Raises:
-        UserError: if a teacher gives numbers that are not finite.
+        UserError: if a teacher's outputs are not finite.
     """
     rule, micro_batch = writer.manifest.windows, teacher.windows_at_once(micro_batch)
     total = sum(shard.stop - shard.start for shard in shards) * rule.length
@@ -241,12 +241,12 @@ def capture_shards(
 
 
 class _ShardInMemory:
-    """One shard while it is captured: its arrays, the squared error of its hidden states, and whether all is finite."""
+    """One shard during capture: its arrays, the squared error of its hidden states, and whether all is finite."""
 
     def __init__(self, arrays: Arrays, teacher: Teacher, manifest: CacheManifest) -> None:
         room = {name: torch.from_numpy(values) for name, values in arrays.items()}
         on_gpu = teacher.device.type == "cuda"
-        # A GPU copies by itself to page-locked memory alone.
+        # A GPU copies asynchronously only to page-locked memory.
         self._room = {name: part.pin_memory() if on_gpu else part for name, part in room.items()}
         self._hidden_error: dict[str, Tensor] = {}
         self._finite: dict[str, Tensor] = {}
@@ -254,7 +254,7 @@ class _ShardInMemory:
         self._manifest = manifest
 
     def add(self, start: int, tokens: NDArray[np.int64], view: int, indices: NDArray[np.int64]) -> None:
-        """Put what the teacher says about the windows (view, indices) into the arrays, from row `start` on."""
+        """Put the teacher's outputs for the windows (view, indices) into the arrays, from row `start` on."""
         said = encode_windows(self._teacher, self._manifest, tokens, view, indices)
         for name, values in said.arrays.items():
             self._room[name][start : start + len(tokens)].copy_(values, non_blocking=True)
@@ -264,10 +264,10 @@ class _ShardInMemory:
             self._finite[key] = self._finite[key] & flag if key in self._finite else flag
 
     def finish(self) -> tuple[Arrays, HiddenError]:
-        """Wait for all that was added; what is to be written of the shard.
+        """Wait for all copies; returns the shard's arrays and errors, ready to be written.
 
         Raises:
-            UserError: if any of it is not finite.
+            UserError: if any value is not finite.
         """
         self._teacher.require_finite(self._finite)
         errors = {key: (float(residual), float(total)) for key, (residual, total) in self._hidden_error.items()}
@@ -278,14 +278,14 @@ class _ShardInMemory:
 
 @dataclass(frozen=True)
 class EncodedWindows:
-    """What a teacher says of some windows, and what a cache keeps of it; all of it on the teacher's device.
+    """A teacher's outputs for some windows, and the arrays that a cache keeps of them, on the teacher's device.
 
     Attributes:
         outputs: of the forward pass.
-        arrays: that are stored, [B, …] each, by their path in a cache.
+        arrays: to be stored, [B, …] each, by their path in a cache.
         states: hidden states at the positions kept, by key.
         hidden_error: residual and total sum of squares of each layer, [2] float64.
-        finite: whether logits and hidden states are, by what they are called.
+        finite: whether logits and hidden states are, by their names.
     """
 
     outputs: TeacherOutputs

@@ -1,7 +1,8 @@
-"""Fidelity: what a student would notice of how a teacher's distributions are kept, without training one.
+"""Fidelity: the effect of an encoding on a student's gradient, measured without training a student.
 
-Forward KL's gradient in the student's logits is q − t. Where a cache says t′, its error is t′ − t. Two students stand
-for all: one that knows nothing (uniform), and one near the teacher (the teacher itself at twice the temperature).
+The gradient of forward KL in the student's logits is q − t. If a cache decodes to t′, the error of the gradient is t′ −
+t. Two students represent all: one that knows nothing (uniform), and one near the teacher (the teacher itself at twice
+the temperature).
 
 Shapes: n tokens, V vocabulary.
 """
@@ -21,9 +22,9 @@ STUDENTS = ("uniform", "near")
 
 
 def whole(decoded: Distribution, log_student: Tensor) -> Tensor:
-    """A decoded distribution as probabilities of all V tokens [n, V], float64, as a student's gradient sees it.
+    """A decoded distribution as the probabilities of all V tokens [n, V] in a student's gradient, float64.
 
-    Others that are not known one by one are shared out as the student does.
+    The mass of a bucket is distributed over its tokens in proportion to the student's probabilities.
     """
     if decoded.ids is None or decoded.others is not None:
         return decoded.log_probabilities(log_student.shape[-1]).double().exp()
@@ -34,11 +35,11 @@ def whole(decoded: Distribution, log_student: Tensor) -> Tensor:
 
 
 def gradient_errors(logits: Tensor, decoded: Distribution, temperature: float) -> dict[str, tuple[float, float]]:
-    """Squared norms of the gradient's error and of the gradient, sums over tokens, for each of the two students.
+    """Squared norms of the gradient's error and of the gradient, summed over tokens, for each of the two students.
 
     Args:
         logits: of the teacher, [n, V].
-        decoded: what is kept of it, for the same tokens.
+        decoded: the decoded distribution for the same tokens.
         temperature: T.
     """
     found = dict.fromkeys(STUDENTS, (0.0, 0.0))
@@ -59,12 +60,12 @@ def gradient_errors(logits: Tensor, decoded: Distribution, temperature: float) -
 def compare(
     encodings: Mapping[str, LogitEncoding], sample: Sequence[TeacherOutputs], vocabulary_size: int
 ) -> dict[str, dict[str, Any]]:
-    """Bytes a token and relative gradient errors of some encodings of what a teacher says, by the encodings' names.
+    """Bytes per token and relative gradient errors of encodings of a teacher's outputs, by the encodings' names.
 
     Args:
         encodings: by name.
-        sample: of the teacher. Every other part of it is what the encodings measure, the rest is encoded: a map is not
-            judged on the tokens that it was fitted to, unless there is one part alone.
+        sample: of the teacher. The encodings are measured on every other part and encode the rest, so a map is not
+            judged on the tokens that it was fitted to, unless there is only one part.
         vocabulary_size: V.
 
     Returns:

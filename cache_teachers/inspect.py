@@ -1,4 +1,4 @@
-"""Inspect: what a cache holds, without its teacher: the manifest, sizes, kept mass, entropy, error of hidden states."""
+"""Inspect: the contents of a cache, without its teacher: manifest, sizes, kept mass, entropy, hidden-state errors."""
 
 from typing import Any
 
@@ -11,13 +11,13 @@ from palenka.ground.errors import UserError
 
 
 def inspect(settings: InspectSettings) -> dict[str, Any]:
-    """What a cache says of itself and what is measured on its shards; reads all of them, about 1 s a gigabyte.
+    """A cache's manifest and measurements on its shards; reads all of them, about 1 s per gigabyte.
 
     Returns:
         ``manifest``; ``encoding`` of the distributions in words; ``shards``: captured and all; ``tokens`` captured;
-        ``bytes_per_token`` by array and in all; ``kept_mass`` and ``entropy`` in nats (a lower bound where others are
-        not known: they count as one token) by temperature; ``clipped``, the share of stored numbers at the end of their
-        range; and ``hidden_error``, the relative squared error of every layer.
+        ``bytes_per_token`` by array and in all; ``kept_mass`` and ``entropy`` in nats by temperature (a lower bound if
+        the others are a bucket, which counts as one token); ``clipped``, the share of stored numbers at the end of
+        their range; and ``hidden_error``, the relative squared error of every layer.
 
     Raises:
         UserError: if there is no cache, or it is damaged.

@@ -1,4 +1,4 @@
-"""Plan: what a capture would cost, in bytes and seconds, from a short timed sample, before anything is spent."""
+"""Plan: the cost of a capture in bytes and seconds, estimated from a short timed sample."""
 
 import math
 import tempfile
@@ -27,20 +27,19 @@ from palenka.ground.progress import info
 _SIZES, _RANKS = (8, 16, 32), (8, 16, 32)
 """Tokens kept and ranks of the encodings that are compared."""
 _MOST_TOKENS, _MOST_SECONDS = 2**14, 60.0
-"""Of the sample, and of a forward pass over it."""
+"""Limits of the sample, and of a forward pass over it."""
 _COMPARED_LOGITS = 2**25
-"""Of the teacher, in memory while encodings are compared: 128 MB."""
+"""Logits of the teacher in memory while encodings are compared: 128 MB."""
 
 
 def plan(settings: PlanSettings) -> dict[str, Any]:
-    """What the capture of these settings would cost: measured on a sample, multiplied by the corpus.
+    """The cost of a capture with these settings: measured on a sample, scaled to the corpus.
 
     Returns:
         ``tokens``, ``bytes_per_token`` by array and in all, ``bytes`` and ``free_bytes`` of the disk,
         ``forward_seconds`` and ``seconds`` of one process, ``live_seconds_per_student``, ``break_even_students``; bytes
-        and gradient errors of the asked and of other ``encodings`` (`fidelity.py`); ``padding_mass``, by model, where
-        a model has more logits than the tokenizer has tokens: what it gives to those that are left out; and the
-        ``sample``'s size.
+        and gradient errors of the asked and of other ``encodings`` (`fidelity.py`); ``padding_mass``, the mass of
+        dropped logits by model, if a model has more logits than the tokenizer has tokens; and the ``sample``'s size.
 
     Raises:
         UserError: as a capture would.
@@ -67,12 +66,12 @@ def plan(settings: PlanSettings) -> dict[str, Any]:
         sizes = {name: (place / shard.file_of(name)).stat().st_size / sample_tokens for name in manifest.arrays()}
     info("comparing encodings")
     count = max(2, min(settings.sample, _COMPARED_LOGITS // (rule.length * corpus.vocabulary_size)))
-    # Two passes or more: encodings are compared on another part than they are measured on.
+    # At least two passes: encodings are compared on another part than they are measured on.
     few = teacher.first_windows(count, min(settings.micro_batch, -(-count // 2)))
     said = [teacher.outputs(tokens, 0, indices, with_last=True) for indices, tokens in few]
     encodings = compare(_alternatives(settings.logits), said, corpus.vocabulary_size)
     padding = teacher.padding_mass(torch.cat([tokens for _, tokens in few]))
-    # Shards are captured whole, whatever the fraction; a student reads just the fraction.
+    # A capture has whole shards, whatever the fraction; a student reads just the fraction.
     tokens = sum(part.stop - part.start for part in manifest.shards(settings.fraction)) * rule.length
     used = [num_used(manifest.num_windows(view), settings.fraction) * rule.length for view in range(rule.views)]
     live = settings.epochs * sum(used) / rule.views * forward / sample_tokens
@@ -94,7 +93,7 @@ def plan(settings: PlanSettings) -> dict[str, Any]:
 
 
 def _windows_to_time(teacher: Teacher, settings: PlanSettings) -> int:
-    """How many windows a plan reads: those that were asked for, or fewer where these would take long."""
+    """Number of windows that a plan reads: the sample asked for, or fewer if that would take long."""
     count = max(1, min(settings.sample, _MOST_TOKENS // settings.windows.length))
     first = teacher.first_windows(min(count, settings.micro_batch), settings.micro_batch)[:1]
     seconds = _forward_seconds(teacher, first) / len(first[0][0])
@@ -102,7 +101,7 @@ def _windows_to_time(teacher: Teacher, settings: PlanSettings) -> int:
 
 
 def _alternatives(asked: LogitEncoding) -> dict[str, LogitEncoding]:
-    """The encoding that was asked for, and others at the same temperatures."""
+    """The requested encoding, and others at the same temperatures."""
     alternatives: dict[str, LogitEncoding] = {f"asked: {asked.summary()}": asked}
     others = [LowRankEncoding(k=k, rank=rank, temperatures=asked.temperatures) for k in _SIZES for rank in _RANKS]
     for encoding in [*others, TopKEncoding(k=32, temperatures=asked.temperatures)]:
@@ -113,7 +112,7 @@ def _alternatives(asked: LogitEncoding) -> dict[str, LogitEncoding]:
 def _forward_seconds(teacher: Teacher, micro_batches: Sequence[tuple[NDArray[np.int64], Tensor]]) -> float:
     """Seconds of the bare forward pass over some windows.
 
-    One pass of each size goes before: it warms up, and compiles what is compiled for it.
+    One pass of each size comes first, to warm up and to compile.
     """
     for tokens in {len(tokens): tokens for _, tokens in micro_batches}.values():
         teacher.outputs(tokens).logits[0, 0, 0].item()

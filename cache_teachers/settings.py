@@ -1,4 +1,4 @@
-"""Settings of stage one: which models teach, what is kept of them, and how a capture is run, planned and verified.
+"""Settings of stage one: the teachers, the encodings, and how a capture is run, planned and verified.
 
 Nothing here imports torch.
 """
@@ -17,11 +17,11 @@ from palenka.ground.processes import Compile, Device
 from palenka.ground.settings import Command, Precision, Printing, Settings
 
 SINGLE = "teacher"
-"""The name of a teacher that is no ensemble among the models of its signal."""
+"""The name, among the models of a signal, of a teacher that is a single model."""
 
 
 class TeacherSettings(Settings):
-    """A teacher, one model or an ensemble, and what is kept of what it says."""
+    """A teacher, one model or an ensemble, and the parts of its outputs that are kept."""
 
     teacher: Path | None = None
     """Directory of the teacher, in Hugging Face format, or its id on the Hub, such as HuggingFaceTB/SmolLM2-135M."""
@@ -30,7 +30,7 @@ class TeacherSettings(Settings):
     logits: AnyLogitEncoding = LowRankEncoding()
     """What is kept of the teacher's distribution at every token."""
     hidden: AnyHiddenEncoding | None = None
-    """What is kept of the teacher's hidden states; nothing unless given."""
+    """What is kept of the teacher's hidden states; default: nothing."""
     precision: Precision = "float32"
     """Type that the teacher computes in."""
     compile: Compile = "auto"
@@ -47,7 +47,7 @@ class TeacherSettings(Settings):
 
 
 class CaptureSettings(TeacherSettings, Command):
-    """Capture a teacher: run it once over a corpus and keep what it says in a cache."""
+    """Capture a teacher: run it once over a corpus and keep its outputs in a cache."""
 
     corpus: Path
     """Directory of the prepared corpus."""
@@ -62,16 +62,17 @@ class CaptureSettings(TeacherSettings, Command):
     device: Device = "auto"
     """Where the teacher computes: auto is a GPU (cuda, or mps on a Mac) if there is one."""
     micro_batch: int = Field(default=32, ge=1, le=2**20)
-    """Maximum windows per forward pass and process; fewer where their logits would take more than 1 GB."""
+    """Maximum windows per forward pass and process; fewer if their logits would take more than 1 GB."""
     part: int = Field(default=0, ge=0)
-    """Which of the parts to capture, from 0 on; each can be a job of its own, on any machine that sees the output."""
+    """Which of the parts to capture, counted from 0; each can be a separate job, on any machine that sees the
+    output."""
     parts: int = Field(default=1, ge=1, le=2**16)
-    """Number of parts that share the shards; one of them may fail, and a later call fills its gaps."""
+    """Number of parts that share the shards; if one fails, a later call fills its gaps."""
 
     @model_validator(mode="before")
     @classmethod
     def _corpus_is_given(cls, given: Any) -> Any:  # noqa: ANN401 - whatever was given
-        # Whoever brings a model may not know that its text is prepared first.
+        # A user with only a model may not know that a corpus comes first.
         if isinstance(given, Mapping) and isinstance(given.get("teacher"), str | Path) and not given.get("corpus"):
             raise ValueError(
                 "corpus is missing; prepare text with the teacher's tokenizer, `palenka data prepare --sources TEXT "
@@ -87,13 +88,13 @@ class CaptureSettings(TeacherSettings, Command):
 
 
 class PlanSettings(CaptureSettings, Printing):
-    """Say what a capture would cost; takes the configuration of the capture."""
+    """Estimate the cost of a capture; takes the configuration of the capture."""
 
     epochs: int = Field(default=6, ge=1, le=10_000)
     """Epochs of a student, for the number of students after which the cache pays off."""
     sample: int = Field(default=64, ge=1, le=2**20)
-    """Windows that are captured to a temporary place and timed, at most; fewer where they have more than 16,384 tokens
-    or would take a minute. Their bytes are those of the whole, nearly."""
+    """Maximum windows that are captured to a temporary place and timed; fewer if they have more than 16,384 tokens or
+    would take a minute. Their bytes per token are nearly those of the whole."""
 
 
 class VerifySettings(CaptureSettings, Printing):
@@ -102,13 +103,13 @@ class VerifySettings(CaptureSettings, Printing):
     sample: int = Field(default=32, ge=1, le=2**20)
     """Random windows that are computed again."""
     seed: int = Field(default=0, ge=0, lt=2**32)
-    """Of the choice of windows."""
+    """Seed of the choice of windows."""
     all: bool = False
-    """Also compare every checksum of every shard, at about 1 s a gigabyte."""
+    """Also compare every checksum of every shard, at about 1 s per gigabyte."""
 
 
 class InspectSettings(Printing):
-    """Show what a cache holds."""
+    """Show the contents of a cache."""
 
     positional: ClassVar[tuple[str, ...]] = ("cache",)
 
@@ -119,10 +120,10 @@ class InspectSettings(Printing):
 
 
 def named_models(option: str, model: Path | None, ensemble: Mapping[str, Path]) -> dict[str, Path]:
-    """The models of a teacher by name, from two options of which one must be given: `option` and ``ensemble``.
+    """The models of a teacher by name, from one of two options: `option` or ``ensemble``.
 
     Raises:
-        ValueError: unless exactly one is given, or for an ensemble of one or with a name that no path can hold.
+        ValueError: unless exactly one is given; or if an ensemble has one model, or a name that cannot be in a path.
     """
     if (model is None) != bool(ensemble):
         raise ValueError(f"give {option}, a model's directory, or ensemble, several by name, not both or neither")

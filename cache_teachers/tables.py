@@ -1,4 +1,4 @@
-"""What a plan, a verification and an inspection found, to be read in 80 columns; --json has all of it, by its keys."""
+"""Tables of a plan, a verification and an inspection, in 80 columns; --json prints all findings by their keys."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -13,7 +13,7 @@ Rows = list[tuple[str, str]]
 
 
 def plan_tables(found: Found) -> Iterator[Table]:
-    """What a capture would cost, and the encodings that were compared."""
+    """The cost of a capture, and the compared encodings."""
     sizes, sample, students = found["bytes_per_token"], found["sample"], found["break_even_students"]
     from_on = "the first student" if students == 1 else f"student {students:,}"
     rows = [
@@ -70,7 +70,7 @@ def verify_tables(found: Found) -> Iterator[Table]:
 
 
 def inspect_tables(found: Found) -> Iterator[Table]:
-    """What a cache holds."""
+    """The contents of a cache."""
     manifest, shards, sizes = found["manifest"], found["shards"], found["bytes_per_token"]
     rule, logits, hidden = manifest["windows"], manifest["logits"], manifest["hidden"]
     rows = [
@@ -102,7 +102,7 @@ def inspect_tables(found: Found) -> Iterator[Table]:
 
 
 def _bytes_by_array(sizes: Found) -> Rows:
-    """Bytes a token of the distributions, array by array, and of the hidden states of all layers together."""
+    """Bytes per token of the distributions, array by array, and of the hidden states of all layers together."""
     logits = {name.removeprefix("logits/"): each for name, each in sizes.items() if name.startswith("logits/")}
     hidden = [each for name, each in sizes.items() if name.startswith("hidden/")]
     rows = []

@@ -41,31 +41,31 @@ from palenka.ground.errors import UserError
 from palenka.ground.processes import is_compiled
 
 _LOGITS_AT_ONCE = 2**28
-"""Of a forward pass: 1 GB in float32, whatever the vocabulary."""
+"""Maximum logits of a forward pass: 1 GB in float32, for any vocabulary."""
 _SAMPLE_TOKENS = 2**13
-"""Of the first windows on disk, a random sample of the corpus, on which logit encodings are measured."""
+"""Tokens on which logit encodings are measured: the first windows on disk, a random sample of the corpus."""
 
 
 class Teacher:
-    """One frozen model or an ensemble of them on a device, fit for a corpus.
+    """One frozen model, or an ensemble, on a device, checked against a corpus.
 
     Args:
         settings: the models, directories or Hub ids, with safetensors weights and the corpus's tokenizer, and what is
             kept of them.
-        corpus: what they are to read.
+        corpus: that they will read.
         rule: how it is cut into windows.
         device: where they run.
 
     Attributes:
         device: where they run.
-        logits: what is kept of their distribution.
-        hidden: what is kept of their hidden states, its positions settled; None if nothing is.
-        identities: what makes each model the same model, by name.
+        logits: encoding of their distribution.
+        hidden: encoding of their hidden states, with resolved positions; None if none are kept.
+        identities: of the models, by name.
         hidden_layers: the layers kept of each model, by name; empty without hidden states.
-        measured: statics and coordinates of the encodings; `measure` makes them, or a cache has them.
+        measured: statics and coordinates of the encodings, from `measure` or from a cache.
 
     Raises:
-        UserError: if a directory holds no such model or layer, or it does not fit the corpus; both sides are named.
+        UserError: if a directory has no such model or layer, or does not fit the corpus; the error names both sides.
     """
 
     def __init__(self, settings: TeacherSettings, corpus: Corpus, rule: WindowRule, device: torch.device) -> None:
@@ -88,7 +88,7 @@ class Teacher:
             else {}
         )
         self.measured = Measured()
-        # Teachers draw numbers of their own: errors of two caches that shared them would not average out.
+        # Each teacher has its own random numbers: errors of two caches with the same ones would not average out.
         names = [identity.weights for identity in self.identities.values()]
         self._stream = int.from_bytes(hashlib.sha256("".join(names).encode()).digest()[:4])
         self._models = {
@@ -105,16 +105,16 @@ class Teacher:
         self._heads = {name: head for name, model in self._models.items() if (head := _output_matrix(model, size))}
 
     def windows_at_once(self, micro_batch: int, most_logits: int = _LOGITS_AT_ONCE) -> int:
-        """Windows of a forward pass: a micro-batch, or fewer where that would be more logits than so many."""
+        """Windows of a forward pass: a micro-batch, or fewer if that would exceed `most_logits`."""
         fit = most_logits // (self._rule.length * max(self._logits_of.values()))
         return max(1, min(micro_batch, fit))
 
     @torch.no_grad()
     def signal(self, tokens: Tensor, positions: Tensor) -> TeacherSignal:
-        """What it says about windows [B, L], with the hidden states at positions [B, P or more]: one forward pass.
+        """The signal for windows [B, L], with hidden states at positions [B, P or more]: one forward pass.
 
-        Nothing is drawn, so its encoding must be no estimate. Numbers that are not finite are no error here: they show
-        in the student's loss.
+        The encoding must not be an estimate, since nothing is drawn. Numbers that are not finite raise no error here:
+        they show in the student's loss.
         """
         outputs = self.outputs(tokens)
         arrays, codes = self.encode(outputs, self.at(outputs.hidden, positions))
@@ -125,13 +125,13 @@ class Teacher:
     def outputs(
         self, tokens: Tensor, view: int = 0, indices: NDArray[np.int64] | None = None, with_last: bool = False
     ) -> TeacherOutputs:
-        """What the models give for windows [B, L]: one forward pass.
+        """The outputs of the models for windows [B, L]: one forward pass.
 
         Args:
             tokens: the windows.
             view: of the windows' addresses, which decide draws.
-            indices: of the windows' addresses; not needed where nothing is drawn.
-            with_last: give the last hidden states even if the encoding does not need them.
+            indices: of the windows' addresses; not needed if nothing is drawn.
+            with_last: return the last hidden states even if the encoding does not need them.
         """
         logits: list[Tensor] = []
         hidden: dict[str, Tensor] = {}
@@ -142,7 +142,7 @@ class Teacher:
             with_states = bool(layers) or keeps_last
             here = to_device(tokens, self.device)
             given = model(input_ids=here, use_cache=False, output_hidden_states=with_states)
-            # Some models have more logits than the tokenizer has tokens: left out before anything is normalised.
+            # Some models have more logits than the tokenizer has tokens: these are dropped before normalisation.
             logits.append(given.logits[..., : self._corpus.vocabulary_size])
             hidden |= {hidden_key(name, layer): given.hidden_states[layer] for layer in layers}
             if keeps_last:
@@ -153,7 +153,7 @@ class Teacher:
 
     @torch.no_grad()
     def padding_mass(self, tokens: Tensor) -> dict[str, float]:
-        """Mean mass that each model with more logits than tokens gives to those without one, for windows [B, L]."""
+        """Mean mass of the logits without a token, for windows [B, L], by model that has such logits."""
         masses, size = {}, self._corpus.vocabulary_size
         for name, model in self._models.items():
             if self._logits_of[name] > size:
@@ -167,7 +167,7 @@ class Teacher:
     def encode(
         self, outputs: TeacherOutputs, states: Mapping[str, Tensor]
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """What is kept of outputs: the arrays of the distributions by name, the codes of hidden states by key.
+        """The encoded outputs: the arrays of the distributions by name, the codes of hidden states by key.
 
         Args:
             outputs: for windows [B, L].
@@ -187,7 +187,7 @@ class Teacher:
     def measure(self, micro_batch: int) -> None:
         """Measure what the encodings need on the first windows on disk, a random sample of the corpus.
 
-        Costs a forward pass over the sample for each of the two encodings that needs one.
+        Costs a forward pass over the sample for each of the two encodings that needs it.
         """
         layers: dict[str, LayerFit] = {}
         if self.hidden is not None:
@@ -195,20 +195,20 @@ class Teacher:
                 self.require_finite(finiteness(named_states(outputs.hidden)))
                 for key, layer in outputs.hidden.items():
                     layers.setdefault(key, self.hidden.fit()).add(layer[:, 1:])
-                del outputs  # before the next are computed: logits of a large vocabulary may take a gigabyte
+                del outputs  # freed before the next pass: logits of a large vocabulary may take a gigabyte
         statics = self.logits.measure(self._sample(-(-_SAMPLE_TOKENS // self._rule.length), micro_batch))
         self.use(Measured(statics, {key: fit.finish() for key, fit in layers.items()}))
 
     def use(self, measured: Measured) -> None:
-        """Encode with these statics and coordinates, of a cache for instance."""
+        """Encode with these statics and coordinates, for instance those of a cache."""
         self.measured = measured.to(self.device)
 
     def first_windows(self, count: int, micro_batch: int) -> list[tuple[NDArray[np.int64], Tensor]]:
-        """The first windows on disk, a random sample of the corpus, as forward passes take them.
+        """The first windows on disk, a random sample of the corpus, in groups of a forward pass.
 
         Args:
-            count: of the windows; fewer if there are not as many.
-            micro_batch: windows of a pass, at most.
+            count: maximum number of windows.
+            micro_batch: maximum windows of a pass.
 
         Returns:
             The indices of each pass's windows in view 0, and their tokens [B, L].
@@ -225,10 +225,10 @@ class Teacher:
         return torch.from_numpy(self._rule.uniforms(view, indices, count, self._stream))
 
     def require_finite(self, finite: Mapping[str, Tensor]) -> None:
-        """Refuse outputs of which some are not finite, given what `finiteness` says of them.
+        """Refuse outputs that are not finite, given the result of `finiteness`.
 
         Raises:
-            UserError: naming the first.
+            UserError: with the first.
         """
         flags = torch.stack(list(finite.values())).tolist() if finite else []
         if not all(flags):
@@ -242,20 +242,20 @@ class Teacher:
 
 @dataclass(frozen=True)
 class _Sample:
-    """What a teacher says of some windows of view 0, computed anew whenever it is read."""
+    """A teacher's outputs for some windows of view 0, computed again whenever they are read."""
 
     teacher: Teacher
     windows: Sequence[tuple[NDArray[np.int64], Tensor]]
 
     def __iter__(self) -> Iterator[TeacherOutputs]:
         for indices, tokens in self.windows:
-            yield self.teacher.outputs(tokens, 0, indices)  # without a name, which would keep it
+            yield self.teacher.outputs(tokens, 0, indices)  # not bound to a name, which would keep it in memory
 
 
 def finiteness(outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Whether each of some outputs [..., n] is finite, scalars that stay on the device; the outputs are read once."""
-    # A sum in float32 is finite if all of its numbers are, unless some are near 1e38, which is as broken.
-    # Few rows at a time: a CPU would copy all of them to float32.
+    """Whether each output [..., n] is finite, as scalars on the device; reads the outputs once."""
+    # A sum in float32 is finite if all of its numbers are, unless some are near 1e38, which is an error too. A few rows
+    # at a time, since a CPU would copy all of them to float32.
     rows = {name: token_chunks(values.flatten(0, -2)) for name, values in outputs.items()}
     return {
         name: torch.stack([few.sum(-1, dtype=torch.float32).isfinite().all() for few in parts]).all()
@@ -264,12 +264,12 @@ def finiteness(outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def named_states(states: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Hidden states by what an error calls them."""
+    """Hidden states by their names in errors."""
     return {f"hidden states ({key})": layer for key, layer in states.items()}
 
 
 def prefixed(arrays: Mapping[str, Tensor], codes: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What `Teacher.encode` gives, by the arrays' paths in a cache."""
+    """The result of `Teacher.encode`, by the arrays' paths in a cache."""
     logits = {f"{LOGITS}/{name}": part for name, part in arrays.items()}
     return logits | {codes_of(key): part for key, part in codes.items()}
 

@@ -1,8 +1,8 @@
-"""Verify: is a cache what its teacher says? Random windows are computed again, and the kinds of error told apart.
+"""Verify: compares a cache with its teacher on random windows, and separates the kinds of error.
 
-truncation        what the kept tokens alone leave out: their missing mass, and its divergence from a flat tail
-low_rank          what is left of that where the others are known by low rank: KL(teacher ‖ cache without rounding)
-rounding          what coarse numbers add to it, over the kept tokens and their tail where the others are not known
+truncation        error of the kept tokens alone: their missing mass, and its divergence from a flat tail
+low_rank          remaining error with the others by low rank: KL(teacher ‖ cache without rounding)
+rounding          additional error of rounding, over the kept tokens and their tail if the others are a bucket
 nondeterminism    between two live passes, windows alone and in batches
 """
 
@@ -28,21 +28,21 @@ from palenka.ground.processes import open_processes
 from palenka.ground.progress import info
 
 _LOGITS_AT_ONCE = 2**26
-"""That are compared: 512 MB in float64, some six times over."""
+"""Logits compared at once: 512 MB in float64, in some six copies."""
 
 
 def verify(settings: VerifySettings) -> dict[str, Any]:
     """The errors of a cache, as means over the tokens of random windows.
 
     Returns:
-        ``damaged``: what is wrong with shards that were captured, by record, with ``all``; ``windows``; by
+        ``damaged``: the damage to captured shards, by record, with ``all``; ``windows``; by
         temperature ``truncation``, ``missing``, ``low_rank`` and ``rounding`` (KL in nats a token, and a mass);
         ``nondeterminism`` (``kl``, ``largest_difference`` of log-probabilities); ``differing_codes``: the share of
-        stored numbers that a capture would store otherwise now, by array; and ``hidden``: the relative squared error of
-        every layer.
+        stored numbers that a new capture would store differently, by array; and ``hidden``: the relative squared error
+        of every layer.
 
     Raises:
-        UserError: if the cache is another one than the configuration asks for, or a shard of the sample is damaged.
+        UserError: if the cache does not match the configuration, or a shard of the sample is damaged.
     """
     cache = TeacherCache(settings.output, read_manifest(settings.output).hidden_keys())
     damaged = _damaged(cache) if settings.all else {}
@@ -67,7 +67,7 @@ def verify(settings: VerifySettings) -> dict[str, Any]:
 
 
 def _keep(cache: Path, found: Mapping[str, Any], windows: int) -> None:
-    """Keep what was found of the logits beside the cache, for its card in a report; who may only read sees it too."""
+    """Write the logits' errors beside the cache, for its card in a report; skipped if the cache is read-only."""
     kept = {name: values for name, values in found.items() if name in Fidelity.model_fields}
     try:
         write_fidelity(cache, Fidelity.model_validate({"windows": windows, **kept}))
@@ -84,7 +84,7 @@ def refuse_damaged(cache: Path, damaged: Mapping[str, str]) -> NoReturn:
 
 
 def _damaged(cache: TeacherCache) -> dict[str, str]:
-    """What is wrong with each shard that was captured, by its commit record."""
+    """The damage to each captured shard, by its commit record."""
     damages = {shard.record: damage_of_shard(cache.directory, shard) for shard in cache.committed()}
     return {record: damage for record, damage in damages.items() if damage}
 
@@ -92,7 +92,7 @@ def _damaged(cache: TeacherCache) -> dict[str, str]:
 def _sample(
     cache: TeacherCache, settings: VerifySettings, damaged: Mapping[str, str]
 ) -> list[tuple[int, NDArray[np.int64]]]:
-    """Random slots of every view, among the shards that are whole."""
+    """Random slots of every view, among the captured shards."""
     generator = np.random.RandomState(settings.seed)
     rule = cache.manifest.windows
     whole = [shard for shard in cache.committed() if shard.record not in damaged]
@@ -112,7 +112,7 @@ def _sample(
 def _errors(
     cache: TeacherCache, corpus: Corpus, teacher: Teacher, view: int, slots: NDArray[np.int64]
 ) -> dict[str, Any]:
-    """Errors of some windows, each a sum over them of means over their tokens; of differences the largest."""
+    """Errors of some windows: sums over windows of means over tokens; for differences the largest."""
     rule = cache.manifest.windows
     indices = rule.slots(len(corpus.tokens), view)[slots]
     tokens = corpus.gather(rule, view, indices)
@@ -149,8 +149,8 @@ def _logit_errors(
 
     Args:
         scaled: the teacher's.
-        decoded: what the cache says.
-        unrounded: what it would say with numbers that are not rounded.
+        decoded: the cache's distribution.
+        unrounded: the same without rounding.
         temperature: T.
     """
     exact = scaled.log_softmax(-1)
@@ -186,7 +186,7 @@ def _bucketed(kept: Tensor, outside: Tensor, said: Distribution) -> Tensor:
 
 
 def _over_windows(values: Tensor) -> float:
-    """The sum over windows of the means over all that a window has, [B, …] to a number."""
+    """The sum over windows of the mean over each window's values, [B, …] to a number."""
     return float(values.flatten(1).mean(-1).sum())
 
 

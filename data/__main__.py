@@ -1,4 +1,4 @@
-"""Text in, tokens out.
+"""Commands of this room: from text to tokens.
 
 palenka data fetch babylm-10m
 palenka data prepare configs/corpora/babylm-10m.yaml
@@ -52,7 +52,7 @@ def _convert(arguments: Sequence[str]) -> None:
 
 
 def _report(directory: Path) -> None:
-    """Show what a prepared corpus holds."""
+    """Print the contents of a prepared corpus."""
     from rich.table import Table
 
     from palenka.data.corpus import Corpus, splits_of

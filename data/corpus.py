@@ -1,4 +1,4 @@
-"""The corpus store: a split's tokens in one flat stream, with its documents, its sources and its fingerprint.
+"""The corpus store: the tokens of a split in one flat stream, with documents, sources and a fingerprint.
 
 A prepared corpus is a directory::
 
@@ -10,8 +10,8 @@ A prepared corpus is a directory::
         document_starts  [D] int64, the position of each document's first token, ascending
         document_words   [D] int64, the words of each document
 
-`tokens` is a single chunk that no codec touched, so the chunk's file is the array: the writer appends to it without
-knowing N, every Zarr reader reads it, and `Corpus` maps it into memory. Both sides cost the same memory for any N.
+`tokens` is a single chunk without codecs, so the chunk's file is the array: the writer appends to it without knowing N,
+every Zarr reader reads it, and `Corpus` maps it into memory. Memory does not depend on N on either side.
 """
 
 import array
@@ -37,10 +37,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 SPLITS = ("train", "dev", "test")
-"""What a corpus is divided into."""
+"""The splits of a corpus."""
 
 FORMAT_VERSION = 3
-"""Raised whenever the layout changes, or when cleaning or tokenising come to give other tokens for the same text."""
+"""Raised whenever the layout changes, or when cleaning or tokenising gives other tokens for the same text."""
 
 CONFIG_FILE = "config.yaml"
 TOKENIZER_FOLDER = "tokenizer"
@@ -52,22 +52,22 @@ TokenArray = NDArray[np.uint16] | NDArray[np.uint32]
 
 
 class Counts(Settings):
-    """How much text there is; words and bytes are those of the cleaned text, so they compare tokenizers."""
+    """Amounts of text; words and bytes are those of the cleaned text, so they do not depend on the tokenizer."""
 
     tokens: int = 0
-    """All tokens, those that open and end documents included."""
+    """All tokens, including those before and after documents."""
 
     documents: int = 0
     """Documents with any text."""
 
     words: int = 0
-    """Runs of anything but white space."""
+    """Runs of characters other than white space."""
 
     bytes: int = 0
     """UTF-8 bytes of the documents' text."""
 
     empty: int = 0
-    """Documents without any text, which are left out."""
+    """Documents without text, which are dropped."""
 
     def __add__(self, other: "Counts") -> "Counts":
         return Counts(
@@ -80,17 +80,17 @@ class Counts(Settings):
 
 
 class Repeated(Settings):
-    """How many documents of a split are there more than once; they are kept."""
+    """Numbers of duplicate documents of a split; they are kept."""
 
     within: int = 0
-    """Documents that were in the split before."""
+    """Documents that already occurred in the split."""
 
     in_train: int = 0
-    """Documents of another split that are in the train split too."""
+    """Documents of another split that are also in the train split."""
 
 
 class Source(Settings):
-    """One file of raw text, as it went into a split."""
+    """One file of raw text that went into a split."""
 
     path: str
     """Relative to the folder of the sources, with forward slashes."""
@@ -99,10 +99,10 @@ class Source(Settings):
     """Of the raw file."""
 
     cleaner: str
-    """What was done to its text, as its reader names it."""
+    """The cleaning of its text, as its reader names it."""
 
     counts: Counts
-    """What the file gave."""
+    """Amounts of text from the file."""
 
 
 class StoreRecord(Settings):
@@ -125,18 +125,18 @@ class Corpus:
     Attributes:
         directory: of the prepared corpus.
         split: such as ``"train"``.
-        tokens: [N] uint16 or uint32, read-only and mapped from the file: any slice is free until it is used.
+        tokens: [N] uint16 or uint32, read-only and mapped from the file: a slice costs nothing until it is used.
         document_starts: [D] int64, ascending, the first is 0.
         document_words: [D] int64, of each document.
         fingerprint: SHA-256 over the token type, `tokens`, `document_starts` and `tokenizer_hash`; two splits with
             the same fingerprint hold the same tokens of the same tokenizer.
-        tokenizer_hash: of the tokenizer, the same for all that map text to the same ids
+        tokenizer_hash: of the tokenizer, the same for all tokenizers that map text to the same ids
             (`palenka.data.text.tokenizer.tokenizer_hash`).
         vocabulary_size: tokens that the tokenizer knows, its special tokens included.
         counts: tokens, documents, words, bytes and empty documents.
-        repeated: documents that are there more than once.
+        repeated: numbers of duplicate documents.
         sources: the files that the split was made from, in order.
-        state: what told the file of the tokens from others when it was checked.
+        state: of the tokens' file when it was checked, to notice changes.
     """
 
     directory: Path
@@ -154,11 +154,10 @@ class Corpus:
 
     @classmethod
     def open(cls, directory: str | Path, split: str = "train") -> Self:
-        """Open a split and make sure that it is what was written: reads it once, about 1 s for 500 M tokens.
+        """Open a split and compare its checksums: reads it once, about 1 s for 500 M tokens.
 
         Raises:
-            UserError: if there is no such corpus or split, it is of another format version, or a file of it is not
-                what was written.
+            UserError: if there is no such corpus or split, it has another format version, or a file was changed.
         """
         directory = path_of(directory)
         store = _require_store(directory, split)
@@ -196,7 +195,7 @@ class Corpus:
         Raises:
             UserError: if the file of the tokens was changed since the corpus was opened.
         """
-        self._require_unchanged()  # what is cut off of a mapped file would end the process
+        self._require_unchanged()  # reading beyond the end of a truncated mapped file would kill the process
         windows = gather(self.tokens, rule, view, indices)
         self._require_unchanged()
         return windows
@@ -204,15 +203,15 @@ class Corpus:
     def words_before(self, places: NDArray[np.int64]) -> NDArray[np.float64]:
         """The words of the stream before each of some places in it, [n].
 
-        A document's words are shared out equally over its tokens, those that open and end it included: a window that
-        has a part of these has that part of the words. So whole documents count exactly, whatever the tokenizer is.
+        A document's words are spread evenly over its tokens, special tokens included, and a window counts the share of
+        its tokens. So whole documents count exactly, with any tokenizer.
         """
         before: NDArray[np.float64] = np.interp(places, *self._words_at_documents)
         return before
 
     @cached_property
     def _words_at_documents(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Where documents begin and the last one ends, and the words before each of these places."""
+        """The document boundaries, and the words before each of them."""
         places = np.append(self.document_starts, len(self.tokens)).astype(np.int64)
         return places, np.concatenate([[0], np.cumsum(self.document_words, dtype=np.int64)])
 
@@ -232,9 +231,9 @@ class Corpus:
 
 @dataclass
 class CorpusWriter:
-    """Writes one split: tokens go to disk as they come, and nothing opens as a store before `finish`.
+    """Writes one split: tokens go to disk as they come, and the store cannot be opened before `finish`.
 
-    A context manager, which closes the file whatever happens.
+    A context manager that always closes the file.
 
     Args:
         directory: of the corpus being made.
@@ -266,7 +265,7 @@ class CorpusWriter:
         self._starts.append(self.num_tokens)
 
     def add_words(self, words: Iterable[int]) -> None:
-        """How many words the next documents have, in their order."""
+        """Add the numbers of words of the next documents, in their order."""
         self._words.extend(words)
 
     def append(self, tokens: NDArray[np.integer]) -> None:
@@ -310,7 +309,7 @@ class CorpusWriter:
 
 
 def seal(directory: Path) -> None:
-    """Record the checksums of a corpus that is written; from here on it opens."""
+    """Record the checksums of a complete corpus; from here on it can be opened."""
     files = (path.relative_to(directory) for path in directory.rglob("*") if path.is_file())
     tokens = {_chunk_file(Path(f"{split}.zarr")) for split in SPLITS}
     commit(directory, FILES_RECORD, sorted(file.as_posix() for file in files if file not in tokens))
@@ -373,7 +372,7 @@ def _read_group(
 
 
 def require_files(directory: Path) -> None:
-    """Refuse a corpus whose tokenizer, settings or records are not as they were written.
+    """Refuse a corpus whose tokenizer, settings or records were changed.
 
     Raises:
         UserError: naming the file.
@@ -392,7 +391,7 @@ def require_files(directory: Path) -> None:
 def _create_array(
     group: "zarr.Group", name: str, shape: tuple[int, ...], dtype: np.dtype[np.integer]
 ) -> "zarr.Array[Any]":
-    """An array of one chunk, which is its little-endian bytes and nothing else."""
+    """Create an array of one chunk without codecs: its file has the array's little-endian bytes."""
     from zarr.codecs import BytesCodec
 
     return group.create_array(

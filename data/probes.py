@@ -1,4 +1,4 @@
-"""A forward pass over a few tokens, from which others find out what a model computes."""
+"""A forward pass over a few tokens, to find out what a model computes."""
 
 import torch
 from torch import Tensor
@@ -11,14 +11,14 @@ def vocabulary_of(model: PreTrainedModel) -> int:
 
 
 def spread_tokens(model: PreTrainedModel, length: int) -> Tensor:
-    """One window [1, length] of tokens from all over a model's vocabulary, on its device."""
+    """One window [1, length] of tokens spread over a model's vocabulary, on its device."""
     spread = torch.arange(length, device=model.device) * 7919 % vocabulary_of(model)
     return spread.unsqueeze(0)
 
 
 @torch.no_grad()
 def logits_without_dropout(model: PreTrainedModel, tokens: Tensor) -> Tensor:
-    """Logits [B, L, V] of windows [B, L]; the model goes on in the mode that it was in."""
+    """Logits [B, L, V] of windows [B, L]; the model keeps its training or evaluation mode."""
     was_training = model.training
     model.train(False)
     try:

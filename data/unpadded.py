@@ -1,8 +1,8 @@
-"""Models that read windows: none is padded, so attention needs no mask, and nobody looks for padding.
+"""Models without masks: windows are never padded, so attention needs no mask and no search for padding.
 
 At every forward pass transformers asks the device whether a mask can be left out, and GPT-2 whether a text ends in its
-padding token. Each answer makes the host wait until the device has done all that it was given, and then the device
-waits for the host.
+padding token. Each answer makes the host wait until the device has finished its work, and then the device waits for the
+host.
 """
 
 import torch
@@ -17,15 +17,14 @@ AttentionInterface.register(_CAUSAL, sdpa_attention_forward)
 
 
 def leave_out_masks(model: PreTrainedModel, length: int) -> bool:
-    """Let a model leave out masks, if its logits for windows of a length stay as they are, bit by bit.
+    """Let a model leave out masks, if its logits for windows of a length stay identical bit by bit.
 
-    They do not where attention sees only part of what came before (sliding windows that are shorter), and where it is
-    not torch's (Gemma 2): such a model goes on to make masks. Costs two forward passes over a window. A model that is
-    saved or loaded says nothing of it.
+    They do not if attention sees only part of the earlier tokens (shorter sliding windows) or is not torch's (Gemma 2):
+    such a model keeps its masks. Costs two forward passes over a window. Saved models do not record it.
 
     Args:
         model: whose attention may be changed.
-        length: of the windows, at most.
+        length: maximum, of the windows.
 
     Returns:
         Whether masks are left out.
@@ -46,4 +45,4 @@ def leave_out_masks(model: PreTrainedModel, length: int) -> bool:
 
 
 def _no_search(*_arguments: object) -> None:
-    """In place of the search for padding."""
+    """Replaces the search for padding."""

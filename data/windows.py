@@ -1,12 +1,11 @@
-"""Windows: how a flat token stream is cut into training examples, and in which order they are read.
+"""Windows: how a flat token stream is cut into training examples, and the order in which they are read.
 
-A window is `length` consecutive tokens; its address is (view, index). A view is one cutting of the whole
-stream, at one offset. Nothing here depends on batch size, world size, epoch or shuffling, so a cache made
-by one program in one order serves any other.
+A window is `length` consecutive tokens; its address is (view, index). A view is one division of the whole stream, at
+one offset. Nothing here depends on batch size, world size, epoch or shuffling, so a cache made by one program in one
+order serves any other.
 
 On disk the windows of a view lie in a fixed random permutation: the place of a window there is its slot.
-Consecutive slots are already a random sample of the corpus, so a reader goes through blocks of slots and
-never seeks for single windows.
+Consecutive slots are already a random sample of the corpus, so a reader reads blocks of slots and never single windows.
 """
 
 from functools import lru_cache
@@ -25,7 +24,7 @@ BLOCK_WINDOWS = 4 * CHUNK_WINDOWS
 
 
 _DRAWS = 2**32
-"""Added to a view, tells the numbers of its draws from those of its positions."""
+"""Added to a view, so that the numbers of its draws differ from those of its positions."""
 
 
 class WindowRule(Settings):
@@ -34,7 +33,7 @@ class WindowRule(Settings):
     length: int = Field(default=128, ge=2, le=2**17)
     """Tokens in a window."""
     views: int = Field(default=1, ge=1)
-    """Cuttings of the stream at different offsets; epoch e reads view e mod views."""
+    """Divisions of the stream at different offsets; epoch e reads view e mod views."""
     permutation_seed: int = Field(default=0, ge=0, lt=2**32)
     """Seed of the order in which a view's windows lie on disk; the same for all caches of a corpus."""
 
@@ -45,7 +44,7 @@ class WindowRule(Settings):
         return self
 
     def offset(self, view: int) -> int:
-        """Where view `view` begins in the stream: 0, then halves, quarters, ... of a window.
+        """The offset of view `view` in the stream: 0, then halves, quarters, ... of a window.
 
         More views never move an earlier one. At most `length` views differ.
 
@@ -68,8 +67,8 @@ class WindowRule(Settings):
     def positions(self, view: int, indices: NDArray[np.int64], count: int) -> NDArray[np.int64]:
         """The `count` positions of each window whose hidden states are kept, [len(indices), count].
 
-        Only (permutation_seed, view, index) decide them, so they are the same for all teachers and caches. More
-        positions only add to fewer. Position 0 is never among them: it alone can hold most of a layer's variance.
+        They depend only on (permutation_seed, view, index), so they are the same for all teachers and caches. A larger
+        count contains a smaller one. Position 0 is never among them: it alone can hold most of a layer's variance.
         """
         if not count:
             return np.empty((len(indices), 0), np.int64)
@@ -79,8 +78,8 @@ class WindowRule(Settings):
     def uniforms(self, view: int, indices: NDArray[np.int64], count: int, stream: int) -> NDArray[np.float64]:
         """Numbers in [0, 1) at every token of windows, [len(indices), length, count]: the draws of a sampled encoding.
 
-        Like positions they follow from the address alone, so a capture that goes on draws what the first one did.
-        Different streams, those of two teachers for instance, have different numbers.
+        Like positions they depend only on the address, so a resumed capture repeats the same draws. Different streams,
+        such as those of two teachers, have different numbers.
         """
         numbers = _hash(self.permutation_seed ^ (stream + 1) * _DRAWS, view + _DRAWS, indices, self.length * count)
         return (numbers >> np.uint64(11)).reshape(len(indices), self.length, count) * np.float64(2.0**-53)
@@ -102,15 +101,15 @@ def gather(
 def epoch_order(num_windows: int, seed: int, epoch: int) -> NDArray[np.int64]:
     """The slots of a view in the order in which epoch `epoch` of a run with this seed reads them.
 
-    Chunks of `CHUNK_WINDOWS` slots in random order, four of them make a block, and the slots of a block are in random
-    order: so a block is made of other windows in every epoch, and only a block's chunks are decompressed together.
+    Chunks of `CHUNK_WINDOWS` slots are in random order, four of them form a block, and the slots of a block are in
+    random order. So a block has different windows in every epoch, and only a block's chunks are decompressed at a time.
     """
     generator = np.random.RandomState([seed, epoch])
     num_chunks, of_block = -(-num_windows // CHUNK_WINDOWS), BLOCK_WINDOWS // CHUNK_WINDOWS
     block = generator.permutation(num_chunks) // of_block
     place_within = generator.random_sample(num_windows)
-    # Sorted block by block, which takes a tenth of the time of sorting all at once; what fills the last block up, and
-    # the last chunk, comes last in its block and is left out.
+    # Sorted block by block, in a tenth of the time of sorting all at once. The padding of the last block and the last
+    # chunk is sorted to the end and left out.
     chunks = np.full(-(-num_chunks // of_block) * of_block, num_chunks)
     chunks[:num_chunks] = np.argsort(block, kind="stable")
     slots = (chunks[:, None] * CHUNK_WINDOWS + np.arange(CHUNK_WINDOWS)).reshape(-1, BLOCK_WINDOWS)
@@ -131,7 +130,7 @@ def ascending_in_batches(order: NDArray[np.int64], batch: int, first: int = 0) -
 
 @lru_cache(maxsize=4)
 def _permutation(seed: int, view: int, count: int) -> NDArray[np.int64]:
-    """A permutation of `count` numbers, read-only; kept, since a capture asks for it with every shard."""
+    """A permutation of `count` numbers, read-only; cached, since a capture needs it for every shard."""
     # RandomState, because NumPy promises never to change its stream (NEP 19); that of Generator may change.
     permutation = np.random.RandomState([seed, view]).permutation(count).astype(np.int64)
     permutation.flags.writeable = False
@@ -139,7 +138,7 @@ def _permutation(seed: int, view: int, count: int) -> NDArray[np.int64]:
 
 
 def _hash(seed: int, stream: int, indices: NDArray[np.int64], count: int) -> NDArray[np.uint64]:
-    """Random-looking numbers that follow from their address alone, [len(indices), count]."""
+    """Pseudo-random numbers that depend only on their address, [len(indices), count]."""
     key = np.zeros((1, 1), np.uint64)
     for part in (np.array([[seed]]), np.array([[stream]]), indices[:, None], np.arange(count)[None, :]):
         key = _mix(key + part.astype(np.uint64))
@@ -147,7 +146,7 @@ def _hash(seed: int, stream: int, indices: NDArray[np.int64], count: int) -> NDA
 
 
 def _mix(number: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """A step of SplitMix64 (Steele, Lea and Flood 2014): a random-looking bijection of 64-bit numbers."""
+    """A step of SplitMix64 (Steele, Lea and Flood 2014): a pseudo-random bijection of 64-bit numbers."""
     number = number + np.uint64(0x9E3779B97F4A7C15)
     number = (number ^ (number >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     number = (number ^ (number >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -1,1 +1,1 @@
-"""From tokens to batches: what teachers say of windows, how it is encoded and stored, and the stream that reads it."""
+"""From tokens to batches: teacher signals, how they are encoded and stored, and the stream that reads them."""

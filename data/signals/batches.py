@@ -1,4 +1,4 @@
-"""Batches for a loop of one's own: the windows that a run would read, in its order, with the teachers' signals.
+"""Batches for your own loop: the windows that a run would read, in its order, with the teachers' signals.
 
 batches = Batches(corpus, {"llama": cache}, size=32, epochs=2)
 for batch in batches:
@@ -20,22 +20,22 @@ _NONE: Mapping[str, TeacherCache] = MappingProxyType({})
 
 
 class Batches:
-    """All batches of some epochs; each iteration begins anew, and the last windows that fill no batch are left out.
+    """All batches of some epochs; each iteration starts over, and the last incomplete batch is left out.
 
-    Every batch is that of the step with its number of a run with the same settings. A background thread reads ahead.
+    Batch n equals that of step n in a run with the same settings. A background thread reads ahead.
 
     Args:
         corpus: where the tokens are.
         caches: open caches of the teachers by name; none for plain training.
         size: windows of a batch.
-        windows: how the stream is cut; as the caches have it unless given.
+        windows: how the stream is cut; default: as in the caches.
         seed: of the order.
         epochs: how often the corpus is read.
-        fraction: read only this part of each view's windows, a uniform sample.
+        fraction: part of each view's windows that is read, a uniform sample.
         device: where the batches are put, and the teachers' signals decoded.
 
     Raises:
-        UserError: if a cache is of another text, or lacks windows that would be read; or if there is no batch.
+        UserError: if a cache belongs to another text or lacks windows that would be read, or if there is no batch.
     """
 
     def __init__(

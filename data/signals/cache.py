@@ -1,15 +1,15 @@
-"""The teacher cache: a sharded Zarr v3 group of what one teacher says about every window of its views.
+"""The teacher cache: a sharded Zarr v3 group with one teacher's outputs for every window of its views.
 
     zarr.json            the manifest, as the group's attributes
-    logits/ARRAY         [views, windows, length, …]  what the encoding keeps (`encoding.py`)
+    logits/ARRAY         [views, windows, length, …]  the arrays of the encoding (`encoding.py`)
     hidden/MODEL/LAYER/  codes [views, windows, positions, components], and the layer's mean, variance, scale, basis
     commits/store.json   checksums of the metadata and of the layers' statistics
     commits/V-S.json     checksums of shard S of view V, and the error of its hidden states
-    commits/asked.json     the largest fraction that was asked for: where less is there, a capture was interrupted
-    commits/fidelity.json  how far it is from its teacher, once `palenka cache verify` has computed windows of it again
+    commits/asked.json     the largest fraction requested: if fewer shards exist, a capture was interrupted
+    commits/fidelity.json  its error against its teacher, once `palenka cache verify` has measured it
 
-Windows lie in slots (see `windows.py`). Zarr reads a missing shard as zeros without an error, so a shard counts
-only once its commit record is there; the record is written last, by renaming. Only native Zarr codecs are used.
+Windows lie in slots (see `windows.py`). Zarr reads a missing shard as zeros without an error, so a shard counts only
+once its commit record exists, which is written last, by renaming. Only native Zarr codecs are used.
 """
 
 import os
@@ -52,21 +52,21 @@ Slots = int | Sequence[int] | NDArray[np.int64]
 
 
 class TeacherCache:
-    """Reads a cache; every shard's record and checksums are compared once, when it is first read.
+    """Reads a cache; the record and checksums of a shard are compared when it is first read.
 
-    What is read is fixed when it is opened. Several threads may read. Memory: three blocks of `BLOCK_WINDOWS` windows,
-    whatever the corpus.
+    The arrays to read are fixed when it is opened. Several threads may read. Memory: three blocks of `BLOCK_WINDOWS`
+    windows, for any corpus.
 
     Args:
         directory: of the cache.
-        hidden: layers whose states are read, among `manifest.hidden_keys()`; none unless given.
+        hidden: layers whose states are read, among `manifest.hidden_keys()`; default: none.
         logits: whether distributions are read.
-        read_as: how they are decoded (`LogitEncoding.reading`); as they were encoded unless given.
+        read_as: how they are decoded (`LogitEncoding.reading`); default: as they were encoded.
 
     Attributes:
-        manifest: what the cache says of itself.
+        manifest: the description of the cache.
         measured: statics of the logit encoding, and the coordinates of the layers that are read.
-        asked: the largest part of each view's windows that a capture was asked for.
+        asked: the largest fraction of each view's windows that a capture was started with.
     """
 
     def __init__(
@@ -106,19 +106,19 @@ class TeacherCache:
         return cls(directory, keys)
 
     def require_epochs(self, epochs: int, views: int, fraction: float) -> None:
-        """Refuse to go on unless all that some epochs read was captured: a part of each view, one view after the other.
+        """Refuse unless all windows of some epochs were captured: a fraction of each view, one view after the other.
 
         Raises:
-            UserError: naming how many shards are missing, and the first.
+            UserError: with the number of missing shards and the first of them.
         """
         read = ((view, num_used(self.manifest.num_windows(view), fraction)) for view in range(min(views, epochs)))
         self.require_shards(shard for view, count in read for shard in self.manifest.shards_over(view, 0, count))
 
     def require_shards(self, shards: Iterable[Shard]) -> None:
-        """Refuse to go on unless all these shards were captured; each is compared with its record when it is read.
+        """Refuse unless all these shards were captured; each is compared with its record when it is read.
 
         Raises:
-            UserError: naming how many shards are missing, and the first.
+            UserError: with the number of missing shards and the first of them.
         """
         captured = self._captured()
         missing = [shard.record for shard in shards if Path(shard.record).name not in captured]
@@ -132,22 +132,22 @@ class TeacherCache:
         """The signal for the windows at some slots of a view, in their order, on the CPU.
 
         Raises:
-            UserError: if a slot does not exist or was not captured, or a shard is damaged; it is named.
+            UserError: if a slot does not exist or was not captured, or a shard is damaged; the error names it.
         """
         return self.decode({name: torch.from_numpy(part) for name, part in self.codes(view, slots).items()})
 
     def codes(self, view: int, slots: Slots) -> dict[str, NDArray[np.generic]]:
         """The arrays [len(slots), rows, width] for the windows at some slots of a view.
 
-        Their numbers lie in memory as they are stored: column by column where the encoding has it so.
+        Their memory layout is that of the store: column by column if the encoding stores it so.
 
         Raises:
-            UserError: if a slot does not exist or was not captured, or a shard is damaged; it is named.
+            UserError: if a slot does not exist or was not captured, or a shard is damaged; the error names it.
         """
         slots = self._existing(view, slots)
         chunks, rows = np.divmod(slots, self._chunk_windows)
         found = self._chunks_of(view, np.unique(chunks).tolist())
-        # Where each chunk's windows go: a slice where slots ascend, as they do in a batch.
+        # Where each chunk's windows go: a slice if slots ascend, as they do in a batch.
         order = np.argsort(chunks, kind="stable")
         ascending = bool((order[1:] > order[:-1]).all())
         bounds = np.searchsorted(chunks[order], [*found, np.inf]).tolist()
@@ -166,7 +166,7 @@ class TeacherCache:
         return dict(parts)
 
     def decode(self, codes: Mapping[str, Tensor]) -> TeacherSignal:
-        """The signal of some windows' arrays, on whatever device they are."""
+        """The signal of some windows' arrays, on their device."""
         device = next(iter(codes.values())).device
         if device not in self._measured_on:
             self._measured_on[device] = self.measured.to(device)
@@ -176,12 +176,12 @@ class TeacherCache:
         return TeacherSignal(self._encoding, logits, measured.statics, hidden)
 
     def bytes_per_token(self) -> dict[str, float]:
-        """Bytes on disk for every token of the committed shards, by array."""
+        """Bytes on disk per token of the committed shards, by array."""
         tokens = self.captured_tokens()
         return {name: size / tokens for name, size in self.bytes_by_array().items()}
 
     def bytes_by_array(self) -> dict[str, int]:
-        """Bytes on disk of the committed shards, by array; the files are looked at, not read."""
+        """Bytes on disk of the committed shards, by array; reads only file sizes."""
         shards = self.committed()
         return {
             name: sum((self.directory / shard.file_of(name)).stat().st_size for shard in shards)
@@ -193,7 +193,7 @@ class TeacherCache:
         return sum(shard.stop - shard.start for shard in self.committed()) * self.manifest.windows.length
 
     def hidden_errors(self) -> dict[str, float]:
-        """Relative squared error of every layer's codes, about its mean, as measured at capture."""
+        """Residual over total sum of squares about the mean of every layer's codes, as measured at capture."""
         sums: dict[str, NDArray[np.float64]] = {}
         for shard in self.committed():
             for key, squares in read_record(self.directory / shard.record)["hidden_error"].items():
@@ -201,7 +201,7 @@ class TeacherCache:
         return {key: float(residual / max(total, 1e-30)) for key, (residual, total) in sums.items()}
 
     def kept_mass(self) -> dict[float, float]:
-        """Mean mass of the kept tokens at each temperature over the committed shards; 1 where draws estimate all."""
+        """Mean mass of the kept tokens per temperature over the committed shards; 1 if draws estimate all tokens."""
         logits = self.manifest.logits
         sums, count = np.zeros(len(logits.temperatures)), 0
         names = logits.tail_arrays or tuple(logits.arrays(self.manifest.vocabulary_size))
@@ -215,7 +215,7 @@ class TeacherCache:
         return dict(zip(logits.temperatures, (sums / count).tolist(), strict=True))
 
     def fidelity(self) -> Fidelity | None:
-        """How far it is from its teacher, as `palenka cache verify` found it last; None before that."""
+        """The last result of `palenka cache verify`; None before the first."""
         return read_fidelity(self.directory)
 
     def committed(self) -> list[Shard]:
@@ -229,10 +229,10 @@ class TeacherCache:
         return np.concatenate([np.empty(0, np.int64), *parts])
 
     def _existing(self, view: int, slots: Slots) -> NDArray[np.int64]:
-        """Slots as an array, if the cache has them.
+        """Slots as an array, checked.
 
         Raises:
-            UserError: naming the first that it has not.
+            UserError: if the cache lacks the view or a slot; names the first.
         """
         views = self.manifest.windows.views
         if not 0 <= view < views:
@@ -249,7 +249,7 @@ class TeacherCache:
         return numbers.astype(np.int64)
 
     def _captured(self) -> set[str]:
-        """The names of the records that are there: one look at their folder, however many they are."""
+        """The names of the existing commit records, from one listing of their folder."""
         return names_in((self.directory / STORE_RECORD).parent)
 
     def _committed_chunks(self) -> Iterator[tuple[Shard, int]]:
@@ -258,7 +258,7 @@ class TeacherCache:
                 yield shard, chunk
 
     def _chunks_of(self, view: int, needed: list[int]) -> dict[int, dict[str, Future[NDArray[Any]]]]:
-        """The chunks, those that are not at hand yet being read; the least recently used of all others are let go."""
+        """The chunks; starts reading those not in memory, and drops the least recently used others."""
         if self._process != os.getpid():
             # A forked process has none of the threads that were reading, nor the one that held the lock.
             self._process, self._lock, self._chunks = os.getpid(), threading.Lock(), OrderedDict()
@@ -277,7 +277,7 @@ class TeacherCache:
         return found
 
     def _value(self, future: Future[NDArray[Any]], view: int, chunk: int) -> NDArray[Any]:
-        """What was read of a chunk; what could not be read is tried again next time."""
+        """The array of a chunk; a failed read is tried again next time."""
         try:
             return future.result()
         except UserError:
@@ -286,7 +286,7 @@ class TeacherCache:
             raise
 
     def _read(self, array: ArrayChunks, shard: Shard, chunk: int) -> NDArray[Any]:
-        """A chunk of a shard that was checked."""
+        """A chunk of a shard, checked first."""
         try:
             values, state = array.read(shard, chunk)
         except (OSError, ChunkError):
@@ -296,7 +296,7 @@ class TeacherCache:
         return values
 
     def _refuse(self, shard: Shard) -> NoReturn:
-        """Say what is wrong with a shard that was whole when it was checked."""
+        """Report what is wrong with a shard that was undamaged when it was checked."""
         damage = damage_of_shard(self.directory, shard, arrays=self._arrays) or "it is another one than before"
         raise UserError(
             f"teacher cache {self.directory} changed while shard {shard.number} of view {shard.view} was read: "
@@ -308,7 +308,7 @@ class TeacherCache:
         return shard
 
     def _check(self, shard: Shard) -> None:
-        """Compare a shard's checksums when it is first read, and again if its files are others than before."""
+        """Compare a shard's checksums when it is first read, and again if its files have changed."""
         state: dict[str, object] = {name: state_of(self.directory / shard.file_of(name)) for name in self._arrays}
         if self._checked.get(shard) == state:
             return

@@ -1,4 +1,4 @@
-"""Writing a teacher cache: an empty one first, then its shards, each of them whole or not at all."""
+"""Writing a teacher cache: an empty one first, then its shards, each complete or absent."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -36,9 +36,9 @@ HiddenError = Mapping[str, tuple[float, float]]
 
 
 class CacheWriter:
-    """Writes the shards of a cache, each of them whole or not at all.
+    """Writes the shards of a cache, each complete or absent.
 
-    Many processes may write one cache, each its own shards; `create_cache` comes first, in one of them.
+    Many processes may write one cache, each its own shards. One of them calls `create_cache` first.
     """
 
     def __init__(self, directory: Path, manifest: CacheManifest) -> None:
@@ -48,7 +48,7 @@ class CacheWriter:
         self.measured = read_measured(directory, group, manifest, manifest.hidden_keys())
 
     def room_for(self, shard: Shard) -> dict[str, NDArray[np.generic]]:
-        """Room for one shard: an array [windows, …] for every array of the cache."""
+        """Buffers for one shard: an array [windows, …] for every array of the cache."""
         windows = shard.stop - shard.start
         return {
             name: np.zeros((windows, array.rows, array.row.width), array.row.dtype)
@@ -70,7 +70,7 @@ def is_begun(directory: Path, manifest: CacheManifest) -> bool:
     """Whether a cache with this manifest was begun at `directory`.
 
     Raises:
-        UserError: if something else is there, or a cache of another corpus, teacher, window rule or encoding.
+        UserError: if something else is there, or a cache with another corpus, teacher, window rule or encoding.
     """
     if not directory.exists() or not any(directory.iterdir()):
         return False
@@ -84,11 +84,11 @@ def is_begun(directory: Path, manifest: CacheManifest) -> bool:
 
 
 def create_cache(directory: Path, manifest: CacheManifest, measured: Measured) -> None:
-    """Make an empty cache at `directory`, where nothing is; its sole writer alone may.
+    """Create an empty cache at `directory`, which must not exist; only its sole writer may call this.
 
     Args:
-        directory: where it will be; it appears there whole.
-        manifest: what it says of itself.
+        directory: where the cache will be; it appears there complete.
+        manifest: its description.
         measured: of the teacher, for every layer in `manifest.hidden_keys()`.
     """
     with whole_directory(directory) as aside:
@@ -96,7 +96,7 @@ def create_cache(directory: Path, manifest: CacheManifest, measured: Measured) -
 
 
 def _write_store(directory: Path, manifest: CacheManifest, measured: Measured) -> None:
-    """The metadata and what was measured, and then their commit record."""
+    """Write the metadata and the measured statistics, then their commit record."""
     group = zarr.open_group(directory, mode="w", zarr_format=3)
     group.attrs.update(manifest.model_dump(mode="json"))
     num_windows = max(manifest.num_windows(view) for view in range(manifest.windows.views))

@@ -1,13 +1,13 @@
-"""Chunks of a cache, read straight from the files of its shards, and written to them.
+"""Chunks of a cache, read from and written to the files of its shards without Zarr.
 
-Zarr takes about a millisecond for each chunk of each array, whatever its size, and one core: a block of four chunks of
-thirteen arrays would take longer than a GPU takes to learn from it. So the hot path reads what Zarr's specification
-says of a shard (zarr-specs, Sharding codec 1.0): chunks, then an index of their offsets and sizes as 64-bit numbers,
-then a CRC-32C of the index. A chunk is Blosc, then a CRC-32C. Readers are threads; Blosc lets others run meanwhile.
-What is written is what Zarr would write, on all cores.
+Zarr takes about a millisecond for each chunk of each array, whatever its size, on one core: a block of four chunks of
+thirteen arrays would take longer than a GPU takes to learn from it. So the hot path follows Zarr's specification of a
+shard itself (zarr-specs, Sharding codec 1.0): chunks, then an index of their offsets and sizes as 64-bit numbers, then
+a CRC-32C of the index. A chunk is Blosc, then a CRC-32C. Readers are threads, since Blosc releases the interpreter
+lock. Writing uses all cores and gives the same bytes as Zarr.
 
-They have a lower priority than the thread that trains, which they would else slow down on few cores: while that waits
-for them they have the processor to themselves.
+Readers have a lower priority than the training thread, which they would slow down on few cores. While it waits for
+them, they have the cores to themselves.
 """
 
 import os
@@ -35,12 +35,12 @@ from palenka.ground.processes import cores
 
 _CHECKSUM_BYTES = 4
 _ABSENT = 2**64 - 1
-"""Offset and size of a chunk that a shard does not have."""
+"""Offset and size of a chunk that is absent from a shard."""
 _NICENESS = 5
 
 
 class ChunkError(Exception):
-    """A file of a shard is not what its cache's metadata says."""
+    """A file of a shard does not match its cache's metadata."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,8 @@ class ArrayChunks:
         directory: of the cache.
         name: of the array, its path in the cache.
         array: how it is stored.
-        windows: of a chunk.
-        chunks_per_shard: of it.
+        windows: number in a chunk.
+        chunks_per_shard: number of chunks.
     """
 
     directory: Path
@@ -68,7 +68,7 @@ class ArrayChunks:
         return cls(directory, name, manifest.arrays()[name], windows, manifest.windows_per_shard // windows)
 
     def read(self, shard: Shard, chunk: int) -> tuple[NDArray[Any], tuple[int, int, int]]:
-        """A chunk [windows, rows, width], counted from its view's first, and the state of the file it was read from.
+        """A chunk [windows, rows, width], by its number in the view, and the state of the file it was read from.
 
         Raises:
             OSError: if there is no such file.
@@ -88,9 +88,9 @@ class ArrayChunks:
         return found, state
 
     def write(self, shard: Shard, values: NDArray[Any]) -> None:
-        """Write the numbers of a shard [windows, rows, width]: its file is as Zarr would write it, byte for byte.
+        """Write the numbers of a shard [windows, rows, width] to a file identical to Zarr's, byte for byte.
 
-        Chunks are compressed on as many cores as there are. A chunk that a view ends in is filled up with zeros.
+        Chunks are compressed on all cores. The last chunk of a view is padded with zeros.
         """
         row, count = self.array.row, -(-len(values) // self.windows)
         codec = blosc_of(row, self.windows * self.array.rows * row.width)
@@ -134,16 +134,16 @@ def _checked(data: bytes) -> bytes:
 
 @cache
 def readers() -> ThreadPoolExecutor:
-    """The threads that read chunks, as many as this process has cores, for all of its caches."""
+    """The threads that read chunks for all caches of this process, one per core."""
     return ThreadPoolExecutor(cores(), "chunks", initializer=yield_to_training)
 
 
 if hasattr(os, "register_at_fork"):
-    # Threads do not go on in a forked process, a worker of a DataLoader for instance: it would wait for them forever.
+    # Threads do not survive a fork: a worker of a DataLoader, for instance, would wait for them forever.
     os.register_at_fork(after_in_child=readers.cache_clear)
 
 
 def yield_to_training() -> None:
-    """Give this thread a lower priority than others of its process, where the system has priorities of threads."""
+    """Give this thread a lower priority than others of its process, if the system supports that."""
     if hasattr(os, "setpriority") and hasattr(threading, "get_native_id") and os.uname().sysname == "Linux":
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)

@@ -1,17 +1,17 @@
-"""Components: a layer's hidden states in coordinates measured on a sample, as int8 codes or in float32.
+"""Components: a layer's hidden states in coordinates measured on a sample, as int8 codes or float32 values.
 
 A hidden state h is centred and projected on the layer's principal components: z = B (h − mean). Codes are z over a
-step, rounded to int8. **One step for all components of a layer** spends the bytes where the variance is, as
-reverse water-filling has it (Cover and Thomas, Elements of Information Theory, 10.3.3): a weak component is mostly 0
-and compresses away. Steps in proportion to each component's deviation spend as much on weak as on strong ones.
+step, rounded to int8. **One step for all components of a layer** spends the bytes where the variance is, as in reverse
+water-filling (Cover and Thomas, Elements of Information Theory, 10.3.3): a weak component is mostly 0 and compresses
+away. A step per component in proportion to its deviation spends as many bytes on weak components as on strong ones.
 
-The step follows from an error: on the sample, codes lose as large a part of a state's square, in the mean over tokens,
-as exact values of K components would (`ComponentsEncoding.components`), or `ComponentsEncoding.error` if that is more.
-It is a mean of each token's own part because in the middle layers of many models a few tokens in ten thousand hold
-most of the variance (Sun and others 2024, Massive activations in large language models): a part of that variance
-would leave nothing of all others. For their sake steps widen with the distance from 0.
+The step follows from an error, the mean over the sample's tokens of each token's relative squared error. It may be as
+large as that of exact values of K components (`ComponentsEncoding.components`), or as `ComponentsEncoding.error` if
+that is larger. In the middle layers of many models a few tokens in ten thousand hold most of the variance (Sun and
+others 2024, Massive activations in large language models): an error relative to the whole variance would keep nothing
+of all other tokens. For these few tokens steps widen with the distance from 0.
 
-The teacher's own coordinates (without a basis) have a step each, in proportion to their deviation.
+The teacher's own coordinates (without a basis) each have their own step, in proportion to their deviation.
 
 Shapes: W width of the teacher, C components (W without a basis).
 """
@@ -31,14 +31,14 @@ if TYPE_CHECKING:
     from palenka.data.signals.hidden import ComponentsEncoding
 
 _WIDTH = 24.0
-"""Steps from 0 at which a step is twice as wide; a code reaches 4,700."""
+"""Distance from 0, in steps, at which a step is twice as wide; codes reach 4,700 steps."""
 _OWN_STEPS = LARGEST_INT8 / 5
-"""Steps in a deviation of the teacher's own coordinates, so that rounding loses less than 1e-3 of their variance."""
+"""Steps per deviation of the teacher's own coordinates; rounding then loses less than 1e-3 of their variance."""
 _SMALLEST_VARIANCE = 1e-12
 _HELD_TOKENS, _EVERY = 4096, 4
-"""Of a sample that are held to choose the step, and how many of its tokens come to one of them."""
+"""Tokens of a sample that are held to choose the step: at most so many, one of every `_EVERY`."""
 _HALVINGS = 16
-"""Of the range in which the step is looked for, as a ratio: from the whole deviation to 1e-4 of it, to 1e-4."""
+"""Bisections, in the logarithm, of the range in which the step is searched: 1 to 1e-4 of the whole deviation."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Components:
 
     @cached_property
     def rms_deviation(self) -> Tensor:
-        """√(Σ variance / C), a scalar in float32; summed in float64, which not every device has."""
+        """√(Σ variance / C), a scalar in float32; summed in float64, on the CPU since not every device has it."""
         mean = self.variance.cpu().double().mean().clamp_min(_SMALLEST_VARIANCE)
         return mean.sqrt().float().to(self.variance.device)
 
@@ -73,12 +73,12 @@ class Components:
     def to(self, device: torch.device) -> Components:
         """The same on another device."""
         moved = Components(self.values, **{name: value.to(device) for name, value in self.statics().items()})
-        # Known already, where it can be summed in float64; there it would have to be waited for.
+        # Computed here already: on the device it would wait for a copy to the CPU.
         moved.__dict__["rms_deviation"] = self.rms_deviation.to(device)
         return moved
 
     def statics(self) -> dict[str, Tensor]:
-        """What is kept in the store, by name."""
+        """The arrays kept in the store, by name."""
         kept = {"mean": self.mean, "variance": self.variance, "scale": self.scale}
         return kept if self.basis is None else {**kept, "basis": self.basis}
 
@@ -93,9 +93,9 @@ class Components:
         return self._components(codes) / self.rms_deviation
 
     def squared_error(self, states: Tensor, codes: Tensor) -> Tensor:
-        """Residual and total sum of squares of hidden states [..., W] about the mean, [2] float64 where they are.
+        """Residual and total sum of squares of hidden states [..., W] about the mean, [2] float64 on their device.
 
-        What lies outside a truncated basis is part of the residual.
+        The part outside a truncated basis counts as residual.
         """
         where = torch.device("cpu") if states.device.type == "mps" else states.device  # mps has no float64
         centred = states.to(where).float() - self.mean.to(where)
@@ -128,7 +128,7 @@ class ComponentsFit:
         flat = states.flatten(0, -2).cpu().double()
         squares = flat.square().sum(0) if self._encoding.components is None else flat.T @ flat
         if self._chooses_step and sum(map(len, self._held)) < _HELD_TOKENS:
-            # Every n-th token of the sample, however it is cut into parts: codes must not depend on that.
+            # Every n-th token of the whole sample: codes must not depend on how it is cut into parts.
             self._held.append(flat[-self._count % _EVERY :: _EVERY].float())
         self._count += len(flat)
         self._sum = flat.sum(0) if self._sum is None else self._sum + flat.sum(0)
@@ -163,13 +163,13 @@ class ComponentsFit:
         return torch.where(variance > 0, variance.sqrt(), 1.0) / _OWN_STEPS
 
     def _step(self, centred: Tensor, basis: Tensor, exact: int) -> float:
-        """The widest step with which codes lose no more of centred states [n, W] than so many exact components."""
+        """The widest step whose codes lose no more of centred states [n, W] than `exact` components would."""
         components = centred @ basis.T
         squares = centred.square().sum(-1).clamp_min(_SMALLEST_VARIANCE)
         outside = squares - components.square().sum(-1)
 
         def lost(rest: Tensor) -> float:
-            """The mean part of a token's square, given what is lost of its components [n, C]."""
+            """The mean relative squared error of tokens, given the error of their components [n, C]."""
             return float(((outside + rest.square().sum(-1)) / squares).mean())
 
         allowed = max(self._encoding.error, lost(components[:, exact:]))

@@ -1,7 +1,7 @@
-"""A teacher's distribution over the next token: the one form in which terms, heads, verify and the report see it.
+"""A teacher's distribution over the next token: the one type that terms, heads, verify and the report use.
 
-Of V tokens the k most probable are kept one by one, and the logarithm of the mass of all others together. What the
-others are among themselves may be known too (`Others`); without it they are one bucket.
+The k most probable of V tokens are kept one by one, and the logarithm of the mass of all others together. The
+distribution over the others may be known too (`Others`); without it they are one bucket.
 
 Shapes: ... any leading dimensions (windows and their tokens, or tokens alone), k kept tokens, V vocabulary.
 """
@@ -19,7 +19,7 @@ _ROWS = 64
 
 
 class Others(Protocol):
-    """What the tokens that were not kept are among themselves, for the tokens of a distribution."""
+    """The distribution over the tokens that were not kept, for each position of a distribution."""
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Self:
         """The same for other rows: `change` is applied to every tensor whose first dimensions are the tokens'."""
@@ -35,10 +35,10 @@ class Distribution:
     """A teacher's distribution at one temperature, for some tokens.
 
     Attributes:
-        ids: kept tokens in ascending order, [..., k] int64; None where all V are kept, in their order.
+        ids: kept tokens in ascending order, [..., k] int64; None if all V are kept, in their order.
         log_kept: their log-probabilities, [..., k] floating point.
         log_tail: log of the mass of all others together, [...]; −inf where it is 0.
-        others: what the others are among themselves; None where that is not known.
+        others: the distribution over the others; None if it is not known.
     """
 
     ids: Tensor | None
@@ -55,12 +55,12 @@ class Distribution:
         return self._map(lambda part: part[rows])
 
     def at(self, positions: Tensor) -> "Distribution":
-        """Those [B, P] at the positions of each window of a distribution [B, L]."""
+        """The distributions [B, P] at the positions of each window of a distribution [B, L]."""
         windows = torch.arange(len(positions), device=positions.device).unsqueeze(-1)
         return self._map(lambda part: part[windows, positions])
 
     def keeping(self, k: int) -> "Distribution":
-        """The same with the k most probable tokens kept one by one, and the other kept ones among all others."""
+        """The same with only the k most probable tokens kept one by one; the other kept tokens join all others."""
         if k >= self.log_kept.shape[-1]:
             return self
         places = self.log_kept.topk(k, dim=-1).indices.sort(dim=-1).values
@@ -70,7 +70,7 @@ class Distribution:
         return Distribution(ids, self.log_kept.gather(-1, places), log_tail, self.others)
 
     def log_probabilities(self, vocabulary_size: int) -> Tensor:
-        """Of all tokens, [..., V].
+        """Log-probabilities of all tokens, [..., V].
 
         Raises:
             ValueError: if the others are not known.
@@ -93,9 +93,9 @@ class Distribution:
         return log_probability.exp(), ids
 
     def entropy(self) -> Tensor:
-        """In nats, float64 [...]; the others as one token, so a lower bound, unless they are known.
+        """Entropy in nats, float64 [...]; a lower bound if the others are one bucket.
 
-        In memory are all V tokens of a few rows alone: of a cache's sample they would be many gigabytes.
+        Only a few rows of V tokens are in memory at once: a cache's whole sample would take many gigabytes.
         """
         flat, shape = self.flat(), self.log_tail.shape
         starts = range(0, len(flat.log_tail), _ROWS)
@@ -124,11 +124,11 @@ def token_chunks(flat: Tensor) -> tuple[Tensor, ...]:
 
 
 def values_at_once(device: torch.device) -> int:
-    """How many float32 numbers to work on at once: 8 MB on a CPU; a 64th of a GPU's memory, 512 MB at least.
+    """How many float32 numbers to process at once: 8 MB on a CPU; a 64th of a GPU's memory, at least 512 MB.
 
-    What is computed from 8 MB stays in a processor's cache: three times as fast as whole batches, whose large buffers
-    go back to the system each time. A GPU wants few, large kernels; there chunks only bound the memory. It is all of
-    the GPU's memory that counts, not what is free of it: sums over a chunk must not depend on what else runs there.
+    8 MB stay in a processor's cache: three times as fast as whole batches, whose large buffers go back to the system
+    each time. A GPU needs few, large kernels; there chunks only bound the memory. The limit follows from the GPU's
+    total memory, not its free memory: sums over a chunk must not depend on other programs.
     """
     if device.type == "cpu":
         return 2**21

@@ -1,4 +1,4 @@
-"""Draws from a distribution: an unbiased estimate of it, from numbers that decide them.
+"""Draws from a distribution: an unbiased estimate of it, decided by given random numbers.
 
 Shapes: B batch, L window length, D draws, V vocabulary, k excluded tokens.
 """
@@ -12,21 +12,21 @@ from palenka.data.moving import to_device
 from palenka.data.signals.distribution import token_chunks
 
 _IMPOSSIBLE = -1e4
-"""Log-probability of what was never drawn: its exponential is exactly 0, and nothing times it is not a number."""
+"""Log-probability of a token that was never drawn: its exponential is exactly 0, and 0 times it is not NaN."""
 
 
 def differences(ids: Tensor) -> Tensor:
-    """Ascending ids as the first of them and differences, which compress better than they do where many are drawn."""
+    """Ascending ids as the first id and differences, which compress better when many are drawn."""
     return torch.cat([ids[..., :1], ids.diff(dim=-1)], dim=-1)
 
 
 def sums(stored: Tensor) -> Tensor:
-    """The ids of `differences`, int64."""
+    """The ids that `differences` encoded, int64."""
     return stored.to(torch.int64).cumsum(-1)
 
 
 def log_shares(counts: Tensor, draws: int) -> Tensor:
-    """Logarithms of the shares of some draws, float32."""
+    """Logarithms of the shares of draws, float32."""
     shares = counts.float() / draws
     return torch.where(shares > 0, shares.log(), _IMPOSSIBLE)
 
@@ -34,7 +34,7 @@ def log_shares(counts: Tensor, draws: int) -> Tensor:
 def draw(logits: Tensor, uniforms: Tensor, temperature: float, excluded: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Draws from softmax(logits / T): distinct ids in ascending order and how often each was drawn, both [B, L, D].
 
-    What is left of D after the distinct ids repeats some of them with count 0.
+    The places left over after the distinct ids repeat some of them with count 0.
 
     Args:
         logits: [B, L, V].

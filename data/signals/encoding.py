@@ -1,8 +1,8 @@
-"""Logit encodings: what is kept of a teacher's distribution at every token, and how coarsely.
+"""Logit encodings: what is kept of a teacher's distribution at every token, and how precisely.
 
-An encoding is a class of settings that registers itself in `ENCODINGS` and says of itself all that others must know;
-`encodings.py` has those that come with Palenka. Nothing here imports torch before it computes, so that settings and
-``--help`` are quick.
+An encoding is a settings class that registers itself in `ENCODINGS`. Its attributes and methods are all that other code
+needs to know about it. `encodings.py` has those that come with Palenka. Nothing here imports torch before it computes,
+so that settings and ``--help`` are quick.
 
 Shapes: B batch, L window length, V vocabulary, W width of a model, T temperatures.
 """
@@ -31,18 +31,18 @@ class ArrayType(NamedTuple):
     """How the numbers of a token are stored."""
 
     width: int
-    """Numbers a token."""
+    """Numbers per token."""
     dtype: str
     shuffle: Literal["noshuffle", "shuffle", "bitshuffle"] = "noshuffle"
-    """What Blosc does before it compresses: noshuffle, shuffle (bytes) or bitshuffle; whichever was smaller."""
+    """Blosc's filter before compression: noshuffle, shuffle (bytes) or bitshuffle; whichever was smaller."""
     by_column: bool = False
-    """Compress the first numbers of all tokens of a chunk apart from the second ones, and so on.
+    """Compress each of a token's numbers separately, over all tokens of a chunk.
 
-    Smaller where the numbers of a token differ in their spread, and follow from each other little.
+    Smaller if the numbers of a token have different spreads and correlate little.
     """
 
     def as_stored(self, values: NDArray[Any]) -> NDArray[Any]:
-        """Numbers [windows, rows, width] with their axes as they are stored: by column, width comes first."""
+        """Numbers [windows, rows, width] with their axes in stored order: width comes first if stored by column."""
         import numpy as np
 
         return np.moveaxis(values, -1, 0) if self.by_column else values
@@ -59,14 +59,14 @@ class OutputMatrix(NamedTuple):
 
 @dataclass(frozen=True)
 class TeacherOutputs:
-    """What a teacher's forward pass gives for windows [B, L]; what an encoding may keep of it.
+    """The outputs of a teacher's forward pass for windows [B, L] that an encoding may use.
 
     Attributes:
         logits: of the teacher, [B, L, V]; of an ensemble the mean of its models'.
         hidden: states of the layers that are kept, by "model/layer", [B, L, W] each.
         last: last hidden states by model, [B, L, W]; empty unless the encoding asks for them (`needs_states`).
-        heads: the output matrices by model; without models whose head is no linear map.
-        uniforms: makes numbers in [0, 1) [B, L, n] float64, which follow from teacher and windows' addresses.
+        heads: the output matrices by model, except models whose head is not a linear map.
+        uniforms: makes numbers in [0, 1) [B, L, n] float64, decided by the teacher and the windows' addresses.
     """
 
     logits: Tensor
@@ -80,11 +80,11 @@ class LogitEncoding(Settings):
     """What is kept of a teacher's distribution at every token."""
 
     is_estimate: ClassVar[bool] = False
-    """Whether decoding gives an unbiased estimate of the distribution; it serves divergences that are linear in it."""
+    """Whether decoding gives an unbiased estimate of the distribution, usable for divergences that are linear in it."""
     needs_states: ClassVar[bool] = False
     """Whether encoding reads the models' last hidden states."""
     tail_arrays: ClassVar[tuple[str, ...] | None] = None
-    """The arrays that `log_tails` reads; all unless named."""
+    """The arrays that `log_tails` reads; None for all."""
 
     kind: str
     """Name of the encoding."""
@@ -111,7 +111,7 @@ class LogitEncoding(Settings):
         raise NotImplementedError
 
     def measure(self, sample: Iterable[TeacherOutputs]) -> dict[str, Tensor]:
-        """What is measured once, on a sample of the corpus, and kept beside the arrays: the statics, by name.
+        """The statics by name: measured once, on a sample of the corpus, and kept beside the arrays.
 
         Args:
             sample: of the corpus; it can be read several times.
@@ -120,27 +120,27 @@ class LogitEncoding(Settings):
         return {}
 
     def encode(self, outputs: TeacherOutputs, statics: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The arrays [B, L, …] of what a teacher says."""
+        """The arrays [B, L, …] of a teacher's outputs."""
         raise NotImplementedError
 
     def decode(self, arrays: Mapping[str, Tensor], statics: Mapping[str, Tensor], temperature: float) -> Distribution:
-        """The distribution [B, L] of arrays, at one of the temperatures, on whatever device they are."""
+        """The distribution [B, L] of arrays at one of the temperatures, on their device."""
         raise NotImplementedError
 
     def unrounded(self) -> Self:
-        """The same encoding with numbers that are not rounded: what it would say if bytes did not count."""
+        """The same encoding without rounding, as a reference for its error."""
         return self
 
     def reading(self, k: int | None, rank: int | None, subject: str) -> Self:
-        """The encoding that decodes the same arrays to less than was kept.
+        """The encoding that decodes fewer tokens or a lower rank from the same arrays.
 
         Args:
-            k: tokens kept one by one; all unless given.
-            rank: numbers a token for all others; all unless given.
+            k: tokens kept one by one; default: all.
+            rank: numbers per token for all others; default: all.
             subject: whose arrays they are.
 
         Raises:
-            UserError: if there are not so many.
+            UserError: if fewer were kept.
         """
         if k is not None or rank is not None:
             name, value = ("k", k) if k is not None else ("rank", rank)
@@ -150,7 +150,7 @@ class LogitEncoding(Settings):
         return self
 
     def log_tails(self, arrays: Mapping[str, Tensor], statics: Mapping[str, Tensor]) -> Tensor:
-        """Log of the mass outside the kept tokens, [..., T]; needs `tail_arrays` alone."""
+        """Log of the mass outside the kept tokens, [..., T]; reads only `tail_arrays`."""
         import torch
 
         return torch.stack([self.decode(arrays, statics, t).log_tail for t in self.temperatures], dim=-1)

@@ -51,7 +51,7 @@ class TopKEncoding(LogitEncoding):
     """Type of their stored log-probabilities; uint8 has steps of 1/16 nat that widen with the distance to the top."""
 
     def require_room(self, vocabulary_size: int, corpus: str) -> None:
-        """As `LogitEncoding` has it."""
+        """See `LogitEncoding`."""
         if self.k > vocabulary_size:
             raise UserError(
                 f"logits.k is {self.k}, but the vocabulary of corpus {corpus} has {vocabulary_size} tokens; set it to "
@@ -59,7 +59,7 @@ class TopKEncoding(LogitEncoding):
             )
 
     def arrays(self, vocabulary_size: int) -> dict[str, ArrayType]:
-        """As `LogitEncoding` has it."""
+        """See `LogitEncoding`."""
         arrays = {"values": ArrayType(self.k, self.values, "bitshuffle")}
         if self.k < vocabulary_size:
             arrays["ids"] = ArrayType(self.k, id_type(vocabulary_size))
@@ -68,7 +68,7 @@ class TopKEncoding(LogitEncoding):
         return arrays
 
     def encode(self, outputs: TeacherOutputs, statics: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """As `LogitEncoding` has it."""
+        """See `LogitEncoding`."""
         from palenka.data.signals.top_k import gaps, pack_gaps, top_k
 
         kept = top_k(outputs.logits, self.k, self.temperatures)
@@ -76,7 +76,7 @@ class TopKEncoding(LogitEncoding):
         return {**self._packed(kept), "values": below if self.values == "float32" else pack_gaps(below)}
 
     def decode(self, arrays: Mapping[str, Tensor], statics: Mapping[str, Tensor], temperature: float) -> Distribution:
-        """As `LogitEncoding` has it."""
+        """See `LogitEncoding`."""
         from palenka.data.signals.top_k import unpack_gaps
 
         return self._decoded(arrays, -unpack_gaps(arrays["values"]), temperature).keeping(self.k)
@@ -101,7 +101,7 @@ class TopKEncoding(LogitEncoding):
         return Distribution(ids, shares + log_kept_mass.unsqueeze(-1), log_tail)
 
     def reading(self, k: int | None, rank: int | None, subject: str) -> Self:
-        """As `LogitEncoding` has it."""
+        """See `LogitEncoding`."""
         if rank is not None:
             return super().reading(None, rank, subject)
         return self.model_copy(update={"k": _no_more(k, self.k, "k", subject)})
@@ -113,29 +113,29 @@ class TopKEncoding(LogitEncoding):
         return log_masses(unpack_odds(arrays["log_odds"][..., self.temperatures.index(temperature)]))
 
     def unrounded(self) -> Self:
-        """As `LogitEncoding` has it."""
+        """See `LogitEncoding`."""
         return self.model_copy(update={"values": "float32"})
 
     def log_tails(self, arrays: Mapping[str, Tensor], statics: Mapping[str, Tensor]) -> Tensor:
-        """As `LogitEncoding` has it."""
+        """See `LogitEncoding`."""
         from palenka.data.signals.top_k import log_masses, unpack_odds
 
         return log_masses(unpack_odds(arrays["log_odds"]))[1]
 
     def clipped(self, arrays: Mapping[str, Tensor]) -> dict[str, float]:
-        """As `LogitEncoding` has it."""
+        """See `LogitEncoding`."""
         from palenka.data.signals.top_k import LARGEST_GAP_CODE
 
         return {"values": _share(arrays["values"] == LARGEST_GAP_CODE)} if self.values == "uint8" else {}
 
     def summary(self) -> str:
-        """As `LogitEncoding` has it."""
+        """See `LogitEncoding`."""
         return f"the {self.k} most probable tokens"
 
 
 @ENCODINGS.register("low_rank")
 class LowRankEncoding(TopKEncoding):
-    """The k most probable tokens, the exact mass of all others, and what these are among themselves by low rank."""
+    """The k most probable tokens, the exact mass of all others, and a low-rank distribution over these."""
 
     needs_states: ClassVar[bool] = True
 
@@ -144,20 +144,20 @@ class LowRankEncoding(TopKEncoding):
     k: int = Field(default=8, ge=1)
     """Tokens kept: the most probable ones."""
     rank: int = Field(default=32, ge=1, le=2**12)
-    """Numbers a token from which the logits of all others are given back."""
+    """Numbers per token from which the logits of all other tokens are reconstructed."""
     values: Literal["float32", "int8"] = "int8"  # type: ignore[assignment]
-    """Type of what the codes leave of the kept tokens' log-probabilities; int8 in finer steps the more probable."""
+    """Type of the residuals of the kept tokens' log-probabilities; int8 has finer steps for more probable tokens."""
     codes: Literal["float32", "int8"] = "int8"
     """Type of these numbers."""
     step: float = Field(default=0.12, gt=0)
     """Nats in a step of int8."""
 
     def arrays(self, vocabulary_size: int) -> dict[str, ArrayType]:
-        """As `LogitEncoding` has it."""
+        """See `LogitEncoding`."""
         return {**super().arrays(vocabulary_size), "codes": ArrayType(self.rank, self.codes, by_column=True)}
 
     def measure(self, sample: Iterable[TeacherOutputs]) -> dict[str, Tensor]:
-        """The map from states to codes and from codes to logits, and the KL that it leaves, from head and regression.
+        """The map from states to codes and from codes to logits, and the remaining KL of both candidates.
 
         Reads the sample three times.
         """
@@ -170,7 +170,7 @@ class LowRankEncoding(TopKEncoding):
         return {**vars(found), "errors": errors_left}
 
     def encode(self, outputs: TeacherOutputs, statics: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """As `LogitEncoding` has it."""
+        """See `LogitEncoding`."""
         from palenka.data.signals.low_rank import states_of
         from palenka.data.signals.residuals import pack_residuals, residuals
         from palenka.data.signals.top_k import top_k
@@ -183,7 +183,7 @@ class LowRankEncoding(TopKEncoding):
         return {**arrays, "values": left if self.values == "float32" else pack_residuals(left, predicted, log_mass)}
 
     def decode(self, arrays: Mapping[str, Tensor], statics: Mapping[str, Tensor], temperature: float) -> Distribution:
-        """As `LogitEncoding` has it."""
+        """See `LogitEncoding`."""
         from dataclasses import replace
 
         from palenka.data.signals.residuals import unpack_residuals
@@ -196,36 +196,36 @@ class LowRankEncoding(TopKEncoding):
         return replace(kept, others=self._others(arrays, statics, temperature, self.rank)).keeping(self.k)
 
     def reading(self, k: int | None, rank: int | None, subject: str) -> Self:
-        """As `LogitEncoding` has it."""
+        """See `LogitEncoding`."""
         fewer = super().reading(k, None, subject)
         return fewer.model_copy(update={"rank": _no_more(rank, self.rank, "rank", subject)})
 
     def unrounded(self) -> Self:
-        """As `LogitEncoding` has it."""
+        """See `LogitEncoding`."""
         return super().unrounded().model_copy(update={"codes": "float32"})
 
     def clipped(self, arrays: Mapping[str, Tensor]) -> dict[str, float]:
-        """As `LogitEncoding` has it."""
+        """See `LogitEncoding`."""
         from palenka.data.signals.rounding import share_clipped
 
         coarse = {"values": self.values, "codes": self.codes}
         return {name: share_clipped(arrays[name]) for name, kind in coarse.items() if kind == "int8"}
 
     def summary(self) -> str:
-        """As `LogitEncoding` has it."""
+        """See `LogitEncoding`."""
         return f"{super().summary()}, the others by rank {self.rank}"
 
     def _others(
         self, arrays: Mapping[str, Tensor], statics: Mapping[str, Tensor], temperature: float, rank: int | None = None
     ) -> LowRankOthers:
-        """The others at a temperature, from the first codes, which matter most, or from all."""
+        """The other tokens at a temperature, from all codes or from the first ones, which matter most."""
         from palenka.data.signals.low_rank import LowRankOthers
 
         codes = self._fine(arrays["codes"][..., :rank]) / temperature
         return LowRankOthers(codes, statics["basis"][:, :rank], statics["centre"] / temperature)
 
     def _predicted(self, arrays: Mapping[str, Tensor], statics: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """What the codes say of the kept tokens' logits [..., k], and the log of their mass [...]."""
+        """The codes' prediction of the kept tokens' logits [..., k], and the log of their mass [...]."""
         import torch
 
         others = self._others(arrays, statics, 1.0)
@@ -242,10 +242,10 @@ class LowRankEncoding(TopKEncoding):
 
 
 def _no_more(asked: int | None, kept: int, name: str, subject: str) -> int:
-    """What is asked for, or all that was kept.
+    """The number asked for, or all that was kept.
 
     Raises:
-        UserError: if more is asked for.
+        UserError: if more was asked for than kept.
     """
     if asked is not None and asked > kept:
         raise UserError(f"{subject} holds {name} {kept}, but {asked} is to be read; choose {kept} at most")
@@ -260,7 +260,7 @@ class _DrawnEncoding(LogitEncoding):
     draws: int = Field(ge=1, le=255)
     """Draws kept."""
     temperatures: tuple[float, ...] = (1.0,)
-    """The temperature of the draws, which they serve."""
+    """The temperature of the draws, the only one that they serve."""
 
     @model_validator(mode="after")
     def _draws_have_one_temperature(self) -> Self:
@@ -272,7 +272,7 @@ class _DrawnEncoding(LogitEncoding):
         return self
 
     def arrays(self, vocabulary_size: int) -> dict[str, ArrayType]:
-        """As `LogitEncoding` has it."""
+        """See `LogitEncoding`."""
         return {
             "draw_ids": ArrayType(self.draws, id_type(vocabulary_size), "shuffle"),
             "draw_counts": ArrayType(self.draws, "uint8", "bitshuffle"),
@@ -305,22 +305,22 @@ class SampledEncoding(_DrawnEncoding):
     """Draws kept."""
 
     def encode(self, outputs: TeacherOutputs, statics: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """As `LogitEncoding` has it."""
+        """See `LogitEncoding`."""
         return self._draw(outputs, None)
 
     def decode(self, arrays: Mapping[str, Tensor], statics: Mapping[str, Tensor], temperature: float) -> Distribution:
-        """As `LogitEncoding` has it; nothing is left for a tail."""
+        """See `LogitEncoding`; there is no tail."""
         from palenka.data.signals.distribution import Distribution
 
         ids, shares = self._drawn(arrays)
         return Distribution(ids, shares, self.log_tails(arrays, statics)[..., 0])
 
     def log_tails(self, arrays: Mapping[str, Tensor], statics: Mapping[str, Tensor]) -> Tensor:
-        """Draws estimate all: nothing is left."""
+        """Draws estimate all tokens: there is no tail."""
         return (arrays["draw_counts"][..., :1] * 0.0).log()
 
     def summary(self) -> str:
-        """As `LogitEncoding` has it."""
+        """See `LogitEncoding`."""
         return f"{self.draws} draws"
 
 
@@ -340,7 +340,7 @@ class HybridEncoding(_DrawnEncoding):
     """Type of the stored log-probabilities, as topk has them."""
 
     def require_room(self, vocabulary_size: int, corpus: str) -> None:
-        """As `LogitEncoding` has it; there must be others."""
+        """See `LogitEncoding`; at least one other token must remain."""
         if self.k >= vocabulary_size:
             raise UserError(
                 f"logits.k is {self.k}, but the vocabulary of corpus {corpus} has {vocabulary_size} tokens and draws "
@@ -348,16 +348,16 @@ class HybridEncoding(_DrawnEncoding):
             )
 
     def arrays(self, vocabulary_size: int) -> dict[str, ArrayType]:
-        """As `LogitEncoding` has it."""
+        """See `LogitEncoding`."""
         return super().arrays(vocabulary_size) | self._kept().arrays(vocabulary_size)
 
     def encode(self, outputs: TeacherOutputs, statics: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """As `LogitEncoding` has it."""
+        """See `LogitEncoding`."""
         kept = self._kept().encode(outputs, statics)
         return kept | self._draw(outputs, kept["ids"])
 
     def decode(self, arrays: Mapping[str, Tensor], statics: Mapping[str, Tensor], temperature: float) -> Distribution:
-        """As `LogitEncoding` has it; nothing is left for a tail."""
+        """See `LogitEncoding`; there is no tail."""
         import torch
 
         from palenka.data.signals.distribution import Distribution
@@ -372,11 +372,11 @@ class HybridEncoding(_DrawnEncoding):
         )
 
     def log_tails(self, arrays: Mapping[str, Tensor], statics: Mapping[str, Tensor]) -> Tensor:
-        """As `LogitEncoding` has it."""
+        """See `LogitEncoding`."""
         return self._kept().log_tails(arrays, statics)
 
     def summary(self) -> str:
-        """As `LogitEncoding` has it."""
+        """See `LogitEncoding`."""
         return f"the {self.k} most probable tokens and {self.draws} draws"
 
     def _kept(self) -> TopKEncoding:

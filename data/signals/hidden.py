@@ -1,7 +1,7 @@
-"""Hidden states in a teacher signal: which are kept, in which coordinates, and how coarsely.
+"""Hidden states in a teacher signal: which are kept, in which coordinates, and how precisely.
 
-An encoding of hidden states is a class of settings that registers itself in `HIDDEN_ENCODINGS` and says of itself all
-that others must know. Nothing here imports torch before it computes.
+An encoding of hidden states is a settings class that registers itself in `HIDDEN_ENCODINGS`. Its attributes and methods
+are all that other code needs to know about it. Nothing here imports torch before it computes.
 
 Shapes: B batch, P positions, W width of the teacher, C components kept (W without a basis).
 """
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class Layer(Protocol):
-    """One layer's coordinates: how its states are encoded, and what terms may ask of it."""
+    """One layer's coordinates: how its states are encoded, and the statistics that terms use."""
 
     @property
     def mean(self) -> Tensor:
@@ -53,7 +53,7 @@ class Layer(Protocol):
         ...
 
     def statics(self) -> dict[str, Tensor]:
-        """What is kept in the store, by name."""
+        """The arrays kept in the store, by name."""
         ...
 
     def encode(self, states: Tensor) -> Tensor:
@@ -67,7 +67,7 @@ class Layer(Protocol):
     def squared_error(self, states: Tensor, codes: Tensor) -> Tensor:
         """Residual and total sum of squares of states [..., W] about the mean, given their codes [..., C].
 
-        [2] float64, on the device of the states if that has float64: a capture looks at it once a shard.
+        [2] float64, on the device of the states if that has float64; a capture reads it once per shard.
         """
         ...
 
@@ -92,7 +92,7 @@ class HiddenEncoding(Settings):
     num_layers: int = Field(default=9, ge=2, le=1000)
     """How many layers uniform takes."""
     positions: int | None = Field(default=None, ge=1)
-    """Positions kept in each window, drawn by its address; seven eighths of them unless given; never position 0."""
+    """Positions kept in each window, drawn by its address; default: seven eighths; never position 0."""
     if TYPE_CHECKING:
         kind: str
         """Name of the encoding; each has it as a field."""
@@ -119,14 +119,14 @@ class HiddenEncoding(Settings):
         raise NotImplementedError
 
     def layer(self, statics: Mapping[str, Tensor]) -> Layer:
-        """A layer's coordinates as `Layer.statics` kept them."""
+        """A layer's coordinates from the arrays of `Layer.statics`."""
         raise NotImplementedError
 
     def within(self, length: int) -> Self:
-        """The same encoding with its number of positions settled for windows of a length.
+        """The same encoding with its number of positions resolved for windows of a length.
 
         Raises:
-            UserError: if a window has not so many beside position 0.
+            UserError: if a window has fewer without position 0.
         """
         positions = self.positions or max(1, length * 7 // 8)
         if positions >= length:
@@ -137,7 +137,7 @@ class HiddenEncoding(Settings):
         return self.model_copy(update={"positions": positions})
 
     def num_positions(self) -> int:
-        """Positions kept in each window, once they are settled."""
+        """Positions kept in each window, once resolved (`within`)."""
         assert self.positions is not None
         return self.positions
 
@@ -170,38 +170,38 @@ class ComponentsEncoding(HiddenEncoding):
     kind: Literal["components"] = "components"
     """Name of the encoding."""
     components: int | None = Field(default=64, ge=1, le=2**16)
-    """Codes are as exact as so many principal components of each layer; null keeps the teacher's own coordinates, all
-    of them, each in a step of its own."""
+    """The codes are as exact as this many principal components per layer; null keeps all of the teacher's own
+    coordinates, each with its own step."""
     error: float = Field(default=0.03, gt=0, lt=1)
-    """Part of its square that int8 may lose of a state in the mean, where so many components would lose less."""
+    """Mean relative squared error that int8 codes may have if the components' own error is smaller."""
     values: Literal["int8", "float32"] = "int8"
     """Type of the stored values."""
     sample_windows: int = Field(default=256, ge=2, le=2**20)
     """Windows from which mean, variance, scale and basis are measured before a capture."""
 
     def array(self, width: int, layer: int) -> ArrayType:
-        """As `HiddenEncoding` has it; embeddings row by row, since they repeat as a whole with their tokens."""
+        """See `HiddenEncoding`; embeddings row by row, since they repeat as a whole with their tokens."""
         if self.values == "float32":
             return ArrayType(self.num_components(width), self.values, "bitshuffle")
         return ArrayType(self.num_components(width), self.values, by_column=layer > 0)
 
     def num_components(self, width: int) -> int:
-        """Components stored of a state of this width: in int8 a quarter more than those that it is to be as exact as.
+        """Components stored of a state of this width: in int8 a quarter more than `components`.
 
-        Coarse codes of more components lose as much in fewer bytes (`components.py`).
+        Coarse codes of more components have the same error in fewer bytes (`components.py`).
         """
         if self.components is None:
             return width
         return min(width, self.components if self.values == "float32" else -(-self.components * 5 // 4))
 
     def fit(self) -> LayerFit:
-        """As `HiddenEncoding` has it; float64 sums on the CPU, W² of them with a basis, and 4,096 states."""
+        """See `HiddenEncoding`; float64 sums on the CPU, W² of them with a basis, and 4,096 states."""
         from palenka.data.signals.components import ComponentsFit
 
         return ComponentsFit(self)
 
     def layer(self, statics: Mapping[str, Tensor]) -> Layer:
-        """As `HiddenEncoding` has it."""
+        """See `HiddenEncoding`."""
         from palenka.data.signals.components import Components
 
         return Components(self.values, **statics)

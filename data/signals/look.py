@@ -1,4 +1,4 @@
-"""A look at a window: its text, token by token, beside what a teacher held most probable to come next."""
+"""A window token by token, with a teacher's most probable next tokens."""
 
 import io
 import json
@@ -26,9 +26,10 @@ class Expected:
 
     Attributes:
         token: the text of the token.
-        following: the text of the one that does follow; None at the end of the window.
-        probability: the teacher's of that one; None at the end, and where the cache does not tell it from others.
-        entropy: of the distribution, in nats; a lower bound where only some tokens are known one by one.
+        following: the text of the actual next token; None at the end of the window.
+        probability: the teacher's probability of that token; None at the end, and if the cache does not keep it one by
+            one.
+        entropy: of the distribution, in nats; a lower bound if only some tokens are known one by one.
         guesses: the most probable tokens with their probabilities, the most probable first.
     """
 
@@ -41,7 +42,7 @@ class Expected:
 
 @dataclass(frozen=True)
 class Look:
-    """A window with what a teacher expected at each of its tokens; printed, a table of 80 columns.
+    """A window with a teacher's expectation at each of its tokens; prints as a table of 80 columns.
 
     Attributes:
         view: of the window.
@@ -49,7 +50,7 @@ class Look:
         index: its number in the text.
         temperature: of the probabilities.
         text: of the window.
-        tokens: what was expected after each token, in their order.
+        tokens: the expectation after each token, in order.
     """
 
     view: int
@@ -80,15 +81,15 @@ def look(
     """Decode a window of a cache: its tokens beside the teacher's best guesses.
 
     Args:
-        cache: what the teacher said.
-        corpus: of the same text, whose tokenizer spells the tokens.
+        cache: of the teacher.
+        corpus: of the same text; its tokenizer decodes the tokens.
         slot: the window's place in the cache; the first slots are a sample of the text, and captured first.
         view: of the window.
-        guesses: how many of the most probable tokens are told.
+        guesses: number of most probable tokens per position.
         temperature: one of the cache's.
 
     Raises:
-        UserError: if the cache is of another text, or does not have the window or the temperature.
+        UserError: if the cache belongs to another text, or lacks the window or the temperature.
     """
     manifest = cache.manifest
     manifest.require_text(f"cache {cache.directory}", corpus, manifest.windows)
@@ -135,7 +136,7 @@ def _best(
         count: of the most probable tokens.
         vocabulary_size: V.
     """
-    following = tokens[0, 1:, None]  # [L - 1, 1]: what comes after each token but the last
+    following = tokens[0, 1:, None]  # [L - 1, 1]: the token after each token but the last
     if said.ids is None or said.others is not None:
         each = said.log_probabilities(vocabulary_size)[0]
         ids = torch.arange(each.shape[-1]).expand_as(each)

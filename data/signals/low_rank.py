@@ -1,4 +1,4 @@
-"""The tokens that are not kept, by low rank: a few numbers a token give back the teacher's logits of all of them.
+"""The tokens that are not kept, by low rank: a few numbers per token reconstruct the teacher's logits of them.
 
 A teacher's logits are W h + b, with few degrees of freedom. Let H be the covariance of the last hidden states h, π the
 mean of the teacher's probabilities over tokens and temperatures, w_j the rows of W and w̄ = Σ_j π_j w_j. The error that
@@ -6,7 +6,7 @@ matters is that of the logits under π, M = Σ_j π_j (w_j − w̄)(w_j − w̄)
 L H L, a token's codes are z = Uᵀ L (h − mean), and its logits c + B z with B = W L⁺ U and c = W · mean + b. An ensemble
 is one such map: its mean logits are linear in the states of its models side by side.
 
-Where a head is no linear map (capped logits), and wherever that is better, B and c come from a regression of the
+If a head is not a linear map (capped logits), or if it is better, B and c come from a regression of the
 log-probabilities on the codes.
 
 Shapes: V vocabulary, W width (of all models together), r rank, n tokens.
@@ -24,11 +24,11 @@ from palenka.data.signals.distribution import token_chunks
 from palenka.data.signals.encoding import OutputMatrix, TeacherOutputs
 
 _LEAST_SHARE = 1e-10
-"""Of the largest eigenvalue: directions with less are not inverted."""
+"""Share of the largest eigenvalue: directions with less are not inverted."""
 _ROWS = 2**13
-"""Of a head that are worked on at once in float64: as a whole it would take gigabytes for a large vocabulary."""
+"""Rows of a head processed at once in float64: a whole head of a large vocabulary would take gigabytes."""
 _COMPARED_TOKENS = 4096
-"""On which the two maps from codes to logits are compared."""
+"""Tokens on which the two maps from codes to logits are compared."""
 
 
 @dataclass(frozen=True)
@@ -84,15 +84,15 @@ def measure(
     temperatures: Sequence[float],
     rounded: Callable[[Tensor], Tensor],
 ) -> tuple[LowRankMap, dict[str, float]]:
-    """The better of the two maps, by the divergence that is left of the tokens outside the k most probable.
+    """The better of the two maps, by the remaining divergence of the tokens outside the k most probable.
 
-    Reads the sample three times; in memory are some V · r numbers and W² in float64.
+    Reads the sample three times. Memory: some V · r numbers, and W² in float64.
 
     Args:
-        sample: what a teacher says of some windows; it can be read several times.
+        sample: a teacher's outputs for some windows, readable several times.
         k: tokens that are kept one by one.
-        rank: numbers a token; components that the states do not have are 0.
-        temperatures: at which the distribution is to be right.
+        rank: numbers per token; components beyond those of the states are 0.
+        temperatures: at which the divergence is measured.
         rounded: codes as they will be decoded.
 
     Returns:
@@ -139,9 +139,9 @@ def states_of(outputs: TeacherOutputs) -> Tensor:
 
 
 def _tokens(sample: Iterable[TeacherOutputs]) -> Iterator[tuple[Tensor, Tensor]]:
-    """The sample in few tokens at a time: states [n, W] and logits [n, V] in float32.
+    """The sample a few tokens at a time: states [n, W] and logits [n, V] in float32.
 
-    Copies, so that whoever still has the last of them does not keep all logits of a pass, which may take a gigabyte.
+    These are copies, so that a reference to the last of them does not keep all logits of a pass, up to a gigabyte.
     """
     for outputs in sample:
         states, start = states_of(outputs).flatten(0, -2), 0

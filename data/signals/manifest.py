@@ -1,4 +1,4 @@
-"""What a teacher cache says of itself: its manifest, and how its windows are laid out in shards.
+"""The manifest of a teacher cache, and the layout of its windows in shards.
 
 The manifest holds everything that must match for the cache to be of use, and no path and no date, so that the
 same capture gives the same bytes anywhere.
@@ -25,17 +25,17 @@ if TYPE_CHECKING:
 
 COMPRESSOR: Literal["zstd"] = "zstd"
 COMPRESSION_LEVEL = 6
-"""Of Blosc; above it a capture compresses several times as long for a few percent."""
+"""Of Blosc; higher levels take several times as long for a few percent."""
 _SHUFFLES = {
     "noshuffle": numcodecs.Blosc.NOSHUFFLE,
     "shuffle": numcodecs.Blosc.SHUFFLE,
     "bitshuffle": numcodecs.Blosc.BITSHUFFLE,
 }
-"""Numbers that Blosc has for what Zarr names."""
+"""Blosc's numbers for Zarr's names."""
 _SMALLEST_BLOCK, _LARGEST_BLOCK = 2**12, 2**20
 _COLUMNS_BLOCK = 2**14
-"""Bytes of whole columns at most: zstd compresses more closely up to here, and one column at a time decompresses at
-two thirds of the speed."""
+"""Maximum bytes of whole columns in a block: zstd compresses better up to this size, and blocks of a single column
+decompress at two thirds of the speed."""
 LOGITS = "logits"
 """The folder of a cache with the arrays of its logit encoding."""
 LARGEST_SHARD_BYTES = 64 * 2**20
@@ -43,7 +43,7 @@ LARGEST_SHARD_WINDOWS = 4 * BLOCK_WINDOWS
 
 
 class TeacherIdentity(Settings):
-    """What makes a teacher the same teacher."""
+    """The identity of a teacher."""
 
     weights: str
     """SHA-256 over all tensors of the model."""
@@ -55,7 +55,7 @@ class TeacherIdentity(Settings):
     """Where on the Hugging Face Hub it came from, as ``org/name@COMMIT``; not compared."""
 
     def compared(self) -> dict[str, object]:
-        """What must be equal for two teachers to be the same."""
+        """The fields that must be equal for two teachers to be the same."""
         return {name: value for name, value in self.as_plain().items() if name != "source"}
 
 
@@ -72,7 +72,7 @@ class CacheManifest(Settings):
     vocabulary_size: int
     windows: WindowRule
     teachers: dict[str, TeacherIdentity]
-    """By name; several are an ensemble, whose distribution is the geometric mean of theirs."""
+    """Teachers by name; several form an ensemble, whose distribution is the geometric mean of theirs."""
     logits: AnyLogitEncoding
     hidden: AnyHiddenEncoding | None = None
     hidden_layers: dict[str, HiddenLayers] = Field(default={})
@@ -81,7 +81,7 @@ class CacheManifest(Settings):
     """Slots that are written, committed and, if damaged, captured again together."""
 
     def compared(self) -> dict[str, object]:
-        """What must be equal for two caches to be of the same."""
+        """The fields that must be equal for two caches to be interchangeable."""
         return self.as_plain() | {"teachers": {name: teacher.compared() for name, teacher in self.teachers.items()}}
 
     def hidden_keys(self) -> tuple[str, ...]:
@@ -100,7 +100,7 @@ class CacheManifest(Settings):
         return arrays
 
     def require_text(self, subject: str, corpus: "Corpus", rule: WindowRule) -> None:
-        """Refuse a cache of another text than a corpus, or of other windows, or of fewer views.
+        """Refuse a cache whose text differs from a corpus, or whose windows differ, or which has fewer views.
 
         Args:
             subject: the cache, as the sentence's subject.
@@ -108,7 +108,7 @@ class CacheManifest(Settings):
             rule: how that is cut into windows.
 
         Raises:
-            UserError: naming the first difference, or both numbers of views.
+            UserError: with the first difference, or both numbers of views.
         """
         asked = (corpus.tokenizer_hash, corpus.fingerprint, rule.as_plain() | {"views": None})
         found = (self.tokenizer, self.corpus, self.windows.as_plain() | {"views": None})
@@ -143,18 +143,18 @@ class CacheManifest(Settings):
 
 @dataclass(frozen=True)
 class StoredArray:
-    """An array of a cache: how many rows a window has in it, and what a row is."""
+    """An array of a cache: its rows per window, and the type of a row."""
 
     rows: int
     row: ArrayType
 
     @property
     def bytes_per_window(self) -> int:
-        """Before compression."""
+        """Bytes of a window before compression."""
         return self.rows * self.row.width * np.dtype(self.row.dtype).itemsize
 
     def empty(self, windows: int) -> NDArray[Any]:
-        """Room for some windows, [windows, rows, width], whose numbers lie in memory as they lie in a chunk."""
+        """A buffer for some windows, [windows, rows, width], with the memory layout of a chunk."""
         width, dtype = self.row.width, np.dtype(self.row.dtype).newbyteorder("<")
         if self.row.by_column:
             return np.moveaxis(np.empty((width, windows, self.rows), dtype), 0, -1)
@@ -184,7 +184,7 @@ def compressed_bytes(rows: Mapping[str, ArrayType], stored: Mapping[str, NDArray
     """Bytes of arrays, each compressed as one chunk of a cache, by name.
 
     Args:
-        rows: what each array's rows are.
+        rows: the row type of each array.
         stored: the arrays.
     """
     return {
@@ -194,12 +194,12 @@ def compressed_bytes(rows: Mapping[str, ArrayType], stored: Mapping[str, NDArray
 
 
 def blosc_of(row: ArrayType, size: int) -> numcodecs.Blosc:
-    """The compressor of a chunk of `size` numbers, as an array's metadata describe it to Zarr."""
+    """The compressor of a chunk of `size` numbers, the same that an array's metadata declare."""
     return numcodecs.Blosc(COMPRESSOR, COMPRESSION_LEVEL, _SHUFFLES[row.shuffle], blosc_block(row, size))
 
 
 def blosc_block(row: ArrayType, size: int) -> int:
-    """Bytes that Blosc compresses together, of a chunk of `size` numbers: columns of it, or the whole chunk."""
+    """Blosc's block size in bytes for a chunk of `size` numbers: some columns, or the whole chunk."""
     column = size // row.width * np.dtype(row.dtype).itemsize
     columns = max(1, _COLUMNS_BLOCK // max(1, column)) * column
     return max(_SMALLEST_BLOCK, columns) if row.by_column else _LARGEST_BLOCK
@@ -216,11 +216,11 @@ def codes_of(key: str) -> str:
 
 
 def windows_per_shard(bytes_per_window: int) -> int:
-    """As many windows as fit in `LARGEST_SHARD_BYTES`, a power of two, `LARGEST_SHARD_WINDOWS` at most."""
+    """The number of windows that fit in `LARGEST_SHARD_BYTES`: a power of two, at most `LARGEST_SHARD_WINDOWS`."""
     fit = LARGEST_SHARD_BYTES // bytes_per_window
     return min(LARGEST_SHARD_WINDOWS, 1 << max(0, fit.bit_length() - 1))
 
 
 def num_used(num_windows: int, fraction: float) -> int:
-    """How many slots the first `fraction` of a view's windows are: a uniform sample of it."""
+    """The number of slots in the first `fraction` of a view, a uniform sample of it."""
     return min(num_windows, max(1, round(num_windows * fraction)))

@@ -1,8 +1,8 @@
-"""Kept log-probabilities as what a prediction of them leaves, in steps that follow their weight.
+"""Kept log-probabilities as residuals of a prediction, in steps that follow their weight.
 
-The codes of all others also predict the logits of the kept tokens (`low_rank.py`), up to a constant. What is left is
-smaller than the log-probabilities, and an error of δ nats in a token of probability p costs p δ² / 2 nats: so a step is
-1 / (32 √p) nats, with p as predicted.
+The codes of all others also predict the logits of the kept tokens (`low_rank.py`), up to a constant. The residuals are
+smaller than the log-probabilities. An error of δ nats in a token of probability p costs p δ² / 2 nats, so a step is 1 /
+(32 √p) nats, with p as predicted.
 
 Shapes: k kept tokens.
 """
@@ -13,15 +13,15 @@ from torch import Tensor
 from palenka.data.signals.rounding import narrowed, to_int8, widened
 
 _STEP = 1 / 32
-"""Nats in a step of a token that holds all mass."""
+"""Step, in nats, of a token that holds all mass."""
 _LARGEST_STEP = 1 / 4
-"""For tokens that are more probable than they were predicted."""
+"""Largest step, in nats: tokens may be more probable than predicted."""
 _WIDEN = 4.0
-"""Nats at which a step is twice as wide: what is far from its prediction is rare, and needs room."""
+"""Distance from the prediction, in nats, at which a step is twice as wide: such values are rare, and need range."""
 
 
 def residuals(values: Tensor, predicted: Tensor, log_mass: Tensor) -> Tensor:
-    """What a prediction leaves of log-probabilities [..., k], up to a constant; 0 in the mean over the kept tokens.
+    """Residuals of log-probabilities [..., k], up to a constant; their weighted mean over the kept tokens is 0.
 
     Args:
         values: of the kept tokens, up to a constant, [..., k].
@@ -34,13 +34,13 @@ def residuals(values: Tensor, predicted: Tensor, log_mass: Tensor) -> Tensor:
 
 
 def pack_residuals(left: Tensor, predicted: Tensor, log_mass: Tensor) -> Tensor:
-    """Residuals as int8 in steps of each token's own, which widen with the distance to the prediction."""
+    """Residuals as int8, with a step per token that widens with the distance from the prediction."""
     steps = _steps(predicted, log_mass)
     return to_int8(narrowed(left / steps, _WIDEN / steps))
 
 
 def unpack_residuals(stored: Tensor, predicted: Tensor, log_mass: Tensor) -> Tensor:
-    """The residuals, float32; as they are, where they were stored in float32."""
+    """The residuals, float32; unchanged if they were stored in float32."""
     if stored.dtype != torch.int8:
         return stored
     steps = _steps(predicted, log_mass)

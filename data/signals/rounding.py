@@ -1,14 +1,14 @@
 """Numbers as signed bytes: what hidden states, codes and residuals are rounded to.
 
-Where a few numbers are far from the others, steps widen with the distance from 0: twice as wide at `width`, so that a
-byte reaches width · (exp(127 / width) − 1) units, and what is far keeps a small relative error.
+If a few numbers are far from the others, steps widen with the distance from 0, twice as wide at `width`. A byte then
+reaches width · (exp(127 / width) − 1) units, and distant numbers keep a small relative error.
 """
 
 import torch
 from torch import Tensor
 
 LARGEST_INT8 = 127
-"""Numbers beyond it are clipped, on both sides alike."""
+"""Numbers beyond it are clipped, on both sides."""
 
 
 def to_int8(units: Tensor) -> Tensor:
@@ -22,7 +22,7 @@ def narrowed(units: Tensor, width: float | Tensor) -> Tensor:
 
 
 def widened(codes: Tensor, width: float | Tensor) -> Tensor:
-    """What `narrowed` was given, float32."""
+    """The inverse of `narrowed`, float32."""
     codes = codes.float()
     return codes.sign() * torch.expm1(codes.abs() / width) * width
 

@@ -1,4 +1,4 @@
-"""The teacher signal: what a teacher says about a batch of tokens, cached or live, in one form.
+"""The teacher signal: a teacher's outputs for a batch of tokens, the same type for cached and live teachers.
 
 Shapes: B batch, L window length, P positions, C components.
 """
@@ -19,8 +19,8 @@ class TeacherSignal:
 
     Attributes:
         encoding: of its distributions.
-        arrays: what the encoding keeps of them, [B, L, …] each.
-        statics: what the encoding measured once.
+        arrays: of the encoding, [B, L, …] each.
+        statics: of the encoding, measured once.
         hidden: hidden states by "model/layer", [B, P, C] each, at the window's positions in their order; components
             without their mean, in units of the layer's RMS deviation.
     """
@@ -40,7 +40,7 @@ class TeacherSignal:
         if temperature not in self.encoding.temperatures:
             raise ValueError(f"the teacher is known at temperatures {self.encoding.temperatures}, not at {temperature}")
         if temperature not in self._decoded:
-            # As exact as it was encoded, whatever the student computes in.
+            # In float32, whatever type the student computes in.
             with torch.autocast(next(iter(self.arrays.values())).device.type, enabled=False):
                 self._decoded[temperature] = self.encoding.decode(self.arrays, self.statics, temperature)
         return self._decoded[temperature]

@@ -1,4 +1,4 @@
-"""What writing and reading a teacher cache share: its store, its manifest, what was measured, and whole shards."""
+"""Shared by the writer and reader of a teacher cache: store, manifest, measured statistics, and checks of shards."""
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -29,7 +29,7 @@ STATICS = f"{LOGITS}/statics"
 
 @dataclass(frozen=True)
 class Measured:
-    """What was measured of a teacher before its capture.
+    """The statistics measured of a teacher before its capture.
 
     Attributes:
         statics: of the logit encoding, by name.
@@ -46,24 +46,24 @@ class Measured:
 
 
 class Fidelity(Settings):
-    """How far a cache is from its teacher, as means over the tokens of some windows that were computed again.
+    """The error of a cache against its teacher: means over the tokens of some windows that were computed again.
 
-    Each is by temperature, in nats a token but for the missing mass; see `palenka.cache_teachers.verify`.
+    Each is by temperature, in nats per token except the missing mass; see `palenka.cache_teachers.verify`.
     """
 
     windows: int
     truncation: dict[str, float] = Field(default={})
-    """What the kept tokens alone leave out: the divergence of all others from a flat tail."""
+    """The error of the kept tokens alone: the divergence of all others from a flat tail."""
     missing: dict[str, float] = Field(default={})
     """The mass of the tokens that are not kept."""
     low_rank: dict[str, float] = Field(default={})
-    """What is left of the truncation where the others are known by low rank."""
+    """The remaining truncation error if the others are stored by low rank."""
     rounding: dict[str, float] = Field(default={})
-    """What coarse numbers add to it."""
+    """The additional error of rounding."""
 
 
 def read_fidelity(directory: Path) -> Fidelity | None:
-    """What was measured last; None if nothing was, or of another store than this one.
+    """The last measurement; None if there is none for this store.
 
     Raises:
         UserError: if the record is damaged.
@@ -77,14 +77,14 @@ def read_fidelity(directory: Path) -> Fidelity | None:
 
 
 def write_fidelity(directory: Path, fidelity: Fidelity) -> None:
-    """Keep what was measured of a cache beside it, tied to its store."""
+    """Write the measurement of a cache beside it, tied to its store."""
     path = directory / FIDELITY_RECORD
     with sole_writer(path, wait=True):
         write_sealed(path, {**fidelity.as_plain(), "store": _checksum_of_store(directory)})
 
 
 def read_asked(directory: Path) -> float:
-    """The largest part of each view's windows that captures into this cache were asked for.
+    """The largest fraction of each view's windows that captures into this cache were started with.
 
     Raises:
         UserError: if the record is damaged.
@@ -94,7 +94,7 @@ def read_asked(directory: Path) -> float:
 
 
 def write_asked(directory: Path, fraction: float) -> None:
-    """Keep what a capture is asked for, unless another was asked for as much."""
+    """Record the fraction that a capture is started with, if it is the largest so far."""
     if fraction > read_asked(directory):
         write_sealed(directory / _ASKED_RECORD, {"fraction": fraction})
 
@@ -130,15 +130,15 @@ def read_manifest(directory: Path) -> CacheManifest:
 
 
 def read_measured(directory: Path, group: zarr.Group, manifest: CacheManifest, keys: Iterable[str]) -> Measured:
-    """What was measured, as it was recorded.
+    """The measured statistics of a cache, checked.
 
     Raises:
-        UserError: if it was changed meanwhile.
+        UserError: if they were changed since they were recorded.
     """
     try:
         measured = _measured_in(group, manifest, keys)
         damage = damage_of(directory, STORE_RECORD)
-    except (OSError, RuntimeError, ValueError, KeyError) as error:  # as codecs and Zarr have it
+    except (OSError, RuntimeError, ValueError, KeyError) as error:  # raised by codecs and Zarr
         damage = str(error)
     if damage:
         raise UserError(f"teacher cache {directory} was changed while it was read ({damage}); leave it alone")
@@ -158,21 +158,21 @@ def _measured_in(group: zarr.Group, manifest: CacheManifest, keys: Iterable[str]
 def damage_of_shard(
     directory: Path, shard: Shard, contents: bool = True, arrays: Iterable[str] | None = None
 ) -> str | None:
-    """What is wrong with a shard of a cache, or with some of its arrays, in a few words; None if nothing is.
+    """The damage to a shard of a cache, or to some of its arrays, in a few words; None if it is undamaged.
 
-    Its record must be of this shard and of this cache: a copy from elsewhere is damage.
+    Its record must belong to this shard and this cache: a copy from elsewhere counts as damage.
     """
     files = None if arrays is None else {shard.file_of(name) for name in arrays}
     return damage_of(directory, shard.record, contents, files, **facts_of(directory, shard))
 
 
 def facts_of(directory: Path, shard: Shard) -> dict[str, object]:
-    """What ties a commit record to its shard and to its cache."""
+    """The facts that tie a commit record to its shard and its cache."""
     return {"shard": [shard.view, shard.number], "store": _checksum_of_store(directory)}
 
 
 def chunk_windows(manifest: CacheManifest) -> int:
-    """Windows of a chunk: none is in two shards, of which the second may not be captured."""
+    """Windows in a chunk: a chunk never spans two shards, since the second may not be captured."""
     return min(CHUNK_WINDOWS, manifest.windows_per_shard)
 
 

@@ -1,7 +1,7 @@
-"""The stream: tokens beside teacher signals, in an order that only a seed, an epoch and the corpus decide.
+"""The stream: tokens beside teacher signals, in an order that depends only on seed, epoch and corpus.
 
-A run reads one long sequence of windows, epoch after epoch; a position in it is all that a resume needs. Batches are
-slices of the sequence, so neither their size nor the number of processes changes what is read, or when.
+A run reads one long sequence of windows, epoch after epoch; a resume needs only a position in it. Batches are slices of
+the sequence, so neither their size nor the number of processes changes which windows are read, or in which order.
 """
 
 import os
@@ -26,12 +26,12 @@ from palenka.data.signals.store import Arrays
 from palenka.data.windows import WindowRule, ascending_in_batches, epoch_order
 
 Codes = Mapping[str, Tensor]
-"""The arrays of a cache for some windows, [B, …] each, as they are stored."""
+"""The stored arrays of a cache for some windows, [B, …] each."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Windows and what the teachers say of them.
+    """Windows with their teacher signals.
 
     Attributes:
         tokens: [B, L] int64.
@@ -46,7 +46,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class EncodedBatch:
-    """A batch as it is read: what moves to an accelerator are the codes, which are decoded there.
+    """A batch as it is read. Its codes move to an accelerator and are decoded there.
 
     Attributes:
         tokens: [B, L] int64.
@@ -59,7 +59,7 @@ class EncodedBatch:
     codes: Mapping[str, Codes]
 
     def to(self, device: torch.device) -> "EncodedBatch":
-        """The same batch on another device; the copies overlap with work where memory is pinned."""
+        """The same batch on another device; the copies are asynchronous if memory is pinned."""
         return self._map(lambda part: part.to(device, non_blocking=True))
 
     def pin_memory(self) -> "EncodedBatch":
@@ -67,14 +67,14 @@ class EncodedBatch:
         return self._map(Tensor.pin_memory)
 
     def tensors(self) -> Iterator[Tensor]:
-        """All that it holds."""
+        """All of its tensors."""
         yield self.tokens
         yield self.positions
         for parts in self.codes.values():
             yield from parts.values()
 
     def decode(self, caches: Mapping[str, TeacherCache]) -> Batch:
-        """The signals of the caches that it was read from."""
+        """The batch with the signals of the caches that it was read from."""
         return Batch(
             self.tokens, self.positions, {name: caches[name].decode(codes) for name, codes in self.codes.items()}
         )
@@ -92,9 +92,9 @@ class ReadingOrder:
         num_tokens: tokens in the corpus store.
         seed: the run's seed.
         epochs: how often the corpus is read.
-        fraction: read only the first part of each view's slots, a uniform sample of the corpus.
-        batch: windows of a global batch. Inside it slots ascend, so that each of several processes, whose part of
-            it is a slice, reads few chunks of a cache.
+        fraction: part of each view's slots that is read: the first ones, a uniform sample of the corpus.
+        batch: windows of a global batch. Inside it slots ascend. Each process reads a slice of it, and thus few chunks
+            of a cache.
     """
 
     def __init__(
@@ -137,7 +137,7 @@ class ReadingOrder:
 
     def _order(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The epoch's slots in reading order, and the window at every slot of its view; kept with the epoch before."""
-        if self._process != os.getpid():  # a forked process has not the thread that held the lock
+        if self._process != os.getpid():  # a forked process lacks the thread that held the lock
             self._process, self._lock = os.getpid(), threading.Lock()
         with self._lock:
             if epoch not in self._opened:
@@ -157,7 +157,7 @@ def read_batch(
     stop: int,
     num_positions: int = 0,
 ) -> EncodedBatch:
-    """The windows at positions [start, stop) of the order, with the codes of their cached signals; see `stream`."""
+    """The windows at positions [start, stop) of the order, with their codes from the caches; see `stream`."""
     tokens: list[NDArray[np.int64]] = []
     positions: list[NDArray[np.int64]] = []
     codes: dict[str, list[Arrays]] = {name: [] for name in caches}
@@ -171,7 +171,7 @@ def read_batch(
 
 
 def _join(parts: Sequence[NDArray[Any]]) -> Tensor:
-    # Joined by NumPy: torch cannot join all types that are stored. One part alone, all but a few batches, is no copy.
+    # Joined by NumPy, since torch cannot join all stored types. A single part, the usual case, is not copied.
     return torch.from_numpy(parts[0] if len(parts) == 1 else np.concatenate(parts))
 
 
@@ -186,7 +186,7 @@ def stream(
 ) -> Generator[EncodedBatch, None, None]:
     """Batches for the given slices of the order, read ahead by background threads.
 
-    Two: one reads the next block while the other makes batches of this one.
+    There are two: one reads the next block while the other makes batches of the current one.
 
     Args:
         corpus: where the tokens are.
@@ -194,11 +194,11 @@ def stream(
         caches: teacher caches by name.
         slices: [start, stop) positions, one for each batch.
         num_positions: in each window, at which hidden states are known.
-        prefetch: how many batches may lie ready; memory grows with it.
+        prefetch: maximum batches held ready; memory grows with it.
         pin_memory: put batches in page-locked memory, so that copies to a GPU overlap with work.
 
     Raises:
-        UserError: what reading raised, at the batch where it happened.
+        UserError: an error of reading, at the batch where it happened.
     """
 
     def read(start: int, stop: int) -> EncodedBatch:

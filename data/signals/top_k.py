@@ -1,6 +1,6 @@
 """The k most probable tokens of a distribution and the exact mass of all others, at any number of temperatures.
 
-Decoding keeps that mass whatever the values are: p_i(T) = a_T · softmax_K(value_i / T) with the kept mass a_T.
+Decoding keeps exactly that mass, whatever the values are: p_i(T) = a_T · softmax_K(value_i / T) with the kept mass a_T.
 
 Shapes: n tokens, k kept tokens, V vocabulary, T number of temperatures.
 """
@@ -17,18 +17,18 @@ from palenka.data.signals.distribution import log1mexp, token_chunks
 
 LARGEST_GAP_CODE = 255
 _STEP, _WIDEN = 1 / 16, 8.0
-"""Nats in the first step of a distance, and the distance at which a step is twice as wide."""
+"""The first step of a distance in nats, and the distance at which a step is twice as wide."""
 _ODDS_STEPS = 32
 _LARGEST_ODDS = 2**15 - 1
 _FAINT = 1e-30
-"""Mass that float32 does not add up from probabilities: it is added up from their logarithms, which takes longer."""
+"""Below this mass, a float32 sum of probabilities is inexact: logarithms are summed instead, which takes longer."""
 _FAINTEST = 256
-"""Tokens of a chunk for which a GPU does so, those with least mass: to ask how many there are would wait for it. Beyond
-them a mass under 1e-38 is stored as none."""
+"""Tokens of a chunk, those with the least mass, for which a GPU does so: counting them would wait for the GPU. For
+further tokens a mass under 1e-38 is stored as 0."""
 
 
 class TopK(NamedTuple):
-    """What is kept of logits [..., V].
+    """The kept part of logits [..., V].
 
     Attributes:
         ids: in ascending order, [..., k] int64; None with k = V.
@@ -44,8 +44,8 @@ class TopK(NamedTuple):
 def top_k(logits: Tensor, k: int, temperatures: Sequence[float]) -> TopK:
     """The k most probable tokens of full-vocabulary logits [..., V], with the exact mass of the others.
 
-    The mass is summed over the others themselves, in float32: 1 − (a sum near 1) would lose its digits.
-    Costs one top-k, T softmaxes and some 4 + 2T passes over the logits; memory beside them: some megabytes.
+    The mass is summed over the others themselves, in float32: 1 − (a sum near 1) would lose digits. Costs one top-k, T
+    softmaxes and some 4 + 2T passes over the logits; memory beside them: some megabytes.
     """
     rows = [_top_k(part.float(), k, temperatures) for part in token_chunks(logits.flatten(0, -2))]
     leading = logits.shape[:-1]
@@ -63,7 +63,7 @@ def gaps(values: Tensor) -> Tensor:
 
 
 def pack_gaps(gap: Tensor) -> Tensor:
-    """Distances as uint8: steps of 1/16 nat that widen to 1/16 · (1 + gap / 8), so that 50 nats have room.
+    """Distances as uint8: steps of 1/16 nat that widen to 1/16 · (1 + gap / 8), for a range of 50 nats.
 
     A token further from the top has less weight: an error of δ nats costs p δ² / 2 nats.
     """
@@ -72,7 +72,7 @@ def pack_gaps(gap: Tensor) -> Tensor:
 
 
 def unpack_gaps(stored: Tensor) -> Tensor:
-    """The distances, float32; as they are, where they were stored in float32."""
+    """The distances, float32; unchanged if they were stored in float32."""
     return _WIDEN * torch.expm1(stored.float() * (_STEP / _WIDEN)) if stored.dtype == torch.uint8 else stored
 
 

@@ -14,12 +14,12 @@ from palenka.data.text.readers import READERS, Advance, Piece, Reader
 
 @READERS.register("babylm")
 class BabyLMText(Reader):
-    """Text with a cleaner per source, which the file's stem names; `cleaner` chooses another."""
+    """Text with a cleaner per source, chosen by the file's stem or by `cleaner`."""
 
     suffixes = (".train", ".dev", ".test")
 
     def documents(self, path: Path, advance: Advance) -> Iterator[Piece]:
-        """The documents, each piece at most a part of a line and the line's end before it."""
+        """The documents in pieces, each at most a part of a line and the line's end before it."""
         refuse_json_lines(path)
         return read_documents(path, self._cleaner(path), advance=advance)
 
@@ -31,7 +31,7 @@ class BabyLMText(Reader):
         return finder_for(path.stem) if self.options.cleaner == "none" else cleaner_for(path.stem)
 
     def remark(self, path: Path) -> str | None:
-        """That a source is not known."""
+        """A remark if the source is not known."""
         if path.stem in CLEANERS or self.options.cleaner == "none":
             return None
         return (
@@ -46,12 +46,12 @@ def read_documents(
     limit: int = PART_CHARACTERS,
     advance: Advance | None = None,
 ) -> Iterator[Piece]:
-    """A file's cleaned documents, each as the pieces that together are its text.
+    """A file's cleaned documents, each as the pieces of its text.
 
     Args:
         path: the file.
         cleaner: for its source.
-        limit: longest part of a line that is looked at as one.
+        limit: longest part of a line that is cleaned as one.
         advance: called with the number of bytes read, now and then.
 
     Raises:
@@ -63,12 +63,12 @@ def read_documents(
 
 
 def cleaned_document(parts: Iterable[Part], cleaner: Cleaner) -> Iterator[Piece]:
-    """The text of one document, cleaned, as the pieces that together are it; none without any text."""
+    """The cleaned text of one document in pieces; no pieces if it has no text."""
     return _joined(clean(parts, cleaner), cleaner, lambda _: False)
 
 
 def _joined(parts: Iterable[Part], cleaner: Cleaner, opens: Callable[[Part], bool]) -> Iterator[Piece]:
-    """Parts of lines as documents, each of which begins where a part opens one; several blank lines become one."""
+    """Parts of lines grouped into documents, which begin where `opens` is true; several blank lines become one."""
     opening, line_end = True, ""
     for part in parts:
         opening = opening or opens(part)
@@ -88,8 +88,8 @@ def _joined(parts: Iterable[Part], cleaner: Cleaner, opens: Callable[[Part], boo
 def clean(parts: Iterable[Part], cleaner: Cleaner) -> Iterator[Part]:
     """Make a cleaner's substitutions in parts of lines, and strip the lines, unless it keeps them.
 
-    A blank line comes out as one empty part. The parts of a longer line that come out are never empty, the last
-    excepted, and no white space is lost or doubled between them, however the line was cut.
+    A blank line gives one empty part. A longer line gives no empty parts except the last, and no white space is lost or
+    doubled between parts, wherever the line was cut.
     """
     if cleaner.keeps_lines:
         for part in parts:

@@ -1,7 +1,8 @@
-"""A tokenizer that puts `<s>` before every text by itself, as documents of a corpus begin.
+"""A tokenizer that puts `<s>` before every text by itself, like the beginning of a corpus document.
 
-Whoever calls a tokenizer without more, as the BabyLM pipeline of 2025 and 2026 does, then scores a text's first token
-too, and from where the model saw texts begin. Corpora are encoded without special tokens, so it does not change them.
+A program that simply calls the tokenizer, such as the BabyLM pipeline of 2025 and 2026, then scores a text's first
+token too, after the token with which texts began in training. Corpora are encoded without special tokens, so they do
+not change.
 """
 
 import json
@@ -14,10 +15,10 @@ from palenka.ground.files import read_text, write_whole
 
 
 def add_bos(directory: Path) -> None:
-    """Make the tokenizer in a directory put its token of a text's beginning before each text; nothing if it does.
+    """Make the tokenizer in a directory put its bos token before each text; no change if it does already.
 
     Raises:
-        UserError: if it names no such token.
+        UserError: if it has no bos token.
     """
     file = directory / "tokenizer.json"
     tokenizer = Tokenizer.from_str(read_text(file))

@@ -1,11 +1,11 @@
-r"""Cleaners: what is cleaned in the text of each BabyLM source, chosen by the file's stem.
+r"""Cleaners of the text of each BabyLM source, chosen by the file's stem.
 
-`CLEANERS` is the whole truth: each source's name, the substitutions made anywhere in its text, the rule for whole
-lines, and what begins a document. Every cleaner makes each run of white space inside a line one space, and strips it at
-both ends of the line.
+`CLEANERS` lists for each source its name, the substitutions made anywhere in its text, the rule for whole lines, and
+what begins a document. Every cleaner makes each run of white space inside a line one space, and strips it at both ends
+of the line.
 
-Speaker marks (``*MOT:`` in childes, ``A:`` in switchboard) stay: the published recipe keeps them, and they are all that
-tells one speaker's turn from the next.
+Speaker marks (``*MOT:`` in childes, ``A:`` in switchboard) stay: the published recipe keeps them, and only they
+separate one speaker's turn from the next.
 """
 
 import re
@@ -13,10 +13,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 Substitution = tuple[re.Pattern[str], str]
-"""A pattern and its replacement, safe on any part of a line: it looks at one space and its neighbours, no further."""
+"""A pattern and its replacement, safe on any part of a line: it depends only on one space and its neighbours."""
 
 LineRule = Callable[[str], str | None]
-"""A whole line, stripped, to what it becomes; None drops it. Applied to lines that fit in one part only."""
+"""Maps a whole stripped line to its replacement; None drops it. Applied only to lines that fit in one part."""
 
 LONGEST_CREDIT_CHARACTERS = 200
 """A credit is short; a longer line that says "subtitle" is dialogue, perhaps a whole film of it."""
@@ -30,7 +30,8 @@ _SPACE_BEFORE_APOSTROPHE: Substitution = (re.compile(r"(?<=\w) (?=['’]\w)"), "
 _PLAIN = (_SPACES, _SPACE_BEFORE_PUNCTUATION)
 _WIKI = (_SPACES, _SPACE_BEFORE_PUNCTUATION_IN_WIKI)
 
-# As many marks at both ends. The title neither begins nor ends with one, so a lopsided heading is not one.
+# The same number of marks at both ends. The title neither begins nor ends with one, so an unbalanced heading does not
+# match.
 _HEADING = re.compile(r"(=(?: =)*) (?!=)(.*[^=\s]) \1")
 _ARTICLE_MARKS = "= = ="
 _ASIDES_AND_STOPS = re.compile(r"\([^()]*\)|[.!?]")
@@ -57,8 +58,8 @@ def drop_subtitle_credit(line: str) -> str | None:
 def lower_shouting(line: str) -> str | None:
     """A line mostly in upper case, as sentences.
 
-    Mostly means half of the characters, besides what is in parentheses and ``.!?``. There 'l' is a misread 'I', in
-    words without another lower-case letter.
+    Mostly means half of the characters, except those in parentheses and ``.!?``. In such a line 'l' is a misread 'I',
+    in words without another lower-case letter.
     """
     body = _ASIDES_AND_STOPS.sub("", line)
     if not body or 2 * sum(map(str.isupper, body)) < len(body):
@@ -85,8 +86,8 @@ class Cleaner:
         name: of the source, as in the corpus record.
         substitutions: made in this order, anywhere.
         line_rule: for whole lines, after the substitutions.
-        has_articles: documents begin at article headings; without, or in a file without any, at blank lines.
-        keeps_lines: lines stay as they are, white space and all; only documents are found.
+        has_articles: documents begin at article headings; otherwise, or in a file without headings, at blank lines.
+        keeps_lines: lines stay unchanged, including white space; only documents are found.
     """
 
     name: str
@@ -127,5 +128,5 @@ def cleaner_for(stem: str) -> Cleaner:
 
 
 def finder_for(stem: str) -> Cleaner:
-    """What cleans nothing, and finds the documents that the cleaner of a file's stem would find."""
+    """A cleaner that changes nothing and finds the documents that the cleaner of a file's stem would find."""
     return replace(cleaner_for(stem), name="none", substitutions=(), line_rule=keep_line, keeps_lines=True)

@@ -1,7 +1,7 @@
-"""What passes on its way from readers to the encoder: which split a document is of, and counts of what there is.
+"""Between readers and encoder: the split of each document, and counts of text.
 
-A document's split must be known before its first token is written, so it follows from the document's head, its first
-65,536 characters: the same document is of the same split wherever and however often it stands.
+A document's split must be known before its first token is written, so a hash of its head, the first 65,536 characters,
+decides it. The same document is always in the same split.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ HEAD_CHARACTERS = 65_536
 
 @dataclass
 class Tally:
-    """How much text of a source went into a split; of words, how many each document has."""
+    """The amount of a source's text in a split, and the words of each document."""
 
     document_words: "array[int]" = field(default_factory=lambda: array("q"))
     bytes: int = 0
@@ -34,22 +34,22 @@ class Tally:
 
 
 class Repeats:
-    """Hashes of documents by split, 8 bytes each, to count those that are there more than once."""
+    """Hashes of documents by split, 8 bytes each, to count duplicates."""
 
     def __init__(self) -> None:
         self._hashes: dict[str, array[int]] = defaultdict(lambda: array("Q"))
 
     def add(self, split: str, number: int) -> None:
-        """Remember a document by a number that is the same for the same text."""
+        """Add a document by a hash of its text."""
         self._hashes[split].append(number)
 
     def duplicates(self, split: str) -> int:
-        """Documents of a split that were in it before."""
+        """Documents of a split that already occurred in it."""
         found = self._of(split)
         return len(found) - len(np.unique(found))
 
     def also_in(self, split: str, other: str) -> int:
-        """Documents of a split that are in another one too."""
+        """Documents of a split that also occur in another one."""
         return int(np.isin(self._of(split), self._of(other)).sum())
 
     def _of(self, split: str) -> NDArray[np.uint64]:
@@ -62,11 +62,11 @@ class Sorting:
 
     Attributes:
         split: of the source.
-        held_out: how much of a train source goes to another split, by the split.
+        held_out: fraction of a train source that goes to another split, by split.
         repeats: where the documents' hashes go.
-        tallies: what there was, by split.
+        tallies: amounts of text, by split.
         empty: documents without any text, which are dropped.
-        splits: those of the documents that were passed on and not taken from here yet, in order.
+        splits: of the documents passed on and not yet consumed, in order.
     """
 
     split: str
@@ -77,7 +77,7 @@ class Sorting:
     splits: deque[str] = field(default_factory=deque)
 
     def pass_on(self, pieces: Iterable[Piece]) -> Iterator[Piece]:
-        """The same documents, those without text left out; a word torn between two pieces counts once."""
+        """The same documents, without those that have no text; a word cut between two pieces counts once."""
         digest, tally, inside_word = hashlib.blake2b(), Tally(), False
         split = ""
         for piece in _with_heads(pieces):
@@ -101,13 +101,13 @@ class Sorting:
         self._remember(split, digest)
 
     def counts(self) -> dict[str, Counts]:
-        """What there was, by split; documents without text count for the source's own."""
+        """Amounts of text by split; documents without text count for the source's own split."""
         found = {split: tally.counts() for split, tally in self.tallies.items()}
         own = found.get(self.split, Counts())
         return {**found, self.split: own.model_copy(update={"empty": self.empty})}
 
     def only(self, split: str, pieces: Iterable[Piece]) -> Iterator[Piece]:
-        """The documents of one split alone."""
+        """Only the documents of one split."""
         wanted = False
         for piece in self.pass_on(pieces):
             if piece.opens_document:

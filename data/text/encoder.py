@@ -1,16 +1,16 @@
 """Documents of any length to the ids that a tokenizer gives for each whole document, on all cores and in flat memory.
 
-A document of up to `PART_CHARACTERS` is encoded as it is. A longer one is cut into parts, each encoded behind the
-characters that stand before it, and the cut is held against the tokenizer itself: what it makes of those characters
-must be the same with and without the part behind them, and their ids are then dropped. Where it is not, a token crosses
-the cut, and the two parts are encoded as one.
+A document of up to `PART_CHARACTERS` is encoded whole. A longer one is cut into parts. Each part is encoded after the
+characters that precede it, and the cut is checked with the tokenizer: these characters must give the same ids with and
+without the part; their ids are then dropped. If they do not, a token crosses the cut, and the two parts are encoded as
+one.
 
-Places to cut are before a space that follows something else than white space, else between a word and a line's end or
-a punctuation mark. There every tokenizer that works word by word begins a new word, whatever came earlier, so the ids
-are those of the whole document. With one that does not (SentencePiece without splitting, where a whole document is one
-word), they are as long as no token crosses the cut, which is what was held against it. A space put before a text, and
-white space stripped from it, fall on the characters that are dropped. Only a run of more than `LONGEST_CHARACTERS`
-without such a place is torn.
+A cut lies before a space that follows other characters than white space, else between a word and a line's end or a
+punctuation mark. There every tokenizer that works word by word begins a new word, so the ids are those of the whole
+document. With one that does not (SentencePiece without splitting, where a whole document is one word), they are so if
+no token crosses the cut, which the check ensures. A space put before a text, and white space stripped from it, affect
+only the characters that are dropped. Only a run of more than `LONGEST_CHARACTERS` without such a place is cut
+regardless.
 """
 
 import re
@@ -43,8 +43,8 @@ class _Part:
 
     Attributes:
         text: itself.
-        before: what stands before it in its document; nothing where it opens the document.
-        torn: whether there was no place to cut it from what stands before it.
+        before: the preceding characters in its document; empty at the beginning of the document.
+        torn: whether it was cut from the preceding text at an unsafe place.
     """
 
     text: str
@@ -56,13 +56,13 @@ class DocumentEncoder:
     """Encodes documents that come in pieces.
 
     Args:
-        tokenizer: any; it is left as it is.
+        tokenizer: any; it is not changed.
         spelt_out: whether text that spells a special token is encoded as any other text (`split_special_tokens`).
         part_characters: longest text that is encoded as one, if there is a place to cut it.
         longest_characters: longest text that is encoded as one.
 
     Attributes:
-        torn: how often a document was cut where the tokenizer may not agree.
+        torn: number of cuts at which the ids may differ from those of the whole document.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class DocumentEncoder:
         return not second.torn and len(first.text) + len(second.text) <= self._longest_characters
 
     def _joined(self, first: _Part, second: _Part) -> tuple[_Part, list[int]]:
-        """Two parts as one, which stands where the first did, and its ids."""
+        """Two parts as one, in the place of the first, and its ids."""
         whole = _Part(first.text + second.text, first.before, first.torn)
         return whole, self._ids(whole.before + whole.text)[len(self._ids(whole.before)) :]
 
@@ -105,7 +105,7 @@ class DocumentEncoder:
         return list(self._tokenizer.encode(text, add_special_tokens=False).ids) if text else []
 
     def _encoded(self, parts: Iterable[_Part]) -> Iterator[tuple[_Part, list[int], list[int]]]:
-        """Each part with the ids of what stands before it, and of both together."""
+        """Each part with the ids of the preceding characters, and of both together."""
         for batch in _batches(parts):
             texts = [part.before + part.text for part in batch] + [part.before for part in batch if part.before]
             encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
@@ -114,7 +114,7 @@ class DocumentEncoder:
                 yield part, next(befores).ids if part.before else [], encoding.ids
 
     def _parts(self, pieces: Iterable[Piece]) -> Iterator[_Part]:
-        """The documents in parts, which do not depend on the pieces that they come in."""
+        """The documents in parts, which do not depend on the pieces of the input."""
         waiting: list[str] = []
         num_waiting, before, torn = 0, "", False
         for text, opens_document in pieces:
@@ -135,7 +135,7 @@ class DocumentEncoder:
             yield _Part("".join(waiting), before, torn)
 
     def _cut(self, text: str) -> "_Cut | None":
-        """Where the first part of a text ends; None while it is short, or only more text can tell."""
+        """The end of the first part of a text; None if it is short, or if more text is needed to decide."""
         limit = self._part_characters
         if len(text) <= limit:
             return None
@@ -148,7 +148,7 @@ class DocumentEncoder:
 
 
 class _Cut(NamedTuple):
-    """Where a part ends, and whether that is no place to cut."""
+    """The end of a part, and whether it is an unsafe place."""
 
     end: int
     torn: bool

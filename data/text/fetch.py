@@ -1,4 +1,4 @@
-"""Fetch BabyLM text from the Hugging Face Hub, into files named as `prepare` wants them.
+"""Fetch BabyLM text from the Hugging Face Hub, into files named as `prepare` expects them.
 
 palenka data fetch babylm-10m --output runs/text/babylm-10m
 """
@@ -39,12 +39,12 @@ class FetchSettings(Command):
     name: str
     """Which text: babylm-10m or babylm-100m."""
     output: Path | None = None
-    """Folder for the text; runs/text/NAME without."""
+    """Folder for the text; default: runs/text/NAME."""
 
 
 @dataclass(frozen=True)
 class _Download:
-    """One split's repository, and where its files go."""
+    """One split's repository, and the folder for its files."""
 
     repository: str
     split: str
@@ -54,7 +54,7 @@ class _Download:
         """Download the files, or those that are still missing, and name them ``<source>.<split>``.
 
         Raises:
-            UserError: if the Hub does not give them.
+            UserError: if the Hub does not serve them.
         """
         patterns = [f"*.{self.split}", f"*.{self.split}.txt"]
         try:
@@ -75,10 +75,10 @@ class _Download:
 
 
 def fetch(name: str, output: Path | None = None) -> Path:
-    """Download a text of `TEXTS`; interrupted, the same call goes on with the files that are missing.
+    """Download a text of `TEXTS`; after an interruption, the same call downloads the missing files.
 
     Returns:
-        The folder that holds it, which is `output`, or ``runs/text/NAME`` without.
+        The folder that holds it: `output`, by default ``runs/text/NAME``.
 
     Raises:
         UserError: for an unknown name, an output that holds something else, or a download that fails.
@@ -90,7 +90,7 @@ def fetch(name: str, output: Path | None = None) -> Path:
         find_sources([folder])
         info(f"{folder} holds text already; delete it to fetch it again")
         return folder
-    # A name that stays, so that the next call finds what is there.
+    # A fixed name, so that the next call finds the finished files.
     download = folder.with_name(f".{folder.name}.download")
     try:
         with sole_writer(folder):
@@ -106,7 +106,7 @@ def fetch(name: str, output: Path | None = None) -> Path:
 
 
 def _tidy(folder: Path) -> None:
-    """Leave the text alone: drop the Hub's records and the ``.txt`` behind each split."""
+    """Keep only the text: remove the Hub's records and the ``.txt`` after each split."""
     for split in SPLITS:
         shutil.rmtree(folder / split / ".cache", ignore_errors=True)
         for path in (folder / split).rglob(f"*.{split}.txt"):

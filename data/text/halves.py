@@ -1,8 +1,8 @@
-"""Halves of the dev sources, where no source is a test split: the first half chooses models, the second is reported.
+"""Halves of the dev sources if no source is a test split: the first half chooses models, the second is reported.
 
-A source is cut where a document begins, as near to its middle as can be. Where that would leave one side less than a
-third (a file that is one document, say), it is cut at the end of the line that is nearest to the middle, and where
-that would too (a file that is one long line), at a space. What follows is a document of its own.
+A source is cut at the beginning of the document nearest to its middle. If that would leave one side less than a third
+(for instance a file that is one document), it is cut at the line's end nearest to the middle, and if that would too (a
+file that is one long line), at a space. The second half then begins a new document.
 """
 
 import re
@@ -21,7 +21,7 @@ from palenka.ground.progress import info
 
 _SMALLEST_SHARE = 1 / 3
 _SHORTEST_CUT = 1000
-"""Characters of a source that may be cut at a space: a sentence stays whole."""
+"""Minimum characters of a source that may be cut at a space: a sentence stays whole."""
 
 
 def with_test_split(sources: Sequence[TextSource]) -> list[TextSource]:
@@ -45,13 +45,13 @@ def _halves(source: TextSource) -> list[TextSource]:
 
 
 class _Place(NamedTuple):
-    """Where a source is cut: a number of characters, and what is left out there, nothing if a document begins."""
+    """The cut of a source: a number of characters, and the characters dropped there, none if a document begins."""
 
     offset: int
     left_out: str
 
     def leaves_shares(self, first: int, last: int) -> bool:
-        """Whether either side has a third of the text between two characters at least."""
+        """Whether both sides have at least a third of the text between two offsets."""
         return _SMALLEST_SHARE <= (self.offset - first) / (last - first) <= 1 - _SMALLEST_SHARE
 
 
@@ -63,9 +63,9 @@ class _Cut:
 
     @cached_property
     def place(self) -> _Place | None:
-        """Where; None for a source that has no such place. Reads the source once; 8 bytes a line."""
+        """The cut; None if the source has no such place. Reads the source once; memory: 8 bytes per line."""
         starts, line_ends, total = array("q"), array("q"), 0
-        first: int | None = None  # of the characters that are no white space
+        first: int | None = None  # of the characters other than white space
         last = 0
         for text, opens_document in self.source.documents(lambda _: None):
             if opens_document:
@@ -84,11 +84,11 @@ class _Cut:
         if is_long and not any(place.leaves_shares(first, last) for place in found):
             space = self._space(first, last)
             found += [_Place(space, " ")] if space is not None else []
-        # What was looked for last is nearest, if nothing is near enough.
+        # If none is near enough, the last kind of place is used.
         return next((place for place in found if place.leaves_shares(first, last)), found[-1] if found else None)
 
     def _space(self, first: int, last: int) -> int | None:
-        """The space that is nearest to the middle, with text on both sides. Reads the source once more."""
+        """The space nearest to the middle with text on both sides. Reads the source once more."""
         behind, total = (first + last) // 2 + 1, 0
         before: int | None = None
         after: int | None = None
@@ -103,7 +103,7 @@ class _Cut:
 
 
 def _nearest(places: "array[int]", first: int, last: int) -> int | None:
-    """The place that is nearest to the middle of some text, with text on both sides."""
+    """The place nearest to the middle of some text, with text on both sides."""
     found: NDArray[np.int64] = np.array(places, dtype=np.int64)
     found = found[(found > first) & (found <= last)]
     return int(found[np.abs(2 * found - first - last).argmin()]) if len(found) else None
@@ -117,21 +117,21 @@ class Half(TextSource):
 
     @property
     def identity(self) -> str:
-        """That of the whole source."""
+        """The identity of the whole source."""
         return self.whole.source.identity
 
     @property
     def num_bytes(self) -> int | None:
-        """How much is read for it: all of the source."""
+        """Bytes read for it: all of the source."""
         return self.whole.source.num_bytes
 
     @property
     def cleaner(self) -> str:
-        """That of the source."""
+        """The cleaner of the source."""
         return self.whole.source.cleaner
 
     def remark(self) -> str | None:
-        """That of the source, said once."""
+        """The remark of the source, printed once."""
         return self.whole.source.remark() if self.split == "dev" else None
 
     def documents(self, advance: Advance) -> Iterator[Piece]:
@@ -142,7 +142,7 @@ class Half(TextSource):
 
 
 def _before(pieces: Iterable[Piece], cut: _Place) -> Iterator[Piece]:
-    """The text before a cut; the rest is read too, so that the source is seen to its end."""
+    """The text before a cut; the rest is read too, so that the whole source is checked."""
     total = 0
     for text, opens_document in pieces:
         if total < cut.offset or (total == cut.offset and not text):
@@ -151,7 +151,7 @@ def _before(pieces: Iterable[Piece], cut: _Place) -> Iterator[Piece]:
 
 
 def _behind(pieces: Iterable[Piece], cut: _Place) -> Iterator[Piece]:
-    """The text behind a cut, which opens a document there."""
+    """The text after a cut, which begins a document."""
     total, opened = 0, False
     for text, opens_document in pieces:
         rest = text[max(0, cut.offset - total) :]

@@ -1,6 +1,6 @@
 """Datasets on the Hugging Face Hub as sources of text: ``org/name``, ``org/name@REVISION``, ``org/name:CONFIGURATION``.
 
-They are read as a stream by the `datasets` library, which is an extra; nothing of them is kept on disk.
+The `datasets` library, an extra, reads them as a stream; nothing is kept on disk.
 """
 
 import glob
@@ -26,7 +26,7 @@ class HubSplit(TextSource):
         repository: such as ``org/name``.
         commit: of the repository.
         configuration: one of several that a dataset may have.
-        its_split: what the dataset calls the split.
+        its_split: the dataset's name of the split.
         options: for reading.
     """
 
@@ -48,11 +48,11 @@ class HubSplit(TextSource):
 
     @property
     def cleaner(self) -> str:
-        """That of text whose source is not known, if cleaning was asked for."""
+        """The cleaner of unknown sources, if cleaning was asked for."""
         return "general" if self.options.cleaner == "babylm" else "none"
 
     def documents(self, advance: Advance) -> Iterator[Piece]:
-        """A record is a document; a failure of the network says so."""
+        """The documents, one per record; errors of the network are reported as such."""
         datasets = require_datasets(self.repository)
         try:
             stream = datasets.load_dataset(
@@ -68,7 +68,7 @@ class HubSplit(TextSource):
 
 
 def is_dataset(path: Path) -> bool:
-    """Whether a source is named like a dataset on the Hub and is nothing on this machine."""
+    """Whether a source is named like a dataset on the Hub and does not exist on this machine."""
     found = _ID.fullmatch(str(path)) is not None and not glob.has_magic(str(path))
     return found and not path.exists() and not path.is_symlink() and not path.parent.exists()
 
@@ -90,7 +90,7 @@ def find_dataset(path: Path, options: ReadingOptions) -> list[TextSource]:
         splits = datasets.get_dataset_split_names(name, configuration, revision=commit)
     except Exception as error:  # of the library and the network
         raise _unreadable(str(path), error) from error
-    # A commit and no date, so that the same dataset is the same source.
+    # A commit and no date, so that the same dataset is always the same source.
     label = f"{name}@{commit}" + (f":{configuration}" if configuration else "")
     return [
         HubSplit(f"{label}/{split}", _SPLITS[split], name, commit, configuration, split, options)

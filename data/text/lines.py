@@ -1,7 +1,7 @@
-"""The lines of a text, whatever they look like, in bounded parts.
+"""The lines of a text, of any length, in bounded parts.
 
-BabyLM-style text has lines of 19 MB beside lines of one word. Everything here is linear in the size of a file and
-keeps a few parts in memory.
+BabyLM-style text has lines of 19 MB beside lines of one word. Time is linear in the size of a file, and memory holds a
+few parts.
 """
 
 import codecs
@@ -19,8 +19,9 @@ PART_CHARACTERS = 65_536
 """Longest part of a line, in characters."""
 
 _BLOCK_BYTES = 1 << 18
-# The last white space before a word: a place where no cleaner looks across (they drop spaces before punctuation and
-# apostrophes). Greedy, so the search goes backwards from the end; it is linear, as only starts of runs are looked at.
+# The last white space before a word, across which no cleaner works (they drop spaces before punctuation and
+# apostrophes). The pattern is greedy, so it searches backwards from the end, in linear time, since only starts of runs
+# are tried.
 _BETWEEN_WORDS = re.compile(r".*\S(?=\s++[^\s.,;!?'’])", re.DOTALL)
 
 
@@ -41,14 +42,14 @@ def read_parts(
 ) -> Iterator[Part]:
     r"""The lines of a UTF-8 file, those of more than `limit` characters in parts.
 
-    A part is cut off before the last white space that a word follows (and that follows something else than white
-    space), so neither a word nor a space before a punctuation mark is ever torn. Only where `limit` characters hold no
-    such place is the cut made after them all. Lines end in ``\n``, ``\r\n`` or ``\r``; a byte-order mark is skipped.
+    A part ends before the last white space that is followed by a word (and preceded by other characters), so no word
+    and no space before a punctuation mark is cut off. If `limit` characters have no such place, the cut comes after
+    them. Lines end in ``\n``, ``\r\n`` or ``\r``; a byte-order mark is skipped.
 
     Args:
         path: the file.
         limit: longest part.
-        block_bytes: how much is read at once; what is yielded does not depend on it.
+        block_bytes: bytes read at once; the result does not depend on it.
         advance: called with the number of bytes read, after each block.
 
     Raises:
@@ -58,7 +59,7 @@ def read_parts(
 
 
 def parts_of(blocks: Iterable[str], limit: int = PART_CHARACTERS) -> Iterator[Part]:
-    """The lines of a text that comes in blocks, as `read_parts` has them."""
+    """The lines of a text that comes in blocks; see `read_parts`."""
     rest, opens_line = "", True
     for text in blocks:
         *lines, rest = (rest + text).split("\n")
@@ -80,14 +81,14 @@ def parts_of(blocks: Iterable[str], limit: int = PART_CHARACTERS) -> Iterator[Pa
 def cut(text: str, limit: int, place: re.Pattern[str]) -> tuple[list[str], str]:
     """Cut parts off the front of a text while more than `limit` characters are left; returns them and the rest.
 
-    Each cut depends on the next ``limit + 1`` characters alone, so a text that arrives in pieces, each put behind the
-    rest of those before it, is cut at the same places.
+    Each cut depends only on the next ``limit + 1`` characters. So a text that arrives in pieces, each appended to the
+    rest of the earlier ones, is cut at the same places.
 
     Args:
         text: what to cut.
-        limit: longest part, 1 at least.
-        place: matches from the start of a text to where it may be cut, as far on as possible; where it does not match,
-            the cut is made after `limit` characters.
+        limit: longest part, at least 1.
+        place: matches from the start of a text to the last place where it may be cut; if it does not match, the cut
+            comes after `limit` characters.
     """
     parts = []
     start = 0

@@ -1,4 +1,4 @@
-"""Plain text, NAME.txt: a file is a document, as it is."""
+"""Plain text, NAME.txt: a file is one unchanged document."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -4,7 +4,7 @@
     palenka data prepare --sources text --tokenizer HuggingFaceTB/SmolLM2-135M --output runs/corpora/smollm2
 
 The text is read twice, once to learn the tokenizer and once to encode it, and never held in memory. Everything is
-written beside the output and renamed at the end, so a corpus is either whole or not there.
+written beside the output and renamed at the end, so a corpus is either complete or absent.
 """
 
 from collections import defaultdict
@@ -62,26 +62,26 @@ class CorpusSettings(Command):
 
     sources: tuple[Path, ...] = Field(min_length=1)
     """The raw text: folders, files, patterns, and ids of datasets on the Hugging Face Hub (org/name, org/name@REVISION,
-    org/name:CONFIGURATION). Of folders the *.train, *.dev and *.test files at any depth, named by their source, or else
-    .txt, .jsonl (.gz, .zst) and .parquet, whose split is in their name or a folder's, or else train."""
+    org/name:CONFIGURATION). A folder gives its *.train, *.dev and *.test files at any depth, named by their source, or
+    else its .txt, .jsonl (.gz, .zst) and .parquet files, whose split is in their name or a folder's, else train."""
 
     output: Path
     """Directory of the prepared corpus; it must not exist yet, or hold the same corpus."""
 
     tokenizer: Path | None = None
-    """A tokenizer that exists, in place of one that is learnt: a directory (a model's, too) or an id on the Hugging
-    Face Hub. Its own conventions hold."""
+    """An existing tokenizer, instead of a learnt one: a directory (a model's, too) or an id on the Hugging Face Hub.
+    Its own conventions apply."""
 
     text_field: str = "text"
     """The field that holds the text of a record, in .jsonl, .parquet and datasets of the Hub."""
 
     cleaner: Literal["babylm", "none"] | None = None
-    """How text is cleaned: babylm, as the name of its source asks for, or not at all. Unless given, *.train files are
-    cleaned where the tokenizer is learnt, and nothing else is."""
+    """How text is cleaned: babylm, by the name of its source, or none. By default only *.train, *.dev and *.test files
+    are cleaned, and only if the tokenizer is learnt."""
 
     dev_fraction: float = Field(default=0, ge=0, lt=0.5)
-    """Where no source is a dev split: how much of the train split becomes one, by a hash of each document. As much
-    again becomes the test split, unless a source is one."""
+    """If no source is a dev split: fraction of the train split that becomes one, by a hash of each document. The same
+    fraction becomes the test split, unless a source is one."""
 
     vocabulary_size: int | None = Field(default=16_000, ge=SMALLEST_VOCABULARY, le=LARGEST_VOCABULARY)
     """Maximum size of a learnt tokenizer: 3 special tokens, 256 bytes and the learnt ones."""
@@ -90,12 +90,12 @@ class CorpusSettings(Command):
     """How often a pair of tokens must occur in the train split to become a token."""
 
     document_start: bool | str | None = None
-    """What opens each document, so that a model learns to begin: true for the tokenizer's bos, false for nothing, or a
-    token. Unless given as the tokenizer does it, and <s> with one that is learnt."""
+    """Token before each document, so that a model learns to begin: true for the tokenizer's bos, false for none, or a
+    token. Default: the tokenizer's convention, and <s> with a learnt one."""
 
     document_end: bool | str | None = None
-    """What ends each document: true for the tokenizer's eos, false for nothing, or a token. Unless given as the
-    tokenizer does it, its eos if it puts nothing around a text, and nothing with one that is learnt."""
+    """Token after each document: true for the tokenizer's eos, false for none, or a token. Default: the tokenizer's
+    convention, its eos if it adds no tokens to a text, and none with a learnt one."""
 
     add_bos: bool = False
     """Whether the corpus's tokenizer, and so that of every model trained on it, puts its bos before every text by
@@ -128,12 +128,12 @@ class CorpusSettings(Command):
 
 
 def prepare(settings: CorpusSettings) -> None:
-    """Prepare a corpus, or say that it is there already.
+    """Prepare a corpus, or report that it exists already.
 
-    Reads the text twice; 67 MB take about 40 s on two idle cores, and any amount of text about 0.3 GB of memory.
+    Reads the text twice. 67 MB take about 40 s on two idle cores; memory is about 0.3 GB for any amount of text.
 
     Raises:
-        UserError: if the sources are not usable, the output holds something else, or the disk does not take it.
+        UserError: if the sources are not usable, the output holds something else, or the disk is full.
     """
     try:
         sources = find_sources(settings.sources, settings.reading)
@@ -193,7 +193,7 @@ def _write_corpus(settings: CorpusSettings, sources: list[TextSource], hashes: d
 
 
 def _held_out(settings: CorpusSettings, sources: list[TextSource]) -> dict[str, float]:
-    """How much of the train sources goes to other splits, by the split."""
+    """Fractions of the train sources that go to other splits, by split."""
     if not settings.dev_fraction:
         return {}
     splits = ["dev"] if any(source.split == "test" for source in sources) else ["dev", "test"]
@@ -201,7 +201,7 @@ def _held_out(settings: CorpusSettings, sources: list[TextSource]) -> dict[str, 
 
 
 def _require_unchanged(sources: list[TextSource], hashes: Mapping[str, str]) -> None:
-    """Refuse files that were changed while they were read: twice, and after their hashes were taken."""
+    """Refuse files that changed while they were read: they are read twice, after their hashes were taken."""
     for source in sources:
         if isinstance(source, SourceFile) and sha256_of_file(source.path) != hashes[source.name]:
             raise UserError(f"{source.path} was changed while it was read; leave it alone, and run the command again")
@@ -214,7 +214,7 @@ def _write_tokenizer(
     located: Located | None,
     directory: Path,
 ) -> Boundaries:
-    """Write the corpus's tokenizer, learnt or given; returns what it puts around a document."""
+    """Write the corpus's tokenizer, learnt or given; returns its document boundaries."""
     if located is None:
         learnt = _learn_tokenizer(settings, [source for source in sources if source.split == "train"], held_out)
         save_learnt(learnt, directory)
@@ -251,7 +251,7 @@ def _encode_source(
     boundaries: Boundaries,
     advance: Advance,
 ) -> None:
-    """Append a source's documents to the tokens of the splits that they are of."""
+    """Append a source's documents to the tokens of their splits."""
     before, after = (np.array(ids, dtype=np.uint32) for ids in boundaries)
     split = None
     for tokens, opens_document in encoder.encode(sorting.pass_on(source.documents(advance))):
@@ -279,7 +279,7 @@ def _is_empty_folder(path: Path) -> bool:
 
 
 def _require_same(settings: CorpusSettings, hashes: dict[str, str]) -> None:
-    """Refuse an output that holds anything else than the corpus that is asked for."""
+    """Refuse an output that holds anything but the requested corpus."""
     output = settings.output
     if not (output / CONFIG_FILE).is_file():
         raise UserError(f"output {output} exists and is no prepared corpus; choose another output")
@@ -300,5 +300,5 @@ def _require_same(settings: CorpusSettings, hashes: dict[str, str]) -> None:
 
 
 def _comparable(config: dict[str, object]) -> dict[str, object]:
-    """Settings that decide tokens: where sources and output lie does not, nor where what is named comes from."""
+    """The settings that decide tokens; paths and origins do not."""
     return {key: value for key, value in config.items() if key not in _NOT_COMPARED}

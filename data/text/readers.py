@@ -1,6 +1,6 @@
-"""Readers of text: each says which files it reads, and yields their documents, a piece at a time.
+"""Readers of text: each declares which files it reads, and yields their documents, a piece at a time.
 
-A format is one file with a class that registers itself in `READERS`; whoever prepares a corpus asks nothing else.
+A format is one file with a class that registers itself in `READERS`; no other code knows about formats.
 """
 
 from abc import ABC, abstractmethod
@@ -12,11 +12,11 @@ from typing import ClassVar, Literal, NamedTuple
 from palenka.ground.registry import Registry
 
 Advance = Callable[[int], object]
-"""Called with a number of bytes that were read, now and then."""
+"""Called now and then with the number of bytes read since the last call."""
 
 
 class Piece(NamedTuple):
-    """Some text of a document; a document without any is one empty piece."""
+    """Some text of a document; a document without text is one empty piece."""
 
     text: str
     opens_document: bool
@@ -24,11 +24,11 @@ class Piece(NamedTuple):
 
 @dataclass(frozen=True)
 class ReadingOptions:
-    """What a user may say of how text is read.
+    """A user's options for reading text.
 
     Attributes:
-        cleaner: ``"babylm"``, the cleaner of the source that a file's name says, or ``"none"``; None for what the
-            format is used to.
+        cleaner: ``"babylm"`` for the cleaner of the source in a file's name, or ``"none"``; None for the format's
+            default.
         text_field: the field of a record that is its text.
     """
 
@@ -43,8 +43,8 @@ class Reader(ABC):
         options: of the user's.
 
     Attributes:
-        suffixes: how the names of its files end, such as ``".jsonl"`` or ``".jsonl.gz"``. The longest that fits decides
-            who reads a file, and of two readers that have it the one that was registered last.
+        suffixes: of the names of its files, such as ``".jsonl"`` or ``".jsonl.gz"``. The reader with the longest
+            matching suffix reads a file; of two with the same suffix, the one registered last.
     """
 
     suffixes: ClassVar[tuple[str, ...]]
@@ -54,18 +54,18 @@ class Reader(ABC):
 
     @abstractmethod
     def documents(self, path: Path, advance: Advance) -> Iterator[Piece]:
-        """The documents of a file, each as the pieces that together are its text; a file is read more than once.
+        """The documents of a file, each as the pieces of its text; a file is read more than once.
 
         Raises:
-            UserError: if the file cannot be read; it says where.
+            UserError: if the file cannot be read; the error names the place.
         """
 
     def cleaner(self, path: Path) -> str:
-        """What is done to a file's text, as the corpus's record names it."""
+        """The cleaning of a file's text, as the corpus's record names it."""
         return "none"
 
     def remark(self, path: Path) -> str | None:
-        """What a user should know of a file before it is read, as the end of a sentence that begins with its name."""
+        """A remark for the user before a file is read: the end of a sentence that begins with its name."""
         return None
 
 

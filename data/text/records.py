@@ -1,6 +1,6 @@
 """Records: JSON lines and Parquet, local or on the Hugging Face Hub, read by the `datasets` library as a stream.
 
-The library is an extra, `palenka[datasets]`, imported where the first record is read. It runs no code of others.
+The library is an extra, `palenka[datasets]`, imported when the first record is read. It runs no code from datasets.
 """
 
 import gzip
@@ -57,10 +57,10 @@ def require_datasets(what: str) -> Any:  # noqa: ANN401 - a module of an extra
 
 
 def texts_of(name: str, stream: Any, text_field: str) -> Iterator[str]:  # noqa: ANN401 - a stream of `datasets`
-    """The text of each record of a stream; nothing for one without.
+    """The text of each record of a stream; empty for a record without text.
 
     Raises:
-        UserError: if the first record has no such field, or a field is no text.
+        UserError: if the first record has no such field, or a field does not hold text.
     """
     number = 0
     for batch in stream.iter(batch_size=_BATCH_RECORDS):
@@ -80,7 +80,7 @@ def texts_of(name: str, stream: Any, text_field: str) -> Iterator[str]:  # noqa:
 
 
 def documents_of(texts: Iterable[str], options: ReadingOptions) -> Iterator[Piece]:
-    """Each text as a document, cleaned if that is asked for."""
+    """Each text as a document, cleaned if requested."""
     for text in texts:
         if options.cleaner == "babylm":
             pieces = cleaned_document(parts_of([text]), GENERAL)
@@ -91,7 +91,7 @@ def documents_of(texts: Iterable[str], options: ReadingOptions) -> Iterator[Piec
 
 
 def _documents(texts: Iterable[str], options: ReadingOptions, size: int, advance: Advance) -> Iterator[Piece]:
-    """The documents of a file, whose bytes count as read as far as text came from it."""
+    """The documents of a file, with estimated progress: bytes count as read in proportion to the text so far."""
     left = size
 
     def counted() -> Iterator[str]:
@@ -113,20 +113,20 @@ def _num_rows(path: Path) -> int:
 
 
 def _checked(path: Path, kind: str, text_field: str) -> Iterator[str]:
-    """The texts of a file, whose faults are said with the line that they are in."""
+    """The texts of a file; errors name the line."""
     datasets = require_datasets(str(path))
     try:
         if path.suffix == ".zst":
             _require_whole_frames(path)
-        if kind == "parquet" and not _num_rows(path):  # which the library cannot cut into batches
+        if kind == "parquet" and not _num_rows(path):  # which the library cannot split into batches
             return
         stream = datasets.load_dataset(kind, data_files=escape(str(path.absolute())), split="train", streaming=True)
         yield from texts_of(str(path), stream, text_field)
     except UserError:
         raise
-    except StopIteration:  # the library's, of a file without a record
+    except StopIteration:  # raised by the library for a file without records
         return
-    except Exception as error:  # whatever the libraries of the formats raise
+    except Exception as error:  # any error of the formats' libraries
         fault = _first_fault(path) if kind == "json" else None
         reason = fault or f"it cannot be read ({reason_of(error)})"
         raise UserError(f"{path}{reason if fault else ': ' + reason}; fix it there, or leave the file out") from error
@@ -148,7 +148,7 @@ def _require_whole_frames(path: Path) -> None:
 
 
 def _first_fault(path: Path) -> str | None:
-    """The first line that is no JSON object, as the end of a sentence that begins with the file's name."""
+    """The first line that is not a JSON object, as the end of a sentence that begins with the file's name."""
     number = 0
     try:
         with _opened(path) as file:

@@ -1,4 +1,4 @@
-"""What text comes from: a source says which split it is of, what tells it from another, and its documents."""
+"""The base class of sources of text: the split, identity and documents of each."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ class TextSource(ABC):
     """A file, or a split of a dataset on the Hub.
 
     Attributes:
-        name: in the corpus's record; no path on this machine is in it.
+        name: in the corpus's record; it contains no path of this machine.
         split: ``"train"``, ``"dev"`` or ``"test"``.
     """
 
@@ -22,16 +22,16 @@ class TextSource(ABC):
     @property
     @abstractmethod
     def identity(self) -> str:
-        """What is the same for the same text: a checksum, or a commit."""
+        """The identity of the text: a checksum, or a commit."""
 
     @property
     @abstractmethod
     def num_bytes(self) -> int | None:
-        """How much there is to read; None where that is unknown."""
+        """Bytes to read; None if unknown."""
 
     @property
     def cleaner(self) -> str:
-        """What is done to its text, as the corpus's record names it."""
+        """The cleaning of its text, as the corpus's record names it."""
         return "none"
 
     @abstractmethod
@@ -39,9 +39,9 @@ class TextSource(ABC):
         """The documents; a source is read more than once.
 
         Raises:
-            UserError: if the source cannot be read; it says where.
+            UserError: if the source cannot be read; the error names the place.
         """
 
     def remark(self) -> str | None:
-        """What a user should know before it is read, as the end of a sentence that begins with its name."""
+        """A remark for the user before it is read: the end of a sentence that begins with its name."""
         return None

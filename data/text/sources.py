@@ -1,6 +1,6 @@
 """Where raw text comes from: files in folders, files by name or pattern, and datasets on the Hugging Face Hub.
 
-Each source says which split it belongs to, what tells it from another, and its documents.
+Each source has a split, an identity and documents.
 """
 
 import glob
@@ -56,15 +56,15 @@ class SourceFile(TextSource):
 
     @property
     def cleaner(self) -> str:
-        """What is done to its text."""
+        """The cleaning of its text."""
         return self.reader.cleaner(self.path)
 
     def documents(self, advance: Advance) -> Iterator[Piece]:
-        """As the file's reader gives them."""
+        """The documents that the file's reader yields."""
         return self.reader.documents(self.path, advance)
 
     def remark(self) -> str | None:
-        """What the reader says of the file."""
+        """The reader's remark about the file."""
         return self.reader.remark(self.path)
 
 
@@ -72,12 +72,12 @@ def find_sources(given: Sequence[Path], options: ReadingOptions | None = None) -
     """The sources that a user names, sorted by their names.
 
     Args:
-        given: folders (of which every file that a reader knows by its suffix is taken, at any depth), files, patterns,
-            and ids of datasets on the Hub.
+        given: folders (every file at any depth whose suffix a reader knows), files, patterns, and ids of datasets on
+            the Hub.
         options: for their readers.
 
     Raises:
-        UserError: if one is missing or of no known format, a link leads nowhere, or none is for training.
+        UserError: if one is missing or has no known format, a link is dangling, or none is for training.
     """
     options = options or ReadingOptions()
     readers = {suffix: reader(options) for reader in READERS.values() for suffix in reader.suffixes}
@@ -104,7 +104,7 @@ def find_sources(given: Sequence[Path], options: ReadingOptions | None = None) -
 
 
 def _in_folder(folder: Path, root: Path, readers: Mapping[str, Reader]) -> list[SourceFile]:
-    """The files in a folder that readers know; where some name their split by their ending, all must."""
+    """The files in a folder that readers know; if some name their split by their suffix, all must."""
     paths = [path for path in _walk(folder) if _reader_of(path, readers)]
     if not any(isinstance(_reader_of(path, readers), BabyLMText) for path in paths):
         return [_file(path, folder, root, readers) for path in paths]
@@ -120,7 +120,7 @@ def _in_folder(folder: Path, root: Path, readers: Mapping[str, Reader]) -> list[
 
 
 def _file(path: Path, folder: Path, root: Path, readers: Mapping[str, Reader], split: str | None = None) -> SourceFile:
-    """A file of a source; what its name and the folders inside the source do not say of its split, is train."""
+    """A file of a source; its split is in its name or in a folder inside the source, else train."""
     reader = _reader_of(path, readers)
     if reader is None:
         raise UserError(f"no reader knows the format of {path}; its name should end in one of {', '.join(readers)}")
@@ -130,7 +130,7 @@ def _file(path: Path, folder: Path, root: Path, readers: Mapping[str, Reader], s
 
 
 def _split_in(parts: Sequence[str]) -> str | None:
-    """The split that a name says, the file's own before those of folders, their ends before their beginnings."""
+    """The split in a path: the file's name comes before folders, and the end of a name before its beginning."""
     for part in reversed(parts):
         for word in reversed(re.split(r"[._-]", part.lower())):
             if word in _SPLIT_NAMES:
@@ -170,7 +170,7 @@ def _walk(folder: Path, within: tuple[Path, ...] = ()) -> Iterable[Path]:
     """The files in a folder at any depth, links followed, nothing hidden.
 
     Raises:
-        UserError: if a link leads nowhere, or to a folder that it is in.
+        UserError: if a link is dangling, or leads to a folder that contains it.
     """
     here = folder.resolve()
     if here in within:

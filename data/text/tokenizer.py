@@ -1,4 +1,4 @@
-"""Tokenizers in Hugging Face format: any fast one, read and written; what makes two the same; what they put where."""
+"""Fast tokenizers in Hugging Face format: reading and writing, identity, and document boundaries."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 PAD, START, END = "<pad>", "<s>", "</s>"
 SPECIAL_TOKENS = (PAD, START, END)
-"""Those of a tokenizer that is learnt here, in the order of their ids: 0, 1, 2."""
+"""The special tokens of a learnt tokenizer, in the order of their ids: 0, 1, 2."""
 
 _PATTERNS = (
     "tokenizer*",
@@ -30,7 +30,7 @@ _PROBE = (
     "The cat's 12,345 mice DON'T  run!\n\n\tNaïve café, fi ½ … e\u0301 — “quotes” <s></s> <|endoftext|> [CLS]\r\n"
     "def f(x):\n    return x**2  # ok\u00a0\u200b 字字，漢字。ไม่มีวรรค Ünïcödé Привет 🙂👍🏽 http://a.b/c?d=e_f \n"
 )
-# How a file is written, not what it maps: defaults that some versions leave out, and what only concerns offsets.
+# Fields that do not affect ids: defaults that some versions omit, and settings of offsets.
 _IMMATERIAL = ("trim_offsets",)
 
 
@@ -40,11 +40,11 @@ def tokenizer_files(directory: Path) -> list[Path]:
 
 
 def tokenizer_hash(tokenizer: "PreTrainedTokenizerFast") -> str:
-    """What makes a tokenizer the same, however its file was saved: that it maps text to the same ids.
+    """The identity of a tokenizer: equal for tokenizers that map text to the same ids, however they were saved.
 
     SHA-256 over vocabulary, merges, normaliser, pre-tokenizer and added tokens, each as the tokenizers library writes
-    them without defaults, and over the ids of a fixed text; some 0.5 s for 150,000 tokens. Which special tokens it puts
-    around a text, and what it calls bos and eos, is not part of it.
+    them without defaults, and over the ids of a fixed text; some 0.5 s for 150,000 tokens. The special tokens that it
+    adds to a text, and the names of bos and eos, are not part of it.
     """
     said = json.loads(tokenizer.backend_tokenizer.to_str())
     mapping: dict[str, Any] = {name: _material(said.get(name)) for name in ("added_tokens", "normalizer", "model")}
@@ -58,7 +58,7 @@ def hash_of_directory(directory: Path) -> str:
     """`tokenizer_hash` of the tokenizer in a directory.
 
     Raises:
-        UserError: if there is none that can be read.
+        UserError: if there is no readable one.
     """
     return tokenizer_hash(load_tokenizer(directory))
 
@@ -80,7 +80,7 @@ def load_tokenizer(directory: Path) -> "PreTrainedTokenizerFast":
         f"the tokenizer in {directory} cannot be read", "save it again with save_pretrained, as tokenizer.json"
     ):
         tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-    # One that is written in Python has no pipeline that could be compared, or run on all cores.
+    # A tokenizer in Python has no pipeline to compare, and does not run on all cores.
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise UserError(
             f"{directory} has a slow tokenizer ({type(tokenizer).__name__}, written in Python), but a fast one is "
@@ -91,7 +91,7 @@ def load_tokenizer(directory: Path) -> "PreTrainedTokenizerFast":
 
 
 def save_learnt(tokenizer: "Tokenizer", directory: Path) -> None:
-    """Write a directory that `transformers.AutoTokenizer` loads, with the special tokens of our own named.
+    """Write a directory that `transformers.AutoTokenizer` loads, with our special tokens declared.
 
     Text that spells a special token, such as ``<s>``, is encoded as any other text.
     """
@@ -106,13 +106,13 @@ def save_learnt(tokenizer: "Tokenizer", directory: Path) -> None:
 
 
 def save_tokenizer(tokenizer: "PreTrainedTokenizerFast", directory: Path) -> None:
-    """Write a directory that gives the same tokenizer again.
+    """Write a directory from which the same tokenizer can be loaded.
 
     Raises:
-        UserError: if what transformers reads there maps text to other ids.
+        UserError: if transformers reads a tokenizer there that maps text to other ids.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    # The library tells of a full disk with a bare Exception; writing the same text here first raises an OSError.
+    # The library raises a bare Exception for a full disk; writing the same text here first raises an OSError.
     (directory / "tokenizer.json").write_text(tokenizer.backend_tokenizer.to_str(pretty=True), encoding="utf-8")
     tokenizer.save_pretrained(directory)
     if hash_of_directory(directory) != tokenizer_hash(tokenizer):
@@ -123,7 +123,7 @@ def save_tokenizer(tokenizer: "PreTrainedTokenizerFast", directory: Path) -> Non
 
 
 class Boundaries(NamedTuple):
-    """The ids that stand before and behind each document."""
+    """The ids before and after each document."""
 
     before: list[int]
     after: list[int]
@@ -132,12 +132,12 @@ class Boundaries(NamedTuple):
 def boundaries_of(
     tokenizer: "PreTrainedTokenizerFast", start: bool | str | None = None, end: bool | str | None = None
 ) -> Boundaries:
-    """What stands around each document.
+    """The tokens around each document.
 
     Args:
-        tokenizer: whose convention it is: what it puts around a text when it is called; if that is nothing, its eos
-            behind it; without one its bos before it; without either, nothing.
-        start: True for its bos, False for nothing, or a token; None for the convention.
+        tokenizer: its convention is the default: the tokens that it adds to a text when it is called; if none, its eos
+            after the document; without eos its bos before it; without either, none.
+        start: True for its bos, False for none, or a token; None for the convention.
         end: the same with its eos.
 
     Raises:
@@ -197,12 +197,12 @@ def _token_of(tokenizer: "PreTrainedTokenizerFast", option: str, given: bool | s
 
 
 def vocabulary_size_of(tokenizer: "PreTrainedTokenizerFast") -> int:
-    """One more than the largest id, which is the number of tokens unless ids are left out."""
+    """The largest id plus one: the number of tokens, unless ids are skipped."""
     return max(tokenizer.get_vocab().values()) + 1
 
 
 def _flat(component: Any) -> Any:  # noqa: ANN401 - JSON
-    """A sequence of components in which no other is nested, and which is no sequence if it has one alone."""
+    """A sequence of components without nested sequences; a sequence of one becomes that component."""
     if not isinstance(component, Mapping) or component.get("type") != "Sequence":
         return component
     (parts,) = (value for key, value in component.items() if key != "type")
@@ -213,7 +213,7 @@ def _flat(component: Any) -> Any:  # noqa: ANN401 - JSON
 
 
 def _material(value: Any) -> Any:  # noqa: ANN401 - JSON
-    """A component without what is absent or switched off, which versions write or leave out."""
+    """A component without absent or disabled fields, which some versions write and others omit."""
     if isinstance(value, Mapping):
         said = {key: _material(inner) for key, inner in value.items() if key not in _IMMATERIAL}
         return {key: inner for key, inner in said.items() if inner is not None and inner is not False and inner != ""}

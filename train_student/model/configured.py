@@ -41,7 +41,7 @@ class ConfiguredModel(StudentModel):
         return dict(self.model_extra or {})
 
     def configuration(self, vocabulary_size: int, special_tokens: SpecialTokens) -> PretrainedConfig:
-        """As `StudentModel` has it."""
+        """See `StudentModel`."""
         from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING
 
         types = [name for name, kind in CONFIG_MAPPING.items() if kind in MODEL_FOR_CAUSAL_LM_MAPPING]
@@ -66,7 +66,7 @@ class ConfiguredModel(StudentModel):
         return config
 
     def summary(self) -> str:
-        """As `StudentModel` has it."""
+        """See `StudentModel`."""
         return self.model_type
 
 

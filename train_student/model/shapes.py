@@ -47,7 +47,7 @@ class ModelShape(StudentModel):
         return self
 
     def configuration(self, vocabulary_size: int, special_tokens: SpecialTokens) -> PretrainedConfig:
-        """As `StudentModel` has it."""
+        """See `StudentModel`."""
         from transformers import GPT2Config, GPTJConfig, LlamaConfig
 
         shared = {"vocab_size": vocabulary_size, "tie_word_embeddings": self.tie_word_embeddings, **special_tokens}
@@ -79,10 +79,10 @@ class ModelShape(StudentModel):
         return GPTJConfig(rotary_dim=min(64, head_size), **older_names, **shared)
 
     def summary(self) -> str:
-        """As `StudentModel` has it."""
+        """See `StudentModel`."""
         return self.architecture
 
     @property
     def may_drop_out(self) -> bool:
-        """As `StudentModel` has it."""
+        """See `StudentModel`."""
         return self.dropout > 0

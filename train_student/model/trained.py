@@ -43,11 +43,11 @@ class TrainedModel(StudentModel):
         return self
 
     def as_plain(self) -> dict[str, object]:
-        """As `Settings` has it."""
+        """See `Settings`."""
         return self.model_dump(mode="json", by_alias=True)
 
     def configuration(self, vocabulary_size: int, special_tokens: SpecialTokens) -> PretrainedConfig:
-        """As `StudentModel` has it; special tokens are those of the model."""
+        """See `StudentModel`; special tokens are those of the model."""
         from palenka.data.model_files import config_of
 
         config = config_of(self._located.directory)
@@ -57,14 +57,14 @@ class TrainedModel(StudentModel):
         return config
 
     def require_fit(self, corpus: Corpus, length: int) -> None:
-        """As `StudentModel` has it."""
+        """See `StudentModel`."""
         from palenka.data.model_files import require_fit
 
         require_fit("student", self._located, corpus, length)
         self.configured(corpus)
 
     def build(self, corpus: Corpus, seed: int) -> PreTrainedModel:
-        """As `StudentModel` has it; logits that stand for no token of the corpus are left out."""
+        """See `StudentModel`; logits that stand for no token of the corpus are left out."""
         import torch
 
         from palenka.data.model_files import load_model
@@ -78,13 +78,13 @@ class TrainedModel(StudentModel):
         return model if self.layers is None else self._with_blocks_of(model, self.layers)
 
     def origin(self) -> TeacherIdentity:
-        """As `StudentModel` has it."""
+        """See `StudentModel`."""
         from palenka.data.model_files import identity_of
 
         return identity_of(self._located.directory, "float32", self._located.source)
 
     def summary(self) -> str:
-        """As `StudentModel` has it."""
+        """See `StudentModel`."""
         kept = "" if self.layers is None else f", its blocks {', '.join(map(str, self.layers))}"
         return f"from {self.from_}{kept}"
 

@@ -61,7 +61,7 @@ class DeepSupervision(TeacherTerm):
         )
 
     def with_teacher(self, teacher: str, student: StudentOutputs, signal: TeacherSignal, positions: Tensor) -> Tensor:
-        """As `TeacherTerm` has it."""
+        """See `TeacherTerm`."""
         num_known = next(iter(signal.hidden.values())).shape[1]
         places = positions[:, : min(num_known, self.settings.positions)]
         there = signal.at(self.temperature).at(places)

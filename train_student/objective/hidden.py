@@ -120,6 +120,6 @@ class HiddenDistances(TeacherTerm):
         self.layers = Projections(width, context.pairs, term.distance, context.seed, term.projection)
 
     def with_teacher(self, teacher: str, student: StudentOutputs, signal: TeacherSignal, positions: Tensor) -> Tensor:
-        """As `TeacherTerm` has it."""
+        """See `TeacherTerm`."""
         distance: Tensor = self.layers(teacher, student, signal, positions)
         return distance

@@ -23,7 +23,7 @@ class LogitTerms(TermModule):
     def forward(
         self, student: StudentOutputs, batch: Batch, weights: Mapping[str, float]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """As `TermModule` has it."""
+        """See `TermModule`."""
         from_text = [name for name in weights if name in self._text]
         from_teachers = [name for name in weights if name not in self._text]
         compared = NextTokenTerms(

@@ -180,7 +180,7 @@ class TeacherTerm(TermModule):
     def forward(
         self, student: StudentOutputs, batch: Batch, weights: Mapping[str, float]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """As `TermModule` has it."""
+        """See `TermModule`."""
         values = {}
         for name in weights:
             teacher = teacher_of(name)

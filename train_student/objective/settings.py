@@ -62,7 +62,7 @@ class HiddenTerm(Term):
     """How states are compared: through trained linear maps, or none, as they are, at equal widths."""
 
     def module(self) -> type[TermModule]:
-        """As `Term` has it."""
+        """See `Term`."""
         from palenka.train_student.objective.hidden import HiddenDistances
 
         return HiddenDistances
@@ -88,7 +88,7 @@ class ContrastiveTerm(Term):
     """Maximum negatives per position; a larger micro-batch is divided into several pools."""
 
     def module(self) -> type[TermModule]:
-        """As `Term` has it."""
+        """See `Term`."""
         from palenka.train_student.objective.contrastive import Contrast
 
         return Contrast
@@ -120,7 +120,7 @@ class AuxiliaryTerm(Term):
     """The distance, as that of the hidden term."""
 
     def module(self) -> type[TermModule]:
-        """As `Term` has it."""
+        """See `Term`."""
         from palenka.train_student.objective.auxiliary import DeepSupervision
 
         return DeepSupervision
