@@ -4,9 +4,9 @@ A prepared corpus is a directory::
 
     config.yaml      the settings that it was made with
     tokenizer/       the tokenizer, as a Hugging Face directory
-    files.json       checksums of all files but the tokens, which the fingerprint is of; written last
-    train.zarr       one Zarr v3 group a split; dev.zarr to choose models by, test.zarr to report them on
-        tokens           [N] uint16; uint32 from a vocabulary of 65,536 tokens up
+    files.json       checksums of all files but the tokens, which have the fingerprint; written last
+    train.zarr       one Zarr v3 group per split; dev.zarr chooses models, test.zarr reports them
+        tokens           [N] uint16; uint32 if the vocabulary exceeds 65,536 tokens
         document_starts  [D] int64, the position of each document's first token, ascending
         document_words   [D] int64, the words of each document
 

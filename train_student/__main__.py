@@ -1,6 +1,6 @@
 """`accelerate launch -m palenka.train_student FILE.yaml`, or `palenka train` on one device.
 
-With `--dry_run` it says what the run would cost.
+With `--dry_run` it estimates the cost of the run.
 """
 
 import json

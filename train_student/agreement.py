@@ -11,21 +11,21 @@ from palenka.ground.stopping import StopRequest
 
 
 class Agreement:
-    """Decides after each step, for all processes alike.
+    """Decides after each step, the same for all processes.
 
-    The first process alone knows when a checkpoint is due by the clock; a signal in any of them stops all.
+    Only the first process looks at the clock for checkpoints; a signal in any process stops all.
 
     Args:
         accelerator: of the run; every process must ask after every step.
         every: steps between two checkpoints, or a time.
-        request: what this process was asked for.
+        request: the stop request of this process.
     """
 
     def __init__(self, accelerator: Accelerator, every: int | str, request: StopRequest) -> None:
         self._every, self._request = every, request
         self._is_first = accelerator.is_main_process
         self._last = time.monotonic()
-        # On the processors: to ask an accelerator would wait for all of its work.
+        # On the CPUs: an accelerator would have to finish all of its work first.
         self._group = torch.distributed.new_group(backend="gloo") if accelerator.num_processes > 1 else None
 
     def after(self, step: int) -> tuple[bool, Signals | None]:
@@ -37,7 +37,7 @@ class Agreement:
         return bool(is_due), Signals(number) if number else None
 
     def checkpointed(self) -> None:
-        """The time until the next checkpoint begins now."""
+        """Restart the time until the next checkpoint."""
         self._last = time.monotonic()
 
     def _is_due(self, step: int) -> bool:

@@ -1,13 +1,13 @@
-"""Checkpoints: all that a run needs to go on as if it had never stopped.
+"""Checkpoints: all that a run needs to resume as if it had never stopped.
 
 checkpoints/step-00000500/
-    objective.safetensors  weights of the student and of what is trained beside it
+    objective.safetensors  weights of the student, projections and heads
     optimizer.safetensors  the optimizer's tensors, by the weight's name
-    state.json             the step, sums of the log's next line, best validation so far, ...
-    commit.json            checksums of these files, and the run that they are of
+    state.json             the step, sums for the next line of the log, best validation so far, ...
+    commit.json            checksums of these files, and the identity of the run
 
-Random states are not among them: every step seeds its own from (seed, step, process). Nor are the place in the stream
-and the learning rate: the step decides them. So a run may go on with another number of processes.
+They hold no random states: every step is seeded by (seed, step, process). They hold neither the place in the stream nor
+the learning rate: the step decides them. So a run may resume with another number of processes.
 """
 
 import shutil
@@ -33,15 +33,15 @@ class Checkpoints:
 
     Args:
         directory: where they lie.
-        run: the identity of the run; those of another are not gone on from.
-        kept: step whose checkpoint stays beside them: from there a longer run may go on.
+        run: the identity of the run; checkpoints of another one are not used.
+        kept: step whose checkpoint is kept too: a longer run may resume from it.
     """
 
     def __init__(self, directory: Path, run: str, kept: int = 0) -> None:
         self.directory, self.run, self._kept_step = directory, run, kept
 
     def save(self, step: int, module: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-        """Keep a step's checkpoint, aside first, and remove those that are no longer needed.
+        """Write a step's checkpoint, under a temporary name first, and remove those no longer needed.
 
         Raises:
             OSError: if it cannot be written.
@@ -61,12 +61,12 @@ class Checkpoints:
     def load(
         self, module: nn.Module, optimizer: torch.optim.Optimizer, serves: Callable[[Mapping[str, Any]], bool]
     ) -> dict[str, Any] | None:
-        """Bring a module and its optimizer to the last checkpoint that is whole; its state, or None without one.
+        """Load the last undamaged checkpoint into a module and its optimizer; returns its state, or None without one.
 
         Args:
-            module: student and what is trained beside it.
+            module: student, projections and heads.
             optimizer: of both.
-            serves: whether the run can go on from a checkpoint with some state.
+            serves: whether the run can resume from a checkpoint with some state.
         """
         place = self.last_serving(serves)
         if place is None:
@@ -76,12 +76,12 @@ class Checkpoints:
         return read_record(place / _STATE)
 
     def last_serving(self, serves: Callable[[Mapping[str, Any]], bool]) -> Path | None:
-        """The last checkpoint that is whole and that a run can go on from; None without one.
+        """The last undamaged checkpoint from which the run can resume; None without one.
 
-        Reads its files once, about 1 s a gigabyte. One that is damaged is named.
+        Reads its files once, about 1 s per gigabyte. Names damaged ones.
 
         Args:
-            serves: whether the run can go on from a checkpoint with some state.
+            serves: whether the run can resume from a checkpoint with some state.
         """
         for place in reversed(self._places()):
             if damage := damage_of(place, _COMMIT, run=self.run, step=step_of(place)):
@@ -91,13 +91,13 @@ class Checkpoints:
         return None
 
     def remove_after(self, step: int) -> None:
-        """Remove the checkpoints of later steps: damaged ones, and those of another end of the run."""
+        """Remove the checkpoints of later steps: damaged ones, and those of a previous attempt."""
         for place in self._places():
             if step_of(place) > step:
                 shutil.rmtree(place)
 
     def last_step(self) -> int:
-        """The step of the last checkpoint, whole or not; 0 without one."""
+        """The step of the last checkpoint, damaged or not; 0 without one."""
         return max(map(step_of, self._places()), default=0)
 
     def _places(self) -> list[Path]:
@@ -128,6 +128,6 @@ def _load_optimizer(module: nn.Module, optimizer: torch.optim.Optimizer, saved: 
         states.setdefault(owner, {})[key] = value
     for name, weight in module.named_parameters():
         for key, value in states.get(name, {}).items():
-            # As AdamW has it: the count of steps stays on the CPU, unless one kernel does all (fused).
+            # As in AdamW: the count of steps stays on the CPU, unless one kernel does all (fused).
             stays = key == "step" and not optimizer.defaults["fused"]
             optimizer.state[weight][key] = value if stays else value.to(weight.device)

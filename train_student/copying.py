@@ -1,4 +1,4 @@
-"""Copying ahead: a GPU fetches the next micro-batch on a stream of its own while it works on this one."""
+"""Copying ahead: a GPU copies the next micro-batch on a separate stream during the current one."""
 
 import contextlib
 from collections.abc import Generator, Iterator
@@ -11,7 +11,7 @@ from palenka.data.signals.stream import EncodedBatch
 def on_device(
     batches: Generator[EncodedBatch, None, None], device: torch.device
 ) -> Generator[EncodedBatch, None, None]:
-    """The batches on a device, in their order; on a GPU one of them is copied ahead, from page-locked memory."""
+    """The batches on a device, in order; on a GPU the next one is copied ahead, from page-locked memory."""
     with contextlib.closing(batches):
         yield from _moved(batches, device)
 
@@ -37,6 +37,6 @@ def _received(batch: EncodedBatch, arrived: torch.cuda.Event) -> EncodedBatch:
     current = torch.cuda.current_stream(batch.tokens.device)
     current.wait_event(arrived)
     for part in batch.tensors():
-        # Its memory must not be given to the next copy before this stream is done with it.
+        # Its memory must not be reused for the next copy before this stream has finished with it.
         part.record_stream(current)
     return batch

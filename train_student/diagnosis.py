@@ -1,4 +1,4 @@
-"""Where a number that is not finite came from: the step, the term, the windows, and whose side it was."""
+"""Diagnosis of numbers that are not finite: step, term, windows, and whether student or teacher caused them."""
 
 from collections.abc import Callable, Sequence
 
@@ -19,13 +19,13 @@ def not_finite_error(
     order: ReadingOrder,
     read: Callable[[int, int], Batch],
 ) -> UserError:
-    """The sentence about a value that was not finite; the teachers are asked again, window by window.
+    """The error for a value that is not finite; runs the teachers again, window by window.
 
     Args:
         settings: of the run.
         name: of the term, ``loss`` or `GRADIENT`.
-        step: in which it was.
-        positions: of the windows that it is a mean over, in the reading order.
+        step: in which it occurred.
+        positions: of its windows in the reading order.
         order: the reading order.
         read: the batch of some positions, with the teachers' signals.
     """
@@ -47,7 +47,7 @@ def not_finite_error(
 
 
 def _is_finite(signal: TeacherSignal, temperature: float) -> bool:
-    """Whether all that a teacher says is; a probability may be 0, and its logarithm −inf."""
+    """Whether a teacher's signal is finite; a probability may be 0, and its logarithm −inf."""
     parts = []
     if signal.arrays and temperature in signal.encoding.temperatures:
         said = signal.at(temperature)
@@ -75,7 +75,7 @@ def _remedy(settings: TrainSettings, teacher: str) -> str:
 
 def _remedy_of_student(settings: TrainSettings, step: int) -> str:
     ways = []
-    if step > 1:  # no step of the optimizer came before the first
+    if step > 1:  # no optimizer step precedes the first
         ways = [
             f"lower optimizer.learning_rate ({settings.optimizer.learning_rate})",
             "lengthen optimizer.warmup_steps",

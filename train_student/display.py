@@ -1,4 +1,4 @@
-"""What a person sees of a run: a bar on a terminal, elsewhere a line for each one of the log; then a summary."""
+"""The display of a run: a bar on a terminal, elsewhere a line per line of the log; then a summary."""
 
 import time
 from collections.abc import Iterator
@@ -13,15 +13,15 @@ from palenka.train_student.settings import TrainSettings
 
 @dataclass
 class Display:
-    """Shows the steps of a run as they are made; silent on all processes but the first.
+    """Shows the progress of a run; silent on all processes but the first.
 
     Attributes:
         name: of the run.
         num_steps: of the run.
         first: step that this call begins with.
         tokens_per_step: of a global batch.
-        verbose: whether this process speaks.
-        bar: what is shown on a terminal.
+        verbose: whether this process prints.
+        bar: on a terminal.
     """
 
     name: str
@@ -33,19 +33,19 @@ class Display:
     started: float = field(default_factory=time.perf_counter)
 
     def advance(self, tokens: int) -> None:
-        """Some tokens of a global batch were read."""
+        """Count some tokens of a global batch as read."""
         if self.bar:
             self.bar(tokens)
 
     def logged(self, step: int, loss: float) -> None:
-        """A line of the log, with the mean loss since the last."""
+        """Show a line of the log, with the mean loss since the last."""
         if self.bar:
             self.bar.note(f"loss {loss:.4f}")
         else:
             self._tell(step, f"loss {loss:.4f}")
 
     def validated(self, step: int, cross_entropy: float, best: float) -> None:
-        """A validation, and the best so far."""
+        """Show a validation, and the best so far."""
         kept = "the best so far" if cross_entropy <= best else f"the best was {best:.4f}"
         self._tell(step, f"validation {cross_entropy:.4f} nats per token ({kept})")
 
@@ -67,7 +67,7 @@ def display(settings: TrainSettings, num_steps: int, first: int, verbose: bool) 
         settings: of the run.
         num_steps: of it.
         first: step of this call.
-        verbose: whether this process speaks.
+        verbose: whether this process prints.
     """
     tokens = settings.global_batch * settings.windows.length
     name = settings.output.name
@@ -78,7 +78,7 @@ def display(settings: TrainSettings, num_steps: int, first: int, verbose: bool) 
 
 
 def tell_result(settings: TrainSettings, result: RunResult) -> None:
-    """Say what came of a run, where its model is, and what to do with it."""
+    """Print the result of a run, where its model is, and what to do with it."""
     output = settings.output
     info(
         f"{output}: finished after {result.steps:,} steps in {duration(result.seconds)}; best validation "

@@ -1,4 +1,4 @@
-"""Going on: which settings of a run may be others when it does, and when it may get more epochs."""
+"""Resuming with changed settings: which settings may differ, and when a run may get more epochs."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,27 +7,27 @@ from palenka.ground.errors import UserError, refuse_difference
 from palenka.train_student.settings import TrainSettings
 
 _FREE = ("output", "corpus", "device", "compile", "plugins", "epochs", "log_every", "checkpoint_every", "trackers")
-"""Options that change no step: where things lie and are computed, what is told. The epochs have a rule of their own.
+"""Options that change no step: paths, devices, logging. The epochs have their own rule.
 
-What is at a path has a fingerprint among the inputs: a corpus, a cache or a run may be moved.
+The content of a path has a fingerprint among the inputs, so a corpus, a cache or a run may be moved.
 """
 _FREE_OF_TEACHER = ("cache", "model", "ensemble")
 _FREE_OF_VALIDATION = ("every",)
 
 
 def require_going_on(what: str, settings: TrainSettings, recorded: Mapping[str, Any], remedy: str) -> None:
-    """Make sure that a run can go on with some settings: those that it was begun with, but for what changes no step.
+    """Require that a run can resume with some settings: only options that change no step may differ.
 
-    More epochs are allowed where the schedule's first steps do not depend on how many there are.
+    More epochs are allowed if the schedule's first steps do not depend on their number.
 
     Args:
         what: the run, as the sentence's subject.
-        settings: that are asked for.
-        recorded: that it was begun with, as they were written.
+        settings: requested now.
+        recorded: settings that it was begun with, as written.
         remedy: for another run.
 
     Raises:
-        UserError: naming the first option that differs, and both sides.
+        UserError: with the first option that differs, and both sides.
     """
     refuse_difference(what, compared(settings.as_plain(), settings), compared(recorded, settings), remedy)
     if (epochs := recorded.get("epochs")) != settings.epochs:
@@ -35,11 +35,11 @@ def require_going_on(what: str, settings: TrainSettings, recorded: Mapping[str, 
 
 
 def compared(plain: Mapping[str, Any], settings: TrainSettings) -> dict[str, Any]:
-    """Options, as they are written, without those that change no step.
+    """The options, as written, without those that change no step.
 
     Args:
         plain: the options.
-        settings: of the run, which say whether the micro-batch does.
+        settings: of the run; they decide whether the micro-batch changes steps.
     """
     without = dict(plain)
     for name in _FREE if settings.needs_its_micro_batch else (*_FREE, "micro_batch"):
@@ -54,7 +54,7 @@ def _without(group: Any, names: Sequence[str]) -> Any:  # noqa: ANN401 - whateve
 
 
 def _require_open(told: str, settings: TrainSettings, epochs: object) -> None:
-    """Refuse other epochs if the run's steps would have been others from the start."""
+    """Refuse another number of epochs if it would have changed earlier steps."""
     if not isinstance(epochs, int) or epochs > settings.epochs:
         raise UserError(f"{told}, but steps are not taken back; choose another output")
     if settings.optimizer.schedule == "cosine":

@@ -1,4 +1,4 @@
-"""How strongly each term pulls at the student: norms of its gradient over a global batch."""
+"""The strength of each term: the norm of its gradient in the student over a global batch."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -24,11 +24,12 @@ def gradient_ratios(
     Args:
         objective: the student and its terms, not wrapped for distributed training.
         accelerator: of the run; every process must call this.
-        micro_batches: makes this process's part of a global batch, complete with signals, as often as it is called.
+        micro_batches: makes this process's part of a global batch, with signals; called once per term.
         weights: of the terms by name.
 
     Returns:
-        ``gradient_norm/TERM`` for every term, and ``gradient_ratio/TERM`` for all but the hard one, if that counts.
+        ``gradient_norm/TERM`` for every term, and ``gradient_ratio/TERM`` for all but the hard one, if that has a
+        weight.
     """
     norms = {name: _norm(objective, accelerator, micro_batches(), {name: weight}) for name, weight in weights.items()}
     measured = {f"gradient_norm/{name}": norm for name, norm in norms.items()}

@@ -1,6 +1,6 @@
-"""Where a run's knowledge comes from besides its own text: what its teachers, and the model it went on from, have read.
+"""The words that a run learnt from indirectly: those read by its teachers, and by the model that it started from.
 
-Data that a teacher was trained on counts where words are counted, so a run's result has them.
+A word budget includes the data of teachers, so a run's result records them.
 """
 
 from collections.abc import Iterator
@@ -13,10 +13,10 @@ from palenka.train_student.words import WordsRead
 
 
 def words_of_others(settings: TrainSettings) -> dict[str, WordsRead | None]:
-    """The words that others read in their training, by teacher (`NAME`, of an ensemble `NAME/MODEL`), and `from`.
+    """The words that others read in their training, by teacher (`NAME`, in an ensemble `NAME/MODEL`), and `from`.
 
-    Those that they learnt from in turn follow behind another slash. None where that is not known: a model that is no
-    finished run here, or a cache whose file names no `model`.
+    Models that they learnt from in turn come after another slash. The number is None if it is unknown: for a model that
+    is not a finished run here, or a cache whose entry names no `model`.
     """
     return dict(_all_of(settings))
 

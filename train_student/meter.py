@@ -14,7 +14,7 @@ from torch import Tensor
 from palenka.data.signals.stream import EncodedBatch
 
 GRADIENT = "gradient"
-"""What `NotFinite` calls the gradient of a step."""
+"""The name of a step's gradient in `NotFinite`."""
 _NEVER = 2**62
 
 
@@ -24,8 +24,8 @@ class NotFinite:
 
     Attributes:
         name: of the term, ``loss``, or `GRADIENT`.
-        micro_batch: in which it was, counted over all that a process has read in the run, from 0.
-        process: in which it was.
+        micro_batch: in which it occurred, counted from 0 over all that a process has read in the run.
+        process: in which it occurred.
     """
 
     name: str
@@ -35,25 +35,26 @@ class NotFinite:
 
 @dataclass
 class Meter:
-    """Means of loss and terms, tokens per second, and the part spent waiting for data, since the last reading.
+    """Means of loss and terms, tokens per second, and the fraction of time waiting for data, since the last reading.
 
-    Sums, and the numbers of the first micro-batches that were not finite, stay on the device until they are read.
+    The sums and the first micro-batches that were not finite stay on the device until they are read.
     """
 
     accelerator: Accelerator
     names: tuple[str, ...] = ()
     sums: Tensor | None = None
-    """Of the values times the tokens of their micro-batches, [names] float32."""
+    """Sums of values times the tokens of their micro-batches, [names] float32."""
     tokens: float = 0
     waited: float = 0.0
     since: float = field(default_factory=time.perf_counter)
     skipped: int | Tensor = 0
     """Steps that the loss scaler of fp16 skipped."""
     first_bad: Tensor | None = None
-    """The first micro-batch in which each value, and at the end the gradient, was not finite, [names + 1] int64."""
+    """The first micro-batch in which each value, or as the last entry the gradient, was not finite, [names + 1]
+    int64."""
 
     def add(self, values: Mapping[str, Tensor], tokens: int, micro_batch: int = 0) -> None:
-        """Count a micro-batch of this process: the loss and its terms, means over its tokens."""
+        """Add a micro-batch of this process: the loss and its terms, means over its tokens."""
         self.names = tuple(values)
         found = torch.stack([value.detach().float() for value in values.values()])
         self.sums = found * tokens if self.sums is None else self.sums + found * tokens
@@ -70,7 +71,7 @@ class Meter:
         self.first_bad = torch.where(values.isfinite(), self.first_bad, self.first_bad.clamp_max(micro_batch))
 
     def awaited(self, batches: Iterator[EncodedBatch]) -> Iterator[EncodedBatch]:
-        """The same batches; what it takes until each is there counts as waiting for data."""
+        """The same batches; the time until each arrives counts as waiting for data."""
         while True:
             began = time.perf_counter()
             batch = next(batches, None)
@@ -81,13 +82,13 @@ class Meter:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Time that does not count against the tokens per second."""
+        """Inside, time does not count for the tokens per second."""
         began = time.perf_counter()
         yield
         self.since += time.perf_counter() - began
 
     def not_finite(self) -> NotFinite | None:
-        """The first value that was not finite in any process; a term rather than the loss. Every process must ask."""
+        """The first value not finite in any process, a term rather than the loss. Every process must call it."""
         if self.first_bad is None:
             return None
         found = self.accelerator.gather(self.first_bad.unsqueeze(0)).tolist()
@@ -100,7 +101,7 @@ class Meter:
         return min(bad, key=lambda each: each[:2])[-1] if bad else None
 
     def read(self) -> dict[str, float]:
-        """The means over all processes since the last reading, and begin anew; every process must call it."""
+        """The means over all processes since the last reading; resets the meter. Every process must call it."""
         assert self.sums is not None
         waited = self.sums.new_full((1,), self.waited)
         both = torch.cat([self.sums / self.tokens, waited])
@@ -117,7 +118,7 @@ class Meter:
         return measured
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps of the steps since the last reading; every process must ask."""
+        """The state for a checkpoint: sums since the last reading. Every process must call it."""
         sums: Sequence[Sequence[float]] = []
         if self.sums is not None:
             sums = self.accelerator.gather(self.sums.unsqueeze(0)).tolist()
@@ -131,7 +132,7 @@ class Meter:
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state` gave: to the same bits, or with another number of processes to the same means."""
+        """Restore the result of `state`: exactly, or with another number of processes with the same means."""
         now, before = self.accelerator.num_processes, state["sums_by_process"]
         self.names, self.waited, self.skipped = tuple(state["names"]), state["waited"], state["skipped"]
         self.since = time.perf_counter() - state["seconds"]

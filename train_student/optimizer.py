@@ -1,4 +1,4 @@
-"""The optimizer: AdamW, and its learning rate, which the number of the step alone decides."""
+"""The optimizer: AdamW, and its learning rate, which depends only on the number of the step."""
 
 import math
 
@@ -9,7 +9,7 @@ from palenka.train_student.settings import OptimizerSettings
 
 
 def adamw(module: torch.nn.Module, settings: OptimizerSettings, device: torch.device) -> torch.optim.AdamW:
-    """AdamW that decays matrices and leaves vectors (norms, biases) alone; on a GPU one kernel moves many weights."""
+    """AdamW that decays matrices but not vectors (norms, biases); on a GPU one kernel updates many weights."""
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": settings.weight_decay},
@@ -24,16 +24,16 @@ class LearningRate:
     """The learning rate at every step of a run; none is 0.
 
     After a linear warm-up that ends at the peak, ``cosine`` is half a cosine to 0 just after the last step,
-    ``constant`` stays, and ``wsd`` (warm-up, stable, decay; Hu et al. 2024, arXiv 2404.06395) stays and at last falls
-    in a line to 0 just after the last step.
+    ``constant`` stays, and ``wsd`` (warm-up, stable, decay; Hu et al. 2024, arXiv 2404.06395) stays and finally decays
+    linearly to 0 just after the last step.
 
     Args:
         settings: of the optimizer.
         num_steps: of the run.
-        epoch_steps: of its first epoch, which decide the warm-up of a run that may be gone on with.
+        epoch_steps: of its first epoch, which decide the warm-up of a run that may be extended.
 
     Raises:
-        UserError: if the warm-up is longer than the part of the run before its rate falls, and would never reach the
+        UserError: if the warm-up is longer than the part of the run before its decay, so that it would never reach the
             peak.
     """
 
@@ -50,7 +50,7 @@ class LearningRate:
 
     @property
     def open_until(self) -> int:
-        """The last step up to which a longer run would have the same rates; 0 where its length changes them all."""
+        """The last step up to which a longer run would have the same rates; 0 if its length changes all of them."""
         return 0 if self._settings.schedule == "cosine" else self._num_steps - self._falling
 
     def at(self, step: int) -> float:
@@ -58,7 +58,7 @@ class LearningRate:
         return self._settings.learning_rate * self._share(step)
 
     def _share(self, step: int) -> float:
-        """Of the peak."""
+        """The rate as a fraction of the peak."""
         if step <= self._warmup:
             return step / self._warmup
         if self._settings.schedule == "cosine":

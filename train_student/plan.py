@@ -1,4 +1,4 @@
-"""Plan: what a run would cost in memory, disk and hours, from a few timed micro-batches, before anything is spent.
+"""Plan: the cost of a run in memory, disk and hours, estimated from a few timed micro-batches.
 
 `palenka train FILE.yaml --dry_run`
 """
@@ -26,24 +26,23 @@ from palenka.train_student.train import BYTES_PER_PARAMETER, Ready, memory_error
 from palenka.train_student.trainer import Trainer
 
 _SECONDS, _MOST = 10.0, 8
-"""What timing takes, about, and the micro-batches that are timed, at most; one at least, after one to warm up."""
+"""Approximate seconds of timing, and maximum number of timed micro-batches; at least one, after one to warm up."""
 _BYTES_ON_DISK = 4 + 3 * 12
-"""Of a trained number: in the model that is kept, and with two moments in two checkpoints and one being written."""
+"""Per trained number: in the best model, and with two moments in two checkpoints and one being written."""
 _BYTES_IN_REVISION = 4
-"""Of a number of the student, in each revision; none is ever removed."""
+"""Per number of the student, in each revision; none is ever removed."""
 
 
 def plan(settings: TrainSettings) -> dict[str, Any]:
-    """What a run of these settings would cost, or what is left of it; nothing is written. Every process must call it.
+    """The cost of a run with these settings, or of the rest of it; writes nothing. Every process must call it.
 
     Returns:
         ``output``, ``model``, ``parameters``; ``trained_beside``: projections and heads; ``device``, ``processes``,
-        ``epochs``, ``length``, ``windows``, ``tokens``, ``global_batch``, ``micro_batch``, ``steps``, ``done_steps``:
-        at which it goes on; ``validations`` that are left; ``peak_memory_bytes`` of a process while it trains,
-        ``weights_bytes``: what weights, gradients and moments are of it, and ``memory_bytes`` of the device;
-        ``revisions``: models that are kept on the way; ``disk_bytes``, theirs among them, and ``free_bytes``;
-        ``step_seconds``, ``validation_seconds`` of one of them,
-        ``tokens_per_second``, ``seconds`` of all that is left; and ``timed_micro_batches``.
+        ``epochs``, ``length``, ``windows``, ``tokens``, ``global_batch``, ``micro_batch``, ``steps``, ``done_steps`` so
+        far; remaining ``validations``; ``peak_memory_bytes`` of a process during training, ``weights_bytes``: its part
+        for weights, gradients and moments, and ``memory_bytes`` of the device; ``revisions``: number of models kept
+        during training; ``disk_bytes``, including these, and ``free_bytes``; ``step_seconds``, ``validation_seconds``
+        of one validation, ``tokens_per_second``, remaining ``seconds``; and ``timed_micro_batches``.
 
     Raises:
         UserError: as training would.
@@ -59,7 +58,7 @@ def plan(settings: TrainSettings) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Timed:
-    """Seconds of a micro-batch, of an update of the weights, and of a validation window; and what was timed."""
+    """Seconds of a micro-batch, of an update of the weights and of a validation window; timed micro-batches."""
 
     micro_batch: float
     update: float
@@ -68,7 +67,7 @@ class _Timed:
 
 
 def _time(trainer: Trainer, ready: Ready) -> _Timed:
-    """Train on the first micro-batches, as if each were a step."""
+    """Train on the first micro-batches, each as its own step."""
     device = ready.accelerator.device
     weights = ready.settings.weights(1, trainer.num_steps)
     known = trainer.num_steps * trainer.reading.num_micro_batches
@@ -90,7 +89,7 @@ def _time(trainer: Trainer, ready: Ready) -> _Timed:
             passes.append(learnt - began)
             updates.append(time.perf_counter() - learnt)
             if len(passes) == 1:
-                # The same on all processes, which wait for each other in every backward pass.
+                # The same number on all processes, which wait for each other in every backward pass.
                 mine = torch.tensor(time.perf_counter() - began, device=device, dtype=torch.float32)
                 slowest = float(ready.accelerator.gather(mine.reshape(1)).max())
                 count = min(known, 1 + max(1, min(_MOST, int(_SECONDS / slowest))))
@@ -98,7 +97,7 @@ def _time(trainer: Trainer, ready: Ready) -> _Timed:
         advance(_MOST + 1 - count)
     few = ready.validation_windows[: trainer.reading.micro_batch]
     seconds = 0.0
-    for _ in range(2):  # the first to warm up
+    for _ in range(2):  # the first warms up
         began = time.perf_counter()
         with ready.accelerator.autocast():
             list(window_losses(trainer.student, few, ready.corpus.vocabulary_size, len(few)))
@@ -155,7 +154,7 @@ def _costs(trainer: Trainer, ready: Ready, timed: _Timed, done: int) -> dict[str
 
 
 def table(found: Mapping[str, Any]) -> Table:
-    """What a plan found, to read."""
+    """A plan as a table."""
     beside = f", and {found['trained_beside']:,} in projections and heads" if found["trained_beside"] else ""
     done, steps = found["done_steps"], found["steps"]
     processes = f"{found['processes']} processes" if found["processes"] > 1 else "one process"
@@ -189,7 +188,7 @@ def _wait_for(device: torch.device) -> None:
 
 
 def _peak_memory(device: torch.device) -> int:
-    """Bytes that this process has held at once on a device; on a CPU with all of its libraries."""
+    """Peak bytes of this process on a device; on a CPU including its libraries."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if device.type == "mps":

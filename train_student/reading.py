@@ -1,4 +1,4 @@
-"""Reading: the windows of each step that a process reads, in micro-batches, and what teachers say of them."""
+"""Reading: the windows of each step that a process reads, in micro-batches, with their teacher signals."""
 
 from collections.abc import Generator, Iterator
 
@@ -13,21 +13,21 @@ from palenka.train_student.teachers import Teachers
 
 
 class Reading:
-    """What one process of a run reads.
+    """The part of a run's windows that one process reads.
 
     Args:
         settings: of the run.
         accelerator: its processes; they share each global batch in equal parts.
         corpus: where the tokens are.
         order: the sequence of windows.
-        teachers: whose signals go with them.
+        teachers: whose signals are added.
 
     Attributes:
         micro_batch: windows in a forward pass.
         num_micro_batches: forward passes of a step.
 
     Raises:
-        UserError: if micro-batches, or processes, do not divide a global batch.
+        UserError: if micro-batches or processes do not divide a global batch evenly.
     """
 
     def __init__(
@@ -70,16 +70,16 @@ class Reading:
                 yield positions.start, positions.stop
 
     def positions(self, step: int, micro_batch: int) -> range:
-        """The positions in the reading order of a micro-batch, the n-th of a step from 0."""
+        """The positions in the reading order of a step's micro-batch, counted from 0."""
         mine = (step - 1) * self._global_batch + self._accelerator.process_index * self._per_process
         return range(mine + micro_batch * self.micro_batch, mine + (micro_batch + 1) * self.micro_batch)
 
 
 def windows_of_process(settings: TrainSettings, num_processes: int) -> int:
-    """Windows of a global batch that each of some processes reads.
+    """Windows of a global batch per process.
 
     Raises:
-        UserError: if processes and micro-batches do not share it in equal parts.
+        UserError: if processes and micro-batches do not divide it evenly.
     """
     mine, left = divmod(settings.global_batch, num_processes)
     if left:

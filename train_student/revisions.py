@@ -1,11 +1,11 @@
-"""Revisions: the model as it was after some words, which BabyLM wants published beside the last one.
+"""Revisions: the model after given numbers of words, which BabyLM requires beside the final model.
 
 revisions/chck_1M/
     config.json, generation_config.json, model.safetensors, tokenizer.json, tokenizer_config.json
-    model.commit.json      checksums of these, the step and the words that they are of, and the run
+    model.commit.json      checksums of these, their step and words, and their run
 
-Each is a model's directory that everything reads that reads a model. Nothing removes them but the run itself, where
-it goes back behind them; a finished run's record has the checksums of theirs.
+Each is an ordinary model directory. Only the run itself removes them, when it goes back to an earlier checkpoint. A
+finished run's record has the checksums of their records.
 """
 
 import re
@@ -28,18 +28,18 @@ from palenka.ground.records import damage_of, read_commit
 MILLION = 10**6
 _NAME = re.compile(r"chck_\d+M?")
 _NEAR_THE_END = 0.95
-"""A run that ends with this part of a revision's words keeps its last weights as that revision: text that is cleaned
-has somewhat fewer words than the track allows."""
+"""A run that ends with at least this fraction of a revision's words keeps its last weights as that revision: cleaned
+text has somewhat fewer words than the track allows."""
 
 
 @dataclass(frozen=True)
 class Revision:
-    """A model that is kept on a run's way.
+    """A model that a run keeps during training.
 
     Attributes:
         name: such as ``chck_10M``.
-        step: after which it is.
-        words: that the run had read then.
+        step: after which it is kept.
+        words: read up to that step.
     """
 
     name: str
@@ -50,11 +50,11 @@ class Revision:
 def planned_revisions(
     asked: Literal["babylm"] | Sequence[int], words_after: NDArray[np.float64]
 ) -> dict[int, list[Revision]]:
-    """The revisions of a run by the step after which they are kept: the first that has read their words.
+    """The revisions of a run by the first step that has read their words.
 
     Args:
         asked: numbers of words, or those of BabyLM's tracks: each million up to 10, then every 10, above 100 every 100.
-            Those that the run ends before are left out (`unreached_revisions`).
+            Those that the run does not reach are omitted (`unreached_revisions`).
         words_after: that a run has read after each step, [steps + 1].
     """
     total, last = float(words_after[-1]), len(words_after) - 1
@@ -70,7 +70,7 @@ def planned_revisions(
 def unreached_revisions(
     asked: Literal["babylm"] | Sequence[int], planned: Mapping[int, Sequence[Revision]]
 ) -> list[str]:
-    """The names of those asked for that a run ends before; of BabyLM's, which go on without an end, the first alone."""
+    """The names of requested revisions that a run does not reach; of BabyLM's endless list only the first."""
     reached = {each.name for revisions in planned.values() for each in revisions}
     return [name for number in ([MILLION] if asked == "babylm" else asked) if (name := name_of(number)) not in reached]
 
@@ -81,12 +81,12 @@ def _of_the_track(most: float) -> list[int]:
 
 
 def name_of(words: int) -> str:
-    """What the pipeline calls the revision after so many words."""
+    """The pipeline's name of the revision after a number of words."""
     return f"chck_{words // MILLION}M" if words % MILLION == 0 else f"chck_{words}"
 
 
 def words_of(name: str) -> int:
-    """The words that a revision's name says."""
+    """The number of words in a revision's name."""
     number = name.removeprefix("chck_")
     return int(number.removesuffix("M")) * (MILLION if number.endswith("M") else 1)
 
@@ -103,7 +103,7 @@ class Revisions:
         self.directory, self._run, self._identity = run / "revisions", run, identity
 
     def save(self, revision: Revision, model: PreTrainedModel, corpus: Corpus) -> None:
-        """Keep a model as a revision, aside first.
+        """Write a model as a revision, under a temporary name first.
 
         Raises:
             OSError: if it cannot be written.
@@ -116,10 +116,10 @@ class Revisions:
             shutil.rmtree(place, ignore_errors=True)
 
     def go_back(self, planned: Mapping[int, Sequence[Revision]], step: int) -> None:
-        """Keep those that a run has kept up to a step, and remove all others.
+        """Keep the revisions up to a step, and remove all others.
 
         Raises:
-            UserError: if one of them is missing or damaged: it cannot be made again from a later checkpoint.
+            UserError: if one of them is missing or damaged, since it cannot be made again from a later checkpoint.
         """
         expected = {each.name: each for at, revisions in planned.items() if at <= step for each in revisions}
         for revision in expected.values():
@@ -138,10 +138,10 @@ class Revisions:
         return [f"{place.relative_to(self._run).as_posix()}/{MODEL_RECORD}" for place in self.places()]
 
     def require(self) -> list[Revision]:
-        """As `read` has them, of a run that has some.
+        """The revisions as `read` returns them, at least one.
 
         Raises:
-            UserError: if it has none.
+            UserError: if there is none.
         """
         if not self._run.is_dir():
             raise UserError(f"{self._run} is not a folder; give a run that kept revisions")
@@ -153,7 +153,7 @@ class Revisions:
         return found
 
     def read(self) -> list[Revision]:
-        """The revisions that are there, in the order of their words."""
+        """The existing revisions, in the order of their words."""
         found = [(place.name, read_commit(place, MODEL_RECORD)) for place in self.places()]
         revisions = [Revision(name, int(facts["step"]), int(facts["words"])) for name, facts in found]
         return sorted(revisions, key=lambda revision: words_of(revision.name))

@@ -3,15 +3,15 @@
 config.yaml            resolved settings
 inputs.json            fingerprints of the corpus and of the teachers
 config.json, generation_config.json, model.safetensors, tokenizer.json, tokenizer_config.json
-projections.safetensors  projections and heads, what was trained beside the model; not there without any
-model.commit.json      checksums of these model files, the step that they are of, and the run
+projections.safetensors  projections and heads trained beside the model, if there are any
+model.commit.json      checksums of these model files, their step and their run
 metrics.jsonl          a line for every logged step and every validation
-calls.jsonl            a line for every call that trained it: when, by which command, on what, with which versions
-revisions/             models on the way, where they were asked for (`revisions.py`)
-checkpoints/           what an interrupted run goes on from, each with checksums and the run that it is of
-result.json            what came of it, and checksums of all but the checkpoints: there once the run is whole
+calls.jsonl            a line for every call that trained it: time, command, machine and versions
+revisions/             models kept during training, if requested (`revisions.py`)
+checkpoints/           where an interrupted run resumes; each has checksums and the identity of its run
+result.json            the result, and checksums of all files but the checkpoints; exists once the run is finished
 
-`Run` writes them; `Run.read` gives all that a finished one says.
+`Run` writes these files, and `Run.read` reads a finished run.
 """
 
 import hashlib
@@ -59,7 +59,7 @@ class Run:
 
     Args:
         directory: of the run.
-        identity: what `identity_of_run` says of it; not needed to read a finished one.
+        identity: from `identity_of_run`; not needed to read a finished run.
     """
 
     def __init__(self, directory: Path, identity: str = "") -> None:
@@ -68,10 +68,10 @@ class Run:
 
     @classmethod
     def open(cls, directory: str | Path) -> FinishedRun:
-        """All that a finished run says. Reads its weights once, about 1 s a gigabyte.
+        """The contents of a finished run. Reads its weights once, about 1 s per gigabyte.
 
         Raises:
-            UserError: if there is no run, it is not finished, or a file of it is not as it was recorded.
+            UserError: if there is no run, it is not finished, or a file of it was changed.
         """
         run = cls(path_of(directory))
         if not run.is_begun():
@@ -85,7 +85,7 @@ class Run:
         return all((self.directory / name).is_file() for name in (_CONFIG, _METRICS))
 
     def result(self) -> RunResult | None:
-        """What `finish` recorded; None while the run is not whole.
+        """The result that `finish` recorded; None while the run is not finished.
 
         Raises:
             UserError: if the record is damaged.
@@ -96,10 +96,10 @@ class Run:
         return read_as(RunResult, read_commit(self.directory, _RESULT, f"restore it, or {_REMEDY}"), path)
 
     def require_whole(self) -> None:
-        """Refuse a finished run of which a file is not as it was recorded. Reads all weights once, of revisions too.
+        """Refuse a finished run with a changed file. Reads all weights once, including those of revisions.
 
         Raises:
-            UserError: naming the file.
+            UserError: with the file.
         """
         if damage := damage_of(self.directory, _RESULT):
             raise UserError(f"run {self.directory} is damaged: {damage}; restore that file, or {_REMEDY}")
@@ -107,10 +107,10 @@ class Run:
             require_untouched(place)
 
     def read(self) -> FinishedRun | None:
-        """All that the run says; None while it is not whole. Reads its weights once, about 1 s a gigabyte.
+        """The contents of the run; None while it is not finished. Reads its weights once, about 1 s per gigabyte.
 
         Raises:
-            UserError: if a file of it cannot be read, or is not as it was recorded; its weights may be gone.
+            UserError: if a file of it cannot be read or was changed; its weights may have been deleted.
         """
         result = self.result()
         if result is None:
@@ -131,7 +131,7 @@ class Run:
         )
 
     def so_far(self) -> BegunRun:
-        """What a run says that is not finished: running, or interrupted.
+        """The contents of an unfinished run: running, or interrupted.
 
         Raises:
             UserError: if a file of it cannot be read.
@@ -149,9 +149,9 @@ class Run:
         )
 
     def metrics(self) -> dict[str, Series]:
-        """Every logged number by its name; those that were not finite are left out.
+        """Every logged number by its name; those that were not finite are omitted.
 
-        A last line that is not at its end is being written, or was when its process was killed: it does not count yet.
+        An incomplete last line is still being written, or its process was killed: it is ignored.
 
         Raises:
             UserError: if another line is damaged.
@@ -176,7 +176,7 @@ class Run:
         write_whole(self.directory / _CALLS, "".join(f"{json.dumps(each.as_plain())}\n" for each in calls))
 
     def calls(self) -> tuple[Call, ...]:
-        """The calls that trained the run, the first one first; none where that was not noted.
+        """The calls that trained the run, in order; none if they were not recorded.
 
         Raises:
             UserError: if the file is damaged.
@@ -191,10 +191,10 @@ class Run:
         return tuple(read_as(Call, line, path) for line in lines)
 
     def finished(self, settings: TrainSettings, inputs: RunInputs) -> RunResult | None:
-        """What came of the run, if it is whole with these settings and inputs; None if it is not. Nothing is written.
+        """The result, if the run is finished with these settings and inputs; else None. Writes nothing.
 
         Raises:
-            UserError: if it is whole with others.
+            UserError: if it is finished with others.
         """
         result = self.result()
         if result is None or self._grows(settings):
@@ -204,11 +204,11 @@ class Run:
         return result
 
     def begin(self, settings: TrainSettings, inputs: RunInputs) -> None:
-        """Make the directory, or make sure that what it holds can go on with these settings and inputs.
+        """Create the directory, or require that its run can resume with these settings and inputs.
 
         Args:
-            settings: of the run; they name its inputs by path.
-            inputs: what is at these paths.
+            settings: of the run, with the paths of its inputs.
+            inputs: the fingerprints of these inputs.
 
         Raises:
             UserError: if it holds a run with other settings or inputs, or something else.
@@ -218,7 +218,7 @@ class Run:
         has_inputs = self.require_fit(settings, inputs)
         if path.is_file():
             if self._grows(settings):
-                # First: with the new settings it would be the result of these.
+                # The result is removed first: with the new settings it would count as theirs.
                 (self.directory / _RESULT).unlink(missing_ok=True)
             if self.result() is None:
                 settings.write_yaml(path)
@@ -229,7 +229,7 @@ class Run:
             write_sealed(self.directory / _INPUTS, inputs.as_plain())
 
     def require_fit(self, settings: TrainSettings, inputs: RunInputs) -> bool:
-        """Refuse a directory that cannot go on with these settings and inputs; returns whether it says its inputs.
+        """Refuse a directory that cannot resume with these settings and inputs; returns whether it has recorded inputs.
 
         Nothing is written.
 
@@ -243,7 +243,7 @@ class Run:
         return self._require_inputs(inputs)
 
     def _require_inputs(self, inputs: RunInputs) -> bool:
-        """Make sure that the run, if it has said so yet, was begun with these inputs; returns whether it has."""
+        """Require that the run was begun with these inputs, if they are recorded; returns whether they are."""
         path = self.directory / _INPUTS
         if path.is_file():
             found = read_sealed(path, f"restore it, or {_REMEDY}")
@@ -251,9 +251,9 @@ class Run:
         return path.is_file()
 
     def require_settings(self, settings: TrainSettings) -> None:
-        """Make sure that what the directory holds, if anything, was begun with settings that it can go on with.
+        """Require that the directory's run, if there is one, can resume with these settings.
 
-        These are the same, but for what changes no step; and more epochs where the schedule allows that.
+        Only options that change no step may differ, and the epochs may be more if the schedule allows it.
 
         Raises:
             UserError: if it was begun with others.
@@ -268,16 +268,16 @@ class Run:
         return path.is_file() and read_yaml(path).get("epochs") != settings.epochs
 
     def metrics_so_far(self) -> Logged:
-        """How far the metrics are written."""
+        """The length and checksum of the metrics so far."""
         path = self.directory / _METRICS
         content = path.read_bytes() if path.is_file() else b""
         return Logged(bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
 
     def cut_metrics(self, logged: Logged) -> None:
-        """Remove what was logged after the checkpoint that a run goes on from.
+        """Remove the lines logged after the checkpoint from which a run resumes.
 
         Raises:
-            UserError: if what was logged before is not there, or was changed.
+            UserError: if earlier lines are missing or were changed.
         """
         path = self.directory / _METRICS
         content = path.read_bytes()[: logged.bytes] if path.is_file() else b""
@@ -297,10 +297,11 @@ class Run:
             file.write(json.dumps(finite, allow_nan=False) + "\n")
 
     def save_model(self, model: PreTrainedModel, beside: Mapping[str, Tensor], corpus: Corpus, best: Best) -> None:
-        """Keep a model, and the corpus's tokenizer as it is, so that both load with `from_pretrained`.
+        """Write a model and an exact copy of the corpus's tokenizer, so that both load with `from_pretrained`.
 
-        What was trained beside it lies beside it. Written aside first; the weights replace the old ones last, and then
-        their record is written. The old record goes first, so one that does not fit its files is damage, not a kill.
+        Projections and heads lie beside it. All are written under temporary names first. The old record is removed
+        first, the weights are replaced last, and then the new record is written: so a record that does not match its
+        files means damage, not a kill.
         """
         with directory_aside(self.directory / "model") as aside, disk_errors():
             if beside:
@@ -314,10 +315,10 @@ class Run:
         commit_model(self.directory, sorted(path.name for path in files), run=self.identity, **best.as_plain())
 
     def best(self) -> Best | None:
-        """The model that is kept; None without one, or if the process was killed while one took its place.
+        """The best model so far; None without one, or if the process was killed while it was replaced.
 
         Raises:
-            UserError: if it is damaged, or of another run.
+            UserError: if it is damaged, or belongs to another run.
         """
         path = self.directory / MODEL_RECORD
         if not path.is_file():
@@ -328,7 +329,7 @@ class Run:
         return read_as(Best, {name: facts[name] for name in Best.model_fields}, path)
 
     def finish(self, result: RunResult) -> None:
-        """Record what came of the run, and checksums of its files; from here on it is whole.
+        """Record the result and the checksums of the run's files; from here on it is finished.
 
         Raises:
             UserError: if the model on disk is not that of the best step.

@@ -1,4 +1,4 @@
-"""What a run says of itself: what it was made from, what came of it, and all of both that a reader may ask for.
+"""The records of a run: its inputs, its result, and the views of both for readers.
 
 `palenka.train_student.run` writes and reads these.
 """
@@ -22,11 +22,11 @@ from palenka.train_student.settings import TrainSettings
 from palenka.train_student.words import WordsRead
 
 Series = tuple[NDArray[np.float64], NDArray[np.float64]]
-"""Steps, and a metric's value at each of them."""
+"""Steps, and a metric's value at each."""
 
 
 class RunInputs(Settings):
-    """What a run was made from, whatever path it lay at."""
+    """The inputs of a run by fingerprint, independent of their paths."""
 
     corpus: str
     """Fingerprint of the text."""
@@ -35,28 +35,28 @@ class RunInputs(Settings):
     tokenizer: str
     """Hash of the tokenizer."""
     origin: TeacherIdentity | None = None
-    """The model whose weights it went on from; None for random ones."""
+    """The model whose weights it started from; None for random ones."""
     teachers: dict[str, dict[str, Any]]
-    """What each teacher was by name: a cache's manifest, or the identities of a live teacher's models."""
+    """Each teacher by name: a cache's manifest, or the identities of a live teacher's models."""
 
     @property
     def teacher_weights(self) -> set[str]:
         """The hashes of the teachers' weights."""
-        # A manifest has its models in a field of its own; of a live teacher they are all there is.
+        # A manifest has its models in one field; a live teacher's entry has only its models.
         models = (said.get("teachers", said) for said in self.teachers.values())
         return {identity["weights"] for named in models for identity in named.values()}
 
 
 def identity_of_run(settings: TrainSettings, inputs: RunInputs) -> str:
-    """What makes a run the same run: a hash of the settings that decide its weights, and of its inputs."""
+    """The identity of a run: a hash of the settings that decide its weights, and of its inputs."""
     decides: dict[str, object] = {"settings": compared(settings.as_plain(), settings), "inputs": inputs.as_plain()}
-    if settings.optimizer.schedule == "cosine":  # other schedules' first steps do not know how many there will be
+    if settings.optimizer.schedule == "cosine":  # only its first steps depend on the epochs
         decides["epochs"] = settings.epochs
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
 
 
 class RunResult(Settings):
-    """What came of a run."""
+    """The result of a run."""
 
     parameters: int
     """Trained numbers of the model."""
@@ -65,30 +65,30 @@ class RunResult(Settings):
     tokens: int
     """Tokens read, over all epochs."""
     words: WordsRead
-    """Words read, and those of the text that they are of."""
+    """Words read, and the words of their corpus."""
     learnt_from: dict[str, WordsRead | None]
-    """Words that its teachers, and the model it went on from, have read (`palenka.train_student.learnt_from`)."""
+    """Words read by its teachers, and by the model that it started from (`palenka.train_student.learnt_from`)."""
     best_step: int
-    """After which the model that is kept was validated."""
+    """The step of the best model."""
     validation_cross_entropy: float
-    """Of that model, in nats per token."""
+    """Validation cross-entropy of that model, in nats per token."""
     seconds: float
-    """Of the training, over all its calls."""
+    """Seconds of training, over all calls."""
     tokens_per_second: float
-    """Tokens read in one of them."""
+    """Tokens read per second of training."""
 
 
 class Best(Settings):
-    """The model that a run keeps."""
+    """The best model of a run so far."""
 
     step: int
-    """After which it was validated."""
+    """The step at which it was validated."""
     validation_cross_entropy: float
-    """In nats per token."""
+    """Its validation cross-entropy, in nats per token."""
 
 
 class Logged(Settings):
-    """How far the metrics were written, and what they were."""
+    """The length and the checksum of the metrics so far."""
 
     bytes: int = 0
     sha256: str = hashlib.sha256().hexdigest()
@@ -96,16 +96,16 @@ class Logged(Settings):
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """All that a finished run says.
+    """The contents of a finished run.
 
     Attributes:
         directory: where it lies.
         settings: of its training.
-        inputs: what it was made from.
-        result: what came of it.
-        weights: the hash of its tensors; None where they were deleted.
+        inputs: their fingerprints.
+        result: of the training.
+        weights: the hash of its tensors; None if they were deleted.
         metrics: every logged number by its name.
-        calls: that trained it, the first one first.
+        calls: that trained it, in order.
     """
 
     directory: Path
@@ -118,14 +118,14 @@ class FinishedRun:
 
     @property
     def shape(self) -> str:
-        """Family, depth and width of the model, such as ``llama 6 × 256``; how it was begun where it was deleted."""
+        """Family, depth and width of the model, such as ``llama 6 × 256``; its settings if the model was deleted."""
         if not (self.directory / "config.json").is_file():
             return self.settings.model.summary()
         config = config_of(self.directory).get_text_config()
         return f"{config.model_type} {config.num_hidden_layers} × {config.hidden_size}"
 
     def tokens_at(self, steps: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Tokens that were read up to some steps."""
+        """Tokens read up to given steps."""
         return steps * self.settings.global_batch * self.settings.windows.length
 
     def reads_like(self, other: "FinishedRun") -> bool:
@@ -140,15 +140,15 @@ class FinishedRun:
 
 @dataclass(frozen=True)
 class BegunRun:
-    """What a run says that is not finished.
+    """The contents of an unfinished run.
 
     Attributes:
         directory: where it lies.
         settings: of its training.
         step: the last one that it logged; 0 before the first.
-        checkpoint: the step that it goes on from; 0 for the beginning.
+        checkpoint: the step at which it resumes; 0 for the beginning.
         metrics: every logged number by its name.
-        calls: that trained it, the first one first.
+        calls: that trained it, in order.
     """
 
     directory: Path

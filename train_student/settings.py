@@ -19,14 +19,14 @@ from palenka.train_student.model.student import STUDENT_MODELS, StudentModel
 from palenka.train_student.objective.settings import ObjectiveSettings
 
 AnyStudentModel = Annotated[StudentModel, OneOf(STUDENT_MODELS, "architecture", key=None)]
-"""A settings field that any registered way to begin a student fits, chosen by the option that it alone has."""
+"""A settings field for any registered way to begin a student, chosen by the option that only it has."""
 
 
 class LiveHidden(ComponentsEncoding):
-    """What is kept of a live teacher's hidden states; nothing is stored, so they are kept whole and exact."""
+    """What is used of a live teacher's hidden states: all components, exact by default, since nothing is stored."""
 
     components: None = None
-    """Not for live teachers: a basis that each process measures by itself would not be the same everywhere."""
+    """Not for live teachers: each process would measure a different basis."""
     values: Literal["int8", "float32"] = "float32"
     """Type of the values; int8 rounds them as a cache does."""
 
@@ -37,21 +37,21 @@ class TeacherSource(Settings):
     source: Literal["cache", "live"] = "cache"
     """Whether its signal is read from a cache or computed while the student trains."""
     weight: float = Field(default=1.0, ge=0)
-    """Its share of the teacher terms; shares need not sum to 1."""
+    """Its weight in the teacher terms; weights need not sum to 1."""
     cache: Path | None = None
     """Directory of its cache."""
     model: Path | None = None
-    """A live model, a directory or a Hub id; beside a cache, the model that it must have been captured from."""
+    """A live model, a directory or a Hub id; with a cache, the model that it must have been captured from."""
     ensemble: dict[str, Path] = Field(default={})
     """Several live models by name, instead of one: their geometric mean."""
     layers: Literal["uniform"] | dict[int, int] = "uniform"
-    """The student layer that is to predict each teacher layer; indices of hidden states, 0 is the embeddings."""
+    """The student layer that predicts each teacher layer; indices of hidden states, 0 is the embeddings."""
     k: int | None = Field(default=None, ge=1)
-    """Tokens kept one by one of a live teacher's distribution, or of what a cache holds; all of them unless given."""
+    """Tokens kept one by one of a live teacher's distribution, or of a cache's; default: all."""
     rank: int | None = Field(default=None, ge=1)
-    """Numbers a token that are read of a cache's low_rank logits; all of them unless given."""
+    """Numbers per token that are used of a cache's low_rank logits; default: all."""
     hidden: LiveHidden = LiveHidden()
-    """What is kept of a live teacher's hidden states."""
+    """What is used of a live teacher's hidden states."""
     precision: Precision = "float32"
     """Type that a live teacher computes in."""
 
@@ -78,7 +78,7 @@ class TeacherSource(Settings):
         return named_models("model", self.model, self.ensemble)
 
     def live(self, vocabulary_size: int, temperature: float, with_states: bool) -> TeacherSettings:
-        """A live teacher that says what an objective needs of it, nothing of its distribution left out."""
+        """Settings of the live teacher, with its full distribution unless k is given."""
         hidden = self.hidden if with_states else None
         if hidden and not isinstance(self.layers, str):
             hidden = hidden.model_copy(update={"layers": tuple(self.layers)})
@@ -92,15 +92,15 @@ class TeacherSource(Settings):
 
 
 class OptimizerSettings(Settings):
-    """AdamW, whose rate warms up in a line and then follows a schedule."""
+    """AdamW with a linear warm-up and a schedule of the learning rate."""
 
     learning_rate: float = Field(default=5e-4, gt=0)
     """Peak learning rate."""
     schedule: Literal["cosine", "constant", "wsd"] = "cosine"
-    """After the warm-up half a cosine down to 0; or constant; or wsd: constant, and at the end a line down to 0. The
-    last two can be gone on with for more epochs."""
+    """After the warm-up: half a cosine down to 0; or constant; or wsd: constant, and a linear decay to 0 at the end.
+    Runs with the last two can get more epochs."""
     decay_fraction: float = Field(default=0.1, gt=0, le=1)
-    """Part of the run, its end, over which the rate of wsd falls."""
+    """Fraction of the run, at its end, over which the rate of wsd decays."""
     weight_decay: float = Field(default=0.1, ge=0)
     """Decay of matrices; vectors (norms, biases) have none."""
     beta1: float = Field(default=0.9, ge=0, lt=1)
@@ -108,25 +108,25 @@ class OptimizerSettings(Settings):
     beta2: float = Field(default=0.999, ge=0, lt=1)
     """Decay of the gradient's second moment."""
     warmup_steps: int | None = Field(default=None, ge=0)
-    """Steps of linear warm-up; a tenth of the run (of its first epoch, if it can be gone on with), 300 at most, unless
-    given."""
+    """Steps of linear warm-up; default: a tenth of the run (of its first epoch, if it can get more epochs), at most
+    300."""
     max_grad_norm: float = Field(default=1.0, gt=0)
-    """Norm that the student's gradient is clipped to, and apart from it that of projections and heads."""
+    """Maximum norm of the student's gradient, and separately of that of projections and heads."""
 
     def warmup_of(self, num_steps: int) -> int:
-        """Steps of warm-up in a run of so many."""
+        """Steps of warm-up in a run of `num_steps` steps."""
         return min(300, num_steps // 10) if self.warmup_steps is None else self.warmup_steps
 
 
 class ValidationSettings(Settings):
-    """Cross-entropy on windows that stay the same for all runs on a corpus."""
+    """Cross-entropy on windows that are the same for all runs on a corpus."""
 
     split: str = "dev"
     """Split of the corpus."""
     windows: int = Field(default=512, ge=1)
     """How many windows, a fixed sample of the split."""
     every: int | None = Field(default=None, ge=1)
-    """Validate after so many steps; at the end of every epoch unless given, and always at the end."""
+    """Steps between validations; default: once per epoch. The end of the run is always validated."""
 
 
 class TrainSettings(Command):
@@ -147,7 +147,7 @@ class TrainSettings(Command):
     teachers: dict[str, TeacherSource] = Field(default={})
     """Teachers by name."""
     objective: ObjectiveSettings = Field(default_factory=ObjectiveSettings)
-    """What is minimised."""
+    """The terms that are minimised."""
     epochs: int = Field(default=1, ge=1, le=10_000)
     """How often the corpus is read."""
     global_batch: int = Field(default=32, ge=1, le=2**20)
@@ -155,26 +155,26 @@ class TrainSettings(Command):
     micro_batch: int = Field(default=32, ge=1, le=2**20)
     """Maximum windows per forward pass and process."""
     optimizer: OptimizerSettings = OptimizerSettings()
-    """How the weights move."""
+    """The optimizer."""
     precision: Precision = "float32"
     """Type that the model computes in; weights, losses and optimizer are float32 in any case."""
     device: Device = "auto"
     """Where the model computes: auto is a GPU (cuda, or mps on a Mac) if there is one."""
     compile: Compile = "auto"
     """Whether the blocks of student and live teachers are compiled: a minute at first, faster then; auto is so on a GPU
-    (cuda). Results are the same but for rounding."""
+    (cuda). Results are the same except for rounding."""
     validation: ValidationSettings = ValidationSettings()
-    """How the run is validated; the best model is the one that is kept."""
+    """How the run is validated; the best model is kept."""
     log_every: int = Field(default=10, ge=1)
     """Steps between two lines of the log."""
     gradient_ratios_every: int = Field(default=250, ge=1)
     """Steps between two measurements of every term's gradient, from the first step on; each costs a step per term."""
     checkpoint_every: Annotated[int, Field(ge=1)] | Duration = "10m"
-    """Steps between two checkpoints, or a time: 90s, 10m, 2h. A run goes on from the last of them; two are kept."""
+    """Steps between two checkpoints, or a time: 90s, 10m, 2h. A run resumes at the last one; two are kept."""
     revisions: Literal["babylm"] | tuple[Annotated[int, Field(ge=1)], ...] = ()
-    """After how many words to keep the model too, in revisions/ of the run: babylm for those of its tracks (after each
-    million up to 10, then every 10 millions, above 100 every 100), or numbers of words. They are as large as the model,
-    and never pruned."""
+    """Numbers of words after which the model is also kept, in revisions/ of the run; babylm for those of its tracks
+    (after each million up to 10, then every 10 million, above 100 every 100). Each is as large as the model, and none
+    is ever removed."""
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
     """Where to log beside metrics.jsonl."""
     seed: int = Field(default=0, ge=0, lt=2**32)
@@ -200,7 +200,7 @@ class TrainSettings(Command):
 
     @property
     def needs_its_micro_batch(self) -> bool:
-        """Whether micro-batches decide what is computed: dropout has a mask for each, some terms compare windows."""
+        """Whether results depend on the micro-batch: dropout has a mask for each, and some terms compare windows."""
         return self.model.may_drop_out or any(term.sees_micro_batch for term in self.objective.active.values())
 
     def weights(self, step: int | None = None, num_steps: int = 1) -> dict[str, float]:
@@ -213,7 +213,7 @@ class TrainCommand(TrainSettings, Printing):
     """Train a model: a baseline or a teacher without teachers, a student with them."""
 
     dry_run: bool = False
-    """Say what the run would cost in memory, disk and hours, from a few timed steps, and write nothing."""
+    """Estimate the run's memory, disk and hours from a few timed steps, and write nothing."""
 
     @model_validator(mode="after")
     def _json_is_of_a_dry_run(self) -> Self:
@@ -222,5 +222,5 @@ class TrainCommand(TrainSettings, Printing):
         return self
 
     def of_run(self) -> TrainSettings:
-        """The settings of the run alone."""
+        """Only the settings of the run."""
         return TrainSettings(**{name: getattr(self, name) for name in TrainSettings.model_fields})

@@ -1,6 +1,6 @@
-"""The teachers of a student: where their signals come from, and whether they fit the student's corpus.
+"""The teachers of a student: their signals, cached or live, and checks that they fit the student's corpus.
 
-A cached and a live teacher yield the same signal, so the objective does not know which it has.
+Cached and live teachers yield the same signal, so the objective does not distinguish them.
 """
 
 from collections.abc import Mapping
@@ -37,7 +37,7 @@ class Teachers:
         caches: cached teachers by name.
         live: live teachers by name.
         pairs: the mapped layers of every teacher by name; empty without a term that needs them.
-        identities: what the run's signals come from, by the teacher's name.
+        identities: the sources of the run's signals, by the teacher's name.
         num_positions: in each window, at which any teacher's hidden states are known.
     """
 
@@ -55,15 +55,15 @@ class Teachers:
 
 
 def open_teachers(settings: TrainSettings, corpus: Corpus, device: torch.device = _CPU) -> Teachers:
-    """All teachers whose terms have a weight, each fit for this corpus and this student.
+    """All teachers whose terms have a weight, checked against the corpus and the student.
 
     Args:
         settings: of the run.
-        corpus: what the student is trained on.
+        corpus: that the student is trained on.
         device: where live teachers run.
 
     Raises:
-        UserError: naming the teacher, the field, and both sides; or the shards that are missing.
+        UserError: with the teacher, the field and both sides, or with the missing shards.
     """
     caches: dict[str, TeacherCache] = {}
     live: dict[str, Teacher] = {}
@@ -96,7 +96,7 @@ def open_teachers(settings: TrainSettings, corpus: Corpus, device: torch.device 
 
 
 def _open_live(source: TeacherSource, settings: TrainSettings, corpus: Corpus, device: torch.device) -> Teacher:
-    """A live teacher that speaks of what the objective needs."""
+    """A live teacher with the signals that the objective needs."""
     objective = settings.objective
     asked = source.live(corpus.vocabulary_size, objective.temperature, bool(objective.needing("states")))
     teacher = Teacher(asked.model_copy(update={"compile": settings.compile}), corpus, settings.windows, device)
@@ -131,12 +131,12 @@ def _require_cache(name: str, source: TeacherSource, settings: TrainSettings, co
 def _map_layers(
     name: str, settings: TrainSettings, kept: Mapping[str, HiddenLayers], student_depth: int
 ) -> dict[str, int]:
-    """The student's layer for every teacher layer that has one, by "model/layer"; none unless a term reads states.
+    """The student's layer for every mapped teacher layer, by "model/layer"; empty unless a term reads states.
 
-    Uniform maps a layer to the one at the same part of the student's depth.
+    Uniform maps a layer to the one at the same relative depth of the student.
 
     Raises:
-        UserError: for a layer that one of the two does not have.
+        UserError: for a layer that either of the two lacks.
     """
     if not settings.objective.needing("states"):
         return {}

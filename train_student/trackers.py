@@ -1,4 +1,4 @@
-"""Trackers: TensorBoard and Weights & Biases beside metrics.jsonl; a run that goes on stays the same run there."""
+"""Trackers: TensorBoard and Weights & Biases beside metrics.jsonl; a resumed run stays the same run there."""
 
 import importlib.util
 import uuid
@@ -15,10 +15,10 @@ _WANDB_ID = "wandb.id"
 
 
 def require_trackers(settings: TrainSettings) -> None:
-    """Make sure that the packages of the trackers are installed.
+    """Require that the packages of the trackers are installed.
 
     Raises:
-        UserError: naming one that is not.
+        UserError: with a missing one.
     """
     for package in settings.trackers:
         if importlib.util.find_spec(package) is None:
@@ -26,10 +26,10 @@ def require_trackers(settings: TrainSettings) -> None:
 
 
 def start_trackers(settings: TrainSettings, accelerator: Accelerator) -> None:
-    """Begin or go on with a run at every tracker.
+    """Start or resume a run at every tracker.
 
     Raises:
-        UserError: if one cannot, in a sentence: wandb without a login, for instance.
+        UserError: if one fails, for instance wandb without a login.
     """
     wandb: dict[str, object] = {}
     if "wandb" in settings.trackers and accelerator.is_main_process:
@@ -37,8 +37,8 @@ def start_trackers(settings: TrainSettings, accelerator: Accelerator) -> None:
         wandb = {"name": output.name, "id": _wandb_id(output), "resume": "allow", "dir": str(output)}
     try:
         accelerator.init_trackers("palenka", config=_flat(settings.as_plain()), init_kwargs={"wandb": wandb})
-    except Exception as error:  # each tracker has errors of its own
-        accelerator.trackers = []  # one that has not begun cannot end
+    except Exception as error:  # each tracker has its own errors
+        accelerator.trackers = []  # a tracker that has not started cannot finish
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"tracker {' or '.join(settings.trackers)} does not start ({reason}); log in (`wandb login`), set "
@@ -47,7 +47,7 @@ def start_trackers(settings: TrainSettings, accelerator: Accelerator) -> None:
 
 
 def _wandb_id(output: Path) -> str:
-    """The run's own at wandb, drawn when it first asks."""
+    """The run's id at wandb, drawn on first use."""
     path = output / _WANDB_ID
     if not path.is_file():
         write_whole(path, uuid.uuid4().hex[:8])
@@ -55,7 +55,7 @@ def _wandb_id(output: Path) -> str:
 
 
 def _flat(settings: Mapping[str, object], prefix: str = "") -> dict[str, int | float | str | bool]:
-    """Nested settings by dotted name, with values that trackers take."""
+    """Nested settings by dotted name, with values that trackers accept."""
     flat: dict[str, int | float | str | bool] = {}
     for name, value in settings.items():
         if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""Training: what a run needs is opened and checked, then trained, by one process at a time for each output.
+"""Training: opens and checks the inputs of a run, then trains it; one process at a time per output.
 
 `accelerate launch -m palenka.train_student --config FILE.yaml` (or `palenka train` on one device).
 """
@@ -34,20 +34,20 @@ from palenka.train_student.trackers import require_trackers, start_trackers
 from palenka.train_student.trainer import Trainer
 
 BYTES_PER_PARAMETER = 16
-"""In float32: a weight, its gradient, and the two moments of AdamW."""
+"""A weight, its gradient and the two moments of AdamW, in float32."""
 
 
 @dataclass(frozen=True)
 class Ready:
-    """What a run needs, opened and checked; nothing is written yet.
+    """The inputs of a run, opened and checked; nothing is written yet.
 
     Attributes:
         settings: of the run.
         accelerator: its processes and device.
-        corpus: what it reads.
+        corpus: that it reads.
         order: the sequence of windows.
-        teachers: what its terms need.
-        inputs: what it is made from.
+        teachers: that its terms need.
+        inputs: their fingerprints.
         validation_windows: on which it is measured, [n, L].
     """
 
@@ -65,7 +65,7 @@ class Ready:
         return Run(self.settings.output, identity_of_run(self.settings, self.inputs))
 
     def trainer(self) -> Trainer:
-        """The student with all that trains it."""
+        """The trainer of the student."""
         return Trainer(
             self.settings,
             self.run,
@@ -78,19 +78,19 @@ class Ready:
 
 
 def train(settings: TrainSettings) -> RunResult:
-    """Train a model and return what came of it.
+    """Train a model and return the result.
 
-    A run that is whole is not trained again; one that was interrupted goes on at its last checkpoint, with any number
-    of processes, and on a CPU ends with the same weights as if it had not been. Beside the model, memory is some 32
+    A finished run is not trained again. An interrupted one resumes at its last checkpoint, with any number of
+    processes, and on a CPU ends with the same weights as an uninterrupted one. Beside the model, memory is some 32
     bytes for each window of a view.
 
     Raises:
-        UserError: if corpus, caches, model and settings do not fit each other, another process writes the same run, or
+        UserError: if corpus, caches, model and settings do not fit together, another process writes the same run, or
             the loss stops being finite.
     """
     with opened(settings) as ready:
         accelerator, run, inputs = ready.accelerator, ready.run, ready.inputs
-        # Before the lock: who may only read sees it too.
+        # Before the lock, so that users without write permission see it too.
         if (result := run.finished(settings, inputs)) is not None:
             if accelerator.is_main_process:
                 run.require_whole()
@@ -113,10 +113,11 @@ def train(settings: TrainSettings) -> RunResult:
 
 @contextlib.contextmanager
 def opened(settings: TrainSettings) -> Iterator[Ready]:
-    """Open what a run needs, and make sure that all of it fits.
+    """Open the inputs of a run, and check that they fit together.
 
     Raises:
-        UserError: if corpus, caches, model and settings do not fit each other, or inside a file cannot be written.
+        UserError: if corpus, caches, model and settings do not fit together; or, from inside, if a file cannot be
+            written.
     """
     accelerator = _accelerator(settings)
     try:
@@ -133,13 +134,13 @@ def opened(settings: TrainSettings) -> Iterator[Ready]:
         raise system_error(f"cannot train {settings.output}", error) from error
     finally:
         accelerator.end_training()
-        # The next run in this process may compute in another precision.
+        # The next run in this process may have another precision.
         AcceleratorState._reset_state()
 
 
 @contextlib.contextmanager
 def memory_errors(settings: TrainSettings, device: torch.device) -> Iterator[None]:
-    """What torch says where memory runs out, as a sentence that says what to try.
+    """Turn torch's out-of-memory errors into a sentence with a remedy.
 
     Raises:
         UserError: with the micro-batch that was too large.
@@ -165,13 +166,13 @@ def _accelerator(settings: TrainSettings) -> Accelerator:
         raise UserError(f"precision fp16 needs a CUDA GPU; choose bf16 or float32 on {state.device.type}")
     windows_of_process(settings, state.num_processes)
     return Accelerator(
-        # Said here, though they are accelerate's defaults: it would take them from the environment.
+        # Given explicitly, though they are accelerate's defaults: otherwise it would read them from the environment.
         mixed_precision="no" if settings.precision == "float32" else settings.precision,
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         dynamo_backend="no",
         log_with=list(settings.trackers) or None,
         project_dir=settings.output,
-        # Hidden states alone leave the last layers, and an untied head, without a gradient.
+        # With hidden states alone, the last layers and an untied head have no gradient.
         kwargs_handlers=[
             DistributedDataParallelKwargs(
                 find_unused_parameters=_leaves_parameters_unused(settings), broadcast_buffers=False
@@ -202,10 +203,10 @@ def _reading_order(settings: TrainSettings, corpus: Corpus) -> ReadingOrder:
 
 
 def _require_memory(settings: TrainSettings, corpus: Corpus, device: torch.device) -> None:
-    """Refuse a model that cannot fit, before the system ends the process for it.
+    """Refuse a model that cannot fit in memory, before the system kills the process.
 
     Raises:
-        UserError: naming both sizes.
+        UserError: with both sizes.
     """
     there = memory_of(device)
     parameters = settings.model.num_parameters(corpus.vocabulary_size)
@@ -217,14 +218,14 @@ def _require_memory(settings: TrainSettings, corpus: Corpus, device: torch.devic
 
 
 def memory_of(device: torch.device) -> int:
-    """Bytes of memory that a device has; of a CPU, the machine's."""
+    """Total bytes of memory of a device; for a CPU, of the machine."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _open_teachers(settings: TrainSettings, corpus: Corpus, device: torch.device) -> Teachers:
-    """The teachers whose terms have a weight, fit for the student."""
+    """The teachers whose terms have a weight, checked against the student."""
     teachers = open_teachers(settings, corpus, device)
     width = settings.model.configured(corpus).get_text_config().hidden_size
     fit = TermFit(width, teachers.pairs, settings.micro_batch, teachers.num_positions)

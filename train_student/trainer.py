@@ -1,7 +1,7 @@
 """The trainer: one loop on accelerate for baselines, teachers and students, from any step on.
 
-Nothing of a step depends on how the run came there: its windows follow from the reading order, its random numbers from
-(seed, step, process). So a checkpoint needs no random states, and an interrupted run ends as an undisturbed one.
+A step does not depend on earlier interruptions: its windows follow from the reading order, its random numbers from
+(seed, step, process). So a checkpoint needs no random states, and an interrupted run ends like an uninterrupted one.
 """
 
 import contextlib
@@ -50,7 +50,7 @@ from palenka.train_student.words import WordsRead, words_after_steps
 
 @contextlib.contextmanager
 def collector_frozen() -> Iterator[None]:
-    """While the garbage collector leaves alone what is there already: to look at it all would stop each process."""
+    """Inside, the garbage collector ignores the existing objects: scanning all of them would pause each process."""
     gc.collect()
     gc.freeze()
     try:
@@ -60,15 +60,15 @@ def collector_frozen() -> Iterator[None]:
 
 
 class Trainer:
-    """What one run holds while it trains.
+    """The training of one run.
 
     Args:
         settings: of the run.
         run: its directory.
         accelerator: its processes and device.
-        corpus: what it reads.
+        corpus: that it reads.
         order: the sequence of windows.
-        teachers: what its terms need.
+        teachers: that its terms need.
         validation_windows: on which it is measured, [n, L].
     """
 
@@ -91,7 +91,7 @@ class Trainer:
         compiled = is_compiled(settings.compile, accelerator.device)
         self.objective = Objective(self.student, settings.objective, teachers.pairs, settings.seed, compiled=compiled)
         if compiled:
-            compile_blocks(self.student)  # after all that tries it out: that would be compiled too, for the CPU
+            compile_blocks(self.student)  # after all probes, which would otherwise be compiled too, for the CPU
         self.num_steps = self.reading.num_steps
         self.adamw = adamw(self.objective, settings.optimizer, accelerator.device)
         self.rate = self._rate(self.num_steps)
@@ -104,10 +104,10 @@ class Trainer:
         self.learnt_from = words_of_others(settings)
         self.best, self.best_step = math.inf, 0
         self.seconds = 0.0
-        self.meter = Meter(accelerator)  # last: its clock runs from here
+        self.meter = Meter(accelerator)  # last, since its clock starts here
 
     def done_steps(self) -> int:
-        """The step that `fit` would go on after; 0 where it would begin."""
+        """The step after which `fit` would resume; 0 if it would start."""
         place = self.checkpoints.last_serving(self._serves)
         return 0 if place is None else step_of(place)
 
@@ -170,12 +170,12 @@ class Trainer:
             self._record(step, measured)
 
     def learn(self, batch: EncodedBatch, weights: Mapping[str, float], is_last: bool) -> dict[str, torch.Tensor]:
-        """Forward and backward pass of a micro-batch: its loss and terms.
+        """Forward and backward pass of a micro-batch; returns its loss and terms.
 
         Args:
             batch: as it was read.
             weights: of the terms.
-            is_last: whether it is the last of its step, with which the processes average their gradients.
+            is_last: whether it is the last of its step, in which the processes average their gradients.
         """
         complete = self.reading.complete(batch)
         with contextlib.nullcontext() if is_last else self.accelerator.no_sync(self.wrapped):
@@ -184,10 +184,11 @@ class Trainer:
         return {"loss": loss.detach(), **terms}
 
     def update(self, step: int) -> torch.Tensor:
-        """Move the weights by the gradient of a step; returns the norm of the student's, before it was clipped."""
+        """Update the weights with the gradient of a step; returns the norm of the student's gradient before
+        clipping."""
         norm, beside = self._clip()
         if self.accelerator.scaler is not None:
-            # What the scaler does itself; to ask it would wait for the device.
+            # As the scaler itself does; asking it would wait for the device.
             self.meter.skipped = self.meter.skipped + ~(norm + beside).isfinite()
         for group in self.adamw.param_groups:
             group["lr"] = self.rate.at(step)
@@ -196,9 +197,9 @@ class Trainer:
         return norm
 
     def _clip(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Clip the student's gradient, and apart from it that of projections and heads; returns the norms of both.
+        """Clip the student's gradient, and separately that of projections and heads; returns both norms.
 
-        Together, a large gradient of a head would shrink the student's step, which a control never feels.
+        Clipped together, a head's large gradient would shrink the student's step, which never happens to a control.
         """
         self.accelerator.unscale_gradients()
         most = self.settings.optimizer.max_grad_norm
@@ -221,7 +222,8 @@ class Trainer:
         return (step - 1) % self.settings.gradient_ratios_every == 0 and len(self.settings.weights()) > 1
 
     def _seed(self, step: int) -> None:
-        """Random numbers that only seed, step and process decide: dropout draws other masks in every process."""
+        """Seed the random numbers of a step from seed, step and process, so that each process has different dropout
+        masks."""
         entropy = (self.settings.seed, step, self.accelerator.process_index)
         torch.manual_seed(int(SeedSequence(entropy).generate_state(1)[0]))
 
@@ -235,7 +237,7 @@ class Trainer:
         return self.order.epoch_at(windows) > self.order.epoch_at(windows - self.settings.global_batch)
 
     def _validate(self, step: int) -> None:
-        """Measure the student on the fixed windows, shared out over the processes, and keep it if it is the best."""
+        """Measure the student on the fixed windows, divided among the processes, and keep it if it is the best."""
         self._require_finite()
         accelerator = self.accelerator
         mine = self.validation_windows[accelerator.process_index :: accelerator.num_processes]
@@ -258,7 +260,7 @@ class Trainer:
                 self.run.save_model(self.student, self.objective.trained_beside(), self.corpus, best)
 
     def _keep_revisions(self, step: int) -> None:
-        """Keep the student as it is; before a checkpoint, so that one never lies behind a revision that is not kept."""
+        """Keep the current student; before the checkpoint, so that every checkpoint has all earlier revisions."""
         self._require_finite()
         if self.accelerator.is_main_process:
             for revision in self.planned[step]:
@@ -293,9 +295,9 @@ class Trainer:
         self.accelerator.log(values, step=step)
 
     def _require_finite(self) -> None:
-        """Refuse to go on if any loss, term or gradient since the last line of the log was not finite.
+        """Raise an error if any loss, term or gradient since the last line of the log was not finite.
 
-        The processes have to ask together; the one that met it first says where it came from.
+        All processes must call it together; the first one with such a value reports its origin.
         """
         found = self.meter.not_finite()
         if found is None:
@@ -327,7 +329,7 @@ class Trainer:
         self.checkpoints.save(step, self.objective, self.adamw, state)
 
     def _kept(self, step: int) -> str:
-        """What a signal leaves, for the first process to say."""
+        """A sentence about what is kept after a signal, for the first process to print."""
         if not self.accelerator.is_main_process:
             return ""
         return (
@@ -349,22 +351,22 @@ class Trainer:
         if self.accelerator.scaler is not None and state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.meter.restore(state["meter"])
-        # The model of another end of the run may be better than the best before it, and still has to be replaced.
+        # The model of a previous attempt may be better than the best before the checkpoint, and must still be replaced.
         if self.num_steps in (state["num_steps"], self.rate.open_until):
             self.best = state["best"] if state["best"] is not None else math.inf
             self.best_step = state["best_step"]
             if kept is not None and kept.step > self.best_step:
-                # It was kept after the checkpoint: the steps to it are done again, and come to the same.
+                # It was kept after the checkpoint: the steps up to it are repeated with the same result.
                 self.best, self.best_step = kept.validation_cross_entropy, kept.step
         self.seconds = state["seconds"]
         return int(state["step"])
 
     def _serves(self, state: Mapping[str, Any]) -> bool:
-        """Whether a checkpoint is of this run, or of a shorter one that this goes on with."""
+        """Whether a checkpoint belongs to this run, or to a shorter one that this run extends."""
         return bool(state["num_steps"] == self.num_steps or state["step"] <= self._rate(state["num_steps"]).open_until)
 
     def _rate(self, num_steps: int) -> LearningRate:
-        """The learning rate of a run of so many steps."""
+        """The learning rate of a run of `num_steps` steps."""
         epoch_steps = self.order.end(0) // self.settings.global_batch
         return LearningRate(self.settings.optimizer, num_steps, epoch_steps)
 

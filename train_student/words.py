@@ -1,7 +1,8 @@
-"""Words: how many a run has read after each step, and how many those have read whose knowledge went into it.
+"""Words: how many a run has read after each step.
 
-A word is a run of anything but white space in the cleaned text; a window has its share of the words of the documents
-that it cuts (`Corpus.words_before`). So a budget, such as 10 million words read 10 times at most, can be shown.
+A word is a run of characters other than white space in the cleaned text. A window counts its share of the words of the
+documents that it cuts (`Corpus.words_before`). So a budget, such as 10 million words read at most 10 times, can be
+verified.
 """
 
 from collections.abc import Iterator
@@ -17,22 +18,22 @@ _STEPS_AT_ONCE = 4096
 
 
 class WordsRead(Settings):
-    """How much text a model was trained on."""
+    """The amount of text that a model was trained on."""
 
     corpus: str
     """Fingerprint of the split that it was trained on: models with the same one have read the same text."""
     corpus_words: int
     """Words of that split."""
     read: int
-    """Words that it has read, over all epochs."""
+    """Words read over all epochs."""
 
 
 def words_after_steps(corpus: Corpus, order: ReadingOrder, global_batch: int, num_steps: int) -> NDArray[np.float64]:
-    """Words that a run has read after each step, [num_steps + 1]; the first is 0, before any step.
+    """Words that a run has read after each step, [num_steps + 1]; the first entry, before any step, is 0.
 
     Args:
         corpus: that it reads.
-        order: in which it does.
+        order: in which it reads.
         global_batch: windows of a step.
         num_steps: of the run.
     """
