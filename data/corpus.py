@@ -6,7 +6,7 @@ A prepared corpus is a directory::
     tokenizer/       the tokenizer, as a Hugging Face directory
     files.json       checksums of all files but the tokens, which have the fingerprint; written last
     train.zarr       one Zarr v3 group per split; dev.zarr chooses models, test.zarr reports them
-        tokens           [N] uint16; uint32 if the vocabulary exceeds 65,536 tokens
+        tokens           [N] uint16; uint32 for a vocabulary of 65,536 tokens or more
         document_starts  [D] int64, the position of each document's first token, ascending
         document_words   [D] int64, the words of each document
 

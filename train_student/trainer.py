@@ -184,8 +184,7 @@ class Trainer:
         return {"loss": loss.detach(), **terms}
 
     def update(self, step: int) -> torch.Tensor:
-        """Update the weights with the gradient of a step; returns the norm of the student's gradient before
-        clipping."""
+        """Update the weights with a step's gradient; returns the norm of the student's gradient before clipping."""
         norm, beside = self._clip()
         if self.accelerator.scaler is not None:
             # As the scaler itself does; asking it would wait for the device.
@@ -222,8 +221,7 @@ class Trainer:
         return (step - 1) % self.settings.gradient_ratios_every == 0 and len(self.settings.weights()) > 1
 
     def _seed(self, step: int) -> None:
-        """Seed the random numbers of a step from seed, step and process, so that each process has different dropout
-        masks."""
+        """Seed a step's random numbers from seed, step and process; each process has different dropout masks."""
         entropy = (self.settings.seed, step, self.accelerator.process_index)
         torch.manual_seed(int(SeedSequence(entropy).generate_state(1)[0]))
 

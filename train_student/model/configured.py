@@ -25,19 +25,19 @@ class ConfiguredModel(StudentModel):
     model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True)
 
     model_type: str
-    """Such as qwen3, gemma2 or mamba; fields that are not given have the configuration's own defaults."""
+    """Such as qwen3, gemma2 or mamba; other fields have the configuration's defaults."""
 
     @model_validator(mode="before")
     @classmethod
     def _words_as_in_yaml(cls, given: Any) -> Any:  # noqa: ANN401 - whatever was given
-        # Nothing here says which type a field has, so a command line's words mean what they mean in a file.
+        # The types of fields are unknown here, so values on the command line are parsed as in a file.
         if not isinstance(given, Mapping):
             return given
         return {key: load_yaml(value) if isinstance(value, str) else value for key, value in given.items()}
 
     @property
     def fields(self) -> dict[str, Any]:
-        """What is given of the configuration."""
+        """The given fields of the configuration."""
         return dict(self.model_extra or {})
 
     def configuration(self, vocabulary_size: int, special_tokens: SpecialTokens) -> PretrainedConfig:
@@ -71,6 +71,6 @@ class ConfiguredModel(StudentModel):
 
 
 def _nearest(name: str, names: list[str] | set[str]) -> str:
-    """A hint at the name that was probably meant, if there is one."""
+    """A hint at the name that was probably meant, if any."""
     alike = difflib.get_close_matches(name, names, n=1)
     return f"did you mean {alike[0]!r}?" if alike else ""

@@ -1,10 +1,10 @@
-"""The head: from hidden states to logits and straight on to their terms, chunk by chunk.
+"""The head: from hidden states to logits and their terms, chunk by chunk.
 
 The logits of a vocabulary are by far the largest tensor of a step, so they are held once, a chunk at a time, and not
 for the backward pass: a chunk is overwritten by its gradient, which goes into the gradients of states and head at once
 (the idea of Liger Kernel's fused linear cross-entropy, arXiv 2410.10989). The backward pass only scales these.
 
-Logits that are no linear map of the last states (`probe.py`) are made by the model itself, as a whole, and go through
+Logits that are not a linear map of the last states (`probe.py`) are computed whole by the model itself, and go through
 the same terms.
 
 Shapes: N tokens, S width, V vocabulary.
@@ -21,8 +21,8 @@ from palenka.data.signals.distribution import token_chunks, values_at_once
 from palenka.train_student.objective.next_token import NextTokenTerms
 
 _LOGITS = 2**26
-"""Logits of a chunk on a CPU: 128 MB in bf16. Each chunk adds to the head's gradient, so they are not small. A GPU
-works on as many at once as its memory allows (`values_at_once`), with some copies in float32."""
+"""Logits of a chunk on a CPU: 128 MB in bf16. Chunks are not small, since each adds to the head's gradient. A GPU
+processes as many at once as its memory allows (`values_at_once`), with some copies in float32."""
 
 
 def head_terms(states: Tensor, head: nn.Linear, terms: NextTokenTerms) -> tuple[Tensor, Tensor]:
@@ -44,13 +44,13 @@ def head_terms(states: Tensor, head: nn.Linear, terms: NextTokenTerms) -> tuple[
 
 
 def logit_terms(logits: Tensor, terms: NextTokenTerms) -> tuple[Tensor, Tensor]:
-    """The same for logits [B, L, V] that a model made in its own way, as float32; keeps their gradient beside them."""
+    """The same for logits [B, L, V] that a model computed itself, as float32; keeps their gradient beside them."""
     total, means = _LogitTerms.apply(logits.flatten(0, -2), terms)  # type: ignore[no-untyped-call]
     return total, means
 
 
 _MULTIPLIES_INTO_FLOAT32 = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 8)
-"""Whether torch's product of fp16 matrices may be float32, on CUDA: as fast as in fp16."""
+"""Whether torch's product of fp16 matrices can be float32 on CUDA, as fast as in fp16."""
 
 
 class _HeadTerms(torch.autograd.Function):
@@ -70,7 +70,7 @@ class _HeadTerms(torch.autograd.Function):
         of_weight = torch.zeros_like(weight, dtype=sums_kind)
         of_bias = torch.zeros_like(bias, dtype=sums_kind) if bias is not None else None
         sums = torch.zeros(1 + len(terms.teachers), dtype=sums_kind, device=states.device)
-        # Cast here and not by autocast, which would keep casts without a gradient for other users of the weight.
+        # Cast here and not by autocast, which would keep the casts without a gradient for other users of the weight.
         matrix, offset = weight.to(kind), bias.to(kind) if bias is not None else None
         start = 0
         for part in states.split(max(1, max(_LOGITS, values_at_once(states.device)) // len(weight))):
@@ -92,16 +92,16 @@ class _HeadTerms(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_total: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
-        """Scaled only here and in float32: 1 / N alone would vanish in fp16, before the loss scaler could act."""
+        """Scaled only here, in float32: 1 / N alone would vanish in fp16 before the loss scaler acts."""
         factor = grad_total / ctx.num_tokens
         return (*(part * factor if part is not None else None for part in ctx.saved_tensors), None)
 
 
 def _sum_over_tokens(gradient: Tensor, seen: Tensor) -> Tensor:
-    """The gradient of the head, [V, S], from that of the logits [n, V] and what the head saw [n, S].
+    """The gradient of the head, [V, S], from that of the logits [n, V] and the head's inputs [n, S].
 
-    In float32 for fp16: a sum over many tokens may be more than fp16 holds, and most entries are less, where no loss
-    scale would help both.
+    In float32 for fp16: some sums over many tokens overflow fp16 and most entries underflow, and no loss scale helps
+    both.
     """
     if gradient.dtype != torch.float16:
         return gradient.T @ seen
@@ -114,7 +114,7 @@ class _LogitTerms(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, terms: NextTokenTerms) -> tuple[Tensor, Tensor]:  # noqa: ANN401
         """Values and, times N, the gradient."""
-        # A copy: what made the logits may need them for its own backward pass.
+        # A copy, since the model may need the logits for its own backward pass.
         gradient = logits.to(torch.promote_types(logits.dtype, torch.float32), copy=True)
         sums = gradient.new_zeros(1 + len(terms.teachers))
         with torch.autocast(logits.device.type, enabled=False):
@@ -134,13 +134,13 @@ class _LogitTerms(torch.autograd.Function):
 def _total(sums: Tensor, num_tokens: int, terms: NextTokenTerms) -> tuple[Tensor, Tensor]:
     """The weighted sum of the terms, and the terms, from their sums over tokens."""
     means = sums / num_tokens
-    # One number after the other: a list of them would be copied to the device, which waits for it.
+    # One number at a time: a list would be copied to the device, which waits.
     weighted = [mean * weight for mean, weight in zip(means.unbind(), [terms.hard, *terms.weights], strict=True)]
     return torch.stack(weighted).sum(), means
 
 
 def _in_chunks(logits: Tensor, start: int, terms: NextTokenTerms, sums: Tensor) -> None:
-    """Overwrite logits [n, V] of the tokens from `start` on by the gradient of their terms, which are added to sums."""
+    """Overwrite logits [n, V] of the tokens from `start` on with the gradient of their terms; adds these to sums."""
     first = 0
     for few in token_chunks(logits):
         rows = slice(start + first, start + first + len(few))

@@ -1,4 +1,4 @@
-"""Probes: what a model computes, found out by running it, so that no list of names is needed."""
+"""Probes: find out what a model computes by running it, so that no list of names is needed."""
 
 import torch
 from torch import Tensor, nn
@@ -10,17 +10,17 @@ from palenka.train_student.model.student import building
 
 _LENGTH = 8
 _LARGE = 50.0
-"""Standard deviation of the logits that are probed: caps on logits, some 30, show there."""
+"""Standard deviation of the probed logits, large enough to show caps of some 30."""
 _EQUAL = 1e-4
-"""Of the largest logit: float32 in another order makes some 1e-6."""
+"""Tolerance relative to the largest logit; another order of float32 sums differs by some 1e-6."""
 
 
 @torch.no_grad()
 def has_linear_head(model: PreTrainedModel) -> bool:
     """Whether a model's logits are its output embedding of its base model's last states, and nothing more.
 
-    Not so for logits that are capped (Gemma 2) or scaled (Granite, Cohere), and for heads of several layers. The states
-    are replaced by large random ones on the way, for small logits would not show a cap.
+    False for capped (Gemma 2) or scaled logits (Granite, Cohere), and for heads of several layers. The states are
+    replaced by large random ones, since small logits would not show a cap.
     """
     head = model.get_output_embeddings()
     if not isinstance(head, nn.Linear) or model.base_model is model:
@@ -46,10 +46,10 @@ def has_linear_head(model: PreTrainedModel) -> bool:
 
 @torch.no_grad()
 def require_causal(model: PreTrainedModel, summary: str) -> None:
-    """Refuse a model whose logits depend on tokens that follow, as those of an encoder do.
+    """Refuse a model whose logits depend on later tokens, as those of an encoder do.
 
     Raises:
-        UserError: naming it; or if its parts do not fit each other, which some models only tell when they run.
+        UserError: with the model; or if its parts do not fit together, which some models report only when they run.
     """
     tokens = spread_tokens(model, _LENGTH)
     changed = tokens.clone()

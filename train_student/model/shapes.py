@@ -25,13 +25,13 @@ class ModelShape(StudentModel):
     num_attention_heads: int = Field(ge=1, le=2**16)
     """Attention heads in a block."""
     intermediate_size: int | None = Field(default=None, ge=1, le=2**18)
-    """Width of the feed-forward layer; 4 × hidden_size unless given."""
+    """Width of the feed-forward layer; default: 4 × hidden_size."""
     max_position_embeddings: int = Field(default=256, ge=2, le=2**20)
     """Longest sequence that the model takes."""
     tie_word_embeddings: bool = True
     """Whether input and output embeddings are one matrix."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Dropout of embeddings, attention and residuals (GPT-2 and GPT-J; of attention alone in Llama)."""
+    """Dropout of embeddings, attention and residuals (GPT-2 and GPT-J; in Llama only of attention)."""
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> Self:
@@ -62,7 +62,7 @@ class ModelShape(StudentModel):
                 attention_dropout=self.dropout,
                 **shared,
             )
-        # GPT-2 and GPT-J share their older names; intermediate_size would be ignored without a word.
+        # GPT-2 and GPT-J use older names; intermediate_size would be silently ignored.
         older_names: dict[str, Any] = {
             "n_embd": self.hidden_size,
             "n_layer": self.num_hidden_layers,

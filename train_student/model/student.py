@@ -1,4 +1,4 @@
-"""How a student begins: its shape and its first weights, whichever way it is asked for.
+"""The ways to begin a student: its shape and its initial weights.
 
     architecture  a shape in a few numbers (`shapes.py`)
     model_type    any configuration that transformers builds a causal language model from (`configured.py`)
@@ -40,7 +40,7 @@ class StudentModel(Settings):
         raise NotImplementedError
 
     def summary(self) -> str:
-        """What it is, in a few words."""
+        """A short description."""
         raise NotImplementedError
 
     @property
@@ -53,21 +53,21 @@ class StudentModel(Settings):
         return self.configuration(corpus.vocabulary_size, special_tokens_of(corpus))
 
     def require_fit(self, corpus: Corpus, length: int) -> None:
-        """Refuse windows that are longer than the model's positions, and a vocabulary that is not the corpus's."""
+        """Refuse windows longer than the model's positions, and a vocabulary that is not the corpus's."""
         from palenka.data.model_files import positions_of, require_positions
 
         require_positions("model", positions_of(self.configured(corpus)), length)
 
     def build(self, corpus: Corpus, seed: int) -> PreTrainedModel:
-        """The model with float32 weights that only the settings and the seed decide."""
+        """The model with float32 weights that depend only on the settings and the seed."""
         return built(self.configured(corpus), seed, self.summary())
 
     def origin(self) -> TeacherIdentity | None:
-        """What makes the model that it goes on from the same model; None where it begins with random weights."""
+        """The identity of the model that it starts from; None if it starts with random weights."""
         return None
 
     def num_parameters(self, vocabulary_size: int) -> int:
-        """How many numbers the model has over so many tokens; built by transformers, without memory."""
+        """Number of parameters with a vocabulary of this size; built by transformers without allocating memory."""
         import torch
 
         config = self.configuration(vocabulary_size, {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": None})
@@ -79,7 +79,7 @@ STUDENT_MODELS: Registry[type[StudentModel]] = Registry("way to begin a student"
 
 
 def special_tokens_of(corpus: Corpus) -> SpecialTokens:
-    """Those of a corpus's tokenizer, all that a configuration names: its own defaults are of another vocabulary."""
+    """The special tokens of a corpus's tokenizer; a configuration's defaults belong to another vocabulary."""
     tokenizer = corpus.tokenizer()
     names = ("bos_token_id", "eos_token_id", "pad_token_id")
     return {name: getattr(tokenizer, name) for name in names}
@@ -99,7 +99,7 @@ def built(config: PretrainedConfig, seed: int, summary: str) -> PreTrainedModel:
 
 @contextmanager
 def building(summary: str) -> Iterator[None]:
-    """Whatever transformers raise about numbers that do not fit each other, as one sentence."""
+    """Turn transformers' errors about numbers that do not fit together into one sentence."""
     from huggingface_hub.errors import StrictDataclassError
 
     try:
@@ -119,5 +119,5 @@ def building(summary: str) -> Iterator[None]:
 
 
 def count_parameters(model: nn.Module) -> int:
-    """How many numbers a model has; a tied matrix counts once."""
+    """Number of parameters of a model; a tied matrix counts once."""
     return sum(parameter.numel() for parameter in model.parameters())

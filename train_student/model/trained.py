@@ -1,7 +1,7 @@
-"""A student that goes on from trained weights: all of a model, or some of its blocks.
+"""A student that starts from trained weights: all of a model, or some of its blocks.
 
-A shallow student that begins with every third block of its teacher has a start that random weights do not have
-(DistilBERT, arXiv 1910.01108).
+A shallow student with every third block of its teacher starts better than with random weights (DistilBERT, arXiv
+1910.01108).
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 
 @STUDENT_MODELS.register("from")
 class TrainedModel(StudentModel):
-    """Trained weights to go on from, of a model over the corpus's tokenizer."""
+    """Trained weights to start from, of a model with the corpus's tokenizer."""
 
     from_: Path = Field(alias="from")
     """Directory of the model, or its id on the Hugging Face Hub."""
     layers: tuple[int, ...] | None = None
-    """Blocks to keep, counted from 0, such as [0, 3, 6]; all of them unless given."""
+    """Blocks to keep, counted from 0, such as [0, 3, 6]; default: all."""
 
     @model_validator(mode="after")
     def _layers_ascend(self) -> Self:
@@ -64,7 +64,7 @@ class TrainedModel(StudentModel):
         self.configured(corpus)
 
     def build(self, corpus: Corpus, seed: int) -> PreTrainedModel:
-        """See `StudentModel`; logits that stand for no token of the corpus are left out."""
+        """See `StudentModel`; logits that stand for no token of the corpus are dropped."""
         import torch
 
         from palenka.data.model_files import load_model
@@ -95,10 +95,10 @@ class TrainedModel(StudentModel):
         return locate_model(self.from_)
 
     def _with_blocks(self, config: PretrainedConfig, layers: tuple[int, ...]) -> PretrainedConfig:
-        """The configuration of a model that has only these blocks; what it lists by block is listed of these.
+        """The configuration of a model with only these blocks; lists with an entry per block are reduced to these.
 
         Raises:
-            UserError: for a block that the model does not have.
+            UserError: for a block that the model lacks.
         """
         plain = config.to_dict()
         text_config = config.get_text_config()
@@ -116,7 +116,7 @@ class TrainedModel(StudentModel):
             return type(config).from_dict(plain)
 
     def _with_blocks_of(self, model: PreTrainedModel, layers: tuple[int, ...]) -> PreTrainedModel:
-        """A model with some of the blocks of another, and all its other weights."""
+        """A model with some of the blocks of another model, and all its other weights."""
         import torch
 
         from palenka.data.blocks import block_lists

@@ -1,1 +1,1 @@
-"""What a student minimises: terms, divergences, and the weighted sum of them."""
+"""The objective of a student: terms, divergences and their weighted sum."""

@@ -1,14 +1,15 @@
 """The auxiliary term: deep supervision of the student's shallow layers (DSKD, arXiv 2202.07846).
 
-Every layer but the last has a head, a classifier of its own, and every layer has a projection to the teacher's last
-mapped hidden states. With C_l the divergence between teacher and head of layer l, scaled by T² (for the last layer:
-and the student's own logits), and F_l the distance that the projection leaves:
+Every layer but the last has a head, its own classifier, and every layer has a projection to the teacher's last mapped
+hidden states. With C_l the divergence between the teacher and the head of layer l, scaled by T² (for the last layer:
+the student's own logits), and F_l the distance after projection:
 
     class_weight · Σ_l w_l(C) C_l + feature_weight · Σ_l w_l(F) F_l      with w(X) = softmax over l of X, no gradient
 
-so the layers that lag most pull most. The sums go over the blocks' outputs, without the embeddings. Projections see all
-positions at which the teacher's hidden states are known; heads, and the student's own for the last layer, the first few
-of these, which are a random sample: on as many tokens a head takes as long as the student's own.
+So the layers with the largest losses have the largest weights. The sums go over the blocks' outputs, without the
+embeddings. Projections read all positions at which the teacher's hidden states are known. Heads, including the
+student's own for the last layer, read only the first few of these, a random sample: on all tokens each head would take
+as long as the student's own.
 
 Shapes: B batch, L window length, P positions, S width of the student, H width of a head, V vocabulary.
 """
@@ -29,7 +30,7 @@ from palenka.train_student.objective.term import Term
 
 
 class DeepSupervision(TeacherTerm):
-    """Heads, one for each shallow layer and all teachers, and projections, one for each layer and teacher's model."""
+    """Heads, one per shallow layer for all teachers, and projections, one per layer and teacher's model."""
 
     def __init__(self, terms: Mapping[str, Term], context: TermContext) -> None:
         super().__init__(terms, context)

@@ -5,12 +5,12 @@ With u_i the student's state and v_i the teacher's at the same position, both pr
     InfoNCE = − mean over i of log [ exp(u_i · v_i / τ) / Σ_j exp(u_i · v_j / τ) ]
 
 The sum goes over the positions of a pool: i itself and its negatives, all from one micro-batch of one process. The
-value depends on how many there are: with none of them better than chance it is the logarithm of the pool's size, and
-no pair can be better than that by more than 2 / τ. So compare values at equal `negatives`, positions and micro-batch.
+value depends on their number: at chance it is the logarithm of the pool's size, and no pair can be better than that by
+more than 2 / τ. So compare values at equal `negatives`, positions and micro-batch.
 
-One student map serves all teachers, so that it must find what they share. Every teacher has a map of its own: widths
-differ, and even at equal widths two models' coordinates have nothing in common. Both sides are trained; the negatives
-keep them from mapping everything to one point.
+One student map serves all teachers, so it must find what they share. Every teacher has its own map: widths differ, and
+even at equal widths two models' coordinates are unrelated. Both sides are trained; the negatives keep them from mapping
+everything to one point.
 
 Shapes: B batch, P positions, N = B · P, S width of the student, C components of a teacher's layer, D projected width.
 """
@@ -75,7 +75,7 @@ class _TeacherMap(nn.Module):
 def info_nce(ours: Tensor, theirs: Tensor, temperature: float, negatives: int) -> Tensor:
     """InfoNCE of vectors [N, D] with their partners [N, D] in float32: a mean over N.
 
-    More than negatives + 1 vectors are dealt out in turn to as few pools as hold them, so that each pool has vectors of
+    More than negatives + 1 vectors are distributed in turn over as few pools as hold them, so each pool has vectors of
     all windows.
     """
     with torch.autocast(ours.device.type, enabled=False):

@@ -6,12 +6,13 @@ With t a teacher and q the student, all at temperature T, over the same outcomes
     reverse   KL(q ‖ t) = Σ q_i (log q_i − log t_i)         no mass where the teacher has none (arXiv 2306.08543)
     js        ½ KL(t ‖ m) + ½ KL(q ‖ m), at most log 2      (Lin 1991)
 
-The outcomes are the tokens that a teacher keeps, and all others as one outcome where they are not known: merging
-outcomes never increases any of these (the data-processing inequality), so each is a lower bound of the divergence over
-all tokens, and equal to it with k = V. The tail's gradient is shared out as the student does.
+The outcomes are the tokens that a teacher keeps, and all others as one outcome if they are not known. Merging outcomes
+never increases any of these divergences (the data-processing inequality), so each is a lower bound of the divergence
+over all tokens, and equals it with k = V. The tail's gradient is distributed in proportion to the student's
+probabilities.
 
-An estimate from draws serves forward KL alone, whose gradient q − t is linear in t and so unbiased. The others are
-not linear: reverse KL is infinite wherever a token was not drawn, and Jensen-Shannon is biased.
+An estimate from draws serves only forward KL, whose gradient q − t is linear in t and so unbiased. The others are not
+linear: reverse KL is infinite wherever a token was not drawn, and Jensen-Shannon is biased.
 
 A divergence registers itself with `divergence`. Nothing here imports torch.
 """
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Formula = Callable[["Tensor", "Tensor"], "Tensor"]
-"""Log-probabilities of teacher and student over the same outcomes, [n, outcomes] each, to divergences [n]."""
+"""From log-probabilities of teacher and student over the same outcomes, [n, outcomes] each, to divergences [n]."""
 
 
 @dataclass(frozen=True)
@@ -37,10 +38,10 @@ class Divergence:
     """A divergence between a teacher's and a student's distribution.
 
     Attributes:
-        formula: what it is.
+        formula: of the divergence.
         squares_temperature: whether T² scales it, as gradients with respect to logits / T shrink by T².
         serves_estimates: whether an unbiased estimate of the teacher gives an unbiased gradient.
-        has_gradient: whether `next_token.py` has its gradient by hand; otherwise autograd finds it.
+        has_gradient: whether `next_token.py` has its explicit gradient; otherwise autograd computes it.
     """
 
     formula: Formula
@@ -49,7 +50,7 @@ class Divergence:
     has_gradient: bool = False
 
     def scale(self, temperature: float) -> float:
-        """What its value is multiplied by at a temperature."""
+        """The factor of its value at a temperature."""
         return temperature**2 if self.squares_temperature else 1.0
 
 
@@ -59,7 +60,7 @@ DIVERGENCES: Registry[Divergence] = Registry("divergence")
 def divergence(
     name: str, *, squares_temperature: bool = True, serves_estimates: bool = False
 ) -> Callable[[Formula], Formula]:
-    """A decorator that registers a formula as a divergence; autograd finds its gradient."""
+    """A decorator that registers a formula as a divergence; autograd computes its gradient."""
 
     def add(formula: Formula) -> Formula:
         DIVERGENCES.register(name)(Divergence(formula, squares_temperature, serves_estimates))

@@ -1,4 +1,4 @@
-"""The hidden term: how well the student's hidden states predict the teachers', projected or as they are.
+"""The hidden term: how well the student's hidden states predict the teachers', with or without projection.
 
 Projections map student to teacher: a trained map from teacher to student would collapse, since mapping everything to
 one point satisfies it. Distances are relative to each layer's own variance: mean squares of real models span 0.01 to
@@ -24,11 +24,11 @@ from palenka.train_student.objective.term import Term
 
 
 class Projection(nn.Module):
-    """A map from a student's layer to the components of a teacher's layer, and the distance that is left.
+    """A map from a student's layer to the components of a teacher's layer, and the distance after it.
 
-    A linear map is trained; none compares the states as they are, mean included, in the teacher's coordinates: without
-    a truncated basis, what is left is the difference of the states themselves. Both work in units of the layer's RMS
-    deviation √(Σ variance / C), so that trained weights are of ordinary size.
+    ``linear`` trains a linear map. ``none`` compares the states themselves, mean included, in the teacher's
+    coordinates; without a truncated basis this is the plain difference of states. Both work in units of the layer's RMS
+    deviation √(Σ variance / C), so that trained weights have ordinary size.
     """
 
     unit: Tensor
@@ -73,8 +73,8 @@ class Projections(nn.Module):
     Args:
         student_width: of the student's hidden states.
         pairs: the mapped layers of every teacher by its name.
-        distance: what is minimised for each pair.
-        seed: of the projections' first weights.
+        distance: minimised for each pair.
+        seed: of the projections' initial weights.
         kind: of the projections.
     """
 

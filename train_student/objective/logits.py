@@ -1,4 +1,4 @@
-"""The terms on the student's logits, hard and logit, as one function; of a linear head it holds few logits at once."""
+"""The terms on the student's logits, hard and logit, as one function; with a linear head few logits are in memory."""
 
 from collections.abc import Mapping
 

@@ -1,4 +1,4 @@
-"""The forward pass of a term: what it is given, and what it gives back.
+"""The forward pass of a term: its inputs and its results.
 
 Shapes: B batch, L window length, S width of the student, P positions.
 """
@@ -22,7 +22,7 @@ from palenka.train_student.objective.term import Term
 
 @dataclass(frozen=True)
 class LayerPair:
-    """A teacher's layer, what is known of it, and the student's layer that is to predict it."""
+    """A teacher's layer, its coordinates, and the student's layer that predicts it."""
 
     key: str
     """Name of the teacher's layer in its signal, "model/layer"."""
@@ -36,7 +36,7 @@ class LayerPair:
         Args:
             student: its hidden states.
             signal: of the teacher.
-            positions: in their windows, [B, P or more]; the first P count.
+            positions: in their windows, [B, P or more]; the first P are used.
         """
         there = signal.hidden[self.key]
         return at_positions(student.states[self.student_layer], positions[:, : there.shape[1]]), there
@@ -53,7 +53,7 @@ def last_pairs(pairs: Sequence[LayerPair]) -> list[LayerPair]:
 
 @dataclass(frozen=True)
 class TermFit:
-    """What decides whether a term can be computed.
+    """The facts that decide whether a term can be computed.
 
     Attributes:
         student_width: of the student's hidden states.
@@ -68,10 +68,10 @@ class TermFit:
     num_positions: int
 
     def require_equal_widths(self) -> None:
-        """Refuse to compare hidden states without a projection unless student and teachers are equally wide.
+        """Refuse to compare hidden states without a projection if student and teachers have different widths.
 
         Raises:
-            UserError: naming both widths.
+            UserError: with both widths.
         """
         for teacher, mapped in self.pairs.items():
             for pair in mapped:
@@ -85,7 +85,7 @@ class TermFit:
         """Refuse a contrastive term whose micro-batches have a single position.
 
         Raises:
-            UserError: naming both.
+            UserError: with both numbers.
         """
         if self.micro_batch * self.num_positions < 2:
             raise UserError(
@@ -96,13 +96,13 @@ class TermFit:
 
 @dataclass(frozen=True)
 class TermContext:
-    """What a term's module is built for.
+    """The context in which a term's module is built.
 
     Attributes:
         objective: all settings of the objective.
         student: configuration of the student.
         pairs: the mapped layers of every teacher that has a term with hidden states, by the teacher's name.
-        seed: of first weights; torch's generator has it too while a module is built.
+        seed: of initial weights; torch's generator is seeded with it while a module is built.
         compiled: whether sums over the vocabulary are compiled.
     """
 
@@ -115,13 +115,13 @@ class TermContext:
 
 @dataclass(frozen=True)
 class StudentOutputs:
-    """What the student's forward pass gives for a batch.
+    """The outputs of the student's forward pass for a batch.
 
     Attributes:
         last: last hidden states, which the head sees, [B, L, S].
         states: all hidden states, [B, L, S] each; empty unless a term reads states.
-        head: from the last states to logits; None where these are no linear map of them.
-        logits: [B, L, V] as the student makes them, where it has no such head; None otherwise.
+        head: from the last states to logits; None if the logits are not a linear map of them.
+        logits: [B, L, V] from the student itself if it has no such head; else None.
     """
 
     last: Tensor
@@ -134,7 +134,7 @@ class StudentOutputs:
 
         Args:
             terms: over the B · L tokens, or over the B · P at the positions.
-            positions: [B, P] of each window; all of it unless given.
+            positions: [B, P] of each window; default: all.
         """
         if self.logits is not None:
             return logit_terms(self.logits if positions is None else at_positions(self.logits, positions), terms)
@@ -142,7 +142,7 @@ class StudentOutputs:
         return head_terms(self.last if positions is None else at_positions(self.last, positions), self.head, terms)
 
     def all_logits(self) -> Tensor:
-        """Of every token, [B, L, V], for a loss of one's own: held as a whole, which `next_token` avoids."""
+        """Logits of every token, [B, L, V], for your own loss: held whole in memory, which `next_token` avoids."""
         if self.logits is not None:
             return self.logits
         assert self.head is not None
@@ -155,7 +155,7 @@ class TermModule(nn.Module):
 
     Args:
         terms: the settings of these terms by name, the active ones.
-        context: what they are built for.
+        context: that they are built in.
     """
 
     def __init__(self, terms: Mapping[str, Term], context: TermContext) -> None:
@@ -167,7 +167,7 @@ class TermModule(nn.Module):
         """The weighted sum of some of the terms, and each of them without its weight, by its name in the log.
 
         Args:
-            student: what it gives for the batch.
+            student: its outputs for the batch.
             batch: windows, and the signals of all teachers that have a weight.
             weights: of the terms to compute, by their names in the log; there is at least one.
         """
@@ -175,7 +175,7 @@ class TermModule(nn.Module):
 
 
 class TeacherTerm(TermModule):
-    """A term that is computed with each teacher by itself; a subclass has `with_teacher`."""
+    """A term that is computed for each teacher separately; a subclass defines `with_teacher`."""
 
     def forward(
         self, student: StudentOutputs, batch: Batch, weights: Mapping[str, float]
@@ -193,9 +193,9 @@ class TeacherTerm(TermModule):
 
         Args:
             teacher: its name.
-            student: what the student gives.
-            signal: what the teacher says.
-            positions: of the signal's hidden states in their windows, [B, P or more]; the first P count.
+            student: outputs of the student.
+            signal: of the teacher.
+            positions: of the signal's hidden states in their windows, [B, P or more]; the first P are used.
         """
         raise NotImplementedError
 

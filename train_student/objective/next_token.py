@@ -6,9 +6,10 @@ K the kept tokens, a = Σ_K t and b = Σ_K q, all at temperature T, forward KL h
     KL = Σ_K t_i (log t_i − log q_i) + (1 − a) [log(1 − a) − log(1 − b)]
 
 Its gradient with respect to the logits / T is q_j − t_j on K, exactly that of the full divergence, and
-q_j − (1 − a) q_j / (1 − b) off K: the tail is shared out as the student does. It never exceeds the full divergence.
-Where a teacher has no tail the second part is 0. Where it knows the others one by one, the divergence is over all of V
-and its gradient q_j − t_j. Other divergences leave their gradient to autograd (`divergences.py`).
+q_j − (1 − a) q_j / (1 − b) off K: the tail is distributed in proportion to the student's probabilities. It never
+exceeds the full divergence. If a teacher has no tail, the second part is 0. If it knows the others one by one, the
+divergence is over all of V and its gradient is q_j − t_j. Other divergences leave their gradient to autograd
+(`divergences.py`).
 
 Shapes: B batch, L window length, N = B · L tokens, n tokens of a chunk, V vocabulary, k kept tokens.
 """
@@ -31,25 +32,25 @@ _NEVER = -1e9
 """Logit of a token that is not among the others: its probability is exactly 0, and 0 times it is 0."""
 
 _LARGEST_RATIO = 16.0
-"""Of a teacher's mass outside K to the student's, for both to come from one softmax in float32."""
+"""Largest ratio of a teacher's mass outside K to the student's at which one float32 softmax serves both."""
 
 
 Weight = float | Tensor
-"""Of a term: a number, or a tensor that is one."""
+"""Weight of a term: a number, or a scalar tensor."""
 
 
 class NextTokenTerms:
-    """What the student's logits are compared with: the text's next tokens, and what teachers say of them.
+    """The targets of the student's logits: the text's next tokens, and the teachers' distributions.
 
     Args:
-        tokens: the windows, [B, L], whose tokens but the first are the labels of the hard term; None leaves it out.
+        tokens: the windows, [B, L]; all tokens but the first are the labels of the hard term; None omits it.
         hard: weight of the hard term.
         distributions: the teachers' [B, L] at the temperature.
         weights: of these teachers.
         divergence: from the teachers.
         temperature: T.
-        compiled: whether to compile what is done with logits, which takes a few passes over them instead of dozens. It
-            is not, where autograd finds a gradient.
+        compiled: whether to compile the work on logits into a few passes over them instead of dozens; ignored if
+            autograd computes a gradient.
     """
 
     def __init__(
@@ -78,22 +79,22 @@ class NextTokenTerms:
         return few
 
     def to_gradient(self, logits: Tensor, sums: Tensor) -> None:
-        """Overwrite the student's logits [n, V] by the gradient of the weighted sum of the terms.
+        """Overwrite the student's logits [n, V] with the gradient of the weighted sum of the terms.
 
         Args:
             logits: for these tokens.
             sums: of the hard term and of every teacher's scaled divergence, to which those of these tokens are added;
-                float32 or float64, in which all is computed.
+                their type, float32 or float64, is that of the computation.
         """
         if self.compiled and (self.divergence.has_gradient or not self.teachers):
-            # As numbers in a tensor on the CPU, which are handed to kernels: it would be compiled anew for every float.
+            # As a tensor on the CPU, whose numbers are passed to kernels: every new float would recompile the function.
             _compiled()(self, logits, sums, *(torch.tensor(weight) for weight in (self.hard, *self.weights)))
         else:
             _to_gradient(self, logits, sums, self.hard, *self.weights)
 
 
 def _to_gradient(terms: NextTokenTerms, logits: Tensor, sums: Tensor, hard: Weight, *weights: Weight) -> None:
-    """What `NextTokenTerms.to_gradient` does, with its weights, whatever those of the terms are."""
+    """The work of `NextTokenTerms.to_gradient`, with the given weights instead of those of the terms."""
     exact = logits.to(sums.dtype)
     scale, temperature = terms.divergence.scale(terms.temperature), terms.temperature
     softmaxes: dict[float, _Softmax] = {}
@@ -132,10 +133,10 @@ def _by_autograd(terms: NextTokenTerms, logits: Tensor, sums: Tensor, weights: S
 def _outcomes(logits: Tensor, teacher: Distribution, temperature: float) -> tuple[Tensor, Tensor]:
     """Log-probabilities of teacher and student over the same outcomes.
 
-    These are all V tokens where the teacher knows them, [n, V]; or those kept and all others as one, [n, k + 1].
+    These are all V tokens if the teacher knows them, [n, V]; or those kept and all others as one, [n, k + 1].
     """
     scaled = logits / temperature
-    # Logits may be far from 0 all together; float32 would spend its digits on that.
+    # All logits may share a large offset, which would cost float32 its digits.
     scaled = scaled - scaled.detach().amax(dim=-1, keepdim=True)
     normalizer = scaled.logsumexp(dim=-1, keepdim=True)
     if teacher.ids is None or teacher.others is not None:
@@ -148,7 +149,7 @@ def _outcomes(logits: Tensor, teacher: Distribution, temperature: float) -> tupl
 
 
 def _labels(tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """The next token of each, and its share in the mean times N, [N, 1] both: a window's last token has none."""
+    """The next token of each, and its share in the mean times N, [N, 1] both; a window's last token has share 0."""
     # Terms are sums over N = B · L places divided by N, but the cross-entropy is a mean over the B (L − 1) places that
     # have a next token: each of these has a share of N / (B (L − 1)), and a window's last place 0.
     counted = torch.ones_like(tokens, dtype=torch.float32)
@@ -160,14 +161,14 @@ def _labels(tokens: Tensor) -> tuple[Tensor, Tensor]:
 class _Softmax:
     """The student's distribution q at a temperature, the gradient of the terms at it, and their values.
 
-    The gradient is coefficient · q, and what is added for some tokens or at some places only.
+    The gradient is coefficient · q, plus additions for some tokens or at some places.
     """
 
     def __init__(self, logits: Tensor, temperature: float) -> None:
         self.temperature = temperature
         self.logits = logits if temperature == 1 else logits / temperature
         self.probabilities = self.logits.softmax(dim=-1)
-        # Logits may be far from 0 all together: the logarithm of q is known beside that of the most probable token.
+        # All logits may share a large offset: the logarithm of q is relative to that of the most probable token.
         self.peak, place = self.logits.max(dim=-1, keepdim=True)
         self.log_of_peak = self.probabilities.gather(-1, place).log()
         self.coefficient = torch.zeros_like(self.peak)
@@ -176,12 +177,12 @@ class _Softmax:
         self.rows: list[tuple[Tensor, Tensor]] = []
 
     def log_probabilities(self, ids: Tensor | None) -> Tensor:
-        """Of the tokens [n, k], or of all, [n, V]."""
+        """Log-probabilities of the tokens [n, k], or of all, [n, V]."""
         logits = self.logits if ids is None else self.logits.gather(-1, ids)
         return logits - self.peak + self.log_of_peak
 
     def gradient(self) -> Tensor:
-        """With respect to the logits, [n, V]; q is no longer known then."""
+        """The gradient in the logits, [n, V]; overwrites q."""
         gradient = self.probabilities.mul_(self.coefficient)
         for values, factors in self.dense:
             gradient.addcmul_(values, factors)
@@ -200,10 +201,10 @@ class _Softmax:
     def add_forward(self, weight: Weight, teacher: Distribution) -> Tensor:
         """Add forward KL from a teacher's distributions of n tokens, times a weight; returns its sum without it.
 
-        With r = (1 − a) / (1 − b) a teacher's t is r · q off K: the gradient is (1 − r) · q there, and on K it needs
-        r · q − t more. So one softmax serves all teachers. Where r is large that would cancel, or 1 − b has underflown:
-        these rare tokens are computed apart, from the logits outside K. On a GPU all are, since to ask which they are
-        would wait for it.
+        With r = (1 − a) / (1 − b) a teacher's t is r · q off K: the gradient is (1 − r) · q there, and on K r · q − t
+        is added. So one softmax serves all teachers. If r is large, this would cancel, or 1 − b has underflowed: these
+        rare tokens are computed separately, from the logits outside K. A GPU computes all tokens so, since selecting
+        them would wait for it.
         """
         scale = weight / self.temperature  # by the chain rule, through logits / T
         ids, log_kept, log_tail = teacher.ids, teacher.log_kept, teacher.log_tail
@@ -215,7 +216,7 @@ class _Softmax:
         if teacher.others is not None:
             return self._add_whole(scale, ids, log_kept, log_tail, teacher.others.logits())
         # `student` is q on K. For the mass outside K, the probabilities on K are set to 0, summed and put back,
-        # in place: 1 minus the mass on K would lose its digits, and a copy would be as large as the logits.
+        # in place: 1 minus the mass on K would lose digits, and a copy would be as large as the logits.
         kept, student = log_kept.exp(), self.probabilities.gather(-1, ids)
         divergence = (kept * (log_kept - self.log_probabilities(ids))).sum(dim=-1)
         outside = self.probabilities.scatter_(-1, ids, 0.0).sum(dim=-1)
@@ -229,7 +230,7 @@ class _Softmax:
                 log_outside[rare] = exact
                 self.rows.append((rare, gradient))
         else:
-            # Which rows they are would have to be waited for: all of them are computed, and theirs are taken.
+            # Selecting the rows would wait for the device: all are computed, and theirs are used.
             exact, gradient = self._apart(ids, torch.where(is_rare, tail, 0.0), scale)
             log_outside = torch.where(is_rare, exact, log_outside)
             self.dense.append((gradient, torch.ones_like(self.peak)))
@@ -241,7 +242,7 @@ class _Softmax:
         return divergence.sum()
 
     def _apart(self, ids: Tensor, tail: Tensor, scale: Weight, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Log of q outside the ids of some rows, or of all, and the gradient of what a teacher has there."""
+        """Log of q outside the ids of some rows, or of all, and the gradient of the teacher's mass there."""
         logits, peak, log_of_peak = (
             part if rows is None else part[rows] for part in (self.logits, self.peak, self.log_of_peak)
         )
@@ -251,7 +252,7 @@ class _Softmax:
         return (beside_peak + log_of_peak).squeeze(-1), gradient
 
     def _add_whole(self, scale: Weight, ids: Tensor, log_kept: Tensor, log_tail: Tensor, others: Tensor) -> Tensor:
-        """The same where the others are known, by logits [n, V] that are overwritten.
+        """The same if the others are known, by logits [n, V] that are overwritten.
 
         With o the others' distribution, 0 on K, and Z their log-normaliser, they add
         tail · [log tail + Σ o (logit_o − logit_q) − Z + log-normaliser of q]. The gradient is q − t everywhere.
@@ -271,7 +272,7 @@ class _Softmax:
 
 
 def _dot(one: Tensor, other: Tensor) -> Tensor:
-    """Of the rows of two [n, V]: [n]; reads each number once."""
+    """Dot products of the rows of two [n, V]: [n]; reads each number once."""
     if torch.compiler.is_compiling():
-        return (one * other).sum(dim=-1)  # joins other passes, which a batch of products does not
+        return (one * other).sum(dim=-1)  # fuses with other passes, which a batched product does not
     return torch.bmm(one.unsqueeze(1), other.unsqueeze(2)).flatten()

@@ -26,19 +26,19 @@ _NO_PAIRS: Mapping[str, Sequence[LayerPair]] = MappingProxyType({})
 
 
 class Objective(nn.Module):
-    """A student and what it minimises.
+    """A student and its objective.
 
     Args:
         student: the model to train.
         settings: of the terms.
         pairs: the mapped layers of every teacher that has a term with hidden states, by the teacher's name.
-        seed: of the first weights of projections and heads.
+        seed: of the initial weights of projections and heads.
         compiled: whether sums over the vocabulary are compiled, as the student's blocks are.
 
     ``objective(batch)`` is the loss and every term of a batch.
 
     Attributes:
-        has_linear_head: whether the student's logits are a linear map of its last states, so that few are held.
+        has_linear_head: whether the student's logits are a linear map of its last states, so that few are in memory.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Objective(nn.Module):
             together.setdefault(term.module(), {})[name] = term
         self.terms = nn.ModuleDict()
         for module, terms in together.items():
-            # What a term trains begins the same whatever stands beside it.
+            # A term's own weights start the same, whatever other terms there are.
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
                 self.terms["+".join(terms)] = module(terms, context)
@@ -72,8 +72,8 @@ class Objective(nn.Module):
 
         Args:
             batch: windows, and the signals of all teachers that have a weight.
-            weights: of the terms by their names in the log: ``hard``, ``logit/TEACHER``, ``hidden/TEACHER``, ...; the
-                others are not computed. Unless given, those of the settings, each teacher with a share of 1.
+            weights: of the terms by their names in the log: ``hard``, ``logit/TEACHER``, ``hidden/TEACHER``, ...;
+                others are not computed. Default: those of the settings, with a weight of 1 for each teacher.
         """
         if weights is None:
             weights = self.settings.weights(dict.fromkeys(batch.signals, 1.0))
@@ -91,7 +91,7 @@ class Objective(nn.Module):
 
     def _outputs(self, tokens: Tensor, with_states: bool) -> StudentOutputs:
         if self.has_linear_head:
-            # Without the head: its logits and their terms are one function.
+            # Without the head, since its logits and their terms are one function.
             base = self.student.base_model(input_ids=tokens, use_cache=False, output_hidden_states=with_states)
             head = self.student.get_output_embeddings()
             assert isinstance(head, nn.Linear)
@@ -101,10 +101,10 @@ class Objective(nn.Module):
         return StudentOutputs(states[-1], states if with_states else (), None, whole.logits)
 
     def trained_beside(self) -> dict[str, Tensor]:
-        """What is trained beside the student, projections and heads, by name, which begins with that of the term."""
+        """Projections and heads by name, which begins with that of the term."""
         return dict(self.terms.named_parameters())
 
 
 def _kind(name: str) -> str:
-    """The term that a name in the log is of."""
+    """The term of a name in the log."""
     return name.split("/", 1)[0]

@@ -1,4 +1,4 @@
-"""Schedules: how the weight of a term moves over a run."""
+"""Schedules: how the weight of a term changes over a run."""
 
 import math
 from typing import Literal, Self
@@ -14,11 +14,11 @@ class WeightSchedule(Settings):
     start: float = Field(default=0.0, ge=0)
     """Weight at the first step."""
     shape: Literal["constant", "linear", "cosine"] = "linear"
-    """The way between: a straight line, half a cosine, or constant: start until the end of the way."""
+    """The transition: a straight line, half a cosine, or constant: start until its end, then at once."""
     fraction: float = Field(default=1.0, gt=0, le=1)
-    """Length of the way, as a part of the run's steps."""
+    """Length of the transition, as a fraction of the run's steps."""
     steps: int | None = Field(default=None, ge=1)
-    """Length of the way in steps, instead of fraction."""
+    """Length of the transition in steps, instead of fraction."""
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:
@@ -29,11 +29,11 @@ class WeightSchedule(Settings):
         return self
 
     def weight(self, end: float, step: int, num_steps: int) -> float:
-        """The weight at a step, counted from 1, of a run of so many steps, that comes to `end`."""
+        """The weight at a step, counted from 1, of a run of `num_steps` steps, with the final weight `end`."""
         length = self.steps if self.steps is not None else self.fraction * num_steps
         if self.shape == "constant":
             return self.start if step <= length else end
-        # The last step of the way has the end's weight: over the whole run, that is the last step of the run.
+        # The last step of the transition has the final weight; over the whole run, that is the last step of the run.
         if step >= length:
             return end
         progress = (step - 1) / (length - 1)

@@ -30,7 +30,7 @@ class HardTerm(Term):
     """Weight of the term, at the end of the run if it has a schedule."""
 
     def module(self) -> type[TermModule]:
-        """Shared with the logit term: one function makes the logits and the gradient of both."""
+        """Shared with the logit term: one function computes the logits and the gradient of both."""
         from palenka.train_student.objective.logits import LogitTerms
 
         return LogitTerms
@@ -38,7 +38,7 @@ class HardTerm(Term):
 
 @TERMS.register("logit")
 class LogitTerm(Term):
-    """Divergence from the teachers' distributions, scaled by temperature² where its gradient shrinks with it."""
+    """Divergence from the teachers' distributions, scaled by temperature² if its gradient shrinks with it."""
 
     needs: ClassVar[frozenset[Need]] = frozenset({"distributions"})
     trains_all: ClassVar[bool] = True
@@ -59,7 +59,7 @@ class HiddenTerm(Term):
     distance: HiddenDistance = "r2"
     """r2 is 1 − R², in units of each layer's variance; mse is in the teacher's own; cosine is 1 − cos."""
     projection: ProjectionKind = "linear"
-    """How states are compared: through trained linear maps, or none, as they are, at equal widths."""
+    """How states are compared: through trained linear maps, or none: directly, at equal widths."""
 
     def module(self) -> type[TermModule]:
         """See `Term`."""
@@ -68,7 +68,7 @@ class HiddenTerm(Term):
         return HiddenDistances
 
     def require_fit(self, fit: TermFit) -> None:
-        """Without a projection student and teachers must be equally wide."""
+        """Without a projection, student and teachers must have equal widths."""
         if self.projection == "none":
             fit.require_equal_widths()
 
@@ -100,7 +100,7 @@ class ContrastiveTerm(Term):
 
 @TERMS.register("auxiliary")
 class AuxiliaryTerm(Term):
-    """Deep supervision of shallow layers by heads and projections of their own."""
+    """Deep supervision of shallow layers, each with its own head and projections."""
 
     needs: ClassVar[frozenset[Need]] = frozenset({"distributions", "states"})
     trains_all: ClassVar[bool] = True
@@ -111,7 +111,7 @@ class AuxiliaryTerm(Term):
     dropout: float = Field(default=0.1, ge=0, lt=1)
     """Dropout between them."""
     positions: int = Field(default=16, ge=1)
-    """Positions of each window that heads see, the first of those whose hidden states are known."""
+    """Positions of each window that heads read, the first of those whose hidden states are known."""
     class_weight: float = Field(default=0.5, gt=0)
     """Weight of the layers' divergences from the teacher's distribution."""
     feature_weight: float = Field(default=0.5, gt=0)
@@ -127,14 +127,15 @@ class AuxiliaryTerm(Term):
 
 
 class ObjectiveSettings(OpenSettings):
-    """Terms of the objective, each a mean over tokens, and what several of them share."""
+    """Terms of the objective, each a mean over tokens, and settings that several of them share."""
 
     registry: ClassVar = TERMS
 
     temperature: float = Field(default=2.0, gt=0)
-    """Temperature of the distributions that are compared; the caches must hold it."""
+    """Temperature of the compared distributions; the caches must have it."""
     divergence: Annotated[str, NameIn(DIVERGENCES)] = "forward"
-    """Of logit term and heads: forward is KL(teacher ‖ student), reverse KL(student ‖ teacher), js Jensen-Shannon."""
+    """Divergence of logit term and heads: forward KL(teacher ‖ student), reverse KL(student ‖ teacher) or js
+    (Jensen-Shannon)."""
 
     @property
     def terms(self) -> Mapping[str, Term]:
@@ -147,7 +148,7 @@ class ObjectiveSettings(OpenSettings):
         return {name: term for name, term in self.terms.items() if term.is_active}
 
     def written(self) -> Mapping[str, Term]:
-        """Terms that are as if they did not exist are left out: a run is the same where more of them are registered."""
+        """Terms without effect are omitted, so that a run stays the same when more terms are registered."""
         return {name: term for name, term in self.terms.items() if term.is_active or term != type(term)()}
 
     def divergence_function(self) -> Divergence:
@@ -159,11 +160,11 @@ class ObjectiveSettings(OpenSettings):
         return next((name for name, term in self.active.items() if need in term.needs), None)
 
     def weights(self, teachers: Mapping[str, float], step: int | None = None, num_steps: int = 1) -> dict[str, float]:
-        """The weight of every active term, by its name in the log; 0 where a schedule has it so.
+        """The weight of every active term, by its name in the log; it may be 0 by a schedule.
 
         Args:
-            teachers: share of every teacher by name.
-            step: at which, counted from 1; the end of the run unless given.
+            teachers: weight of every teacher by name.
+            step: counted from 1; default: the end of the run.
             num_steps: of the run.
         """
         weights: dict[str, float] = {}
