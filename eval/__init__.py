@@ -1,1 +1,1 @@
-"""What a model has learnt: measures, protocols and statistics."""
+"""Evaluation: suites, protocols and statistics."""

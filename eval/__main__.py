@@ -1,6 +1,6 @@
 """`palenka eval MODEL_DIR --suite SUITE --data DIR --out FILE.json`, or `python -m palenka.eval` with the same.
 
-`palenka eval compare A.json B.json` and `palenka eval export FILE.json ...` work on what that wrote.
+`palenka eval compare A.json B.json` and `palenka eval export FILE.json ...` read its files.
 """
 
 import sys
@@ -21,8 +21,8 @@ from palenka.ground.settings import Command
 class EvalSettings(Conditions, Command):
     """Measure a model: the directory of any Hugging Face causal language model with its tokenizer.
 
-    `palenka eval compare A.json B.json` tests two models against each other, `palenka eval export FILE.json ...`
-    makes a table of many; both have a --help of their own.
+    `palenka eval compare A.json B.json` tests two models against each other, and `palenka eval export FILE.json ...`
+    makes a table of many; both have their own --help.
     """
 
     positional: ClassVar[tuple[str, ...]] = ("model",)
@@ -31,17 +31,18 @@ class EvalSettings(Conditions, Command):
     """Directory of the model, or its id on the Hugging Face Hub."""
     data: Path | dict[str, Path] | None = None
     """Folder with the suite's *.jsonl files, or the prepared corpus for held_out. With several suites: a folder with a
-    subfolder for each (blimp_filtered, supplement_filtered, ...), or each by itself, as --data.blimp_filtered DIR."""
+    subfolder for each (blimp_filtered, supplement_filtered, ...), or one option for each, as --data.blimp_filtered
+    DIR."""
     out: Path
-    """JSON file for the figures; the items behind them go beside it, to FILE.parquet."""
+    """JSON file for the figures; their items go beside it, to FILE.parquet."""
     suite: tuple[SuiteName, ...] = ("held_out",)
-    """What to measure; several may follow each other, as --suite blimp_filtered blimp_supplement."""
+    """What to measure; one or several, as --suite blimp_filtered blimp_supplement."""
     babylm: Path | None = None
-    """In place of data and suite, BabyLM's evaluation data as downloaded: every suite that it has files for is
-    measured under babylm-2025, a table goes to FILE.md, and the pipeline's predictions to results/ beside it."""
+    """Instead of data and suite, BabyLM's evaluation data as downloaded: every suite with files there is measured under
+    babylm-2025. A table goes to FILE.md, and predictions in the pipeline's form to results/ beside it."""
     revisions: bool = False
-    """In place of the run's model those that it kept on its way: each is measured, under babylm with the fast parts of
-    the suites; FILE.json is the learning curve, and FILE/REVISION.json has each one's results."""
+    """Measure the revisions of a run instead of its model, with --babylm on the fast parts of the suites. FILE.json is
+    the learning curve, and FILE/REVISION.json has the results of each."""
     device: Device = "auto"
     """Where the model computes: auto is a GPU (cuda, or mps on a Mac) if there is one."""
 
@@ -94,12 +95,12 @@ class TableSettings(Command):
     format: Literal["markdown", "csv", "latex"] = "markdown"
     """Form of the table."""
     published: bool = True
-    """Whether the published rows stand above ours."""
+    """Whether to put the published rows above ours."""
     overall: bool = False
-    """Add the overall figure of the official table of 2026, in %: the mean of its nine columns, those missing as 0. Its
-    error is of the columns that are there: those missing add none."""
+    """Add the overall figure of the official table of 2026, in %: the mean of its nine columns, with missing ones as
+    exact 0. So its error covers only the present columns."""
     out: Path | None = None
-    """File for the table; it is printed without one."""
+    """File for the table; default: print it."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

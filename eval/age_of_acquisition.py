@@ -1,8 +1,9 @@
 """Age of acquisition: whether a model learns words in the order in which children do, after Chang and Bergen (2022).
 
-Of each revision of a run the surprisals of words of the CDI in contexts (`cdi_childes.json`, a word with its contexts);
-a sigmoid over the words read says when the model has learnt a word, another over months (a CSV with `word` and a column
-for each month, the share of children who say it) when children have. The score is Pearson's correlation of both.
+Each revision of a run gives surprisals of words of the CDI in contexts (`cdi_childes.json`, a word with its contexts).
+A sigmoid over the words read decides when the model has learnt a word. Another one over months decides when children
+have (a CSV with `word` and a column for each month, the share of children who say it). The score is Pearson's
+correlation of both.
 """
 
 import json
@@ -29,21 +30,21 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float64]
 
 _FEWEST_CONTEXTS = 20
-"""A word with fewer is left out, as the official script has it."""
+"""A word with fewer contexts is left out, as in the official script."""
 _MONTHS = range(16, 31)
 _FEWEST_WORDS, _FEWEST_POINTS = 3, 3
 _GUESSING = math.log2(300_000)
-"""Surprisal of a word that is guessed, as the official code has it: in bits, where its surprisals are in nats."""
+"""Surprisal of a guessed word, as in the official code: in bits, although its surprisals are in nats."""
 
 
 class WordSurprisals(ScoredChoices):
-    """The surprisals of words in contexts; `acquisition` makes the score of those of all revisions of a run.
+    """The surprisals of words in contexts; `acquisition` computes the score from those of all revisions of a run.
 
     A row of its items is a word (its task) in a context (its index), with ``score_0``, its log-probability in nats.
     """
 
     title = "surprisal of CDI words"
-    folders = ()  # of revisions alone: the words of one model have no ages
+    folders = ()  # only for revisions: a single model gives no ages
     fast_folder = "aoa"
     patterns = ("*.json",)
     things = "contexts"
@@ -91,9 +92,9 @@ def acquisition(words_read: Sequence[int], items: Sequence["pa.Table"], ages: Ma
     """The correlation of the ages at which a run and children learn words.
 
     Args:
-        words_read: by each revision, as its name says them.
-        items: of each revision, as `WordSurprisals` measures them.
-        ages: at which children learn words, as `children_ages` has them.
+        words_read: by each revision, from its name.
+        items: of each revision, from `WordSurprisals`.
+        ages: at which children learn words, from `children_ages`.
     """
     ours, theirs = [], []
     for word, surprisals in _by_word(items).items():
@@ -121,10 +122,10 @@ def _by_word(items: Sequence["pa.Table"]) -> dict[str, Floats]:
 
 
 def children_ages(folder: Path) -> dict[str, float]:
-    """The month in which half of the children say a word, of those words that half of them come to say.
+    """The month in which half of the children say a word, for words that half of them do say.
 
     Raises:
-        UserError: if there is no CSV with months, or a share is no number.
+        UserError: if there is no CSV with months, or a share is not a number.
     """
     files = visible_files(folder, "*.csv")
     ages: dict[str, float] = {}
@@ -151,7 +152,7 @@ def _share(text: object, place: str) -> float:
 
 
 def model_age(words_read: NDArray[np.int64], surprisals: Floats) -> float | None:
-    """The logarithm (base 10) of the words after which a word is learnt; None if that is not on the way.
+    """The logarithm (base 10) of the number of words after which a word is learnt; None if it is not learnt.
 
     It is learnt where the sigmoid is half-way between guessing and the least surprisal.
 
@@ -177,7 +178,7 @@ def _crossing(
     height: float,
     bounds: tuple[Sequence[float], Sequence[float]] | None = None,
 ) -> float | None:
-    """Where the sigmoid a / (1 + exp(-b (x - c))) + d that fits some points has a height; None if it has not."""
+    """Where the sigmoid a / (1 + exp(-b (x - c))) + d fitted to some points reaches a height; None if it does not."""
     from scipy.optimize import curve_fit
     from scipy.special import expit
 
@@ -188,11 +189,11 @@ def _crossing(
     limits: dict[str, Any] = {} if bounds is None else {"bounds": bounds}
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that the parameters' errors are not known
+            warnings.simplefilter("ignore")  # the errors of the parameters are unknown
             (a, b, c, d), _ = curve_fit(sigmoid, x, y, p0=guess, maxfev=1000, **limits)
-    except RuntimeError:  # no fit after so many tries
+    except RuntimeError:  # no fit within the maximum of evaluations
         return None
-    # As logarithms of both parts: their ratio may be too large for a number, or be rounded to 0.
+    # As logarithms of both parts, since their ratio may overflow or underflow.
     below, above = float(height - d), float(a + d - height)
     if not (b > 0 and below > 0 and above > 0):
         return None
@@ -200,10 +201,10 @@ def _crossing(
 
 
 def _words_of(file: Path) -> Mapping[str, list[str]]:
-    """The words with enough contexts; those of one letter are left out, as the official script has it.
+    """The words with enough contexts; those of one letter are left out, as in the official script.
 
     Raises:
-        UserError: if the file is not of that form.
+        UserError: if the file does not have this form.
     """
     try:
         content = json.loads(read_text(file).removeprefix("\ufeff"))

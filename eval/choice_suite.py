@@ -1,4 +1,4 @@
-"""Suites of choices: each option of an item is scored, and a model is right if it finds the right one most probable."""
+"""Suites of choices: each option of an item is scored, and a model is right if the right one is the most probable."""
 
 from abc import abstractmethod
 from collections.abc import Iterator
@@ -21,23 +21,22 @@ if TYPE_CHECKING:
     from palenka.eval.model import EvaluatedModel
 
 AGREEMENT_ITEMS = 512
-"""Items of a suite that are scored in float32 too, where another precision is asked for."""
+"""Items of a suite that are also scored in float32 if another precision is asked for."""
 
 
 class ScoredChoices(Suite[list[Choice]]):
     """A suite whose items are options with scores.
 
-    A row of its items has ``score_0``, ``score_1``, …, log-probabilities in nats, NaN where an item has fewer options;
-    the item's ``facts``; and beside another precision than float32, for a fixed sample, ``exact_0``, …, the same in
-    float32.
+    A row of its items has ``score_0``, ``score_1``, …, log-probabilities in nats, NaN if an item has fewer options; the
+    item's ``facts``; and with another precision than float32, for a fixed sample, ``exact_0``, …, the same in float32.
 
     Attributes:
         protocols: that it can be scored by.
-        option_names: that stand in place of 0, 1, … in the names of columns.
-        things: what its items are called.
+        option_names: instead of 0, 1, … in the names of columns.
+        things: name of its items.
         per_token: whether a score is the mean over the scored tokens, not the sum.
-        pipeline_task: what the official pipeline calls it; empty if it does not know it.
-        predicts_whole_texts: whether that pipeline's predictions are whole texts, or else what is scored of them.
+        pipeline_task: the official pipeline's name; empty if the pipeline lacks it.
+        predicts_whole_texts: whether that pipeline's predictions are whole texts, or only their scored part.
     """
 
     protocols: ClassVar[tuple[Protocol, ...]] = ("babylm-2025",)
@@ -56,7 +55,7 @@ class ScoredChoices(Suite[list[Choice]]):
         """All items of some files, in their order.
 
         Raises:
-            UserError: naming what is wrong, and where.
+            UserError: with the mistake and its place.
         """
 
     def read(self, folder: Path, conditions: Conditions) -> list[Choice]:
@@ -115,9 +114,9 @@ class ScoredChoices(Suite[list[Choice]]):
         return {f"zero_shot/causal/{self.pipeline_task}/{folder.name}/predictions.json": groups}
 
     def _named(self, kind: str, values: NDArray[np.float64], counts: NDArray[np.int64]) -> dict[str, Any]:
-        """Columns of the options' values, which are given one item's after the other's."""
+        """Columns of the options' values, given item by item."""
         table = np.full((len(counts), counts.max()), np.nan)
-        # Row by row, True for as many columns as the item has options: the order that the values are in.
+        # Row by row, True for as many columns as the item has options, which is the order of the values.
         table[np.arange(counts.max()) < counts[:, None]] = values
         names = self.option_names or [str(number) for number in range(counts.max())]
         return {f"{kind}_{name}": table[:, number] for number, name in enumerate(names)}
@@ -127,18 +126,18 @@ class ChoiceSuite(ScoredChoices, DecisionSuite[list[Choice]]):
     """A suite of choices: an item counts as right if no other option is more probable than the right one.
 
     Attributes:
-        chance: the accuracy that guessing gives, where that is known.
+        chance: the accuracy of guessing, if known.
     """
 
     chance: ClassVar[float | None] = None
 
     def right(self, items: "pa.Table") -> Decisions:
-        """Ties go to the first option, as the protocols have it."""
+        """Ties go to the first option, as in the protocols."""
         decisions: Decisions = chosen_options(self.scores(items)) == _labels(items)
         return decisions
 
     def figures(self, items: "pa.Table") -> Measured:
-        """The accuracy, with ties reported; and how far a sample's scores, and decisions, are from those in float32."""
+        """The accuracy, with ties reported; and how far a sample's scores and decisions differ from float32."""
         accuracy = super().figures(items).main.model_copy(update={"chance": self.chance})
         tied = tied_items(self.scores(items), _labels(items))
         facts = {"ties": int(tied.sum()), "tie_rate": float(tied.mean())}
@@ -164,7 +163,7 @@ def chosen_options(scores: NDArray[np.float64]) -> NDArray[np.int64]:
 
 
 def tied_items(scores: NDArray[np.float64], labels: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Whether the right option of an item and another are the most probable alike, [items]."""
+    """Whether the right option of an item ties with another one as the most probable, [items]."""
     best = np.nanmax(scores, axis=1)
     right = scores[np.arange(len(scores)), labels]
     tied: NDArray[np.bool_] = (right == best) & ((scores == best[:, None]).sum(axis=1) > 1)
@@ -172,7 +171,7 @@ def tied_items(scores: NDArray[np.float64], labels: NDArray[np.int64]) -> NDArra
 
 
 def _labels(items: "pa.Table") -> NDArray[np.int64]:
-    """The place of each item's right option: its first one, unless the items say another."""
+    """The place of each item's right option: the first, unless the items have a label."""
     if "label" in items.column_names:
         return column(items, "label").astype(np.int64)
     return np.zeros(len(items), dtype=np.int64)

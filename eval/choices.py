@@ -1,4 +1,4 @@
-"""What suites of choices have models read: texts of which a model should find one more probable than the others."""
+"""The items of suites of choices: texts, one of which a model should find more probable than the others."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -10,11 +10,11 @@ from palenka.eval.json_lines import Row
 
 
 class Completion(NamedTuple):
-    """A text that is scored, after one that is only read.
+    """A scored text after a context.
 
     Attributes:
-        context: what is read before it, its white space included; None where the whole is scored.
-        text: what is scored, the white space that parts it from the context included.
+        context: the text before it, including its white space; None if the whole text is scored.
+        text: the scored text, including the white space that separates it from the context.
     """
 
     context: str | None
@@ -22,23 +22,22 @@ class Completion(NamedTuple):
 
     @property
     def whole(self) -> str:
-        """What a model reads."""
+        """The text that a model reads."""
         return (self.context or "") + self.text
 
 
 @dataclass(frozen=True)
 class Choice:
-    """An item: some texts, one of which is the right one.
+    """An item: several texts, one of which is right.
 
     Attributes:
         file: that it was read from.
         line: in the file, counted from 1.
-        task: what accuracies are grouped by.
+        task: group of its accuracy.
         index: among the items of its task, counted from 0, in the order of files and lines.
         options: the texts; the first is right, unless `facts` have a ``label``.
-        facts: numbers that its figures are made from too, by the name of their column; ``label`` is the place of the
-            right option.
-        name: what a file of predictions calls its group; its task unless given.
+        facts: further numbers for its figures, by the name of their column; ``label`` is the place of the right option.
+        name: of its group in a file of predictions; default: its task.
     """
 
     file: Path
@@ -51,12 +50,12 @@ class Choice:
 
     @property
     def place(self) -> str:
-        """Where it stands, as ``file:line``."""
+        """Its place, as ``file:line``."""
         return f"{self.file}:{self.line}"
 
 
 class ChoiceMaker:
-    """Makes choices of rows, and counts those of each task."""
+    """Makes choices from rows, and numbers them within each task."""
 
     def __init__(self) -> None:
         self._seen: Counter[str] = Counter()

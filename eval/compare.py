@@ -1,4 +1,4 @@
-"""Two models on the same items: `palenka eval compare A.json B.json`. Each suite says how its items are compared."""
+"""Two models on the same items: `palenka eval compare A.json B.json`. Each suite compares its own items."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _HEADINGS = ("first", "second", "difference", "95 % interval", "p", "n", "only first", "only second")
 _LEFT_OUT, _WIDE = 3, 110
-"""How many of the last headings are left out on a console with fewer columns than that."""
+"""Number of last columns that are omitted on a console narrower than this."""
 
 _REMEDY = "compare models on the same suites, conditions and data"
 
@@ -34,7 +34,7 @@ def compare(first: Path, second: Path) -> dict[str, Any]:
         ``"title"``, ``"unit"`` and ``"higher_is_better"``.
 
     Raises:
-        UserError: if a file holds no results, lacks its items, or the two are not of the same items under the same
+        UserError: if a file has no results, lacks its items, or the two do not have the same items under the same
             conditions.
     """
     return {"first": str(first), "second": str(second), "suites": _compared(first, second)}
@@ -46,7 +46,7 @@ def compare_suite(first: Path, second: Path, suite: str) -> dict[str, Any]:
 
 
 def _compared(first: Path, second: Path, suites: Sequence[str] | None = None) -> dict[str, dict[str, Any]]:
-    """The row of each suite: of those named, or of all that the files have, which are to be the same."""
+    """The row of each suite: of those named, or of all in the files, which must have the same suites."""
     ours, theirs = (read_results(path).by_suite for path in (first, second))
     if suites is None:
         refuse_difference(f"{second}", {"suites": sorted(ours)}, {"suites": sorted(theirs)}, _REMEDY)
@@ -69,7 +69,7 @@ def _compared(first: Path, second: Path, suites: Sequence[str] | None = None) ->
 
 
 def print_comparison(comparison: dict[str, Any], console: Console) -> None:
-    """Print a table for each suite, the suite as a whole in its last row; with counts where there is room for them."""
+    """Print a table for each suite, the whole suite in its last row, with counts on a wide console."""
     console.print(f"first {comparison['first']}, second {comparison['second']}", markup=False, soft_wrap=True)
     is_wide = console.width >= _WIDE
     for result in comparison["suites"].values():
@@ -80,7 +80,7 @@ def print_comparison(comparison: dict[str, Any], console: Console) -> None:
             table.add_column(heading, justify="right", no_wrap=True)
         for task, row in [*result.get("tasks", {}).items(), ("all", result)]:
             cells = _cells(row)
-            # Names of files have no spaces, between which they could be broken.
+            # Names of files have no spaces at which they could be wrapped.
             table.add_row(task.replace("_", " "), *(cells if is_wide else cells[:-_LEFT_OUT]))
         console.print(table)
 
@@ -89,7 +89,7 @@ def write_comparison(out: Path, comparison: dict[str, Any]) -> None:
     """Write a comparison as JSON.
 
     Raises:
-        UserError: if something else than a comparison is there, or it cannot be written.
+        UserError: if anything but a comparison is there, or it cannot be written.
     """
     require_comparison(out)
     with writing(out):
@@ -97,7 +97,7 @@ def write_comparison(out: Path, comparison: dict[str, Any]) -> None:
 
 
 def require_comparison(out: Path) -> None:
-    """Refuse to write over something else than a comparison, such as the results that are compared.
+    """Refuse to overwrite anything but a comparison, such as the compared results.
 
     Raises:
         UserError: if something else is there.
@@ -109,7 +109,7 @@ def _in_order_of(items: "pa.Table", other: "pa.Table", suite: str, first: Path, 
     """The other model's items in the order of the first's.
 
     Raises:
-        UserError: for an item that only one of them has, or one of them has twice.
+        UserError: for an item that only one of them has, or that one of them has twice.
     """
     places, other_places = _places(items, suite, first), _places(other, suite, second)
     if different := places.keys() ^ other_places.keys():

@@ -1,4 +1,4 @@
-"""COMPS: whether a property is more probable of a thing that has it than of one that has not (Misra et al. 2023).
+"""COMPS: whether a property is more probable for a thing that has it than for one without it (Misra et al. 2023).
 
 A row has `prefix_acceptable`, `prefix_unacceptable` and `property_phrase`, which is scored after either.
 """
@@ -13,7 +13,7 @@ from palenka.eval.row_files import read_rows
 
 
 class Comps(ChoiceSuite):
-    """COMPS; a file is a task, by the name that the official pipeline gives it, such as base or wugs_dist_before."""
+    """COMPS; a file is a task, named as in the official pipeline, such as base or wugs_dist_before."""
 
     title = "COMPS"
     folders = ("comps",)

@@ -24,7 +24,7 @@ Decisions = NDArray[np.bool_]
 
 
 class DecisionSuite(Suite[Data]):
-    """A suite of decisions: its accuracy is the unweighted mean over its tasks, as the protocols have it."""
+    """A suite of decisions: its accuracy is the unweighted mean over its tasks, as in the protocols."""
 
     version = 2
 
@@ -39,8 +39,8 @@ class DecisionSuite(Suite[Data]):
     def compare(self, ours: "pa.Table", theirs: "pa.Table") -> dict[str, Any]:
         """McNemar's test and the interval of the difference, for the suite and each task.
 
-        A suite's difference is the mean over tasks, as its accuracy is, and interval and test are of that. A row also
-        has the items that one model alone gets right.
+        A suite's difference is the mean over tasks, like its accuracy; interval and test are of this mean. A row also
+        counts the items that only one model gets right.
         """
         first, second = (_tasks_of(items, self.right(items)) for items in (ours, theirs))
         return _row(first, second) | {
@@ -49,7 +49,7 @@ class DecisionSuite(Suite[Data]):
 
 
 def mean_of_tasks(scores: Mapping[str, Score]) -> Figure:
-    """The unweighted mean of the shares of some tasks, with the error and the interval of just that mean."""
+    """The unweighted mean of the accuracies of tasks, with its own error and interval."""
     errors, counts = ([score.stderr or 0.0 for score in scores.values()], [score.n or 0 for score in scores.values()])
     value = float(np.mean([score.value for score in scores.values()]))
     error = mean_standard_error(errors)

@@ -1,8 +1,8 @@
-"""Entity tracking: which things a box holds after some were moved (Kim and Schuster 2023), as choices of five.
+"""Entity tracking: the contents of a box after some operations (Kim and Schuster 2023), as choices of five.
 
-A row has `input_prefix`, which ends where a box's content begins; `options`, the first of them right; and `numops`,
-after how many operations that is. A file and a number of operations are a task. The official pipeline leaves out every
-item with an option that contains "nothing" since August 2026: models gain from preferring or avoiding that word.
+A row has `input_prefix`, which ends where a box's content begins; `options`, the first of which is right; and `numops`,
+the number of operations. A file and a number of operations form a task. Since August 2026 the official pipeline leaves
+out every item that has an option with "nothing", since models gain from preferring or avoiding that word.
 """
 
 import math
@@ -27,16 +27,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EntityTracking(ChoiceSuite):
-    """Entity tracking, with or without the items of which an option contains "nothing".
+    """Entity tracking, with or without the items that have an option with "nothing".
 
-    Its figure weighs files alike, and the subsets of a file. Comparisons weigh all subsets alike: the same where files
-    have equally many of them, as the official ones have.
+    Its figure weighs files equally, and the subsets of a file equally. Comparisons weigh all subsets equally: the same
+    if all files have the same number of subsets, as the official ones do.
 
     Attributes:
-        title: as tables have it.
+        title: in tables.
         filtered: whether these items are left out.
-        pipeline_task: what the official pipeline calls it; empty for what it knows no more.
-        column: of the official table.
+        pipeline_task: the official pipeline's name; empty if the pipeline no longer has it.
+        column: in the official table.
     """
 
     title: str

@@ -19,7 +19,7 @@ from palenka.ground.errors import UserError
 
 @dataclass(frozen=True)
 class GlobalPiqa(ChoiceSuite):
-    """One of the two halves, of which the official table has the mean; each has a folder and a task of its name.
+    """One of the two halves; the official table has their mean. Folder and task have the half's name.
 
     Attributes:
         title: as tables have it.
@@ -45,7 +45,7 @@ class GlobalPiqa(ChoiceSuite):
         return self.pipeline_task
 
     def choices(self, files: list[Path]) -> Iterator[Choice]:
-        """All items; a file (a language) is a task, and an item's predictions stand under its `example_id`."""
+        """All items; a file (a language) is a task, and an item's prediction has its `example_id`."""
         maker = ChoiceMaker()
         for file in files:
             for row in read_rows(file):

@@ -1,11 +1,11 @@
-"""Held-out cross-entropy: how surprising fixed windows of a split are to a model, per token, per word and per byte.
+"""Held-out cross-entropy of a model on fixed windows of a split, per token, per word and per byte.
 
 `palenka eval MODEL_DIR --suite held_out --data CORPUS_DIR --out FILE.json`
 
-The first token of each window is not predicted. Bytes are those that the other tokens stand for, and words those that
-begin in them; `<s>` stands for none, though predicting it costs. So per word and per byte compare tokenizers, and the
-three figures differ by constant factors for one corpus. Intervals and tests draw documents, or blocks of the text where
-these are few (`eval/text_units.py`).
+The first token of each window is not predicted. Bytes are those of the other tokens, and words those that begin in
+them; `<s>` has none, though its prediction counts as loss. So figures per word and per byte compare tokenizers, and for
+one corpus the three figures differ by constant factors. Intervals and tests sample documents, or blocks of the text if
+documents are few (`eval/text_units.py`).
 """
 
 import math
@@ -29,15 +29,15 @@ if TYPE_CHECKING:
     from palenka.eval.model import EvaluatedModel
 
 _MICRO_BATCH, _GPU_MICRO_BATCH = 4, 64
-"""On a CPU the logits of more windows than these few are slower to allocate than to compute."""
+"""On a CPU, allocating the logits of more windows takes longer than computing them."""
 
 
 class HeldOut(Suite["Corpus"]):
     """Cross-entropy on windows of a prepared corpus.
 
     A row of its items is a window: its ``loss``, the mean over its predicted tokens in nats, and how many ``tokens``
-    are predicted, with the ``words`` and ``bytes`` in them. Its task is the source that it begins in, its index its
-    number in the split, its ``unit`` what it is drawn with. Their order is the same for every model.
+    are predicted, with the ``words`` and ``bytes`` in them. Its task is the source in which it begins, its index its
+    number in the split, its ``unit`` the unit of sampling. The order is the same for every model.
     """
 
     version = 2
@@ -47,7 +47,7 @@ class HeldOut(Suite["Corpus"]):
     patterns = ("*.zarr",)
 
     def fingerprint(self, folder: Path, conditions: Conditions) -> str:
-        """That of the split's tokens."""
+        """The fingerprint of the split's tokens."""
         return self.read(folder, conditions).fingerprint
 
     def relevant(self, conditions: Conditions) -> dict[str, str | int]:
@@ -62,7 +62,7 @@ class HeldOut(Suite["Corpus"]):
         return Corpus.open(folder, conditions.split)
 
     def measure(self, data: "Corpus", model: "EvaluatedModel", conditions: Conditions) -> "pa.Table":
-        """The loss of every window; computed in float32, so that as such nothing of them is lost."""
+        """The loss of every window, computed and stored in float32."""
         import pyarrow as pa
 
         from palenka.data.held_out import fixed_indices, window_losses
@@ -101,7 +101,7 @@ class HeldOut(Suite["Corpus"]):
         return pa.table(columns)
 
     def figures(self, items: "pa.Table") -> Measured:
-        """Nats per token, word and byte; beside them how many units their intervals draw, of either kind."""
+        """Nats per token, word and byte, and the numbers of units of either kind in their intervals."""
         by_source = {source: _score(items.take(places), "tokens") for source, places in by_task(items)}
         figures = {
             name: Figure(**dict(_score(items, per)), unit=f"nats per {per[:-1]}", higher_is_better=False)
@@ -114,9 +114,9 @@ class HeldOut(Suite["Corpus"]):
         return Measured(figures=figures, facts={"runs_of_documents": len(names) - blocks, "blocks_of_text": blocks})
 
     def compare(self, ours: "pa.Table", theirs: "pa.Table") -> dict[str, Any]:
-        """The difference of the cross-entropies and Student's test of it, by units of the windows' differences.
+        """The difference of the cross-entropies and Student's test of it, by units, of the windows' differences.
 
-        So what is hard in a text for both cancels.
+        So text that is hard for both models cancels.
         """
         tasks = {source: _row(ours.take(places), theirs.take(places)) for source, places in by_task(ours)}
         return _row(ours, theirs) | ({"tasks": tasks} if len(tasks) > 1 else {})
@@ -148,18 +148,18 @@ def _nats(items: "pa.Table") -> NDArray[np.float64]:
 
 
 def _estimate(items: "pa.Table", nats: NDArray[np.float64], per: str) -> Estimate:
-    """Nats [n] of windows per token, word or byte, with the error that drawing their units makes."""
+    """Nats [n] of windows per token, word or byte, with the sampling error of their units."""
     sources = np.unique(column(items, "task").astype(str), return_inverse=True)[1]
     units = np.unique(column(items, "unit").astype(str), return_inverse=True)[1] + sources * len(items)
     if len(np.unique(units)) == 1:
-        units = np.arange(len(items))  # a few windows from one place: the best that can be said of them
+        units = np.arange(len(items))  # a few windows from one place: the best estimate available
     return ratio_estimate(nats, column(items, per), units, sources)
 
 
 def words_and_bytes(corpus: "Corpus", windows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """How many words begin in the predicted tokens of each window, [n], and how many bytes these stand for, [n].
+    """Numbers of words that begin in the predicted tokens of each window, [n], and of their bytes, [n].
 
-    A word is a run of anything but (ASCII) white space. Special tokens stand for no bytes.
+    A word is a run of characters other than (ASCII) white space. Special tokens have no bytes.
     """
     from palenka.data.text.tokenizer import token_bytes
 

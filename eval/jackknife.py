@@ -1,4 +1,4 @@
-"""Standard errors of figures that are no means, such as correlations and shares of variance: the jackknife."""
+"""The jackknife: standard errors of figures that are not means, such as correlations and shares of variance."""
 
 from collections.abc import Callable
 
@@ -11,10 +11,10 @@ Floats = NDArray[np.float64]
 
 
 def jackknife_errors(estimate: Callable[[NDArray[np.bool_]], Floats], units: NDArray[np.int64]) -> Floats | None:
-    """Standard errors of estimates, from what they are without each of the independent units (Tukey 1958).
+    """Standard errors of estimates, from their values without each of the independent units (Tukey 1958).
 
     Args:
-        estimate: the figures [k] from some of the items, given which of them [n]; called once a unit.
+        estimate: the figures [k] of some of the items, given a mask [n]; called once per unit.
         units: the unit that each item belongs to, such as its sentence, [n]; within one they may depend on each other.
 
     Returns:
@@ -31,10 +31,10 @@ def jackknife_errors(estimate: Callable[[NDArray[np.bool_]], Floats], units: NDA
 def jackknifed_difference(
     estimate: Callable[[NDArray[np.bool_]], Floats], units: NDArray[np.int64]
 ) -> dict[str, float | list[float]]:
-    """A paired difference with its interval and p-value, as `eval.suite.Suite.compare` has them.
+    """A paired difference with its interval and p-value, as in `eval.suite.Suite.compare`.
 
     Args:
-        estimate: the difference [1] from some of the items, given which of them, [n].
+        estimate: the difference [1] of some of the items, given a mask [n].
         units: the unit that each item belongs to, [n].
     """
     value = float(estimate(np.ones(len(units), dtype=np.bool_))[0])

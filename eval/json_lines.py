@@ -1,4 +1,4 @@
-"""JSON lines of suites' data: each line checked, and named by file and line if it is wrong."""
+"""JSON lines of suites' data: each line is checked, and errors name file and line."""
 
 import json
 import math
@@ -11,12 +11,12 @@ from palenka.ground.errors import UserError
 
 @dataclass(frozen=True)
 class Row:
-    """A row of a file of data, whose fields are asked for by what they should be.
+    """A row of a data file, whose fields are read with a type.
 
     Attributes:
         file: that it was read from.
         line: in the file, counted from 1.
-        fields: by name; there may be others than a suite asks for.
+        fields: by name; a suite may ignore some.
     """
 
     file: Path
@@ -29,10 +29,10 @@ class Row:
         return f"{self.file}:{self.line}"
 
     def text(self, name: str) -> str:
-        """A text that a tokenizer can read and that is more than white space.
+        """A text that a tokenizer can read, with more than white space.
 
         Raises:
-            UserError: if the field is missing or no such text.
+            UserError: if the field is missing or not such a text.
         """
         return self._as_text(name, self._value(name))
 
@@ -40,7 +40,7 @@ class Row:
         """The texts of several fields.
 
         Raises:
-            UserError: if one of them is missing or no text that is more than white space.
+            UserError: if one of them is missing or not such a text.
         """
         for name in names:
             if name not in self.fields:
@@ -51,7 +51,7 @@ class Row:
         """A list of such texts.
 
         Raises:
-            UserError: if the field is missing, or no list of at least so many.
+            UserError: if the field is missing, or not a list of at least `at_least` texts.
         """
         value = self._value(name)
         if not isinstance(value, list) or len(value) < at_least:
@@ -62,7 +62,7 @@ class Row:
         """A finite number.
 
         Raises:
-            UserError: if the field is missing or no such number.
+            UserError: if the field is missing or not such a number.
         """
         value = self._value(name)
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
@@ -73,7 +73,7 @@ class Row:
         """A whole number that is not negative.
 
         Raises:
-            UserError: if the field is missing, no such number, or not below the bound.
+            UserError: if the field is missing, not such a number, or not below the bound.
         """
         value = self.number(name)
         if value != int(value) or value < 0 or (below is not None and value >= below):
@@ -97,12 +97,12 @@ class Row:
 
 
 def read_json_rows(file: Path) -> Iterator[Row]:
-    """Every line of a file, as editors on any system save it: a byte-order mark and empty last lines are no data.
+    """Every line of a file, as editors of any system save it: a byte-order mark and empty last lines are ignored.
 
     Only a line feed ends a line, as JSON lines have it.
 
     Raises:
-        UserError: for an empty file, or a line that is no JSON object.
+        UserError: for an empty file, or a line that is not a JSON object.
     """
     number, empty = 0, 0
     with file.open("rb") as lines:
@@ -127,7 +127,7 @@ def read_lines(file: Path, names: tuple[str, ...]) -> Iterator[tuple[int, list[s
     """The texts in some fields of every line, with its number.
 
     Raises:
-        UserError: for an empty file, a line that is no JSON object, or a field that is missing or no text.
+        UserError: for an empty file, a line that is not a JSON object, or a field that is missing or not a text.
     """
     for row in read_json_rows(file):
         yield row.line, row.texts_of(names)

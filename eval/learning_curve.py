@@ -2,7 +2,7 @@
 
 `palenka eval RUN --revisions --babylm evaluation_data --out FILE.json`
 
-FILE/REVISION.json has the figures of each (and its items beside it), FILE.json the curve, for who draws it.
+FILE/REVISION.json has the figures of each, with its items beside it, and FILE.json has the curve.
 """
 
 import json
@@ -42,19 +42,19 @@ class CurveFigure(Settings):
 
 
 class CurvePoint(Settings):
-    """A revision: where on its run's way it is, and what was measured of it."""
+    """A revision: its step and words, and its figures."""
 
     revision: str
     step: int
     words: int
-    """That the run had read."""
+    """Words that the run had read."""
     weights: str
     """Hash of the revision's tensors."""
     suites: dict[str, CurveFigure]
 
 
 class LearningCurve(Settings):
-    """What was measured of the revisions of a run, in the order of its words."""
+    """The figures of the revisions of a run, in the order of its words."""
 
     kind: Literal["revisions"] = "revisions"
     name: str
@@ -63,25 +63,25 @@ class LearningCurve(Settings):
     """Of the run's last model."""
     revisions: tuple[CurvePoint, ...]
     age_of_acquisition: Figure | None = None
-    """How the ages at which the run and children learn words correlate, where these were measured; `n` words."""
+    """Correlation of the ages at which the run and children learn words, if measured; over `n` words."""
 
 
 def measure_revisions(
     run: Path, folders: Mapping[str, Path], conditions: Conditions, out: Path, predictions: bool = False
 ) -> LearningCurve:
-    """Measure every revision of a run; what is on disk already is not computed again.
+    """Measure every revision of a run; figures already on disk are not computed again.
 
     Args:
         run: its directory.
         folders: of the suites' data, by suite.
         conditions: that they are measured under.
         out: FILE.json.
-        predictions: also write them as the official pipeline's files, to results/RUN/REVISION beside FILE.json; suites
-            with texts that are too long for the model are left out then, as from a whole download.
+        predictions: also write the official pipeline's files, to results/RUN/REVISION beside FILE.json; suites with
+            texts too long for the model are then left out, as for a whole download.
 
     Raises:
-        UserError: if the run kept no revision or is not finished, the files cannot have these names, or as `measure`
-            does.
+        UserError: if the run kept no revision or is not finished, the files cannot have these names, or as in
+            `measure`.
     """
     from palenka.eval.model import EvaluatedModel
 
@@ -132,7 +132,7 @@ def read_curve(path: Path) -> LearningCurve:
     """The learning curve in a file.
 
     Raises:
-        UserError: if there is none, or it is not as it was written.
+        UserError: if there is none, or it was changed.
     """
     return read_written(path, LearningCurve, "learning curve")
 
@@ -141,7 +141,7 @@ def _folder_beside(out: Path, run: Path) -> Path:
     """The folder for the results of each revision.
 
     Raises:
-        UserError: if these, or the curve, would take the place of something else.
+        UserError: if these, or the curve, would overwrite something else.
     """
     if out.suffix in ("", ".parquet"):
         raise UserError(

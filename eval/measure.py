@@ -1,4 +1,4 @@
-"""Measuring one model on suites: what an earlier call has measured is kept, the rest is measured suite by suite."""
+"""Measuring one model on suites: figures of an earlier call are kept, the rest is measured suite by suite."""
 
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -34,13 +34,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Measurement:
-    """What is to be measured of a model.
+    """A request to measure a model.
 
     Attributes:
         model: its directory.
         folders: the data of each suite, by name.
         conditions: that it is measured under.
-        as_far_as_fits: leave out suites with texts that are too long for the model, and say so.
+        as_far_as_fits: leave out suites with texts too long for the model, with a message.
     """
 
     model: Path
@@ -56,15 +56,15 @@ def evaluate(
     out: str | Path | None = None,
     **conditions: object,
 ) -> Results:
-    """Measure a model, as `palenka eval` does, for Python.
+    """Measure a model from Python, as `palenka eval` does.
 
     Args:
         model: its directory, or its id on the Hugging Face Hub.
         data: folder with the suite's files, or the prepared corpus for held_out; with several suites one with a
             subfolder for each, or a folder by suite.
         suites: what to measure.
-        out: JSON file for the figures, beside which every item goes, as `palenka eval compare` takes them; they are not
-            kept unless given.
+        out: JSON file for the figures, with every item beside it, as `palenka eval compare` reads them; default: not
+            written.
         conditions: fields of `Conditions`, such as ``split`` and ``length``.
 
     Raises:
@@ -73,7 +73,7 @@ def evaluate(
     where = {name: path_of(each) for name, each in data.items()} if isinstance(data, Mapping) else path_of(data)
     names = (suites,) if isinstance(suites, str) else tuple(suites)
     for name in names:
-        SUITES[name]  # says which there are
+        SUITES[name]  # the error lists those that exist
     try:
         under = Conditions.model_validate(conditions)
     except ValidationError as error:
@@ -86,8 +86,8 @@ def evaluate(
 def measure(asked: Measurement, out: Path) -> Results:
     """Measure a model, and write FILE.json and FILE.parquet after every suite; returns the results of these suites.
 
-    What the file has already, of the same weights, tokenizer, data and conditions, is not computed again; other suites
-    of the same model stay in it.
+    Figures that the file already has for the same weights, tokenizer, data and conditions are not computed again; other
+    suites of the same model stay in it.
 
     Raises:
         UserError: for data or a model that cannot be measured, or a file that cannot be written.
@@ -114,7 +114,7 @@ def measure(asked: Measurement, out: Path) -> Results:
     require_own_items(out)
     if missing(earlier_results(out, list(requests), model.identity)):
         with writing(out):
-            # Once more: whoever wrote the file until now may have measured the same, or other suites.
+            # Once more, since another writer may have measured the same or other suites meanwhile.
             kept = earlier_results(out, list(requests), model.identity)
             items = read_items(out) if kept else {}
             asked_for = missing(kept)

@@ -1,4 +1,4 @@
-"""The model that is measured, and the tokenizer beside it: loaded once, when a suite first asks for it."""
+"""The measured model and its tokenizer, loaded once, when a suite first needs them."""
 
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +15,7 @@ from palenka.ground.processes import open_processes
 from palenka.ground.records import read_record
 
 _LEAST_KNOWN_SHARE = 0.5
-"""Models round their vocabulary up by some percent; a tokenizer with far fewer tokens is another one."""
+"""Models round their vocabulary up by some percent; a tokenizer with far fewer tokens does not match."""
 
 
 class EvaluatedModel:
@@ -33,7 +33,7 @@ class EvaluatedModel:
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """What makes it the same model: its tensors, its configuration, its tokenizer (None without one).
+        """The identity of the model: its tensors, its configuration, its tokenizer (None without one).
 
         Raises:
             UserError: if the directory is not a model with safetensors weights.
@@ -43,10 +43,10 @@ class EvaluatedModel:
         return {"weights": model.weights, "config": model.config, "tokenizer": _hash_of_tokenizer(self.directory)}
 
     def load(self, precision: PairPrecision = "float32") -> PreTrainedModel:
-        """The model on its device, ready to be run, its weights in a type.
+        """The model on its device in evaluation mode, with weights of a type.
 
         Raises:
-            UserError: if the weights are not those of the configuration, or not those of the identity.
+            UserError: if the weights do not match the configuration or the identity.
         """
         if precision not in self._loaded:
             _ = self.identity
@@ -56,17 +56,17 @@ class EvaluatedModel:
 
     @property
     def parameters(self) -> int:
-        """How many it has, tied weights once."""
+        """Number of parameters; tied weights count once."""
         return int(self.load().num_parameters())
 
     @property
     def vocabulary_size(self) -> int:
-        """Tokens that it knows."""
+        """Number of its logits."""
         return int(self.load().config.get_text_config().vocab_size)
 
     @property
     def positions(self) -> int | None:
-        """How many it has; None for any number."""
+        """Number of its positions; None for no limit."""
         return positions_of(self.load().config)
 
     @cached_property
@@ -75,7 +75,7 @@ class EvaluatedModel:
 
         Raises:
             UserError: if there is none, it cannot be read, does not match the model's vocabulary, or is not the one
-                that one of our runs was trained with.
+                that the model's run recorded.
         """
         if self.identity["tokenizer"] is None:
             raise UserError(f"model {self.directory} has no tokenizer beside it; save its tokenizer there")
@@ -98,7 +98,7 @@ def _hash_of_tokenizer(directory: Path) -> str | None:
 
 
 def _require_recorded(directory: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Hold a run's tokenizer against the one of its corpus, which the run recorded; other models have no record."""
+    """Compare a run's tokenizer with the one of its corpus, which the run recorded; other models have no record."""
     record = directory / "inputs.json"
     if not record.is_file():
         return

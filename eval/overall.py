@@ -1,4 +1,4 @@
-"""The overall figure of the official table of 2026: the mean of nine columns, one that is missing counting as 0."""
+"""The overall figure of the official table of 2026: the mean of nine columns, with missing ones as 0."""
 
 from collections.abc import Mapping, Sequence
 
@@ -19,11 +19,11 @@ COLUMNS = (
     "reading",
     "AoA",
 )
-"""In the order of the official table; each is the mean of the suites that say that they stand in it."""
+"""In the order of the official table; each is the mean of the suites that name it as their column."""
 
 
 def columns_of(figures: Mapping[str, Figure]) -> dict[str, Score]:
-    """The official table's columns in %, of those that were measured, with the errors of their means.
+    """The measured columns of the official table in %, with the errors of their means.
 
     Args:
         figures: the main figures of suites, by the suites' names.
@@ -36,7 +36,7 @@ def columns_of(figures: Mapping[str, Figure]) -> dict[str, Score]:
 
 
 def overall(figures: Mapping[str, Figure]) -> Score:
-    """The mean of all nine columns in %, with 0, of no error, for each that was not measured."""
+    """The mean of all nine columns in %, with an exact 0 for each that was not measured."""
     measured = columns_of(figures)
     absent = [Score(value=0.0, stderr=0.0)] * (len(COLUMNS) - len(measured))
     return _mean([*measured.values(), *absent])
@@ -48,7 +48,7 @@ def _in_percent(figure: Figure) -> Score:
 
 
 def _mean(scores: Sequence[Score]) -> Score:
-    """The mean of independent scores; its error is not known where that of one is not."""
+    """The mean of independent scores; its error is unknown if that of one score is."""
     value = float(np.mean([score.value for score in scores]))
     errors = [score.stderr for score in scores if score.stderr is not None]
     if len(errors) < len(scores):

@@ -28,9 +28,9 @@ class PairSuite(ChoiceSuite):
     Attributes:
         title: as tables have it.
         folders: names of the subfolders that may hold its data.
-        with_context: whether its files have EWoK's form, or else BLiMP's.
+        with_context: whether its files have EWoK's form, or BLiMP's.
         pipeline_task: what the official pipeline calls it; empty if it does not know it.
-        fast_folder: name of the subfolder with the small part that revisions are measured on; empty for none.
+        fast_folder: name of the subfolder with the small part for revisions; empty for none.
         column: of the official table.
     """
 
@@ -48,12 +48,12 @@ class PairSuite(ChoiceSuite):
 
     @property
     def patterns(self) -> tuple[str, ...]:  # type: ignore[override]
-        """EWoK comes from the Hub as tables too."""
+        """EWoK also comes as tables, from the Hub."""
         return ("*.jsonl", "*.csv", "*.parquet") if self.with_context else ("*.jsonl",)
 
     @property
     def predicts_whole_texts(self) -> bool:  # type: ignore[override]
-        """As the official pipeline does for EWoK."""
+        """True for EWoK, as in the official pipeline."""
         return self.with_context
 
     def choices(self, files: Iterable[Path]) -> Iterator[Choice]:
@@ -61,7 +61,7 @@ class PairSuite(ChoiceSuite):
         return read_pairs(files, self.with_context)
 
     def figures(self, items: "pa.Table") -> Measured:
-        """Those of a suite of choices, and the accuracy with ties as one half."""
+        """The figures of a suite of choices, and the accuracy with ties as one half."""
         measured = super().figures(items)
         scores, (good, bad) = measured.main.tasks, self.scores(items).T
         halves = [scores[task].value - float((good == bad)[places].mean()) / 2 for task, places in by_task(items)]
@@ -75,10 +75,10 @@ def read_pairs(files: Iterable[Path], with_context: bool) -> Iterator[Choice]:
 
     Args:
         files: JSON lines; or tables, of pairs with a context.
-        with_context: whether they have EWoK's form, or else BLiMP's.
+        with_context: whether they have EWoK's form, or BLiMP's.
 
     Raises:
-        UserError: for an empty file, or a line that is no pair; names the file and the line.
+        UserError: for an empty file, or a line that is not a pair; names the file and the line.
     """
     maker = ChoiceMaker()
     for file in files:

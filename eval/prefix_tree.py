@@ -1,9 +1,9 @@
-"""Sequences as prefix trees: what many of them begin with is read, and predicted from, once.
+"""Sequences as prefix trees: common beginnings are read, and predicted from, once.
 
 Minimal pairs share their beginnings, with each other and with their neighbours in a paradigm: BLiMP's 65,093 filtered
 and supplement pairs have 1,427,454 tokens to read at V = 16,000, but 784,138 different prefixes. Sorted, each sequence
 shares with its predecessor all that it shares with any before it. A tree is read in one pass as a row of nodes that
-attend to their ancestors alone, each at the position of its depth.
+attend only to their ancestors, each at the position of its depth.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from palenka.eval.protocols import ScoredTokens
 
 @dataclass
 class Tree:
-    """Some sequences' prefixes, one node for each, parents before children; and what is predicted at them.
+    """The prefixes of some sequences, one node each, parents before children; and the predictions at them.
 
     Attributes:
         tokens: of each node.
@@ -39,20 +39,20 @@ class Tree:
         return len(self.tokens)
 
     def add_node(self, token: int, path: list[int]) -> None:
-        """Put a node at the end of a path of nodes."""
+        """Append a node to a path of nodes."""
         self.depths.append(len(path))
         self.parents.append(path[-1] if path else -1)
         path.append(len(self.tokens))
         self.tokens.append(token)
 
     def add_prediction(self, source: int, target: int) -> int:
-        """Have a token predicted at a node; returns the prediction's number."""
+        """Add the prediction of a token at a node; returns the prediction's number."""
         self.sources.append(source)
         self.targets.append(target)
         return self.first_prediction + len(self.targets) - 1
 
     def ancestors(self, size: int) -> NDArray[np.bool_]:
-        """What each node may attend to, [size, size]: its ancestors and itself; nodes beyond the tree to themselves."""
+        """The attention mask, [size, size]: each node's ancestors and itself; padding nodes attend to themselves."""
         allowed = np.eye(size, dtype=np.bool_)
         for node, parent in enumerate(self.parents):
             if parent >= 0:
@@ -67,9 +67,9 @@ def plant(
 
     Args:
         sequences: in any order; equal ones get the same predictions.
-        nodes_at_most: in a tree; a sequence that is longer gets a tree of its own.
-        shared: False gives every sequence a tree of its own, so that each is read as usual, still without predicting
-            the same token after the same prefix twice.
+        nodes_at_most: of a tree; a longer sequence gets its own tree.
+        shared: False gives every sequence its own tree, so that each is read as usual; the same token after the same
+            prefix is still predicted only once.
     """
     trees: list[Tree] = []
     predictions_of: list[NDArray[np.int64]] = [np.empty(0, dtype=np.int64)] * len(sequences)
@@ -104,7 +104,7 @@ _NOT_PREDICTED = -1
 
 
 def _common_length(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many tokens two sequences begin with alike."""
+    """Length of the common beginning of two sequences."""
     for place, (left, right) in enumerate(zip(one, other, strict=False)):
         if left != right:
             return place

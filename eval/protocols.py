@@ -1,7 +1,7 @@
-"""Evaluation protocols: which tokens of a text a model is shown, and which of them are scored.
+"""Evaluation protocols: which tokens of a text a model reads, and which of them are scored.
 
-`babylm-2024` is that of the published tables (lm-eval), `babylm-2025` that of the pipeline that followed. Their figures
-are not interchangeable; docs/evaluation.md has both in full.
+`babylm-2024` is that of the published tables (lm-eval), `babylm-2025` that of the later pipeline. Their figures are not
+interchangeable; docs/evaluation.md describes both in full.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ Protocol = Literal["babylm-2024", "babylm-2025"]
 
 
 class ScoredTokens(NamedTuple):
-    """Tokens of which those from `start` on are scored, each from all tokens before it."""
+    """Tokens; those from `start` on are scored, each given all tokens before it."""
 
     tokens: tuple[int, ...]
     start: int
@@ -30,17 +30,17 @@ def encode_choices(
     vocabulary_size: int,
     positions: int | None,
 ) -> list[ScoredTokens]:
-    """The options of every choice in turn, as a protocol has them read.
+    """The options of every choice in order, as a protocol encodes them.
 
     Args:
         choices: all with contexts, or all without.
         protocol: decides on prefix, leading space and special tokens.
         tokenizer: the model's.
         vocabulary_size: of the model.
-        positions: that the model has; None for any number. The last token is predicted and not read, so one more fits.
+        positions: of the model; None for no limit. The last token is predicted and not read, so one more token fits.
 
     Raises:
-        UserError: naming file and line, for a text that does not fit the model or of which nothing would be scored.
+        UserError: with file and line, for a text that does not fit the model or without scored tokens.
     """
     options = [(choice, option) for choice in choices for option in choice.options]
     encode = {"babylm-2024": _encode_2024, "babylm-2025": _encode_2025}[protocol]
@@ -59,10 +59,10 @@ class TooLongError(UserError):
 
 
 def require_fit(place: str, tokens: Sequence[int], vocabulary_size: int, positions: int | None) -> None:
-    """Refuse what a model cannot read: more tokens than it has positions for, or tokens that it does not know.
+    """Refuse a text with more tokens than a model has positions, or with tokens outside its vocabulary.
 
     Raises:
-        TooLongError, UserError: naming the place that the tokens are of.
+        TooLongError, UserError: with the place of the text.
     """
     if positions is not None and len(tokens) - 1 > positions:
         raise TooLongError(
@@ -82,7 +82,7 @@ def _encode_2024(options: Sequence[Completion], tokenizer: "PreTrainedTokenizerB
     if options[0].context is None:
         prefix = _prefix_token(tokenizer)
         return [ScoredTokens((prefix, *tokens), 1) for tokens in whole]
-    # As lm-eval does, white space at a context's end belongs to what follows.
+    # As in lm-eval, white space at a context's end belongs to the following text.
     contexts = [(option.context or "").rstrip() for option in options]
     before = _encode(tokenizer, contexts, add_special_tokens=False)["input_ids"]
     return [ScoredTokens(tuple(tokens), len(first)) for tokens, first in zip(whole, before, strict=True)]
@@ -103,9 +103,9 @@ def _encode_2025(options: Sequence[Completion], tokenizer: "PreTrainedTokenizerB
 
 
 def _scored_2025(tokens: Sequence[int], ends: Sequence[int], context_length: int) -> ScoredTokens:
-    """The tokens that end behind the context, but never the first one, which nothing predicts.
+    """The tokens that end behind the context, except the first token, which nothing predicts.
 
-    Special tokens end at 0: a closing one is not scored, and what is not scored at the end need not be read.
+    Special tokens end at 0, so a closing one is not scored; unscored tokens at the end need not be read.
     """
     scored = [place for place, end in enumerate(ends) if end > context_length and place > 0]
     if not scored:
@@ -119,7 +119,7 @@ def _encode(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str], **option
 
 
 def _prefix_token(tokenizer: "PreTrainedTokenizerBase") -> int:
-    """The token that stands before a sentence: that of the text's beginning, else of its end, else of padding."""
+    """The token before a sentence: bos, else eos, else pad."""
     for token in (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id):
         if token is not None:
             return int(token)

@@ -1,8 +1,8 @@
-"""Reading times: how much better people's are explained with a model's surprisal than without (de Varda et al. 2023).
+"""Reading times: how much better they are explained with a model's surprisal than without (de Varda et al. 2023).
 
 `reading_data.csv` has a row for every word of 205 sentences but the first: `word` after `item`, `prev_word` after
-`prev_item`, people's times and what else explains them. The score of a measure is the share of the variance left by a
-regression without the word's surprisal that it explains, 100 · (R² − R²₀) / (1 − R²₀).
+`prev_item`, people's times and other predictors. The score of a measure is the share of the residual variance of a
+regression without the word's surprisal that the surprisal explains, 100 · (R² − R²₀) / (1 − R²₀).
 """
 
 import math
@@ -31,13 +31,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ReadWord:
-    """A word that people read: it and the one before it, each after its context; None where there is none before.
+    """A word that people read, and the word before it, each after its context; None if there is no word before.
 
     Attributes:
         place: where it stands, as ``file:line``.
-        word: with what stands before it.
-        previous: the same of the word before.
-        numbers: the measures and what explains them, by column; NaN where one is missing.
+        word: its context, and the word.
+        previous: the same for the word before.
+        numbers: the measures and their predictors, by column; NaN if one is missing.
     """
 
     place: str
@@ -50,7 +50,7 @@ class Reading(Suite[list[ReadWord]]):
     """Eye tracking and self-paced reading.
 
     A row of its items has a word's ``surprisal`` and that of the word before, ``prev_surprisal``, in nats, and the
-    columns of the data that the regressions are of.
+    columns of the data that the regressions use.
     """
 
     title = "reading"
@@ -94,7 +94,7 @@ class Reading(Suite[list[ReadWord]]):
         return pa.table(columns | {name: [read.numbers[name] for read in data] for name in NUMBERS})
 
     def figures(self, items: "pa.Table") -> Measured:
-        """The mean of the two scores, and each; errors by the jackknife over sentences, whose words may be alike.
+        """The two scores and their mean; errors by the jackknife over sentences, whose words may be dependent.
 
         About 5 s.
         """
@@ -133,16 +133,16 @@ class Reading(Suite[list[ReadWord]]):
 
 
 def encode_word(tokenizer: "PreTrainedTokenizerBase", context: str, word: str) -> list[ScoredTokens]:
-    """What is read and what is scored for each token of a word, as the official pipeline has it.
+    """The context and scored token for each token of a word, as in the official pipeline.
 
-    The word is encoded alone, so without the space before it. Each of its tokens is predicted from the text before it,
-    encoded anew with the tokenizer's own special tokens; that text then goes on with the token as text.
+    The word is encoded alone, thus without the space before it. Each of its tokens is predicted from the preceding
+    text, encoded anew with the tokenizer's special tokens; the token is then appended to that text.
     """
     sequences: list[ScoredTokens] = []
     text = context
     for token in tokenizer.encode(word, add_special_tokens=False):
         decoded = str(tokenizer.decode(token))
-        # Part of a character is no text: what the tokenizer makes of the sign that stands for it is scored then.
+        # A token may be part of a character: then the tokenizer's encoding of the replacement character is scored.
         target = token if not sequences else tokenizer.encode(decoded, add_special_tokens=False)[0]
         before = tokenizer.encode(text)
         sequences.append(ScoredTokens((*before, int(target)), len(before)))
@@ -152,7 +152,8 @@ def encode_word(tokenizer: "PreTrainedTokenizerBase", context: str, word: str) -
 
 def _word_of(row: Row) -> ReadWord:
     word = row.text("word")
-    # The organisers' data frame reads the word None, which begins one sentence, as nothing, and as a context mends it.
+    # The organisers' data frame reads the word None, which begins one sentence, as missing, and repairs it as a
+    # context.
     context = str(row.fields.get("item") or "None")
     previous, word_before = row.fields.get("prev_item"), row.fields.get("prev_word")
     has_previous = previous not in (None, "", "None") and word_before

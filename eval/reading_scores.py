@@ -41,7 +41,7 @@ class ReadingScores:
         self.sentences = self._columns["sent_id"].astype(np.int64)
 
     def of(self, kept: NDArray[np.bool_]) -> NDArray[np.float64]:
-        """The mean of the two scores, that of eye tracking and that of self-paced reading, [3], of some words, [n]."""
+        """Mean, score of eye tracking and score of self-paced reading, [3], for some of the words, a mask [n]."""
         columns = {name: values[kept] for name, values in self._columns.items()}
         eyes = np.mean([explained(columns, measure, _EYE_BASELINE) for measure in EYE_TRACKING])
         self_paced = explained(columns, SELF_PACED, _SELF_PACED_BASELINE)
@@ -49,13 +49,13 @@ class ReadingScores:
 
 
 def explained(columns: Columns, measure: str, baseline: Sequence[str]) -> float:
-    """How much of the variance that a baseline leaves the surprisal explains, in %: 100 · (R² − R²₀) / (1 − R²₀).
+    """The share of a baseline's residual variance that the surprisal explains, in %: 100 · (R² − R²₀) / (1 − R²₀).
 
-    Ordinary least squares on the baseline's columns and their pairwise products, with and without the surprisal; of
+    Ordinary least squares on the baseline's columns and their pairwise products, with and without the surprisal, over
     the words that have all of these numbers.
 
     Raises:
-        UserError: if there are no more words than coefficients.
+        UserError: if there are not more words than coefficients.
     """
     names = (measure, *baseline, "surprisal")
     whole = np.isfinite([columns[name] for name in names]).all(axis=0)
@@ -74,7 +74,7 @@ def explained(columns: Columns, measure: str, baseline: Sequence[str]) -> float:
 
 
 def require_statsmodels() -> None:
-    """Refuse to begin without the package that the regressions are made by.
+    """Refuse if the package for the regressions is missing.
 
     Raises:
         UserError: if it is not installed.
@@ -87,6 +87,6 @@ def _r_squared(values: NDArray[np.float64], design: NDArray[np.float64]) -> floa
     from statsmodels.regression.linear_model import OLS
 
     with warnings.catch_warnings():
-        # What columns that depend on each other explain together is determined, though their coefficients are not.
+        # Linearly dependent columns leave R² determined, though not their coefficients.
         warnings.simplefilter("ignore", UserWarning)
         return float(OLS(values, design).fit().rsquared)

@@ -1,7 +1,7 @@
 """Results on disk: FILE.json with a model's figures on some suites, FILE.parquet with every item behind them.
 
-The JSON is written last. It names the checksum of the parquet file and has one of itself: the two are whole together or
-not at all, and a figure that was edited is refused.
+The JSON is written last. It has the checksum of the parquet file and one of itself, so the two are valid only together,
+and an edited figure is refused.
 """
 
 import hashlib
@@ -24,18 +24,18 @@ if TYPE_CHECKING:
 
 
 _OURS = b"palenka"
-"""The key in the metadata of a parquet file that tells our items."""
+"""The key in a parquet file's metadata that marks our items."""
 
 
 Form = TypeVar("Form", bound=Settings)
 
 
 class EditedResultsError(UserError):
-    """Results that are not as they were written."""
+    """Results that were changed since they were written."""
 
 
 class ModelIdentity(Settings):
-    """What makes a measured model the same model: hashes of its tensors and of its tokenizer, and its configuration."""
+    """The identity of a measured model: hashes of its tensors and of its tokenizer, and its configuration."""
 
     weights: str
     config: dict[str, Any]
@@ -47,31 +47,31 @@ class Request(Settings):
 
     suite: str
     title: str
-    """What tables call its main figure."""
+    """Name of its main figure in tables."""
     version: int
-    """Of the suite."""
+    """Version of the suite."""
     data: str
     """Fingerprint of the data."""
     conditions: dict[str, str | int]
-    """What it is measured under, as far as that concerns the suite."""
+    """The conditions that concern the suite."""
 
 
 class SuiteResult(Measured, Request):
-    """What was measured of a model on a suite."""
+    """The result of a model on a suite."""
 
     @property
     def request(self) -> Request:
-        """What was asked for."""
+        """The request alone."""
         return Request(**{name: getattr(self, name) for name in Request.model_fields})
 
     @property
     def heading(self) -> str:
-        """Of a column with the main figure."""
+        """Heading of a column with the main figure."""
         return f"{self.title}, {self.main.unit}" if self.main.unit else self.title
 
 
 class Results(Settings):
-    """The results of a model on some suites; what they share is said once."""
+    """The results of a model on some suites; shared fields are stored once."""
 
     name: str
     """Of the model."""
@@ -88,14 +88,14 @@ class Results(Settings):
 
 
 def items_file(out: Path) -> Path:
-    """Where the items stand whose figures are in `out`."""
+    """The file of the items behind the figures in `out`."""
     return out.with_suffix(".parquet")
 
 
 def write_results(out: Path, results: Results, items: Sequence["pa.Table"]) -> None:
-    """Write figures, and the items of each suite; a column that a suite does not have is empty there.
+    """Write figures and the items of each suite; columns that a suite lacks are empty.
 
-    Only within `writing`.
+    Call it only within `writing`.
 
     Args:
         out: the JSON file; the items go beside it.
@@ -103,7 +103,7 @@ def write_results(out: Path, results: Results, items: Sequence["pa.Table"]) -> N
         items: of each suite, in the order of the results.
 
     Raises:
-        UserError: if something else than such files is there.
+        UserError: if anything but such files is there.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -144,7 +144,7 @@ def require_own_items(out: Path) -> None:
 
 @contextmanager
 def writing(out: Path) -> Iterator[None]:
-    """The sole writer of a file and of what lies beside it; says in one sentence that it cannot be written."""
+    """Become the sole writer of a file and of those beside it; turns write errors into one sentence."""
     try:
         with sole_writer(out, wait=True):
             remove_leftovers_of(items_file(out))
@@ -157,22 +157,22 @@ def read_results(path: Path) -> Results:
     """The results in a file.
 
     Raises:
-        UserError: if the file is not there, holds no results, or is not as it was written.
+        UserError: if the file does not exist, has no results, or was changed.
     """
     return read_written(path, Results, "results")
 
 
 def read_written(path: Path, form: type[Form], what: str) -> Form:
-    """What `palenka eval` wrote to a file.
+    """The contents of a file of `palenka eval`.
 
     Args:
         path: of the file.
-        form: of what is there.
-        what: is there, as sentences call it.
+        form: class of the contents.
+        what: name of the contents in errors.
 
     Raises:
-        UserError: if the file is not there, or holds something else.
-        EditedResultsError: if it is not as it was written.
+        UserError: if the file does not exist, or holds something else.
+        EditedResultsError: if it was changed.
     """
     if path.is_dir():
         raise UserError(f"{path} is a folder; give the FILE.json in it, or elsewhere, that `palenka eval` wrote")
@@ -192,23 +192,23 @@ def read_written(path: Path, form: type[Form], what: str) -> Form:
 
 
 def has_items(out: Path) -> bool:
-    """Whether the items whose figures are in `out` lie beside it, as they were written."""
+    """Whether the items behind the figures in `out` lie beside it, unchanged."""
     path = items_file(out)
     return path.is_file() and read_results(out).items == sha256_of_file(path)
 
 
 def read_items(out: Path) -> dict[str, "pa.Table"]:
-    """The items whose figures are in `out`, by suite, each with its own columns.
+    """The items behind the figures in `out`, by suite, each with its own columns.
 
     Raises:
-        UserError: if they are not beside it.
+        UserError: if they do not lie beside it.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
     results = read_results(out)
-    # What is read is what was checked, whatever is written there meanwhile.
+    # The same open file is checked and read, whatever is written there meanwhile.
     content = items_file(out).read_bytes() if items_file(out).is_file() else b""
     if hashlib.sha256(content).hexdigest() != results.items:
         raise UserError(
@@ -224,10 +224,10 @@ def read_items(out: Path) -> dict[str, "pa.Table"]:
 
 
 def earlier_results(out: Path, suites: Sequence[str], model: Mapping[str, Any]) -> dict[str, SuiteResult]:
-    """What earlier measurements of the same model wrote to a file whose items are still those, by suite.
+    """Earlier results of the same model in a file with unchanged items, by suite.
 
     Raises:
-        UserError: if the file is something else, or has other suites of another model, which are not to be lost.
+        UserError: if the file is something else, or has other suites of another model, which would be lost.
     """
     if not out.exists():
         return {}

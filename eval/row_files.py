@@ -1,4 +1,4 @@
-"""Rows of suites' data in whatever form it comes: JSON lines, CSV with a line of names, Parquet."""
+"""Rows of suites' data: JSON lines, CSV with a header, or Parquet."""
 
 import csv
 from collections.abc import Callable, Iterator
@@ -12,7 +12,7 @@ def read_rows(file: Path) -> Iterator[Row]:
     """All rows of a file; in CSV every field is text.
 
     Raises:
-        UserError: if it cannot be read, or holds no row.
+        UserError: if it cannot be read, or has no rows.
     """
     readers: dict[str, Callable[[Path], Iterator[Row]]] = {".csv": _read_csv, ".parquet": _read_parquet}
     rows = readers.get(file.suffix.lower(), read_json_rows)(file)

@@ -15,14 +15,14 @@ from palenka.eval.prefix_tree import Tree, plant
 from palenka.eval.protocols import ScoredTokens
 
 _NODES_PER_TREE = 96
-"""At least; more share more, and attend to more that is masked."""
+"""Minimum room in a tree; larger trees share more, but compute more masked attention."""
 _LONGEST_PER_TREE = 2
-"""Room in a tree for so many of the longest sequences, where that is more: sequences that share a long beginning, such
-as the options of entity tracking, would otherwise each have a tree of their own."""
+"""Room in a tree in multiples of the longest sequence, if that is more: sequences that share a long beginning, such as
+the options of entity tracking, would otherwise each need their own tree."""
 _NODES_PER_PASS, _GPU_NODES_PER_PASS = 2048, 2**16
 _PROBED_SEQUENCES = 8
 _LARGEST_PROBED_DIFFERENCE = 1e-5
-"""Nats a token. Float32 alone makes some 2e-6; a model that reads a tree as a sequence is far away."""
+"""Nats per token. Rounding in float32 causes some 2e-6; a model that reads a tree as a sequence differs far more."""
 
 
 @torch.inference_mode()
@@ -35,13 +35,13 @@ def log_likelihoods(
     """The sum of the log-probabilities of each sequence's scored tokens in nats, [len(sequences)].
 
     Log-softmax in float32 whatever the model computes in, sums in float64: the same numbers in another order have the
-    same sum, so that word orders tie under a model that ignores order.
+    same sum, so word orders tie under a model that ignores order.
 
     Args:
         model: on its device, not training.
         sequences: in any order.
-        shared: whether the model can read prefix trees, as `reads_trees` says.
-        advance: is told how many sequences are done.
+        shared: whether the model can read prefix trees (`reads_trees`).
+        advance: called with numbers of finished sequences.
     """
     longest = max(len(sequence.tokens) for sequence in sequences)
     trees, predictions_of = plant(sequences, max(_NODES_PER_TREE, _LONGEST_PER_TREE * longest), shared)
@@ -61,17 +61,17 @@ def log_likelihoods(
 
 
 def reads_trees(model: PreTrainedModel, sequences: Sequence[ScoredTokens]) -> bool:
-    """Whether a model gives the same log-probabilities when it reads prefix trees; tried on some of the sequences.
+    """Whether a model gives the same log-probabilities with prefix trees; tested on some of the sequences.
 
-    It takes attention masks of any form, positions as an argument, and logits that are the output embedding of the
-    hidden states and nothing more. Recurrent models and those with ALiBi or capped logits, for instance, have not all.
+    This requires attention masks of any form, positions as an argument, and logits that are just the output embedding
+    of the hidden states. Recurrent models and those with ALiBi or capped logits, for instance, lack one of these.
 
     Args:
         model: in float32, so that a difference is not rounding.
-        sequences: that are to be scored; the longest are tried, where windows of attention would show.
+        sequences: to be scored; the longest are tested, since they show attention windows.
     """
     longest = sorted(sequences, key=lambda sequence: -len(sequence.tokens))[: _PROBED_SEQUENCES // 2]
-    # Each once more with its second half put off by a token: a prefix that branches, in trees of any sequences.
+    # Each also with its second half shifted by a token, so that prefixes branch for any sequences.
     halves = [(tokens, start, len(tokens) // 2) for tokens, start in longest]
     shifted = [ScoredTokens(tokens[:half] + tokens[half - 1 : -1], start) for tokens, start, half in halves]
     probed = [*longest, *shifted]
@@ -79,19 +79,19 @@ def reads_trees(model: PreTrainedModel, sequences: Sequence[ScoredTokens]) -> bo
     try:
         tree = log_likelihoods(model, probed, shared=True)
     except (TypeError, ValueError, RuntimeError, AttributeError, NotImplementedError):
-        return False  # other architectures refuse the arguments in ways of their own
+        return False  # other architectures refuse the arguments in their own ways
     lengths = np.array([len(tokens) - start for tokens, start in probed])
     return bool((np.abs(tree - plain) <= _LARGEST_PROBED_DIFFERENCE * lengths).all())
 
 
 def _nodes_per_pass(model: PreTrainedModel, shared: bool) -> int:
     nodes = _NODES_PER_PASS if model.device.type == "cpu" else _GPU_NODES_PER_PASS
-    # Without trees the model itself makes the logits of all nodes: at most 1 GB of them.
+    # Without trees the model itself computes the logits of all nodes: at most 1 GB of them.
     return nodes if shared else min(nodes, 2**28 // model.config.get_text_config().vocab_size)
 
 
 def _batches(trees: Sequence[Tree], nodes_at_most: int) -> list[list[Tree]]:
-    """Trees of similar size together, so that padded together they have no more nodes than allowed."""
+    """Trees grouped by similar size, so that a padded batch has no more nodes than allowed."""
     batches: list[list[Tree]] = []
     for tree in sorted(trees, key=len, reverse=True):
         if not batches or len(batches[-1][0]) * (len(batches[-1]) + 1) > nodes_at_most:
@@ -130,13 +130,13 @@ def _log_probabilities(model: PreTrainedModel, trees: Sequence[Tree], shared: bo
 
 
 def _rows_per_chunk(model: PreTrainedModel) -> int:
-    """Rows whose logits stay in a processor's cache (8 MB), or bound a GPU's memory (512 MB)."""
+    """Rows at a time: logits that stay in a processor's cache (8 MB), or 512 MB on a GPU."""
     values = 2**21 if model.device.type == "cpu" else 2**27
     return max(1, values // int(model.config.get_text_config().vocab_size))
 
 
 def _hidden_states(model: PreTrainedModel, trees: Sequence[Tree], size: int) -> Tensor:
-    """The states [B, N, D] that the output embedding turns to logits: all nodes of each tree in one pass."""
+    """The states [B, N, D] before the output embedding: all nodes of each tree in one pass."""
     allowed = torch.from_numpy(np.stack([tree.ancestors(size) for tree in trees])).to(model.device)
     mask = torch.zeros(allowed.shape, dtype=model.dtype, device=model.device)
     mask.masked_fill_(~allowed, torch.finfo(model.dtype).min)

@@ -12,11 +12,11 @@ NORMAL_95 = 1.959964
 
 
 class Estimate(NamedTuple):
-    """A value that is estimated from the units of a text, and how well it is known.
+    """A value estimated from the units of a text, with its uncertainty.
 
     Attributes:
         value: the estimate.
-        stderr: its standard error; NaN where a single unit tells nothing of it.
+        stderr: its standard error; NaN for a single unit.
         degrees: of freedom, for Student's t.
     """
 
@@ -26,7 +26,7 @@ class Estimate(NamedTuple):
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """Of 95 %; None where the error is not known."""
+        """The 95 % interval; None if the error is unknown."""
         if math.isnan(self.stderr):
             return None
         from scipy.stats import t
@@ -36,7 +36,7 @@ class Estimate(NamedTuple):
 
     @property
     def p_value(self) -> float | None:
-        """Two-sided, that the truth is 0; None where the error is not known."""
+        """The two-sided p-value of a true value of 0; None if the error is unknown."""
         if math.isnan(self.stderr):
             return None
         if self.stderr == 0.0:
@@ -49,23 +49,23 @@ class Estimate(NamedTuple):
 def ratio_estimate(
     totals: NDArray[np.float64], per: NDArray[np.int64], units: NDArray[np.int64], strata: NDArray[np.int64]
 ) -> Estimate:
-    """The ratio of two sums over a text of which whole units are drawn, within each stratum.
+    """The ratio of two sums over a text sampled by whole units within each stratum.
 
     A stratum's ratio has the variance of its units' residuals, totals - ratio · per (the separate ratio estimator,
-    Cochran 1977, 6.11), divided by what is left of it on average where large units pull the ratio towards themselves.
-    Strata keep their shares. Degrees of freedom are Satterthwaite's; a stratum has the effective number of its units
-    less one.
+    Cochran 1977, 6.11), corrected for large units: they pull the ratio towards themselves, so their residuals are too
+    small. Strata keep their shares. Degrees of freedom are Satterthwaite's; a stratum has the effective number of its
+    units less one.
 
     Args:
         totals: of each part of a unit, such as a window's nats, [n].
-        per: what their sum is divided by the sum of, such as a window's tokens, [n].
-        units: the unit of each part, [n]; numbers that no two strata share.
+        per: denominators of each part, such as a window's tokens, [n].
+        units: the unit of each part, [n]; strata have different numbers.
         strata: the stratum of each part, [n].
     """
     value = float(totals.sum() / per.sum())
     inside = [strata == stratum for stratum in np.unique(strata)]
     if any(len(np.unique(units[here])) < 2 for here in inside):
-        inside = [np.ones(len(units), dtype=np.bool_)]  # a unit alone tells nothing: as if all were of one stratum
+        inside = [np.ones(len(units), dtype=np.bool_)]  # a single unit has no variance: treat all as one stratum
     variances, degrees = [], []
     for here in inside:
         share, variance, freedom = _variance_of_ratio(totals[here], per[here], units[here])
@@ -79,7 +79,7 @@ def ratio_estimate(
 def _variance_of_ratio(
     totals: NDArray[np.float64], per: NDArray[np.int64], units: NDArray[np.int64]
 ) -> tuple[float, float, float]:
-    """Of one stratum: the sum of `per`, the variance of its ratio, and the degrees of freedom of that."""
+    """For one stratum: the sum of `per`, the variance of its ratio, and its degrees of freedom."""
     unit_of = np.unique(units, return_inverse=True)[1]
     sizes = np.bincount(unit_of, per)
     residuals = np.bincount(unit_of, totals - totals.sum() / per.sum() * per)
@@ -87,7 +87,7 @@ def _variance_of_ratio(
     squares = float((shares**2).sum())
     if squares == 1.0:
         return float(sizes.sum()), math.nan, 1.0
-    # The mean of a residual's square is (1 + Σh² - 2h) of that of its error, where errors grow like sizes.
+    # The mean square of a residual is (1 + Σh² - 2h) of that of its error, if errors are proportional to sizes.
     left = 1 + squares - 2 * float((shares**3).sum()) / squares
     return float(sizes.sum()), float((residuals**2).sum()) / float(sizes.sum()) ** 2 / left, 1 / squares - 1
 
@@ -108,7 +108,7 @@ def difference_row(difference: float, error: float) -> dict[str, float | list[fl
 
 
 def share_interval(share: float, count: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share among `count` (1927): right for small counts, and near 0 and 1."""
+    """Wilson's 95 % interval of a share among `count` (1927), also valid for small counts, and near 0 and 1."""
     z2 = NORMAL_95**2
     middle = (share * count + z2 / 2) / (count + z2)
     margin = NORMAL_95 / (count + z2) * math.sqrt(count * share * (1 - share) + z2 / 4)
@@ -128,15 +128,15 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[fl
 
 
 def residual_deviation(values: NDArray[np.float64]) -> float | None:
-    """Standard deviation of runs once the means of variants and of seeds are taken away (two-way analysis of variance).
+    """Standard deviation of runs after removing the means of variants and seeds (two-way analysis of variance).
 
-    What a seed does to all variants alike does not change their order, so this is the noise of a ranking.
+    A seed's effect on all variants alike does not change their order, so this is the noise of a ranking.
 
     Args:
         values: of variants trained with the same seeds, [variants, seeds].
 
     Returns:
-        The deviation, with (variants − 1)(seeds − 1) degrees of freedom; None where there are none.
+        The deviation, with (variants − 1)(seeds − 1) degrees of freedom; None if these are 0.
     """
     degrees = (values.shape[0] - 1) * (values.shape[1] - 1)
     if degrees < 1:
@@ -146,7 +146,7 @@ def residual_deviation(values: NDArray[np.float64]) -> float | None:
 
 
 def expected_maximum(count: int) -> float:
-    """What the largest of so many standard normal draws is on average: how far the best of equals stands out."""
+    """The expected maximum of `count` standard normal draws: how far the best of equals stands out."""
     from scipy.special import ndtr
 
     x, step = np.linspace(-9.0, 9.0, 3601, retstep=True)
@@ -155,7 +155,7 @@ def expected_maximum(count: int) -> float:
 
 
 def task_standard_error(accuracy: float, count: int) -> float:
-    """Standard error of the share of right answers among `count`; 0 for a single item, of which it is unknown."""
+    """Standard error of the share of right answers among `count`; 0 for a single item, for which it is unknown."""
     return math.sqrt(accuracy * (1 - accuracy) / (count - 1)) if count > 1 else 0.0
 
 
@@ -165,10 +165,10 @@ def mean_standard_error(errors: Sequence[float]) -> float:
 
 
 def pooled_standard_error(errors: Sequence[float], counts: Sequence[int]) -> float:
-    """What lm-eval prints for a suite: sqrt([Σ (n−1)·se²·n / (Σn − k)] / Σn).
+    """The error that lm-eval prints for a suite: sqrt([Σ (n−1)·se²·n / (Σn − k)] / Σn).
 
-    It is the error of the mean over all items, not of the mean over tasks that stands beside it: where tasks differ in
-    size it is too small. Published tables quote it; nothing is to be concluded from it.
+    It is the error of the mean over all items, not of the mean over tasks beside it: if tasks differ in size, it is too
+    small. Published tables quote it; do not draw conclusions from it.
     """
     total = sum(counts)
     if total == len(counts):
@@ -180,8 +180,8 @@ def pooled_standard_error(errors: Sequence[float], counts: Sequence[int]) -> flo
 def difference_standard_error(differences: NDArray[np.int64]) -> float:
     """Standard error of the mean of paired differences of decisions, each 1, 0 or −1.
 
-    Half an item more is counted on both sides, so that a few items that all differ one way are not taken for
-    certainty (Agresti and Min 2005).
+    Half an item is added on both sides, so that a few items that all differ one way do not count as certainty (Agresti
+    and Min 2005).
     """
     count = len(differences) + 1
     mean, square = float(differences.sum()) / count, (float((differences != 0).sum()) + 1) / count
@@ -189,11 +189,11 @@ def difference_standard_error(differences: NDArray[np.int64]) -> float:
 
 
 def mcnemar_p_value(differences: Sequence[NDArray[np.int64]], draws: int = 100_000, seed: int = 0) -> float:
-    """Two-sided p-value that two models are equally accurate, as the mean over tasks has it.
+    """Two-sided p-value of two models having equal accuracy, as the mean over tasks.
 
-    Under that hypothesis an item that one model alone gets right falls to either with probability one half. Of a single
-    task, or tasks of one size, that is McNemar's exact test (1947). Otherwise the discordant items of each task are
-    dealt out anew `draws` times; the smallest p-value is then 1 / (draws + 1) (Phipson and Smyth 2010).
+    Under that hypothesis an item that only one model gets right belongs to either with probability one half. For a
+    single task, or tasks of one size, this is McNemar's exact test (1947). Otherwise the discordant items of each task
+    are reassigned at random `draws` times; the smallest p-value is then 1 / (draws + 1) (Phipson and Smyth 2010).
 
     Args:
         differences: for each task, 1, 0 or −1 for each item: whether the first model alone is right, or the second.

@@ -1,4 +1,4 @@
-"""A model on everything that a BabyLM download has data for: figures, a table, and predictions as the pipeline's own.
+"""A model on all data of a BabyLM download: figures, a table, and predictions in the pipeline's form.
 
 `palenka eval RUN --babylm evaluation_data --out FILE.json`
 """
@@ -22,17 +22,17 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 REVISION = "main"
-"""What the pipeline calls a model's only, or last, revision."""
+"""The pipeline's name of a model's only or last revision."""
 _WHOSE = "model.json"
-"""Beside predictions: the weights of the model that they are of."""
+"""File beside predictions with the hash of their model's weights."""
 
 
 def folders_below(download: Path, fast: bool = False) -> dict[str, Path]:
-    """The folder of every suite that a download has files for: in it, or in a folder of it such as full_eval.
+    """The folder of every suite with files in a download, or in one of its folders such as full_eval.
 
     Args:
         download: the evaluation data, unpacked.
-        fast: the small parts that revisions are measured on, of the suites that have one.
+        fast: only the small parts for revisions, of the suites that have one.
 
     Raises:
         UserError: if there is none.
@@ -54,7 +54,7 @@ def folders_below(download: Path, fast: bool = False) -> dict[str, Path]:
 
 
 def measure_submission(model: Path, download: Path, conditions: Conditions, out: Path) -> Results:
-    """Measure a model on all that a download has and that is short enough for it, and write what a submission needs.
+    """Measure a model on all texts of a download that fit it, and write the files of a submission.
 
     FILE.json and FILE.parquet as for any suites, FILE.md with the published rows, and beside them the predictions in
     results/MODEL/main, as the pipeline's collating script reads them.
@@ -62,8 +62,8 @@ def measure_submission(model: Path, download: Path, conditions: Conditions, out:
     Args:
         model: its directory.
         download: the evaluation data, unpacked.
-        conditions: the protocol of 2025 and 2026 takes the place of another.
-        out: FILE.json. What it has already is not computed again.
+        conditions: the protocol is replaced by that of 2025 and 2026.
+        out: FILE.json. Figures that it already has are not computed again.
 
     Raises:
         UserError: for data or a model that cannot be measured, or a file that cannot be written.
@@ -85,15 +85,15 @@ def read_data(folders: Mapping[str, Path], conditions: Conditions) -> dict[str, 
     """The data of each suite, by suite, for `write_predictions`.
 
     Raises:
-        UserError: naming what is wrong with them, and where.
+        UserError: with the mistake and its place.
     """
     return {name: SUITES[name].read(folder, conditions) for name, folder in folders.items()}
 
 
 def own_predictions_folder(out: Path, model: str, weights: str, revision: str = REVISION) -> Path:
-    """The folder of a model's predictions beside a file of results, as the pipeline's collating script reads them.
+    """The folder of a model's predictions beside a file of results, in the paths of the pipeline's collating script.
 
-    A record in it keeps whose they are; what killed writers left there is removed.
+    A record in it names their model; leftovers of killed writers are removed.
 
     Raises:
         UserError: if it has predictions of another model of that name, or of another program.
@@ -111,13 +111,13 @@ def own_predictions_folder(out: Path, model: str, weights: str, revision: str = 
 def write_predictions(
     folders: Mapping[str, Path], data: Mapping[str, Any], items: Mapping[str, "pa.Table"], directory: Path
 ) -> None:
-    """Write what a model chose, as the official pipeline does.
+    """Write a model's choices, as the official pipeline does.
 
     Args:
         folders: of the suites' data, by suite.
-        data: of these, as `read_data` has them.
+        data: of these, from `read_data`.
         items: of each suite.
-        directory: of `own_predictions_folder`.
+        directory: from `own_predictions_folder`.
     """
     for name, folder in folders.items():
         for path, groups in SUITES[name].predictions(folder, data[name], items[name]).items():

@@ -1,7 +1,7 @@
-"""What a suite says of itself: where its data lies, how it measures a model item by item, and its figures from that.
+"""The base class of suites: where the data lies, how a model is measured item by item, and the figures.
 
-A suite of a user's own is one file: it derives from `Suite`, or from `eval.decisions.DecisionSuite` where a model gets
-items right or wrong, and registers itself in `eval.suites.SUITES`. Everything else asks a suite only what is here.
+Your own suite is one file: it derives from `Suite`, or from `eval.decisions.DecisionSuite` if a model gets items right
+or wrong, and registers itself in `eval.suites.SUITES`. All other code uses only this interface.
 """
 
 import hashlib
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
 
 Data = TypeVar("Data")
 PredictionFiles = dict[str, dict[str, dict[str, list[dict[str, Any]]]]]
-"""What the official pipeline would have written: by a file's path below results/MODEL/REVISION, its content
-``{group: {"predictions": [{"id": …, "pred": …}]}}``; with NaN where the pipeline has it."""
+"""The official pipeline's files: by a file's path below results/MODEL/REVISION, its content ``{group: {"predictions":
+[{"id": …, "pred": …}]}}``, with the pipeline's NaNs."""
 PairPrecision = Literal["float32", "bf16"]
-"""What texts may be scored in."""
+"""Types for scoring texts."""
 
 
 class Conditions(Settings):
-    """What a model is measured under; a suite reads what concerns it."""
+    """The conditions of a measurement; a suite reads those that concern it."""
 
     protocol: Protocol = "babylm-2024"
     """How minimal pairs are read and scored: babylm-2024 is that of the published tables."""
@@ -42,17 +42,17 @@ class Conditions(Settings):
     """Type that minimal pairs are computed in; with bf16 the agreement with float32 is reported. held_out is always
     in float32."""
     split: str = "test"
-    """Split of the corpus, for held_out; dev is what checkpoints and points of a grid are chosen on."""
+    """Split of the corpus, for held_out; dev already chose checkpoints and points of a grid."""
     length: int = Field(default=128, ge=2, le=2**17)
     """Tokens in a window, for held_out."""
     windows: int | None = Field(default=None, ge=2)
-    """Windows for held_out, a sample that is the same for every model; all of them unless given."""
+    """Number of windows for held_out, a sample that is the same for every model; default: all."""
     seeds: tuple[int, ...] = Field(default=(42,), min_length=1)
     """Seeds for glue; every task is fine-tuned once with each, as --seeds 42 43 44."""
     tasks: tuple[TaskName, ...] = ()
-    """Tasks for glue; all that have files unless given."""
+    """Tasks for glue; default: all with files."""
     limit: int | None = Field(default=None, ge=1)
-    """Maximum examples of a glue task, to train on and to measure on: for a quick run that shows that all works."""
+    """Maximum examples of a glue task, for training and for measurement each, as a quick check."""
 
     @field_validator("seeds")
     @classmethod
@@ -63,15 +63,15 @@ class Conditions(Settings):
 
 
 class Score(Settings):
-    """A value, and how well it is known."""
+    """A value with its uncertainty."""
 
     value: float
     stderr: float | None = None
-    """Standard error, where it is known."""
+    """Standard error, if known."""
     interval: tuple[float, float] | None = None
-    """Of 95 %, where it is known."""
+    """95 % interval, if known."""
     n: int | None = None
-    """What the value is a mean over: items, words, bytes."""
+    """Number of items, words or bytes that the value is a mean over."""
 
     def __str__(self) -> str:
         if self.interval is not None:
@@ -83,32 +83,32 @@ class Figure(Score):
     """A figure of a suite."""
 
     unit: str = ""
-    """Such as nats per token; none of a share."""
+    """Unit, such as nats per token; empty for a share."""
     higher_is_better: bool
     chance: float | None = None
-    """What guessing gives, where that is known."""
+    """The value of guessing, if known."""
     pooled_stderr: float | None = None
-    """Standard error as lm-eval pools it over tasks, which published tables quote; too small where these differ in
+    """Standard error as lm-eval pools it over tasks and published tables quote it; too small if tasks differ in
     size."""
     tasks: dict[str, Score] = Field(default={})
-    """The same of each task, where the suite has tasks."""
+    """The same for each task, if the suite has tasks."""
 
     def without_tasks(self) -> Self:
-        """The figure of the whole suite alone."""
+        """Only the figure of the whole suite."""
         return self.model_copy(update={"tasks": {}})
 
 
 class Measured(Settings):
-    """What a suite says of a model's items."""
+    """The figures of a suite for a model's items."""
 
     figures: dict[str, Figure] = Field(min_length=1)
-    """By name; the first is what tables show and models are ranked by."""
+    """Figures by name; tables show the first, and models are ranked by it."""
     facts: dict[str, int | float] = Field(default={})
-    """What else there is to say, by name."""
+    """Further numbers, by name."""
 
     @property
     def main(self) -> Figure:
-        """The figure that stands for the suite."""
+        """The main figure of the suite."""
         return next(iter(self.figures.values()))
 
 
@@ -116,12 +116,12 @@ class Suite(ABC, Generic[Data]):
     """Data to measure a model on, and how.
 
     Attributes:
-        title: what tables call its main figure.
+        title: of its main figure in tables.
         folders: names of the subfolders that may hold its data.
-        patterns: of its files in such a folder; the first one that there are files of counts.
-        fast_folder: name of the subfolder with the small part of them that revisions are measured on; empty for none.
-        version: raised when the same data would come to give other items or figures.
-        column: of the official table (`eval.overall`) that its main figure stands in, or is part of; empty for none.
+        patterns: of its files in such a folder; the first pattern with files is used.
+        fast_folder: name of the subfolder with the small part for revisions; empty for none.
+        version: raised when the same data give other items or figures.
+        column: of the official table (`eval.overall`) that its main figure belongs to; empty for none.
     """
 
     title: str
@@ -163,11 +163,11 @@ class Suite(ABC, Generic[Data]):
         return files
 
     def fingerprint(self, folder: Path, conditions: Conditions) -> str:
-        """What is equal for the same data alone: the SHA-256 over the names and bytes of the files."""
+        """The identity of the data: the SHA-256 over the names and bytes of the files."""
         return hash_of_files(self.files(folder))
 
     def relevant(self, conditions: Conditions) -> dict[str, str | int]:
-        """Those of the conditions that decide the result, by name."""
+        """The conditions that decide the result, by name."""
         return {}
 
     @abstractmethod
@@ -180,40 +180,40 @@ class Suite(ABC, Generic[Data]):
 
     @abstractmethod
     def measure(self, data: Data, model: "EvaluatedModel", conditions: Conditions) -> "pa.Table":
-        """What a model makes of each item: a row with its ``task``, its ``index`` in that, and numbers.
+        """A model's result on each item: a row with its ``task``, its ``index`` in the task, and numbers.
 
         Raises:
-            UserError: if the model and the data do not fit.
+            UserError: if the model does not fit the data.
         """
 
     def measure_resumably(self, data: Data, model: "EvaluatedModel", conditions: Conditions, kept: Path) -> "pa.Table":
-        """As `measure`; a suite that takes long keeps in a folder what is done, and goes on from there.
+        """As `measure`; a suite that takes long keeps finished parts in a folder, and resumes there.
 
         Args:
-            data: as `read` has them.
+            data: from `read`.
             model: that is measured.
             conditions: that it is measured under.
-            kept: a folder of the suite's own beside the results; it need not exist.
+            kept: the suite's own folder beside the results; it need not exist.
         """
         return self.measure(data, model, conditions)
 
     def predictions(self, folder: Path, data: Data, items: "pa.Table") -> PredictionFiles:
-        """What a model chose, as files of the official pipeline; none for a suite that this does not know.
+        """A model's choices as files of the official pipeline; none for a suite that the pipeline lacks.
 
         Args:
-            folder: that the data are in; its name is part of the files' paths.
-            data: as `read` has them.
-            items: as `measure` has them.
+            folder: of the data; its name is part of the files' paths.
+            data: from `read`.
+            items: from `measure`.
         """
         return {}
 
     @abstractmethod
     def figures(self, items: "pa.Table") -> Measured:
-        """The figures of a table of items, and of nothing else."""
+        """The figures of a table of items; they depend on nothing else."""
 
     @abstractmethod
     def compare(self, ours: "pa.Table", theirs: "pa.Table") -> dict[str, Any]:
-        """Two models on the same items, in the same order.
+        """Compare two models on the same items, in the same order.
 
         Returns:
             A row ``{"n", "first", "second", "difference", "interval"}`` of the main figure, with ``"p_value"`` and
@@ -222,7 +222,7 @@ class Suite(ABC, Generic[Data]):
 
 
 def visible_files(folder: Path, pattern: str) -> list[Path]:
-    """The files of a folder that match a pattern, by name; no pipes, nor what a Mac puts beside files (`._name`)."""
+    """The files of a folder that match a pattern, by name, without pipes and a Mac's `._name` files."""
     return [file for file in sorted(folder.glob(pattern)) if not file.name.startswith(".") and not is_pipe(file)]
 
 
@@ -233,7 +233,7 @@ def hash_of_files(files: Iterable[Path]) -> str:
 
 
 def column(items: "pa.Table", name: str) -> NDArray[Any]:
-    """A column of a table; NaN where a number is missing."""
+    """A column of a table; NaN if a number is missing."""
     values: NDArray[Any] = items.column(name).to_numpy(zero_copy_only=False)
     return values
 

@@ -1,4 +1,4 @@
-"""The suites that a model can be measured on, and where their data lies."""
+"""The registered suites, and the folders of their data."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -63,7 +63,7 @@ def _registered(name: str) -> str:
 
 
 SuiteName = Annotated[str, AfterValidator(_registered)]
-"""The name of a suite that is registered."""
+"""The name of a registered suite."""
 
 
 def folders_of(suites: Sequence[str], data: Path | Mapping[str, Path]) -> dict[str, Path]:
@@ -90,7 +90,7 @@ def folders_of(suites: Sequence[str], data: Path | Mapping[str, Path]) -> dict[s
         name: [data / folder for folder in SUITES[name].all_folders if (data / folder).is_dir()] for name in suites
     }
     if len(suites) == 1:
-        # Its own folder comes first: a folder of pairs may lie beside one that is named like a suite.
+        # The folder itself comes first: a folder of pairs may lie beside one that is named like a suite.
         (name,) = suites
         is_its_own = bool(SUITES[name].found_in(data)) or not below[name]
         return {name: data if is_its_own else below[name][0]}

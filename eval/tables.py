@@ -25,7 +25,7 @@ TableFormat = Literal["markdown", "csv", "latex"]
 
 
 class Row(NamedTuple):
-    """A line of a table: a model, what its figures are from, and its main figures by suite."""
+    """A line of a table: a model, the source of its figures, and its main figures by suite."""
 
     model: str
     source: str
@@ -40,7 +40,7 @@ _HEADS = [
         r"\\begin\{tabular\}\{lr*l\}\n\\hline\nmodel & .*source ",
     )
 ]
-"""How a table begins in each form."""
+"""The beginning of a table in each form."""
 _PUBLISHED_SUITES = ("blimp_supplement", "blimp_filtered", "ewok_filtered")
 """Columns of every table, in the order of the published one."""
 
@@ -66,16 +66,16 @@ PUBLISHED = (
 
 
 def export(files: Sequence[str], form: TableFormat, published: bool, with_overall: bool = False) -> str:
-    """A table of results in a form, its last line ended.
+    """A table of results in a form, ending in a newline.
 
     Args:
         files: ``FILE.json`` or ``NAME=FILE.json``; those of one name share a row.
         form: of the table.
-        published: whether the published rows stand above.
+        published: whether to put the published rows above.
         with_overall: whether our rows end with the overall figure of the official table of 2026.
 
     Raises:
-        UserError: if a file holds no results, or two of one name disagree.
+        UserError: if a file has no results, or two of one name disagree.
     """
     models = _by_model(files)
     rows = [*(PUBLISHED if published else ()), *(_row(model, suites, with_overall) for model, suites in models.items())]
@@ -89,10 +89,10 @@ def export(files: Sequence[str], form: TableFormat, published: bool, with_overal
 
 
 def write_table(out: Path, table: str) -> None:
-    """Write a table, whole or not at all.
+    """Write a table, atomically.
 
     Raises:
-        UserError: if something else than a table is there, or it cannot be written.
+        UserError: if anything but a table is there, or it cannot be written.
     """
     require_table(out)
     with writing(out):
@@ -100,7 +100,7 @@ def write_table(out: Path, table: str) -> None:
 
 
 def require_table(out: Path) -> None:
-    """Refuse to write over something else than a table of ours, such as the results that it is made of.
+    """Refuse to overwrite anything but a table of ours, such as the results in it.
 
     Raises:
         UserError: if something else is there.
@@ -109,7 +109,7 @@ def require_table(out: Path) -> None:
 
 
 def print_results(results: Results, console: Console) -> None:
-    """Print a table for each suite: its tasks and its figures, and what else it says."""
+    """Print a table for each suite: its tasks, figures and facts."""
     for result in results.suites:
         under = "".join(f", {name} {value}" for name, value in result.conditions.items())
         columns = [Column(name, justify="right", no_wrap=True) for name in ("value", "n")]
@@ -127,7 +127,7 @@ def print_results(results: Results, console: Console) -> None:
 
 
 Measures = dict[str, tuple[Results, SuiteResult]]
-"""The results of a model by suite, each with what is said of its file."""
+"""The results of a model by suite, each with the results of its file."""
 
 
 def _by_model(files: Sequence[str]) -> dict[str, Measures]:
@@ -151,7 +151,7 @@ def _by_model(files: Sequence[str]) -> dict[str, Measures]:
 
 
 def _difference(ours: tuple[Results, SuiteResult], others: tuple[Results, SuiteResult]) -> str | None:
-    """Why two results cannot stand in one row, or None."""
+    """The reason why two results cannot share a row, or None."""
     (file, result), (other_file, other) = ours, others
     if result.suite == other.suite:
         return f"another {result.suite}"
@@ -171,7 +171,7 @@ def _row(model: str, suites: Measures, with_overall: bool) -> Row:
 
 
 def _quoted(figure: Figure) -> Score:
-    """A figure with the standard error that the published rows have too."""
+    """A figure with the kind of standard error of the published rows."""
     stderr = figure.stderr if figure.pooled_stderr is None else figure.pooled_stderr
     return Score(value=figure.value, stderr=stderr)
 
@@ -210,7 +210,7 @@ _LATEX = {character: rf"\{character}" for character in "&%$#_{}"} | {
     "±": r"$\pm$",
     "–": "--",
 }
-"""How LaTeX writes the characters that mean something to it, and ours that old fonts lack."""
+"""LaTeX's form of its special characters, and of ours that old fonts lack."""
 
 
 def _latex_line(cells: Sequence[str]) -> str:
@@ -218,7 +218,7 @@ def _latex_line(cells: Sequence[str]) -> str:
 
 
 def _cells(row: Row, columns: Mapping[str, str], plus_minus: str, nothing: str) -> list[str]:
-    """Figures as the published table has them: three digits, four of the standard error."""
+    """Figures as in the published table: three digits, four for the standard error."""
     cells = []
     for key in columns:
         figure = row.figures.get(key)

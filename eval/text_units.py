@@ -1,10 +1,11 @@
-"""Which windows of a split belong together: what is drawn as one where an interval says how well a level is known.
+"""Units of a split's text: groups of windows that intervals of a level sample as one.
 
-Neighbouring windows are alike (the same author, topic, conversation), so drawn one by one they would count as more
-evidence than they are. A unit is a run of whole documents: those that begin in the same twentieth of their source.
-Where documents are few, and so large that these runs would be less than five equal ones, it is a fifth of the source:
-means of a few long batches of a dependent series are nearly independent (Schmeiser 1982); ten were measured to be too
-short for transcripts and books. Sources, the files of a split, are strata: a split has its share of each on purpose.
+Neighbouring windows are alike (the same author, topic, conversation), so sampled one by one they would count as more
+evidence than they are. A unit is a run of whole documents: those that begin in the same twentieth of their source. If
+documents are few, and so large that these runs would be worth less than five equal ones, it is a fifth of the source:
+means of a few long batches of a dependent series are nearly independent (Schmeiser 1982). Ten blocks were measured to
+be too short for transcripts and books. Sources, the files of a split, are strata, since a split has fixed shares of
+them.
 """
 
 from typing import TYPE_CHECKING, NamedTuple
@@ -18,20 +19,20 @@ if TYPE_CHECKING:
 DOCUMENTS, BLOCK = "documents", "block"
 """Kinds of units."""
 _RUNS, _BLOCKS = 20, 5
-"""At most, of a source."""
+"""Maximum numbers of units in a source."""
 _FEWEST_RUNS = 5
-"""Effective number of the runs of documents, (Σ length)² / Σ length²."""
+"""Minimum effective number of runs of documents, (Σ length)² / Σ length²."""
 
 
 class TextUnits(NamedTuple):
-    """Of each window its source, [n], and its unit in that, [n]: such as "documents 3" or "block 7"."""
+    """The source of each window, [n], and its unit in the source, [n], such as "documents 3" or "block 7"."""
 
     sources: NDArray[np.str_]
     units: NDArray[np.str_]
 
 
 def text_units(corpus: "Corpus", starts: NDArray[np.int64]) -> TextUnits:
-    """Where windows belong that begin at some places of a split's tokens, [n]."""
+    """The units of windows that begin at given places of a split's tokens, [n]."""
     bounds = np.cumsum([0, *(source.counts.tokens for source in corpus.sources)])
     source_of = np.searchsorted(bounds, starts, side="right") - 1
     document_of = np.searchsorted(corpus.document_starts, starts, side="right") - 1

@@ -1,6 +1,6 @@
-"""Wug tests: how alike a model and people weigh two forms of a made-up word.
+"""Wug tests: the agreement of a model and people on two forms of a made-up word.
 
-A row's `sentences` holds two texts, parted by a tab; its `ratio` is the share of people who chose the first. A model's
+A row's `sentences` has two texts, separated by a tab; its `ratio` is the share of people who chose the first. A model's
 share is the softmax over the two texts' log-probabilities, and the figure Spearman's correlation of the two shares.
 """
 
@@ -32,7 +32,7 @@ class Wug(ScoredChoices):
     Attributes:
         title: as tables have it.
         folders: names of the subfolders that may hold its data.
-        pipeline_task: what the official pipeline calls it.
+        pipeline_task: the official pipeline's name.
     """
 
     title: str
@@ -57,7 +57,7 @@ class Wug(ScoredChoices):
         errors = jackknife_errors(lambda kept: np.array([spearman(shares[kept], ratios[kept])]), np.arange(len(items)))
         error, interval = None if errors is None else float(errors[0]), None
         if error is not None and abs(value) < 1:
-            # On Fisher's scale the correlation has nearly the same error wherever it lies.
+            # On Fisher's scale the error of a correlation hardly depends on its value.
             middle, margin = math.atanh(value), NORMAL_95 * error / (1 - value**2)
             interval = math.tanh(middle - margin), math.tanh(middle + margin)
         figure = Figure(
@@ -103,7 +103,7 @@ class Wug(ScoredChoices):
 
 
 def spearman(values: NDArray[np.float64], others: NDArray[np.float64]) -> float:
-    """Spearman's rank correlation; 0 where one side has no order, since all of it is equal."""
+    """Spearman's rank correlation; 0 if all values of one side are equal."""
     from scipy.stats import spearmanr
 
     if np.ptp(values) == 0 or np.ptp(others) == 0:

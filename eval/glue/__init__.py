@@ -1,1 +1,1 @@
-"""The tasks of (Super)GLUE that a model is fine-tuned on: `palenka eval RUN --suite glue`."""
+"""Fine-tuning on tasks of (Super)GLUE: `palenka eval RUN --suite glue`."""

@@ -1,4 +1,4 @@
-"""A causal model with a head that names a class, read at the last token of each text.
+"""A causal model with a classification head, read at the last token of each text.
 
 Shape legend: B texts, L tokens of the longest of them, D hidden size, C classes.
 """
@@ -19,7 +19,7 @@ _DROPOUT = 0.1
 
 
 class TokenBatch(NamedTuple):
-    """Texts as tokens, padded on the right whatever side a tokenizer pads: what is read never follows padding.
+    """Texts as tokens, padded on the right whatever the tokenizer says, so that no token follows padding.
 
     Attributes:
         tokens: [B, L].
@@ -34,8 +34,8 @@ class Classifier(nn.Module):
     """The bare model with the recipe's head: LayerNorm, Linear, GELU, LayerNorm, Dropout, Linear, no weights in norms.
 
     Args:
-        model: a causal language model, of which the output embedding is left out.
-        classes: that the head tells apart.
+        model: a causal language model, used without its output embedding.
+        classes: number of classes.
     """
 
     def __init__(self, model: PreTrainedModel, classes: int) -> None:
@@ -65,14 +65,14 @@ class Classifier(nn.Module):
 def encode_examples(
     tokenizer: "PreTrainedTokenizerBase", examples: Sequence[Example], length: int
 ) -> list[tuple[int, ...]]:
-    """The tokens of each pair of texts, as the tokenizer makes pairs, the longer text cut first to a length."""
+    """The tokens of each pair of texts, as the tokenizer joins pairs, truncated to a length, the longer text first."""
     firsts, seconds = [example.first for example in examples], [example.second for example in examples]
     encoded = tokenizer(firsts, seconds, truncation=True, max_length=length, verbose=False)
     return [tuple(tokens) for tokens in encoded["input_ids"]]
 
 
 def batch_of(texts: Sequence[tuple[int, ...]], device: torch.device) -> TokenBatch:
-    """Some texts together, padded with token 0, which is masked."""
+    """A batch of texts, padded with token 0, which is masked."""
     lengths = torch.tensor([len(text) for text in texts], device=device)
     rows = [torch.tensor(text) for text in texts]
     return TokenBatch(nn.utils.rnn.pad_sequence(rows, batch_first=True).to(device), lengths)

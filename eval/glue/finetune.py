@@ -1,8 +1,8 @@
 """Fine-tuning a model on one task with one seed, by the recipe of 2025 and 2026.
 
-AdamW (weight decay 0.01) at 3e-5, 6 % of the steps of warm-up, then a cosine to a tenth of the rate; what is left of an
-epoch's examples beside full batches is not read. After every epoch the validation examples are predicted; those of the
-best epoch are the task's predictions. So the epoch is chosen on what is measured: the figures flatter, all alike.
+AdamW (weight decay 0.01) at 3e-5, 6 % of the steps of warm-up, then a cosine to a tenth of the rate; an epoch's last
+incomplete batch is not read. The validation examples are predicted after every epoch, and the best epoch gives the
+task's predictions. So the epoch is chosen on the measured data, which flatters all figures alike.
 """
 
 import math
@@ -26,19 +26,19 @@ if TYPE_CHECKING:
 
 LEARNING_RATE, WEIGHT_DECAY, WARM_UP, LEAST_RATE = 3e-5, 0.01, 0.06, 0.1
 LENGTH = 512
-"""Tokens of a pair of texts that are read; as many as the model has positions for, if these are fewer."""
+"""Maximum tokens of a pair of texts; fewer if the model has fewer positions."""
 _VALID_BATCH = 64
 _TOKENS_PER_PASS, _GPU_TOKENS_PER_PASS = 1024, 2**15
-"""Of a step: more on a CPU are mostly padding, more on a GPU may be more than its memory."""
+"""Tokens of a pass: more would be mostly padding on a CPU, and could exceed a GPU's memory."""
 
 
 @dataclass(frozen=True)
 class FineTuned:
-    """What one task and one seed gave.
+    """The result of one task and one seed.
 
     Attributes:
         predictions: the labels of the validation examples, at the best epoch.
-        scores: of each epoch, by the metric that decides.
+        scores: of each epoch, by the deciding metric.
     """
 
     predictions: list[int]
@@ -55,7 +55,7 @@ def fine_tune(
         task: of the recipe.
         data: its examples.
         seed: of the head's weights, the order of the examples and dropout.
-        advance: is told how many examples are read; `examples_read` of them in all.
+        advance: called with numbers of examples read; `examples_read` in total.
 
     Raises:
         UserError: if the loss is not finite.
@@ -101,9 +101,9 @@ def fine_tune(
 def parts_of(
     chosen: NDArray[np.int64], texts: Sequence[tuple[int, ...]], tokens_at_most: int
 ) -> list[NDArray[np.int64]]:
-    """The texts of a step in passes of at most so many tokens, padding included; those of similar length together.
+    """The texts of a step in passes of at most `tokens` tokens including padding, grouped by similar length.
 
-    The step's gradient is the same. A batch that fits stays as it is.
+    The step's gradient is the same. A batch that fits is not split.
     """
     lengths = np.array([len(texts[place]) for place in chosen])
     if len(chosen) * lengths.max() <= tokens_at_most:
@@ -117,13 +117,13 @@ def parts_of(
 
 
 def examples_read(task: GlueTask, data: TaskData) -> int:
-    """How many examples fine-tuning reads, those that it predicts among them."""
+    """Number of examples that fine-tuning reads, including predictions."""
     trained = max(len(data.train) // task.batch * task.batch, min(task.batch, len(data.train)))
     return task.epochs * (trained + len(data.valid))
 
 
 def rate_over(steps: int) -> Callable[[int], float]:
-    """The share of the learning rate at each step: from 0 in a line, then half a cosine down to a tenth."""
+    """The fraction of the learning rate at each step: linear from 0, then half a cosine down to a tenth."""
     warm_up = int(WARM_UP * steps)
 
     def rate(step: int) -> float:
@@ -137,7 +137,7 @@ def rate_over(steps: int) -> Callable[[int], float]:
 
 @torch.inference_mode()
 def predict(classifier: Classifier, texts: Sequence[tuple[int, ...]]) -> NDArray[np.int64]:
-    """The label of each text, [n]; texts of similar length together."""
+    """The label of each text, [n]; texts are grouped by similar length."""
     classifier.eval()
     device = next(classifier.parameters()).device
     places = sorted(range(len(texts)), key=lambda place: len(texts[place]))

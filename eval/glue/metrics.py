@@ -1,7 +1,7 @@
-"""Accuracy, F1 and Matthews' correlation of predictions, also of samples that are drawn anew.
+"""Accuracy, F1 and Matthews' correlation of predictions, also of resamples.
 
 Shape legend: n examples, K seeds, U different rows (label, predictions of all seeds) among the examples, R resamples.
-How often each row is drawn is multinomial: a resample costs U numbers, not n.
+The counts of the rows are multinomial, so a resample costs U numbers, not n.
 """
 
 import math
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 Metric = Callable[[Integers, Integers, Floats], Floats]
-"""From labels [U], predictions [U] and how often each row is there, [..., U]: the values, [...]."""
+"""From labels [U], predictions [U] and the counts of the rows, [..., U], to values, [...]."""
 
 _RESAMPLES = 1_000
 
@@ -26,7 +26,7 @@ def accuracy(labels: Integers, predictions: Integers, weights: Floats) -> Floats
 
 
 def f1(labels: Integers, predictions: Integers, weights: Floats) -> Floats:
-    """The harmonic mean of precision and recall of label 1; 0 where it is neither given nor predicted."""
+    """The harmonic mean of precision and recall of label 1; 0 if the label is neither given nor predicted."""
     both = weights @ ((labels == 1) & (predictions == 1)).astype(np.float64)
     either = weights @ ((labels == 1).astype(np.float64) + (predictions == 1))
     means: Floats = np.divide(2 * both, either, out=np.zeros_like(both), where=either > 0)
@@ -34,7 +34,7 @@ def f1(labels: Integers, predictions: Integers, weights: Floats) -> Floats:
 
 
 def mcc(labels: Integers, predictions: Integers, weights: Floats) -> Floats:
-    """Matthews' correlation of any number of classes (Gorodkin 2004); 0 where one side names one class alone."""
+    """Matthews' correlation of any number of classes (Gorodkin 2004); 0 if one side has only one class."""
     classes = np.arange(max(labels.max(), predictions.max()) + 1)
     given = weights @ (labels[:, None] == classes).astype(np.float64)
     predicted = weights @ (predictions[:, None] == classes).astype(np.float64)
@@ -47,7 +47,7 @@ def mcc(labels: Integers, predictions: Integers, weights: Floats) -> Floats:
 
 @dataclass(frozen=True)
 class Known:
-    """A value, and how well it is known.
+    """A value with its uncertainty.
 
     Attributes:
         value: the mean over seeds.
@@ -61,7 +61,7 @@ class Known:
 
 
 def mean_over_seeds(metric: Metric, labels: Integers, predictions: Integers) -> Known:
-    """A metric's mean over seeds; examples are drawn anew together for all seeds, and seeds vary beside them.
+    """A metric's mean over seeds, with errors from resampled examples (the same for all seeds) and from seeds.
 
     Args:
         metric: one of this module's.

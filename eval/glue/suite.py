@@ -1,4 +1,4 @@
-"""The suite of fine-tuned tasks: which tasks and seeds, what is kept of those that are done, and its figures."""
+"""The suite of fine-tuned tasks: tasks and seeds, kept results of finished ones, and figures."""
 
 import hashlib
 import json
@@ -47,7 +47,7 @@ class Glue(Suite[GlueData]):
     column = "GLUE"
 
     def fingerprint(self, folder: Path, conditions: Conditions) -> str:
-        """Of the files of the tasks that are measured."""
+        """Fingerprint of the files of the measured tasks."""
         return hash_of_files(file for task in self._tasks(folder, conditions) for file in files_of(folder, task))
 
     def relevant(self, conditions: Conditions) -> dict[str, str | int]:
@@ -56,7 +56,7 @@ class Glue(Suite[GlueData]):
         return {"seeds": " ".join(map(str, conditions.seeds)), **limit}
 
     def read(self, folder: Path, conditions: Conditions) -> GlueData:
-        """The examples of every task that is asked for; or of all that have files, and says which have not."""
+        """The examples of every requested task; or of all with files, naming those without."""
         if absent := [task for task in TASKS if not all(file.is_file() for file in files_of(folder, task))]:
             named = [task for task in absent if task in conditions.tasks]
             if named or len(absent) == len(TASKS):
@@ -67,13 +67,13 @@ class Glue(Suite[GlueData]):
         return {task: read_task(folder, task, conditions.limit) for task in self._tasks(folder, conditions)}
 
     def measure(self, data: GlueData, model: "EvaluatedModel", conditions: Conditions) -> "pa.Table":
-        """The predictions of every task and seed, nothing of them kept."""
+        """The predictions of every task and seed, without keeping results."""
         return self.measure_resumably(data, model, conditions, None)
 
     def measure_resumably(
         self, data: GlueData, model: "EvaluatedModel", conditions: Conditions, kept: Path | None
     ) -> "pa.Table":
-        """The predictions of every task and seed; what one task and one seed gave is kept in a file of its own."""
+        """The predictions of every task and seed; the result of each is kept in its own file."""
         import pyarrow as pa
 
         tables = []
@@ -86,7 +86,7 @@ class Glue(Suite[GlueData]):
         return pa.concat_tables(tables)
 
     def figures(self, items: "pa.Table") -> Measured:
-        """The mean over tasks of the metric that tables have of each; accuracy, F1 and Matthews' correlation of all."""
+        """The mean over tasks of each one's metric in tables; accuracy, F1 and Matthews' correlation of all."""
         known: dict[str, dict[str, Known]] = {name: {} for name in _METRICS}
         deviations: dict[str, float] = {}
         for task, labels, predictions in _of_tasks(items):
@@ -130,7 +130,7 @@ class Glue(Suite[GlueData]):
 
 
 _METRICS: Mapping[str, Metric | None] = {"score": None, "accuracy": accuracy, "f1": f1, "mcc": mcc}
-"""The figures by name; of the first each task has the metric that stands in tables."""
+"""The metrics by name; ``score`` is each task's metric in tables."""
 
 
 def _metric_of(task: TaskName) -> Metric:
@@ -147,7 +147,7 @@ def _of_tasks(items: "pa.Table") -> list[tuple[TaskName, Integers, Integers]]:
 
 
 def _predictions(task: TaskName, data: TaskData, model: "EvaluatedModel", seed: int, kept: Path | None) -> list[int]:
-    """What a task and a seed give: from the file where an earlier call left it, or else by fine-tuning."""
+    """The result of a task and a seed: from the file of an earlier call, or by fine-tuning."""
     from palenka.eval.glue.finetune import examples_read, fine_tune
 
     settings: GlueTask = TASKS[task]
@@ -164,7 +164,7 @@ def _predictions(task: TaskName, data: TaskData, model: "EvaluatedModel", seed: 
 
 
 def _key(model: "EvaluatedModel", task: TaskName, data: TaskData, seed: int) -> str:
-    """Equal for the same model, tokenizer, examples, recipe and seed alone."""
+    """A key that is equal only for the same model, tokenizer, examples, recipe and seed."""
     described = [model.identity, Glue.version, task, repr(TASKS[task]), seed, data.train, data.valid]
     return hashlib.sha256(json.dumps(described).encode()).hexdigest()
 

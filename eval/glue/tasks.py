@@ -14,15 +14,15 @@ TaskName = Literal["boolq", "mnli", "mrpc", "multirc", "qqp", "rte", "wsc"]
 
 @dataclass(frozen=True)
 class GlueTask:
-    """A task: how its texts are made, and what of its training is its own.
+    """A task: the form of its texts, and its own training settings.
 
     Attributes:
-        first: the first text of the tokenizer's pair, with the fields that stand in it.
+        first: template of the first text of the tokenizer's pair, with names of fields.
         second: the second text.
-        labels: how many there are; a label is a number from 0 on.
+        labels: number of labels, which count from 0.
         batch: examples in a step.
         epochs: over the training examples.
-        by_f1: whether F1 of label 1 decides on the epoch and stands in tables, or else accuracy.
+        by_f1: whether F1 of label 1 chooses the epoch and is shown in tables, or accuracy.
     """
 
     first: str
@@ -33,10 +33,10 @@ class GlueTask:
     by_f1: bool = False
 
     def example(self, row: Row) -> "Example":
-        """The example that a row of a file makes.
+        """The example of a row of a file.
 
         Raises:
-            UserError: naming the row, if a field is missing or no such text or label.
+            UserError: with the row, if a field is missing or invalid.
         """
         first, second = (_filled(template, row) for template in (self.first, self.second))
         return Example(first, second, row.whole_number("label", below=self.labels))
@@ -69,7 +69,7 @@ class TaskData(NamedTuple):
 
 
 def files_of(folder: Path, task: TaskName) -> tuple[Path, Path]:
-    """Where the examples of a task stand: those to train on, those to measure on."""
+    """The files of a task's examples: for training, and for measurement."""
     return folder / f"{task}.train.jsonl", folder / f"{task}.valid.jsonl"
 
 
@@ -77,7 +77,7 @@ def read_task(folder: Path, task: TaskName, limit: int | None) -> TaskData:
     """The examples of a task, the first ones of each kind if there is a limit.
 
     Raises:
-        UserError: naming the file and the line that are wrong.
+        UserError: with the wrong file and line.
     """
     train, valid = ([TASKS[task].example(row) for row in read_rows(file)] for file in files_of(folder, task))
     return TaskData(train[:limit], valid[:limit])
