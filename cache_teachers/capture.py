@@ -304,7 +304,6 @@ def encode_windows(
     outputs = teacher.outputs(torch.from_numpy(tokens), view, indices)
     states = teacher.at(outputs.hidden, positions)
     arrays, codes = teacher.encode(outputs, states)
-    layers = teacher.measured.layers
-    errors = {key: layers[key].squared_error(state, codes[key]) for key, state in states.items()}
+    errors = teacher.measured.stacks.squared_errors(states, codes)
     finite = finiteness({"logits": outputs.logits} | named_states(states))
     return EncodedWindows(outputs, prefixed(arrays, codes), states, errors, finite)

@@ -118,8 +118,7 @@ class Teacher:
         """
         outputs = self.outputs(tokens)
         arrays, codes = self.encode(outputs, self.at(outputs.hidden, positions))
-        hidden = {key: layer.decode(codes[key]) for key, layer in self.measured.layers.items()}
-        return TeacherSignal(self.logits, arrays, self.measured.statics, hidden)
+        return TeacherSignal(self.logits, arrays, self.measured.statics, self.measured.stacks.decode(codes))
 
     @torch.no_grad()
     def outputs(
@@ -174,7 +173,7 @@ class Teacher:
             states: of these windows at the positions kept (`at`).
         """
         arrays = self.logits.encode(outputs, self.measured.statics)
-        return arrays, {key: self.measured.layers[key].encode(layer) for key, layer in states.items()}
+        return arrays, self.measured.stacks.encode(states)
 
     def at(self, states: Mapping[str, Tensor], positions: Tensor) -> dict[str, Tensor]:
         """Hidden states [B, L, W] at the first of the positions [B, P or more], as many as are kept: [B, P, W]."""

@@ -136,9 +136,9 @@ def _errors(
         for temperature in encoding.temperatures:
             unrounded = finer.decode(arrays, statics, temperature)
             errors |= _logit_errors(logits / temperature, signal.at(temperature), unrounded, temperature)
-    for key, states in said.states.items():
-        there = torch.from_numpy(stored[codes_of(key)])
-        errors[f"hidden/{key}"] = cache.measured.layers[key].squared_error(states, there).tolist()
+    there = {key: torch.from_numpy(stored[codes_of(key)]) for key in said.states}
+    for key, squares in cache.measured.stacks.squared_errors(said.states, there).items():
+        errors[f"hidden/{key}"] = squares.tolist()
     return errors
 
 

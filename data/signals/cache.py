@@ -172,7 +172,7 @@ class TeacherCache:
             self._measured_on[device] = self.measured.to(device)
         measured = self._measured_on[device]
         logits = {name.split("/", 1)[1]: part for name, part in codes.items() if name.startswith(f"{LOGITS}/")}
-        hidden = {key: layer.decode(codes[codes_of(key)]) for key, layer in measured.layers.items()}
+        hidden = measured.stacks.decode({key: codes[codes_of(key)] for key in measured.layers})
         return TeacherSignal(self._encoding, logits, measured.statics, hidden)
 
     def bytes_per_token(self) -> dict[str, float]:

@@ -18,9 +18,10 @@ Shapes: W width of the teacher, C components (W without a basis).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Self
 
 import torch
 from torch import Tensor
@@ -45,6 +46,8 @@ _HALVINGS = 16
 class Components:
     """One layer's coordinates, measured on a sample of windows without position 0; all float32.
 
+    Of n layers as one (`stacked`) each tensor has n as first dimension, and a second one for their states.
+
     Attributes:
         values: type of the codes.
         mean: of the hidden states, [W].
@@ -68,7 +71,19 @@ class Components:
     @property
     def num_components(self) -> int:
         """C."""
-        return len(self.scale)
+        return self.scale.shape[-1]
+
+    @classmethod
+    def stacked(cls, layers: Sequence[Self]) -> Self:
+        """Several layers of equal widths as one: mean [n, 1, W], scale and variance [n, 1, C], basis [n, C, W]."""
+        mean, variance, scale = (
+            torch.stack([getattr(layer, name) for layer in layers]).unsqueeze(1)
+            for name in ("mean", "variance", "scale")
+        )
+        bases = [layer.basis for layer in layers if layer.basis is not None]
+        together = cls(layers[0].values, mean, variance, scale, torch.stack(bases) if bases else None)
+        together.__dict__["rms_deviation"] = torch.stack([layer.rms_deviation for layer in layers]).view(-1, 1, 1)
+        return together
 
     def to(self, device: torch.device) -> Components:
         """The same on another device."""
@@ -85,7 +100,7 @@ class Components:
     def encode(self, states: Tensor) -> Tensor:
         """Codes [..., C], int8 or float32, of hidden states [..., W]."""
         centred = states.float() - self.mean
-        components = centred if self.basis is None else centred @ self.basis.T
+        components = centred if self.basis is None else centred @ self.basis.mT
         return components if self.values == "float32" else _rounded(components / self.scale)
 
     def decode(self, codes: Tensor) -> Tensor:
@@ -93,7 +108,7 @@ class Components:
         return self._components(codes) / self.rms_deviation
 
     def squared_error(self, states: Tensor, codes: Tensor) -> Tensor:
-        """Residual and total sum of squares of hidden states [..., W] about the mean, [2] float64 on their device.
+        """Residual and total sum of squares of hidden states [m, W] about the mean, [2] float64 on their device.
 
         The part outside a truncated basis counts as residual.
         """
@@ -101,7 +116,8 @@ class Components:
         centred = states.to(where).float() - self.mean.to(where)
         components = self._components(codes).to(where)
         decoded = components if self.basis is None else components @ self.basis.to(where)
-        return torch.stack([part.square().sum(dtype=torch.float64) for part in (centred - decoded, centred)])
+        both = (centred - decoded, centred)
+        return torch.stack([part.square().sum(dim=(-2, -1), dtype=torch.float64) for part in both], dim=-1)
 
     def _components(self, codes: Tensor) -> Tensor:
         """Components [..., C] in the teacher's units, float32."""

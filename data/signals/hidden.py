@@ -8,7 +8,7 @@ Shapes: B batch, P positions, W width of the teacher, C components kept (W witho
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Literal, Protocol, Self
 
 import numpy as np
@@ -26,7 +26,15 @@ if TYPE_CHECKING:
 
 
 class Layer(Protocol):
-    """One layer's coordinates: how its states are encoded, and the statistics that terms use."""
+    """One layer's coordinates: how its states are encoded, and the statistics that terms use.
+
+    `stacked` makes one of n layers of equal widths: states and codes then have n as first dimension.
+    """
+
+    @classmethod
+    def stacked(cls, layers: Sequence[Self]) -> Self:
+        """Several layers of equal widths as one, whose states are [n, m, W] and codes [n, m, C] of n layers each."""
+        ...
 
     @property
     def mean(self) -> Tensor:
@@ -65,9 +73,10 @@ class Layer(Protocol):
         ...
 
     def squared_error(self, states: Tensor, codes: Tensor) -> Tensor:
-        """Residual and total sum of squares of states [..., W] about the mean, given their codes [..., C].
+        """Residual and total sum of squares of states [m, W] about the mean, given their codes [m, C].
 
-        [2] float64, on the device of the states if that has float64; a capture reads it once per shard.
+        [2] float64 (stacked [n, 2]), on the device of the states if that has float64; a capture reads it once per
+        shard.
         """
         ...
 

@@ -47,5 +47,5 @@ class TeacherSignal:
 
 
 def at_positions(states: Tensor, positions: Tensor) -> Tensor:
-    """Hidden states [B, L, W] at the positions [B, P] of each window: [B, P, W]."""
-    return states.gather(1, positions.unsqueeze(-1).expand(-1, -1, states.shape[-1]))
+    """Hidden states [..., B, L, W] at the positions [B, P] of each window: [..., B, P, W]."""
+    return states.gather(-2, positions.unsqueeze(-1).expand(*states.shape[:-2], -1, states.shape[-1]))

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from pydantic import Field, ValidationError
 from torch import Tensor
 
 from palenka.data.signals.hidden import Layer
+from palenka.data.signals.layers import LayerStacks
 from palenka.data.signals.manifest import LOGITS, CacheManifest, Shard
 from palenka.data.windows import CHUNK_WINDOWS
 from palenka.ground.errors import UserError
@@ -38,6 +40,11 @@ class Measured:
 
     statics: Mapping[str, Tensor] = field(default_factory=dict)
     layers: Mapping[str, Layer] = field(default_factory=dict)
+
+    @cached_property
+    def stacks(self) -> LayerStacks:
+        """The layers as they are worked on, many at once."""
+        return LayerStacks.of(self.layers)
 
     def to(self, device: torch.device) -> "Measured":
         """The same on another device."""

@@ -13,12 +13,15 @@ from transformers import AutoModelForCausalLM
 from palenka.cache_teachers.capture import capture
 from palenka.cache_teachers.settings import CaptureSettings
 from palenka.data.corpus import Corpus
+from palenka.data.signals.components import Components
+from palenka.data.signals.encodings import TopKEncoding
 from palenka.data.signals.hidden import ComponentsEncoding
+from palenka.data.signals.signal import TeacherSignal
 from palenka.data.signals.stream import Batch, ReadingOrder, read_batch
 from palenka.ground.errors import UserError
 from palenka.train_student.model.shapes import ModelShape
-from palenka.train_student.objective.hidden import Projection
-from palenka.train_student.objective.module import LayerPair
+from palenka.train_student.objective.hidden import Projection, distances
+from palenka.train_student.objective.module import LayerPair, StudentOutputs
 from palenka.train_student.objective.objective import Objective
 from palenka.train_student.settings import TeacherSource, TrainSettings
 from palenka.train_student.teachers import Teachers, open_teachers
@@ -41,28 +44,63 @@ def states_of(directory: Path, tokens: Tensor) -> tuple[Tensor, tuple[Tensor, ..
     return output.logits, output.hidden_states
 
 
-@pytest.mark.parametrize("distance", ["r2", "mse", "cosine"])
-def test_distances_are_their_definitions(distance: Any) -> None:
-    deviations = torch.logspace(-2, 2, 12)
-    states, student = 50 + torch.randn(60, 12) @ torch.randn(12, 12) * deviations, torch.randn(60, 6)
-    fit = ComponentsEncoding(values="float32", components=None).fit()
+def coordinates(width: int, components: int | None) -> Components:
+    """Coordinates of states of a width that are far from 0 and whose deviations differ."""
+    states = 50 + torch.randn(60, width) @ torch.randn(width, width) * torch.logspace(-1, 1, width)
+    fit = ComponentsEncoding(values="float32", components=components).fit()
     fit.add(states)
     layer = fit.finish()
-    projection: Any = Projection(6, LayerPair("t/0", 0, layer), distance)
-    target = layer.decode(layer.encode(states))
-    found = projection(student.view(4, 15, 6), target.view(4, 15, 12)).item()
-    # In the teacher's own units, with the RMS deviation written out.
-    unit = states.double().var(0, correction=0).mean().sqrt()
-    with torch.no_grad():
-        predicted = unit * projection.linear(student).double()
-    centred = states.double() - states.double().mean(0)
-    if distance == "cosine":
-        cosines = (predicted * centred).sum(-1) / (predicted.norm(dim=-1) * centred.norm(dim=-1))
-        expected = 1 - cosines.mean()
+    assert isinstance(layer, Components)
+    return layer
+
+
+def left_of_one(
+    distance: str, projection: Projection, layer: Components, student: Tensor, positions: Tensor, target: Tensor
+) -> Tensor:
+    """What one layer's projection leaves, in float64 as it is defined, of states [B, L, S] and a target [B, P, C]."""
+    unit, rows = layer.variance.double().mean().sqrt(), torch.arange(len(positions))[:, None]
+    ours, theirs = student.double()[rows, positions], unit * target.double()  # in the teacher's own units
+    if projection.linear is not None:
+        ours = unit * (ours @ projection.linear.weight.double().T + projection.linear.bias.double())
     else:
-        errors = (predicted - centred).square()
-        expected = errors.sum() / centred.square().sum() if distance == "r2" else errors.mean()
-    assert found == pytest.approx(expected.item(), rel=1e-4)
+        centred = ours - layer.mean.double()
+        ours = centred if layer.basis is None else centred @ layer.basis.double().T
+    if distance == "cosine":
+        cosines: Tensor = (ours * theirs).sum(-1) / (ours.norm(dim=-1) * theirs.norm(dim=-1))
+        return 1 - cosines.mean()
+    squares: Tensor = (ours - theirs).square().sum(-1).mean()
+    return squares / layer.variance.double().sum() if distance == "r2" else squares / layer.num_components
+
+
+@pytest.mark.parametrize("distance", ["r2", "mse", "cosine"])
+@pytest.mark.parametrize("kind", ["linear", "none"])
+def test_all_layers_at_once_are_each_layer_by_itself_in_float64(distance: Any, kind: Any) -> None:
+    torch.manual_seed(0)
+    # Two models of an ensemble: three layers of one, of 12 components, between two of the other, of 5.
+    layers = {f"m/{number}": coordinates(12, 5 if number in (1, 3) else None) for number in range(5)}
+    if kind == "linear":
+        layers["m/1"] = coordinates(9, 5)  # a width that only its components hide
+    projections = [
+        Projection(12, LayerPair(key, number % 4, layer), kind) for number, (key, layer) in enumerate(layers.items())
+    ]
+    states = [torch.randn(3, 8, 12, requires_grad=True) for _ in range(4)]
+    positions = torch.stack([torch.randperm(8)[:6] for _ in range(3)])
+    hidden = {key: torch.randn(3, 5, layer.num_components) for key, layer in layers.items()}
+    signal = TeacherSignal(TopKEncoding(), {}, {}, hidden)
+    student = StudentOutputs(states[-1], states, None)
+    found = distances(projections, student, signal, positions, distance)
+    expected = torch.stack(
+        [
+            left_of_one(distance, each, layer, states[each.pair.student_layer], positions[:, :5], hidden[key])
+            for each, (key, layer) in zip(projections, layers.items(), strict=True)
+        ]
+    )
+    torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-6)
+    weights = torch.randn(5, dtype=torch.float64)
+    leaves = [*states, *(parameter for each in projections for parameter in each.parameters())]
+    ours = torch.autograd.grad((weights.float() * found).sum(), leaves)
+    for one, other in zip(ours, torch.autograd.grad((weights * expected).sum(), leaves), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5 * float(other.abs().max()))
 
 
 def batch_of(teachers: Teachers, settings: TrainSettings, corpus: Corpus) -> Batch:

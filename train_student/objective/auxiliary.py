@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from palenka.data.signals.signal import TeacherSignal, at_positions
 from palenka.train_student.model.head import head_terms
-from palenka.train_student.objective.hidden import Projections
+from palenka.train_student.objective.hidden import Projections, distances
 from palenka.train_student.objective.module import StudentOutputs, TeacherTerm, TermContext, last_pairs
 from palenka.train_student.objective.next_token import NextTokenTerms
 from palenka.train_student.objective.settings import AuxiliaryTerm
@@ -55,7 +55,6 @@ class DeepSupervision(TeacherTerm):
             Projections(
                 width,
                 {teacher: [replace(pair, student_layer=layer) for pair in ends] for teacher, ends in last.items()},
-                term.distance,
                 context.seed + layer,
             )
             for layer in range(1, depth + 1)
@@ -73,12 +72,14 @@ class DeepSupervision(TeacherTerm):
             last = head[-1]
             assert isinstance(last, nn.Linear)
             classes.append(head_terms(head[:-1](at_positions(states, places)), last, terms)[0])
-        features = [feature(teacher, student, signal, positions) for feature in self.features]
-        class_loss, feature_loss = _adaptive_mean(classes), _adaptive_mean(features)
+        layers = [feature.of(teacher) for feature in self.features if isinstance(feature, Projections)]
+        projections = [each for layer in layers for each in layer]
+        found = distances(projections, student, signal, positions, self.settings.distance, self.compiled)
+        features = found.view(len(layers), -1).mean(dim=-1)  # of each layer, over the models
+        class_loss, feature_loss = _adaptive_mean(torch.stack(classes)), _adaptive_mean(features)
         return self.settings.class_weight * class_loss + self.settings.feature_weight * feature_loss
 
 
-def _adaptive_mean(losses: list[Tensor]) -> Tensor:
-    """The mean of scalar losses, weighted by the softmax of their values, through which no gradient flows."""
-    stacked = torch.stack(losses)
-    return (stacked.detach().softmax(dim=0) * stacked).sum()
+def _adaptive_mean(losses: Tensor) -> Tensor:
+    """The mean of losses [n], weighted by the softmax of their values, through which no gradient flows."""
+    return (losses.detach().softmax(dim=0) * losses).sum()

@@ -21,6 +21,7 @@ from palenka.data.corpus import Corpus
 from palenka.data.signals.cache import TeacherCache
 from palenka.data.signals.components import Components, ComponentsFit
 from palenka.data.signals.hidden import ComponentsEncoding, Layer
+from palenka.data.signals.layers import LayerStacks
 from palenka.data.signals.signal import at_positions
 from palenka.data.signals.stream import ReadingOrder, read_batch
 from palenka.data.windows import WindowRule
@@ -199,6 +200,27 @@ def test_a_layer_is_what_its_statics_say(settings: dict[str, Any]) -> None:
     assert again.num_components == layer.num_components
     assert torch.equal(again.rms_deviation, layer.rms_deviation)
     assert torch.equal(again.decode(again.encode(states)), layer.decode(layer.encode(states)))
+
+
+@pytest.mark.parametrize("settings", [{}, {"components": 5}, {"components": None, "values": "float32"}])
+def test_layers_at_once_are_each_by_itself(settings: dict[str, Any]) -> None:
+    # Two of one width between two of another, as in an ensemble.
+    widths = (24, 9, 24, 9)
+    states = {f"m/{number}": flat_spectrum(number, 600, width) for number, width in enumerate(widths)}
+    layers = {key: fitted(some, **settings) for key, some in states.items()}
+    stacks, seen = LayerStacks.of(layers), {key: some.view(6, 100, -1) for key, some in states.items()}
+    assert len(stacks.stacks) == 2
+    codes = stacks.encode(seen)
+    decoded, errors = stacks.decode(codes), stacks.squared_errors(seen, codes)
+    assert list(codes) == list(decoded) == list(layers)
+    for key, layer in layers.items():
+        alone = layer.encode(seen[key])
+        # A product of a batch may round a number to the next step.
+        assert codes[key].dtype == alone.dtype
+        assert float((codes[key].float() - alone.float()).abs().max()) <= (1 if alone.dtype == torch.int8 else 1e-3)
+        assert float((codes[key] != alone).float().mean()) < (0.01 if alone.dtype == torch.int8 else 1.1)
+        torch.testing.assert_close(decoded[key], layer.decode(codes[key]))
+        torch.testing.assert_close(errors[key], layer.squared_error(states[key], codes[key].flatten(0, 1)))
 
 
 def in_own_units(layer: Layer, components: Tensor) -> Tensor:
