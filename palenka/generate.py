@@ -1,4 +1,4 @@
-"""Generate: what a model makes of the beginning of a text.
+"""Generate: a model continues the beginning of a text.
 
 `palenka generate runs/demo/distilled --prompt "The state of the union"`
 """
@@ -22,36 +22,36 @@ if TYPE_CHECKING:
 
 
 class GenerateSettings(Printing):
-    """Let a model go on with the beginning of a text."""
+    """Let a model continue the beginning of a text."""
 
     positional: ClassVar[tuple[str, ...]] = ("model",)
 
     model: Path
     """Directory of a run, or of any causal language model with its tokenizer, or an id on the Hugging Face Hub."""
     prompt: tuple[str, ...] = ("",)
-    """Beginnings of texts, each of which is gone on with; nothing lets the model begin."""
+    """Beginnings of texts to continue; an empty one lets the model begin."""
     tokens: int = Field(default=64, ge=1)
     """Maximum tokens added to each prompt."""
     temperature: float = Field(default=0.8, ge=0)
-    """Of the distribution that tokens are drawn from; 0 takes the most probable one."""
+    """Temperature of sampling; 0 takes the most probable token."""
     top_p: float = Field(default=0.95, gt=0, le=1)
-    """Draw from the most probable tokens that have this mass together."""
+    """Sample from the most probable tokens with this total mass."""
     seed: int = Field(default=0, ge=0, lt=2**32)
-    """Of the draws; each prompt has its own."""
+    """Seed of sampling; each prompt has its own draws."""
     out: Path | None = None
-    """JSON file to keep the samples in, where `palenka report` finds them."""
+    """JSON file for the samples, where `palenka report` finds them."""
     device: Device = "auto"
     """Where the model computes: auto is a GPU (cuda, or mps on a Mac) if there is one."""
 
 
 def draw_samples(settings: GenerateSettings) -> "Samples":
-    """Each prompt with what the model adds to it; in float32, the same on the same machine.
+    """Each prompt with the model's continuation; in float32, the same on the same machine.
 
-    They are kept in ``out``, if that is given, and taken from there again.
+    With ``out`` they are kept there, and read from there the next time.
 
     Raises:
-        UserError: if a prompt leaves no room in the model's positions, there is no token to begin with, or something
-            else than samples is at ``out``.
+        UserError: if a prompt leaves no room in the model's positions, there is no token to begin with, or anything but
+            samples is at ``out``.
     """
     from palenka.eval.model import EvaluatedModel
     from palenka.ground.processes import open_processes
@@ -71,7 +71,7 @@ def draw_samples(settings: GenerateSettings) -> "Samples":
     if settings.out is not None and (earlier := earlier_samples(settings.out, weights, drawing, settings.prompt)):
         return earlier
     texts = [_text(model, prompt, settings, settings.seed + number) for number, prompt in enumerate(settings.prompt)]
-    # Models over bytes say NUL at times, which no file of ours holds.
+    # Models over bytes sometimes produce NUL, which our files must not contain.
     texts = [text.replace("\0", "\N{REPLACEMENT CHARACTER}") for text in texts]
     samples = tuple(Sample(prompt=prompt, text=text) for prompt, text in zip(settings.prompt, texts, strict=True))
     found = Samples(name=model.name, weights=weights, drawing=drawing, samples=samples)
@@ -93,10 +93,10 @@ def _text(model: "EvaluatedModel", prompt: str, settings: GenerateSettings, seed
 
 
 def _encoded(model: "EvaluatedModel", prompt: str) -> list[int]:
-    """The tokens of a prompt, behind the token that a text begins with, where the tokenizer has one.
+    """The tokens of a prompt, after the token that begins a text, if the tokenizer has one.
 
-    A chat's bos opens a turn, not a text: nothing is put there before a prompt, and before an empty one what ends the
-    text before it.
+    A chat's bos begins a turn, not a text: then nothing comes before a prompt, and before an empty one the token that
+    ends a text.
     """
     tokenizer: Any = model.tokenizer
     tokens: list[int] = tokenizer(prompt).input_ids
@@ -119,7 +119,7 @@ def _added(model: "EvaluatedModel", tokens: list[int], count: int, settings: Gen
         max_new_tokens=count,
         eos_token_id=model.tokenizer.eos_token_id,
         pad_token_id=model.tokenizer.eos_token_id or 0,
-        # Logits beyond the tokenizer's stand for no token.
+        # Logits beyond the tokenizer's vocabulary stand for no token.
         suppress_tokens=list(range(len(model.tokenizer), model.vocabulary_size)) or None,
         **(draws if settings.temperature else {"do_sample": False}),
     )

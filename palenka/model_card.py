@@ -1,6 +1,6 @@
-"""The card of an exported model: README.md as the Hugging Face Hub renders it, from what its run and results say.
+"""The card of an exported model: README.md for the Hugging Face Hub, from its run and results.
 
-Nothing in it is guessed: what no file says is left out, or said to be unknown.
+Nothing in it is guessed: unknown facts are omitted, or named as unknown.
 """
 
 import json
@@ -26,7 +26,7 @@ def read_own_results(files: Sequence[Path], run: FinishedRun) -> list[SuiteResul
     """The results of a run's model in some files.
 
     Raises:
-        UserError: if a file holds none, or those of another model.
+        UserError: if a file has none, or those of another model.
     """
     found: list[SuiteResult] = []
     for file in files:
@@ -41,13 +41,13 @@ def read_own_results(files: Sequence[Path], run: FinishedRun) -> list[SuiteResul
 
 
 def model_card(run: FinishedRun, results: Sequence[SuiteResult], name: str, license_id: str | None) -> str:
-    """The card: metadata between two rules, then text in Markdown, its last line ended.
+    """The card: metadata between two rules, then text in Markdown, ending in a newline.
 
     Args:
         run: that the model is of.
         results: of that model.
         name: of the model.
-        license_id: of its weights, as the Hub names licences; None where nobody chose one.
+        license_id: of its weights, by its name on the Hub; None if none was chosen.
     """
     metadata = yaml.safe_dump(_metadata(run, results, name, license_id), sort_keys=False, allow_unicode=True)
     parts = [
@@ -69,7 +69,7 @@ def model_card(run: FinishedRun, results: Sequence[SuiteResult], name: str, lice
 
 
 def _metadata(run: FinishedRun, results: Sequence[SuiteResult], name: str, license_id: str | None) -> dict[str, Any]:
-    """What the Hub reads, by its names."""
+    """The Hub's metadata, by its names."""
     found: dict[str, Any] = {"license": license_id} if license_id else {}
     found |= {"library_name": "transformers", "pipeline_tag": "text-generation"}
     found["tags"] = ["palenka", *(["knowledge-distillation"] if run.settings.teachers else [])]
@@ -82,7 +82,7 @@ def _metadata(run: FinishedRun, results: Sequence[SuiteResult], name: str, licen
 
 
 def _indexed(result: SuiteResult) -> dict[str, Any]:
-    """A suite's main figure as the Hub's index of results has it."""
+    """A suite's main figure in the form of the Hub's index of results."""
     main = result.main
     kind, value = (next(iter(result.figures)), main.value) if main.unit else ("accuracy", 100 * main.value)
     return {
@@ -109,7 +109,7 @@ def _usage(name: str) -> str:
 
 
 def _data(run: FinishedRun) -> Iterator[str]:
-    """The corpus, as far as it is still there, and how much of it was read."""
+    """The corpus, if it still exists, and how much of it was read."""
     settings, result = run.settings, run.result
     corpus = _corpus_of(run)
     if corpus is None:
@@ -135,7 +135,7 @@ def _data(run: FinishedRun) -> Iterator[str]:
 
 
 def _corpus_of(run: FinishedRun) -> Corpus | None:
-    """The corpus that a run was trained on, if it is still where it was, and as it was."""
+    """The corpus that a run was trained on, if it still exists unchanged at its path."""
     try:
         corpus = Corpus.open(run.settings.corpus, run.settings.split)
     except UserError:
@@ -167,7 +167,7 @@ def _teachers(run: FinishedRun) -> Iterator[str]:
 
 
 def _learnt_from(run: FinishedRun) -> Iterator[str]:
-    """The words that others had read, which the run learnt from: they are part of a budget too."""
+    """The words read by the models that the run learnt from, which count for a budget too."""
     if not run.result.learnt_from:
         return
     yield "What these had read in their own training, which a budget of words counts too:"
@@ -249,5 +249,5 @@ def _table(lines: Table) -> str:
 
 
 def _plain(text: str) -> str:
-    """A name that Markdown leaves as it is."""
+    """A name escaped for Markdown."""
     return re.sub(r"([\\`*_{}\[\]<>#|])", r"\\\1", " ".join(text.split()))

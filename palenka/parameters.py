@@ -1,4 +1,4 @@
-"""Real sizes: how many parameters the models of some configurations have, whatever their names say.
+"""Real sizes: the numbers of parameters of some configurations, whatever their names say.
 
 `palenka parameters configs/baselines/*.yaml configs/teachers/*.yaml`
 """
@@ -29,7 +29,7 @@ class ParametersSettings(Command):
     files: tuple[Path, ...]
     """YAML files with a model."""
     vocabulary_size: int = Field(default=16_000, ge=4, le=2**20)
-    """Tokens that the models know."""
+    """Vocabulary size of the models."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

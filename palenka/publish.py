@@ -1,6 +1,6 @@
 """Publishing: folders as branches of a repository on the Hugging Face Hub, as BabyLM's pipeline loads revisions.
 
-Nothing is sent twice: the Hub knows files by their checksums, so a call that was cut off is repeated.
+Nothing is sent twice: the Hub knows files by their checksums, so an interrupted call can be repeated.
 """
 
 from collections.abc import Mapping
@@ -29,11 +29,11 @@ def require_token() -> str:
 
 
 def push(repository: str, branches: Mapping[str, Path]) -> None:
-    """Send each folder to its branch; a repository that does not exist is made, private.
+    """Send each folder to its branch; a repository that does not exist is created as private.
 
     Args:
         repository: as org/name.
-        branches: folder by branch, in the order in which they are sent.
+        branches: folder by branch, in the order of sending.
 
     Raises:
         UserError: if the Hub refuses, or cannot be reached.

@@ -1,4 +1,4 @@
-"""Samples on disk: what a model made of the beginnings of some texts, in a file that the report finds."""
+"""Samples on disk: a model's continuations of prompts, in a file that the report finds."""
 
 from pathlib import Path
 
@@ -10,14 +10,14 @@ from palenka.ground.settings import Settings, read_as
 
 
 class Sample(Settings):
-    """The beginning of a text, and that with what the model added."""
+    """The beginning of a text, and the same with the model's continuation."""
 
     prompt: str
     text: str
 
 
 class Drawing(Settings):
-    """How samples are drawn: equal for equal samples of a model's prompts."""
+    """The settings of sampling: equal settings give equal samples of a model's prompts."""
 
     tokens: int
     """Maximum tokens added to each prompt."""
@@ -27,7 +27,7 @@ class Drawing(Settings):
 
 
 class Samples(Settings):
-    """What a model made of some prompts."""
+    """A model's continuations of some prompts."""
 
     name: str
     """Of the model."""
@@ -38,10 +38,10 @@ class Samples(Settings):
 
 
 def write_samples(out: Path, samples: Samples) -> None:
-    """Write samples, whole or not at all.
+    """Write samples, atomically.
 
     Raises:
-        UserError: if something else than samples is there.
+        UserError: if anything but samples is there.
     """
     require_samples(out)
     with sole_writer(out, wait=True):
@@ -49,10 +49,10 @@ def write_samples(out: Path, samples: Samples) -> None:
 
 
 def require_samples(out: Path) -> None:
-    """Refuse to write over something else than samples.
+    """Refuse to overwrite anything but samples.
 
     Raises:
-        UserError: if something else is there.
+        UserError: if anything else is there.
     """
     names = {*Samples.model_fields, "checksum"}
     require_own(out, lambda text: set(load_json(text)) == names, "file of samples")
@@ -62,13 +62,13 @@ def read_samples(path: Path) -> Samples:
     """The samples in a file.
 
     Raises:
-        UserError: if they are not as they were written.
+        UserError: if they were changed.
     """
     return read_as(Samples, read_sealed(path, "make them again with `palenka generate`"), path)
 
 
 def earlier_samples(out: Path, weights: str, drawing: Drawing, prompts: tuple[str, ...]) -> Samples | None:
-    """The samples in a file if they are these of the same model and prompts; None if there are none, or others."""
+    """The samples in a file, if they have the same model, settings and prompts; else None."""
     try:
         found = read_samples(out)
     except (FileNotFoundError, UserError):

@@ -1,4 +1,4 @@
-"""`palenka status DIR`: the runs, caches and grids under a folder, and how far each of them is.
+"""`palenka status DIR`: the runs, caches and grids under a folder, and the state of each.
 
 done          whole; damaged files are told from their sizes, not read
 running       a process holds its lock
@@ -39,13 +39,13 @@ class StatusSettings(Printing):
 
 @dataclass(frozen=True)
 class Status:
-    """How far something is.
+    """The state of a run, cache or grid.
 
     Attributes:
-        path: where it lies.
+        path: of its folder.
         kind: what it is.
         state: done, running, interrupted or damaged.
-        detail: how far it came, who runs it, or what is damaged.
+        detail: its progress, its process, or its damage.
     """
 
     path: Path

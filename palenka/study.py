@@ -1,4 +1,4 @@
-"""A study: all stages from raw text to a table of students, each from its own file, finished stages skipped.
+"""A study: all stages from raw text to a table of students, each from its own file; finished stages are skipped.
 
 `palenka study configs/demo/study.yaml`. Every file that a study names also works by itself, with
 `palenka data prepare`, `palenka train` or `palenka cache run`.
@@ -35,11 +35,11 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 
 _VERIFIED_WINDOWS = 16
-"""Of every cache, computed again to tell how far it is from its teacher."""
+"""Windows of every cache that are computed again to measure its error."""
 
 
 class StudySettings(Command):
-    """Run all stages of a study; each is a file of its own, and finished ones are skipped."""
+    """Run all stages of a study; each has its own file, and finished ones are skipped."""
 
     output: Path
     """Directory for the results."""
@@ -52,15 +52,15 @@ class StudySettings(Command):
     students: dict[FileName, Path]
     """Settings of the students' training, by name; those without teachers are controls."""
     held_out_split: str = "test"
-    """Split on which all models are measured; training chooses its checkpoints on another, dev."""
+    """Split on which all models are measured; training chooses its checkpoints on another one, dev."""
     held_out_windows: int | None = Field(default=None, ge=2)
-    """Windows of it, a sample that is the same for all models; all of them unless given."""
+    """Number of its windows, a sample that is the same for all models; default: all."""
     suites: dict[SuiteName, Path] = Field(default={})
-    """Folders of the data that all models are measured on too, by suite."""
+    """Folders of the data of further suites for all models, by suite."""
     protocol: Protocol = "babylm-2024"
     """How minimal pairs are read and scored."""
     prompts: tuple[str, ...] = ()
-    """Beginnings of texts that every model goes on with; the report shows what they made of them."""
+    """Beginnings of texts that every model continues, for the report."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -76,11 +76,11 @@ class Study:
     """A study's settings and those of its stages.
 
     Args:
-        settings: of the study; its plugins are those of its stages too.
-        file: where they were read; the files that they name are found relative to it.
+        settings: of the study; its plugins apply to its stages too.
+        file: of the settings; the files that they name are relative to it.
 
     Raises:
-        UserError: if any of the files is missing or wrong, before anything is run.
+        UserError: before anything runs, if any of the files is missing or wrong.
     """
 
     def __init__(self, settings: StudySettings, file: Path) -> None:
@@ -104,7 +104,7 @@ class Study:
         self.students = load_runs(self.settings.students)
 
     def models(self) -> dict[str, "MeasuredModel"]:
-        """The models that are measured, by name: of teachers that no file of the study trains, that of their cache.
+        """The measured models by name; a teacher that no file of the study trains has the name of its cache.
 
         Raises:
             UserError: if two models would have the same name.
@@ -122,7 +122,7 @@ class Study:
         return found
 
     def _teachers_from_elsewhere(self) -> dict[str, Path]:
-        """Models that caches are captured from, and that no file of the study trains."""
+        """Models that caches are captured from, but that no file of the study trains."""
         trained = {run.output for run in self.teachers.values()}
         found: dict[str, Path] = {}
         for cache, settings in self.caches.items():
@@ -133,7 +133,7 @@ class Study:
 
 
 class MeasuredModel(NamedTuple):
-    """A model of a study: where it is, what it is to it, and the tokens of the windows that it is measured on."""
+    """A model of a study: its directory, its role, and the length of the windows that it is measured on."""
 
     path: Path
     role: str
@@ -141,13 +141,13 @@ class MeasuredModel(NamedTuple):
 
 
 def run_study(study: Study) -> "StudyResults":
-    """Run what is not finished of a study, print its tables, and write results.json and report.html in its output.
+    """Run the unfinished stages of a study, print its tables, and write results.json and report.html in its output.
 
-    The seconds of a stage are those of the call that finished it. Where there can be no report, that is said.
+    The seconds of a stage are those of the call that finished it. If no report can be written, the reason is printed.
 
     Raises:
-        UserError: if a suite's data is not where the study has it or another process runs the study, before anything is
-            run; or from any stage.
+        UserError: before anything runs, if a suite's data is missing or another process runs the study; or from any
+            stage.
     """
     for suite, folder in study.settings.suites.items():
         SUITES[suite].read(folder, study.conditions)
@@ -157,7 +157,7 @@ def run_study(study: Study) -> "StudyResults":
 
 
 def _run_stages(study: Study) -> "StudyResults":
-    # Only now: `--help` should not wait for torch.
+    # Imported only now, so that `--help` does not wait for torch.
     from palenka.cache_teachers.capture import capture
     from palenka.cache_teachers.verify import verify
     from palenka.data.signals.cache import TeacherCache
@@ -202,7 +202,7 @@ def _run_stages(study: Study) -> "StudyResults":
 
 
 def _folders(study: Study) -> list[Path]:
-    """The study's output, and the outputs of its stages that lie elsewhere."""
+    """The study's output, and outputs of its stages elsewhere."""
     output = study.settings.output
     runs = [*study.teachers.values(), *study.students.values()]
     stages = [*(run.output for run in runs), *(cache.output for cache in study.caches.values())]
@@ -210,14 +210,14 @@ def _folders(study: Study) -> list[Path]:
 
 
 class _Stages:
-    """Runs stages and keeps the seconds that each of them took when it was finished."""
+    """Runs stages and keeps the seconds that each took in the call that finished it."""
 
     def __init__(self, files: "StudyFiles") -> None:
         self._files = files
         self.seconds = files.read_seconds()
 
     def run(self, name: str, is_finished: bool, stage: Callable[[], Result]) -> Result:
-        """Run a stage; one that was finished before only makes sure that it still fits, which is not its time."""
+        """Run a stage; one that was finished before is only checked, which does not count as its time."""
         started = time.perf_counter()
         result = stage()
         if not is_finished:

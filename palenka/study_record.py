@@ -1,4 +1,4 @@
-"""A study's records: results.json with what its stages came to, seconds.json with the time that each of them took."""
+"""A study's records: results.json with the results of its stages, seconds.json with the time of each."""
 
 import os
 from collections.abc import Mapping
@@ -16,17 +16,17 @@ from palenka.ground.settings import Settings, read_as
 
 
 class ModelRow(Settings):
-    """A teacher, control or student of a study, and what was measured of it."""
+    """A teacher, control or student of a study, with its figures."""
 
     name: str
     role: str
     parameters: int
     suites: dict[str, SuiteResult]
-    """By name; scores of tasks are in the model's own file."""
+    """Results by suite; scores of tasks are in the model's own file."""
 
     @staticmethod
     def of(name: str, role: str, measured: Results) -> "ModelRow":
-        """What was measured, without the tasks."""
+        """The row of a model's results, without the tasks."""
         suites = {}
         for result in measured.suites:
             figures = {name: figure.without_tasks() for name, figure in result.figures.items()}
@@ -42,12 +42,12 @@ class CacheRow(Settings):
     """Relative to the study's output."""
     bytes_per_token: float
     kept_mass: float
-    """At temperature 1, or else at the first of its temperatures."""
+    """Kept mass at temperature 1, or at the first of its temperatures."""
     kept_mass_by_temperature: dict[str, float]
 
     @staticmethod
     def of(name: str, cache: TeacherCache, output: Path) -> "CacheRow":
-        """What a cache says of itself."""
+        """The row of a cache."""
         by_temperature = cache.kept_mass()
         return CacheRow(
             name=name,
@@ -59,16 +59,16 @@ class CacheRow(Settings):
 
 
 class StudyResults(Settings):
-    """What came of a study."""
+    """The results of a study."""
 
     models: tuple[ModelRow, ...] = ()
     caches: tuple[CacheRow, ...] = ()
     seconds: dict[str, float] = Field(default={})
-    """Of each stage, in the call that finished it."""
+    """Seconds of each stage, in the call that finished it."""
 
 
 class StudySeconds(RootModel[dict[str, float]]):
-    """What seconds.json has."""
+    """The contents of seconds.json."""
 
 
 @dataclass(frozen=True)
@@ -79,19 +79,19 @@ class StudyFiles:
 
     @property
     def results(self) -> Path:
-        """Where the results are, once all stages are finished."""
+        """The path of the results, once all stages are finished."""
         return self.directory / "results.json"
 
     @property
     def seconds(self) -> Path:
-        """Where the seconds are, from the first finished stage on."""
+        """The path of the seconds, from the first finished stage on."""
         return self.directory / "seconds.json"
 
     def require_own(self) -> None:
-        """Refuse a folder in which other files have the names of these.
+        """Refuse a folder in which other files have these names.
 
         Raises:
-            UserError: if there are such.
+            UserError: if there are any.
         """
         for path, names in ((self.results, set(StudyResults.model_fields)), (self.seconds, set[str]())):
             known = partial(_has, names | {"checksum"})
@@ -106,7 +106,7 @@ class StudyFiles:
         write_sealed(self.seconds, seconds)
 
     def read_seconds(self) -> dict[str, float]:
-        """The seconds of the stages that are finished.
+        """The seconds of the finished stages.
 
         Raises:
             UserError: if they are damaged.
@@ -115,7 +115,7 @@ class StudyFiles:
         return read_as(StudySeconds, content, self.seconds).root
 
     def read(self) -> StudyResults:
-        """What there is of the results; before the study's end the seconds alone.
+        """The results so far; before the study's end only the seconds.
 
         Raises:
             UserError: if a file is damaged.

@@ -1,4 +1,4 @@
-"""The demo's minimal pairs: made from templates of the project's own, with words that the State of the Union knows.
+"""The demo's minimal pairs: made from the project's own templates, with words of the State of the Union addresses.
 
 Twelve paradigms of a hundred pairs, each about one contrast of English grammar, in BLiMP's form: JSON lines with
 `sentence_good` and `sentence_bad`. The same pairs on every machine.
@@ -44,7 +44,7 @@ _QUALITIES = ("strong", "free", "necessary", "important", "just", "ready")
 
 
 def write_pairs(folder: Path) -> None:
-    """Write one file for each paradigm; nothing if the folder is there."""
+    """Write one file for each paradigm; does nothing if the folder exists."""
     if folder.exists():
         return
     with sole_writer(folder), whole_directory(folder) as aside:

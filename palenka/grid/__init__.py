@@ -1,1 +1,1 @@
-"""Grids: many students over shared caches, launched here or through SLURM, and ranked by what they know of new text."""
+"""Grids: many students over shared caches, run here or through SLURM, and ranked by measures on held-out text."""

@@ -1,4 +1,4 @@
-"""`palenka grid configs/grids/NAME.yaml`: every point of a grid, their ranking, and the best again.
+"""`palenka grid configs/grids/NAME.yaml`: trains every point of a grid, ranks them, and trains the best again.
 
 output/points, output/finalists   runs; NAME.failure.json beside one that did not end well
 output/measures                   figures and items of every run
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from palenka.grid.slurm import Following
 
 INCOMPLETE = 1
-"""Exit status where points failed or are not finished."""
+"""Exit status if points failed or are not finished."""
 _COMMANDS = ("point", "finish", "rank")
 
 
@@ -54,7 +54,7 @@ def _point(asked: PointSettings, file: Path) -> None:
 
 
 def _stages(command: str, settings: GridSettings, file: Path, rest: Sequence[str]) -> int:
-    """Points, their ranking, and finalists, as far as a command has them run; returns the exit status."""
+    """Run points, ranking and finalists, as far as a command requires; returns the exit status."""
     from palenka.grid.points import Grid, require_same_settings
     from palenka.grid.record import GridFiles
     from palenka.grid.running import require_inputs
@@ -64,13 +64,13 @@ def _stages(command: str, settings: GridSettings, file: Path, rest: Sequence[str
     require_inputs(grid)
     require_same_settings(grid.points)
     settings.output.mkdir(parents=True, exist_ok=True)
-    # Points have locks of their own, and a ranking may be asked for while they run.
+    # Points have their own locks, and a ranking may be requested while they run.
     with nullcontext() if command == "rank" else sole_writer(settings.output):
         return _run_stages(grid, command, rest)
 
 
 def _run_stages(grid: "Grid", command: str, rest: Sequence[str]) -> int:
-    """Launch what is left of the points, then of the finalists, and rank what there is; only that for `rank`."""
+    """Launch the remaining points, then finalists, and rank what is finished; `rank` only ranks."""
     from palenka.grid.points import require_same_settings
     from palenka.grid.results import chosen_finalists, publish, results_of
 
@@ -88,7 +88,7 @@ def _run_stages(grid: "Grid", command: str, rest: Sequence[str]) -> int:
 
 
 def _launch(grid: "Grid", points: "Sequence[Point]", arguments: Sequence[str], following: "Following") -> bool:
-    """Run what is not finished here, or submit it; says whether a job that follows will go on."""
+    """Run unfinished points here, or submit them; returns whether a following job will continue."""
     from palenka.grid.running import is_damaged, is_finished, run_local
     from palenka.grid.slurm import submit
 

@@ -1,8 +1,8 @@
-"""The points of a grid: every combination of values with every seed, and the controls that they are compared with.
+"""The points of a grid: every combination of values with every seed, and their controls.
 
 A control is the student without teachers that minimises the cross-entropy alone. It reads the same windows in the same
-order as its points; where the product also varies other options than the teachers' and the objective's (a learning
-rate, say), each combination of those has a control of its own.
+order as its points. If the product also varies other options than the teachers' and the objective's (a learning rate,
+for instance), each combination of those has its own control.
 """
 
 import json
@@ -24,7 +24,7 @@ from palenka.train_student.settings import TrainSettings
 CONTROL = "control"
 _STUDENT = "student"
 _OF_TEACHERS = ("teachers", "objective")
-"""Options of a student that its control does not have."""
+"""Options of a student that its control lacks."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Variant:
     Attributes:
         name: of labels and values, such as logit0.1-hidden0.3.
         values: the varied options by dotted name.
-        control: name of the variant that it is compared with; its own for a control.
+        control: name of the variant's control; its own name for a control.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Variant:
 
     @property
     def is_control(self) -> bool:
-        """Whether it is trained on the text alone."""
+        """Whether it is trained without teachers."""
         return self.name == self.control
 
 
@@ -53,7 +53,7 @@ class Point:
 
     Attributes:
         stage: of the grid.
-        variant: what it is one of.
+        variant: of the point.
         settings: of its training.
     """
 
@@ -68,7 +68,7 @@ class Point:
 
     @property
     def failure(self) -> Path:
-        """The record that is beside its run from its start on, unless it ended well."""
+        """The record beside its run from its start on, removed when it succeeds."""
         return self.settings.output.with_name(f"{self.settings.output.name}.failure.json")
 
 
@@ -77,11 +77,11 @@ class Grid:
 
     Args:
         settings: of the grid.
-        file: where they were read; the student's file is found relative to it.
+        file: of the settings; the student's file is relative to it.
 
     Raises:
-        UserError: if any point, as such or as a finalist, would be refused, or would as a finalist be the same run
-            again, before anything is run.
+        UserError: before anything runs, if any point or finalist would be refused, or a finalist would be the same run
+            as its point.
     """
 
     def __init__(self, settings: GridSettings, file: Path) -> None:
@@ -112,7 +112,7 @@ class Grid:
         raise UserError(f"the grid has no point {name}; its first is {self.points[0].name}")
 
     def _require_finalists_to_differ(self) -> None:
-        """Finalists have their points' seeds, so with the same settings they would be the same runs again."""
+        """Refuse finalists with their points' settings: with the same seeds they would be the same runs again."""
         for point, finalist in zip(self.points, self._candidates, strict=False):
             same = {"output": point.settings.output}
             if not point.variant.is_control and finalist.settings.model_copy(update=same) == point.settings:
@@ -123,7 +123,7 @@ class Grid:
                 )
 
     def _points(self, stage: Stage, variants: Sequence[Variant], overrides: Mapping[str, Any]) -> list[Point]:
-        """Seed by seed, so that a grid that is stopped early has whole comparisons."""
+        """The points seed by seed, so that a grid that stops early has complete comparisons."""
         parsed = [(variant, self._settings_of(variant, overrides)) for variant in variants]
         points = []
         for seed in self.settings.seeds:
@@ -134,7 +134,7 @@ class Grid:
         return points
 
     def _settings_of(self, variant: Variant, overrides: Mapping[str, Any]) -> TrainSettings:
-        """The settings of a variant, but for output and seed; the same checks and hints as on a command line."""
+        """The settings of a variant without output and seed, with the same checks and hints as on a command line."""
         given = {**overrides, **variant.values, "output": str(self.settings.output)}
         if self.settings.plugins:
             given["plugins"] = self.settings.plugins
@@ -156,7 +156,7 @@ class Grid:
 
 
 def require_same_settings(points: Sequence[Point]) -> None:
-    """Make sure that what there is of the points was begun with their settings.
+    """Require that existing runs of the points were begun with the points' settings.
 
     Raises:
         UserError: for a run with other settings.
@@ -186,7 +186,7 @@ def _variants(values: Mapping[str, Sequence[Any]]) -> Iterator[Variant]:
 
 
 def _labels(options: Sequence[str]) -> dict[str, str]:
-    """For every dotted option the shortest end of it that no other has."""
+    """For every dotted option its shortest unique suffix."""
     labels = {}
     for option in options:
         parts = option.split(".")
@@ -197,6 +197,6 @@ def _labels(options: Sequence[str]) -> dict[str, str]:
 
 
 def _as_text(value: object) -> str:
-    """A value as a part of a file's name."""
+    """A value as part of a file name."""
     text = value if isinstance(value, str) else json.dumps(value)
     return re.sub(r"[^A-Za-z0-9.+-]+", "_", text).strip("_")

@@ -1,7 +1,7 @@
-"""Points in processes of their own: signals are passed on to them, and none outlives its grid.
+"""Points in separate processes: signals are passed on to them, and none outlives its grid.
 
-Each process leads a group of its own, so that Ctrl-C reaches it through its grid alone, and ends by itself once the
-grid is gone (`ends_with`): a point keeps its last step then as it does after a signal.
+Each process leads its own group, so that Ctrl-C reaches it only through its grid. It stops by itself once the grid is
+gone (`ends_with`), and keeps its last step as after a signal.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from palenka.ground.progress import info
 from palenka.ground.stopping import Stopped, StopRequest, stopped_when_ready
 
 Ended = Callable[[Point, int], None]
-"""Told of a point whose process has ended, and of its status, which is negative after a signal."""
+"""Called with a point whose process has ended, and its status, which is negative after a signal."""
 
 
 def run_in_processes(
@@ -33,11 +33,11 @@ def run_in_processes(
         grid: of the points.
         points: to run.
         arguments: of the command line that the grid was read from.
-        devices: a GPU each, as CUDA_VISIBLE_DEVICES names it; None for a processor.
-        ended: called before a point is yielded, unless the grid was asked to stop.
+        devices: one GPU each, as named in CUDA_VISIBLE_DEVICES; None for the CPU.
+        ended: called before a point is yielded, unless the grid is stopping.
 
     Raises:
-        Stopped: after a signal, once the points that ran have kept their last step and ended.
+        Stopped: after a signal, once the running points have kept their last step and ended.
     """
     free: queue.SimpleQueue[str | None] = queue.SimpleQueue()
     for device in devices:
@@ -73,7 +73,7 @@ def run_in_processes(
 
 
 class _Processes:
-    """The processes that run, to be reached by a signal."""
+    """The running processes, so that signals can be passed on."""
 
     def __init__(self, request: StopRequest) -> None:
         self._request = request
@@ -89,7 +89,7 @@ class _Processes:
         if device is not None:
             environment["CUDA_VISIBLE_DEVICES"] = device
         elif at_once > 1:
-            # Each would start a thread for every core, and they would wait for each other.
+            # Otherwise each would start a thread per core, and they would wait for each other.
             environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // at_once)))
         command = [sys.executable, "-m", "palenka", "grid", "point", *arguments, "--name", point.name]
         with log.open("a", encoding="utf-8") as file:
@@ -98,7 +98,7 @@ class _Processes:
             )
             with self._lock:
                 self._running.add(process)
-            if self._request.by is not None:  # it came while the process was started
+            if self._request.by is not None:  # the signal came while the process was being started
                 process.terminate()
             status = process.wait()
             with self._lock:
@@ -106,24 +106,24 @@ class _Processes:
         return status
 
     def send(self, number: Signals) -> None:
-        """Send a signal to the groups of all processes that run."""
+        """Send a signal to the groups of all running processes."""
         for process in list(self._running):
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, number)
 
     def close(self) -> None:
-        """Pass on no more signals."""
+        """Stop passing on signals."""
         self._request.passed_on.remove(self._pass_on)
 
     def _pass_on(self, _: Signals) -> None:
-        """Whatever came: a process that only starts would answer SIGINT with a traceback."""
+        """Always SIGTERM: a process that is still starting would answer SIGINT with a traceback."""
         if self._running:
             info(f"waiting for {len(self._running)} point(s) to keep their last step; Ctrl-C again ends them at once")
         self.send(Signals.SIGTERM)
 
 
 def log_of(grid: Grid, point: Point) -> Path:
-    """Where a point's process writes what it says."""
+    """The log of a point's process."""
     return grid.settings.output / "logs" / f"{point.name}.log"
 
 

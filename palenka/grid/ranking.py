@@ -1,7 +1,7 @@
-"""Ranking: variants by their mean over seeds of a measure on data that no point was trained on, never by their loss.
+"""Ranking: variants by a measure's mean over seeds, on data that no point was trained on, never by their loss.
 
-The weighted loss of a run depends on its weights, so it cannot be compared between points. Differences to the control
-are paired: seed by seed, on the same windows in the same order.
+The loss of a run depends on the terms' weights, so it does not compare between points. Differences to the control are
+paired: seed by seed, on the same windows in the same order.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ def rank(grid: Grid, points: Sequence[Point], measured: Mapping[str, Mapping[str
     Args:
         grid: of the points.
         points: of a stage.
-        measured: the measures of those points that are finished, by the point's name.
+        measured: the measures of finished points, by the point's name.
     """
     by_variant: dict[str, dict[int, Mapping[str, RunFigure]]] = {point.variant.name: {} for point in points}
     for point in points:
@@ -40,7 +40,7 @@ def best(ranking: Sequence[GridRow], count: int) -> list[str]:
 
 
 def print_ranking(title: str, rank_by: str, stage: GridStage, console: Console) -> None:
-    """Print a table of variants for each measure; a control stands in bold."""
+    """Print a table of variants for each measure, with controls in bold."""
     measures = {name: measure for row in stage.ranking for name, measure in row.measures.items()}
     for name in sorted(measures, key=lambda name: name != rank_by):
         about = ", ".join(filter(None, (measures[name].title, measures[name].unit)))
@@ -53,7 +53,7 @@ def print_ranking(title: str, rank_by: str, stage: GridStage, console: Console) 
 
 
 def print_runs(title: str, rank_by: str, stage: GridStage, console: Console) -> None:
-    """Print what every run is ranked by, and how well it is known."""
+    """Print the ranking measure of every run, with its interval."""
     headings = {run.measures[rank_by].title for run in stage.runs.values()}
     table = Table(Column("run", overflow="fold"), Column("value", justify="right"), title=": ".join([title, *headings]))
     for name, run in stage.runs.items():

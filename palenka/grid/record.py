@@ -1,4 +1,4 @@
-"""A grid's files: its ranking in grid.json, as it is written and read, and where the measures of its runs lie."""
+"""A grid's files: its ranking in grid.json, and the paths of its runs' measures."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ from palenka.ground.settings import Settings, read_as
 
 Stage = Literal["points", "finalists"]
 HELD_OUT = "held_out"
-"""The suite that every point is measured on; the text is its corpus's."""
+"""The suite that every point is measured on, with the text of its corpus."""
 
 _AGAIN = "write it again with `palenka grid rank --config FILE.yaml`, or leave its folder out"
 
@@ -27,16 +27,16 @@ class RunFigure(Figure):
     """The main figure of a run on a suite."""
 
     title: str
-    """What tables call it."""
+    """Its name in tables."""
 
     @staticmethod
     def of(result: SuiteResult) -> "RunFigure":
-        """A result's, without its tasks."""
+        """The main figure of a result, without its tasks."""
         return RunFigure(title=result.title, **dict(result.main.without_tasks()))
 
 
 class GridRun(Settings):
-    """A finished run of a grid, and what was measured of it, by suite."""
+    """A finished run of a grid, with its figures by suite."""
 
     variant: str
     seed: int
@@ -65,7 +65,7 @@ class GridMeasure(Settings):
 
     @staticmethod
     def over(figures: Sequence[RunFigure], differences: Sequence[float]) -> "GridMeasure":
-        """Of a figure for each seed, and a difference for each seed that the control has too."""
+        """The measure of a figure per seed, and of a difference per seed that the control has too."""
         values = [figure.value for figure in figures]
         return GridMeasure(
             title=figures[0].title,
@@ -80,12 +80,12 @@ class GridMeasure(Settings):
 
     @property
     def badness(self) -> float:
-        """The lower, the better."""
+        """A sort key: lower is better."""
         return -self.mean if self.higher_is_better else self.mean
 
 
 class GridRow(Settings):
-    """A variant in its place in the ranking; without a rank where it lacks seeds."""
+    """A variant in the ranking; without a rank if it lacks seeds."""
 
     rank: int | None
     variant: str
@@ -103,17 +103,17 @@ class GridRow(Settings):
 
     @property
     def planned(self) -> int:
-        """How many seeds it is to be trained with."""
+        """Planned number of its seeds."""
         return len(self.seeds) + len(self.lacking)
 
 
 class GridStage(Settings):
-    """What came of the points of a grid, or of its finalists.
+    """The results of a grid's points, or of its finalists.
 
     Attributes:
         ranking: of the variants, the best first.
-        runs: those that are finished, by name.
-        failures: why others did not end well, by name.
+        runs: the finished ones, by name.
+        failures: reasons of failed ones, by name.
         untried: the names of those that never began.
     """
 
@@ -136,7 +136,7 @@ class GridStage(Settings):
 
     @property
     def whole(self) -> list[GridRow]:
-        """The variants that have every seed, controls aside."""
+        """The variants with every seed, without controls."""
         return [row for row in self.ranking if not row.is_control and not row.lacking]
 
     @property
@@ -146,12 +146,12 @@ class GridStage(Settings):
 
     @property
     def seeds(self) -> list[int]:
-        """Every seed that it was to be trained with."""
+        """Every planned seed."""
         return sorted({seed for row in self.ranking for seed in (*row.seeds, *row.lacking)})
 
     @property
     def planned(self) -> int:
-        """How many runs there are to be."""
+        """Planned number of runs."""
         return sum(row.planned for row in self.ranking)
 
     @property
@@ -161,7 +161,7 @@ class GridStage(Settings):
 
 
 class GridRecord(Settings):
-    """What grid.json has: the suite that variants are ranked by, and the stages."""
+    """The contents of grid.json: the ranking suite, and the stages."""
 
     rank_by: str
     points: GridStage
@@ -170,13 +170,13 @@ class GridRecord(Settings):
 
 @dataclass(frozen=True)
 class GridFiles:
-    """The output of a grid. A run is named by its stage, variant and seed, as `run_name` does."""
+    """The output of a grid. A run is named by its stage, variant and seed (`run_name`)."""
 
     directory: Path
 
     @property
     def ranking(self) -> Path:
-        """Where the record is."""
+        """The path of the record."""
         return self.directory / "grid.json"
 
     @property
@@ -185,7 +185,7 @@ class GridFiles:
         return {self.directory / folder / "points" for folder in ("", "measures")}
 
     def measures(self, run: str) -> Path:
-        """Where what was measured of a run is."""
+        """The path of a run's measures."""
         return self.directory / "measures" / f"{run}.json"
 
     def exist(self) -> bool:
@@ -194,7 +194,7 @@ class GridFiles:
         return self.ranking.is_file() or any(path.is_dir() or path.name.endswith(".failure.json") for path in begun)
 
     def require_own(self) -> None:
-        """Refuse a folder in which another file has the name of the ranking.
+        """Refuse a folder in which another file has the ranking's name.
 
         Raises:
             UserError: if there is one.

@@ -1,6 +1,6 @@
-"""What came of a grid: measures of what is finished, reasons for what is not, the ranking.
+"""The results of a grid: measures of finished runs, reasons of failed ones, the ranking.
 
-grid.json has all of it, report.html shows it.
+grid.json has all of them, and report.html shows them.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from palenka.report.write import try_report
 
 
 def results_of(grid: Grid, points: Sequence[Point]) -> GridStage:
-    """What there is of some points; measures that are missing, or no longer fit, are computed."""
+    """The results of points; missing or outdated measures are computed."""
     measured = {point.name: measures(grid, point) for point in points if is_finished(grid, point)}
     failures = {point.name: reason for point in points if (reason := reason_of_failure(point)) is not None}
     return GridStage(
@@ -33,15 +33,15 @@ def results_of(grid: Grid, points: Sequence[Point]) -> GridStage:
 
 
 def chosen_finalists(grid: Grid, points: GridStage) -> list[Point]:
-    """The finalists, with their controls; none before every point was tried, since a better one may be to come."""
+    """The finalists with their controls; none before every point was tried, since a better one may follow."""
     count = grid.settings.finalists.count
     return grid.finalists(best(points.ranking, count)) if count and not points.untried else []
 
 
 def publish(grid: Grid, points: GridStage, finalists: GridStage | None) -> None:
-    """Write grid.json, print tables and what is missing, and write report.html if that can be.
+    """Write grid.json, print tables and missing runs, and write report.html if possible.
 
-    Whoever ranks the same grid at the same time is waited for.
+    Waits for another process that ranks the same grid.
     """
     files = GridFiles(grid.settings.output)
     with sole_writer(files.ranking, wait=True):

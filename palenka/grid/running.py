@@ -1,7 +1,7 @@
-"""Running points: one from training to measures, and many on this machine, one after the other or one a GPU.
+"""Running points: one from training to measures, and many on this machine, one at a time or one per GPU.
 
-A point's failure is recorded when it begins, and the record is taken away when the point ends well: so a point that was
-killed is told from one that never began, whatever killed it and wherever it ran.
+A point's failure is recorded when it begins, and the record is removed when it succeeds. So a killed point differs from
+one that never began, whatever killed it and wherever it ran.
 """
 
 import contextlib
@@ -32,10 +32,10 @@ _NOT_ENDED = "it began and did not end: it runs still, was killed, or ran out of
 
 
 def require_inputs(grid: Grid) -> None:
-    """Make sure that the held-out text and the suites' data are there, before hours are spent.
+    """Require that the held-out text and the suites' data exist, before hours are spent.
 
     Raises:
-        UserError: if they are not.
+        UserError: if they do not.
     """
     splits = [grid.settings.ranking_split, *([grid.settings.held_out_split] if grid.settings.finalists.count else [])]
     for corpus in {point.settings.corpus for point in grid.points}:
@@ -52,7 +52,7 @@ def is_finished(grid: Grid, point: Point) -> bool:
 
 
 def is_damaged(point: Point) -> bool:
-    """Whether a file of a finished point is not as it was written: called again, it says so. Reads its weights once."""
+    """Whether a file of a finished point was changed; calling the point again names it. Reads its weights once."""
     try:
         Run(point.settings.output).require_whole()
     except UserError:
@@ -61,7 +61,7 @@ def is_damaged(point: Point) -> bool:
 
 
 def reason_of_failure(point: Point) -> str | None:
-    """Why a point that began did not end well, in a sentence; None if it did, or never began."""
+    """The reason why a point failed, in a sentence; None if it succeeded or never began."""
     try:
         return str(read_record(point.failure)["reason"])
     except FileNotFoundError:
@@ -69,13 +69,13 @@ def reason_of_failure(point: Point) -> str | None:
 
 
 def run_point(grid: Grid, point: Point) -> dict[str, RunFigure]:
-    """Train a point, or go on with it, and measure it; returns its measures.
+    """Train or resume a point, and measure it; returns its measures.
 
-    Another process that runs it already is waited for: a grid that was killed leaves some for a while.
+    Waits for another process that runs it: a killed grid leaves some for a while.
 
     Raises:
-        UserError: as training and measuring do; its sentence stays beside the run.
-        Stopped: after a signal; what was kept stays beside the run.
+        UserError: as in training and measuring; the sentence is recorded beside the run.
+        Stopped: after a signal; the reason is recorded beside the run.
     """
     with contextlib.ExitStack() as stack:
         try:
@@ -98,7 +98,7 @@ def run_point(grid: Grid, point: Point) -> dict[str, RunFigure]:
 
 
 def _record(point: Point, reason: str) -> None:
-    """Keep why a point did not end well; on a full disk, say that it cannot be kept."""
+    """Record why a point failed; on a full disk, report that it cannot be recorded."""
     try:
         write_record(point.failure, {"reason": reason})
     except OSError as error:
@@ -106,7 +106,7 @@ def _record(point: Point, reason: str) -> None:
 
 
 def measures(grid: Grid, point: Point) -> dict[str, RunFigure]:
-    """The main figure of each suite of a trained point, those that are on disk and fit, or else computed.
+    """The main figure of each suite of a trained point, from disk if up to date, else computed.
 
     Raises:
         UserError: if it cannot be measured.
@@ -127,9 +127,9 @@ def _conditions(grid: Grid, point: Point) -> Conditions:
 
 
 def run_local(grid: Grid, points: Sequence[Point], arguments: Sequence[str]) -> None:
-    """Run points on this machine; a failed point is reported and recorded, and the others go on.
+    """Run points on this machine; a failed point is reported and recorded, and the others continue.
 
-    Each runs in a process of its own that sees one GPU, or in this one if they are not isolated.
+    Each runs in its own process that sees one GPU, or in this process if they are not isolated.
 
     Args:
         grid: of the points.
@@ -145,7 +145,7 @@ def run_local(grid: Grid, points: Sequence[Point], arguments: Sequence[str]) -> 
 def _in_this_one(grid: Grid, points: Sequence[Point]) -> Iterator[Point]:
     """Run points one after the other; yields each when it has ended."""
     for point in points:
-        with contextlib.suppress(UserError, OSError):  # it is recorded beside the run
+        with contextlib.suppress(UserError, OSError):  # the reason is recorded beside the run
             run_point(grid, point)
         yield point
 
@@ -155,7 +155,7 @@ def _in_processes(grid: Grid, points: Sequence[Point], arguments: Sequence[str])
     devices = _devices(grid.settings.local)
 
     def record(point: Point, status: int) -> None:
-        """What a process that was killed or crashed could not record itself."""
+        """Record the failure of a process that was killed or crashed."""
         if status and reason_of_failure(point) in (None, _NOT_ENDED):
             _record(point, f"its process {describe(status)}; see {log_of(grid, point)}")
 
@@ -165,14 +165,14 @@ def _in_processes(grid: Grid, points: Sequence[Point], arguments: Sequence[str])
 
 
 def _devices(local: LocalSettings) -> list[str | None]:
-    """Where points run at the same time, one entry for each; None is a processor."""
+    """The devices of points that run at the same time, one entry each; None is the CPU."""
     gpus = visible_gpus()
     count = local.processes or max(1, len(gpus) * local.per_gpu)
     return [gpus[number % len(gpus)] if gpus else None for number in range(count)]
 
 
 def visible_gpus() -> list[str]:
-    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    """The GPUs that this process may use, as named in CUDA_VISIBLE_DEVICES."""
     if (given := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
         return [device for device in given.split(",") if device.strip() not in ("", "-1")]
     return [str(number) for number in range(torch.cuda.device_count())]

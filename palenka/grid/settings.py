@@ -13,32 +13,32 @@ from palenka.grid.record import HELD_OUT
 from palenka.ground.settings import Command, OneLine, Settings
 
 _DECIDED = ("output", "seed")
-"""Options of a student that the grid decides itself."""
+"""Options of a student that the grid sets itself."""
 _MOST_POINTS = 10_000
 _SHARED = ("corpus", "split", "windows", "validation")
-"""Options that all points share: cross-entropies on other text, or in other windows, cannot be ranked together."""
+"""Options that all points share: cross-entropies on different text or windows do not compare."""
 
 
 class FinalistSettings(Settings):
     """The best points, trained again."""
 
     count: int = Field(default=3, ge=0)
-    """How many; their controls are trained beside them. None with 0."""
+    """Number of finalists, trained with their controls; 0 for none."""
     overrides: dict[str, Any] = Field(default={"fraction": 1.0})
-    """Dotted options of the student in which finalists differ from their points: all of the text, for instance. Seeds
-    are the same, so something must."""
+    """Dotted options of the student in which finalists differ from their points, for instance all of the text.
+    Something must differ, since the seeds are the same."""
 
 
 class LocalSettings(Settings):
     """Points on this machine."""
 
     processes: int | None = Field(default=None, ge=1, le=2**10)
-    """Points at the same time; one for each GPU (`per_gpu` of them), or one where there is none, unless given."""
+    """Points at the same time; default: per_gpu for each GPU, or one without GPUs."""
     per_gpu: int = Field(default=1, ge=1, le=2**6)
     """Points at the same time on each GPU: one small student leaves most of a large GPU idle."""
     isolated: bool = True
-    """Each point in a process of its own, so that a crash ends that point alone; it costs a start of some seconds.
-    Without, all points run in this process, one after the other."""
+    """Run each point in its own process, so that a crash ends only that point, at a start of some seconds. Otherwise
+    all points run in this process, one after the other."""
 
     @model_validator(mode="after")
     def _one_process_is_no_crowd(self) -> Self:
@@ -64,13 +64,13 @@ class SlurmSettings(Settings):
     """Points as tasks of a SLURM array; each has a line in `sbatch --help`."""
 
     partition: OneLine | None = None
-    """Partition; the cluster's default unless given."""
+    """Partition; default: the cluster's."""
     account: OneLine | None = None
-    """Account that is charged."""
+    """Account to charge."""
     time: OneLine = "04:00:00"
-    """Time limit of a point. One that hits it goes on at its last checkpoint when the grid is called again."""
+    """Time limit of a point. A point that hits it resumes at its last checkpoint when the grid is called again."""
     finalists_time: OneLine | None = None
-    """Time limit of a finalist; that of a point unless given."""
+    """Time limit of a finalist; default: that of a point."""
     cpus: int = Field(default=4, ge=1, le=2**16)
     """Processor cores of a point."""
     memory: OneLine | None = None
@@ -88,14 +88,14 @@ class SlurmSettings(Settings):
 class GridSettings(Command):
     """Train every point of a grid, rank them by held-out cross-entropy, and train the best again.
 
-    Finished points are skipped, failed ones tried again. `palenka grid rank` only ranks what is there, `palenka grid
-    point --name points/NAME` trains one point, `palenka grid finish` ranks and goes on to the finalists.
+    Finished points are skipped, failed ones tried again. `palenka grid rank` only ranks finished points, `palenka grid
+    point --name points/NAME` trains one point, `palenka grid finish` ranks and continues with the finalists.
     """
 
     output: Path
     """Directory of the grid: its points are runs in points/ and finalists/."""
     student: Path
-    """Settings of the student's training, a file beside this one."""
+    """File with the settings of the student's training, relative to this one."""
     product: dict[str, tuple[Any, ...]] = Field(default={})
     """Values of the student's dotted options: each combination is trained with each seed."""
     overrides: dict[str, Any] = Field(default={})
@@ -105,13 +105,13 @@ class GridSettings(Command):
     finalists: FinalistSettings = FinalistSettings()
     """The best points, trained again."""
     ranking_split: str = "dev"
-    """Split on which points are measured, and ranked by."""
+    """Split on which points are measured and ranked."""
     held_out_split: str = "test"
-    """Split on which finalists are measured: text that has chosen nothing."""
+    """Split on which finalists are measured: text that was not used for any choice."""
     held_out_windows: int | None = Field(default=None, ge=2)
-    """Measure points on so many windows, a fixed sample; finalists are always measured on all of them."""
+    """Number of windows to measure points on, a fixed sample; finalists are always measured on all."""
     suites: dict[SuiteName, Path] = Field(default={})
-    """Folders of the data that all points are measured on too, by suite."""
+    """Folders of the data of further suites for all points, by suite."""
     protocol: Protocol = "babylm-2024"
     """How minimal pairs are read and scored."""
     rank_by: SuiteName = HELD_OUT
@@ -171,4 +171,4 @@ class PointSettings(GridSettings):
     name: str
     """The point: points/NAME or finalists/NAME, as in the grid's output."""
     parent: int | None = None
-    """Number of the process that starts it: once that is gone, the point keeps its last step and ends."""
+    """Id of the process that starts it: once that is gone, the point keeps its last step and ends."""

@@ -1,7 +1,7 @@
 """Points as tasks of a SLURM array: scripts are written into the grid's output and handed to sbatch.
 
 A script names its points itself, and sbatch keeps its own copy, so a task that is requeued days later is still the same
-point; the run goes on at its last checkpoint. A second job, which starts when all tasks have ended, ranks them.
+point; its run resumes at the last checkpoint. A second job, which starts when all tasks have ended, ranks them.
 """
 
 import shlex
@@ -29,10 +29,10 @@ def submit(grid: Grid, points: Sequence[Point], arguments: Sequence[str], follow
         grid: of the points.
         points: of one stage.
         arguments: of the command line that the grid was read from.
-        following: the command of the job that starts when all tasks have ended, however they did.
+        following: the command of the job that starts when all tasks have ended, with or without success.
 
     Raises:
-        UserError: if sbatch is not there or refuses.
+        UserError: if sbatch does not exist or refuses.
     """
     output = grid.settings.output.absolute()
     (output / "logs").mkdir(parents=True, exist_ok=True)
@@ -67,7 +67,7 @@ def array_script(grid: Grid, points: Sequence[Point], arguments: Sequence[str]) 
 
 
 def following_script(grid: Grid, arguments: Sequence[str], following: Following) -> str:
-    """The script of the job that follows an array; it computes nothing but what the points left to be measured."""
+    """The script of the job that follows an array; it computes only the points' missing measures."""
     options = [f"--time={grid.settings.slurm.time}", f"--cpus-per-task={grid.settings.slurm.cpus}"]
     return _script(grid, following, "%j", options, _command([following, *arguments]))
 
@@ -93,7 +93,7 @@ def _script(grid: Grid, name: str, number: str, options: Sequence[str], body: st
 
 
 def _command(arguments: Sequence[str]) -> str:
-    # In place of the shell, so that SLURM's signals reach it.
+    # Replaces the shell, so that SLURM's signals reach it.
     return f"exec {shlex.join([sys.executable, '-m', 'palenka', 'grid', *arguments])}"
 
 

@@ -1,1 +1,1 @@
-"""The ground floor: what is neither text nor cache, such as errors, settings, files, locks and progress."""
+"""Foundations that concern neither text nor caches: errors, settings, files, locks, progress."""

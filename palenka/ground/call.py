@@ -1,4 +1,4 @@
-"""Where something was made, when, by which command and with which versions: what a reader of it will ask."""
+"""The call that made an output: machine, time, command and versions."""
 
 import platform
 import shlex
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import torch
 
 _PACKAGES = ("palenka", "torch", "transformers", "accelerate", "zarr", "numpy")
-"""Whose versions may decide what is computed."""
+"""Packages whose versions may affect results."""
 
 
 class Call(Settings):
@@ -24,15 +24,15 @@ class Call(Settings):
     date: str
     """When it began: ISO 8601, UTC."""
     command: str
-    """As it could be typed again."""
+    """The command, ready to be typed again."""
     hardware: str
-    """What it computes on, over all its processes."""
+    """The devices of all its processes."""
     versions: dict[str, str]
-    """Of Python, of Palenka and of what it computes with, by name."""
+    """Versions of Python, of Palenka and of numerical packages, by name."""
 
 
 def this_call(device: "torch.device", processes: int = 1) -> Call:
-    """The call that this process is.
+    """The call of this process.
 
     Args:
         device: that it computes on.
@@ -68,7 +68,7 @@ def _hardware(device: "torch.device", processes: int) -> str:
 
 
 def _processor() -> str:
-    """The processor's name where the system says it, or else its architecture."""
+    """The processor's name if the system provides it, or its architecture."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8", errors="replace").splitlines() if info.is_file() else []
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))

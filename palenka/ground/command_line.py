@@ -28,21 +28,21 @@ SettingsType = TypeVar("SettingsType", bound=Command)
 USER_MISTAKE = 2
 INTERRUPTED = 130
 PIPE_CLOSED = 141
-"""Exit status where whoever read the output left, such as `head`."""
+"""Exit status if the reader of the output, such as `head`, has closed the pipe."""
 
 _HELP = ("-h", "--help")
 _TRUTHS = ("true", "false", "yes", "no", "on", "off")
 _NOTHING: Any = object()
-"""The value of an option that has none and needs one."""
+"""Marks an option without the value that it needs."""
 
 
 def parse(schema: type[SettingsType], arguments: Sequence[str], program: str) -> SettingsType:
     """Settings from a configuration and options: ``FILE.yaml --objective.logit 0.3 --seeds 0 1``.
 
-    Precedence: defaults < files < command line, wherever ``--config`` stands. Words without an option go to those that
-    the class declares as `positional`. Lists are several words, or as in YAML; an option for truth needs no word; a
-    mapping is written as in YAML and replaces what the file has. ``plugins`` of files and options are imported first.
-    ``--help`` prints all options.
+    Precedence: defaults < files < command line, wherever ``--config`` stands. Words without an option are values of the
+    options that the class declares as `positional`. Lists are several words, or as in YAML; a boolean option needs no
+    word; a mapping is written as in YAML and replaces that of the file. ``plugins`` of files and options are imported
+    first. ``--help`` prints all options.
 
     Raises:
         UserError: for an unreadable file, an unknown key, or a value that a field refuses.
@@ -51,7 +51,7 @@ def parse(schema: type[SettingsType], arguments: Sequence[str], program: str) ->
 
 
 def parse_file(schema: type[SettingsType], arguments: Sequence[str], program: str) -> tuple[SettingsType, Path]:
-    """Settings as `parse` has them, and their file, beside which the files lie that they name.
+    """Settings as from `parse`, and their file, to which the files that they name are relative.
 
     Raises:
         UserError: as `parse`; or without a file.
@@ -63,9 +63,9 @@ def parse_file(schema: type[SettingsType], arguments: Sequence[str], program: st
 
 
 def read_settings(schema: type[SettingsType], file: str | Path, **changes: Value) -> SettingsType:
-    """Settings from a file, for Python; changes are options as the command line has them.
+    """Settings from a file, for Python; changes are options as on the command line.
 
-    A dotted option is ``**{"objective.logit": 0.3}``; a mapping replaces what the file has.
+    A dotted option is ``**{"objective.logit": 0.3}``; a mapping replaces that of the file.
 
     Raises:
         UserError: for an unreadable file, an unknown key, or a value that a field refuses.
@@ -78,8 +78,8 @@ def read_settings(schema: type[SettingsType], file: str | Path, **changes: Value
 def run(command: Callable[[Sequence[str]], int | None], arguments: Sequence[str] | None) -> int:
     """Run a command for its exit status.
 
-    That is 2, with one sentence on standard error, for a user's mistake and damaged data, and 130 or 143 after SIGINT
-    or SIGTERM; a command itself returns 1 where a part of what it was asked for failed.
+    It is 2, with one sentence on standard error, for a user's mistake and damaged data, and 130 or 143 after SIGINT or
+    SIGTERM. A command itself returns 1 if a part of its work failed.
     """
     try:
         with stopped_at_once():
@@ -107,12 +107,12 @@ def run(command: Callable[[Sequence[str]], int | None], arguments: Sequence[str]
 
 
 def _tell(sentence: str) -> None:
-    """Say something as one sentence, whatever the names in it hold."""
+    """Print one sentence on one line, whatever names it contains."""
     tell(console(to_errors=True), " ".join(sentence.splitlines()))
 
 
 def _give_up_output() -> None:
-    """Let nothing that is left of the output be written at the end: that would fail again, with a traceback."""
+    """Discard the rest of the output: writing it at exit would fail again, with a traceback."""
     try:
         sys.stdout.flush()
     except OSError:
@@ -145,11 +145,11 @@ def subcommand(program: str, commands: Mapping[str, str], arguments: Sequence[st
 
 
 class _MistakeError(Exception):
-    """What is wrong with the command line's words."""
+    """A mistake in the words of the command line."""
 
 
 def _parsed(schema: type[SettingsType], arguments: Sequence[str], program: str) -> tuple[SettingsType, list[str]]:
-    """Settings, and the files that they are from."""
+    """Settings, and their files."""
     words = [word for word in arguments if word not in _HELP]
     plugins = _import_plugins(schema, words)
     if len(words) < len(arguments):
@@ -171,11 +171,11 @@ def _validated(
 
     Args:
         schema: their class.
-        files: of which the later win.
+        files: later ones win.
         options: with their values; they win over all files.
         plugins: that were imported.
-        help_from: what says which options there are.
-        left: words that are no options.
+        help_from: the source of a list of options, for errors.
+        left: words that are not options.
 
     Raises:
         UserError: for the first mistake.
@@ -204,7 +204,7 @@ def _validated(
 
 
 def _import_plugins(schema: type[Command], words: Sequence[str]) -> list[str]:
-    """Import the plugins that files and options name, before what they add is asked for; returns their names."""
+    """Import the plugins that files and options name, before their additions are needed; returns their names."""
     files, options, _ = _split(schema, words)
     return _import_named(files, *(value for option, value in options if option == "plugins"))
 
@@ -238,7 +238,7 @@ def _split(schema: type[Command], words: Sequence[str]) -> tuple[list[str], list
         if option == "config" and values:
             files += values
         else:
-            # An option that is given twice: lists are joined, of other values the later one wins, in its place.
+            # An option given twice: lists are joined; of other values the later one wins, in its place.
             earlier = given.pop(option, [])
             given[option] = earlier + values if _may_be_list(annotation) else values
     options = [(option, _value(_type_of(schema, option), values)) for option, values in given.items()]
@@ -266,7 +266,7 @@ def _may_be_list(annotation: Annotation) -> bool:
 
 
 def _takes(annotation: Annotation, count: int, word: str) -> bool:
-    """Whether an option that has so many words takes another: a list all, truth alone a word for it, others one."""
+    """Whether an option with `count` words takes another: a list takes all, a boolean true or false, others one."""
     if _may_be_list(annotation):
         return True
     kinds = types_of(annotation)
@@ -274,9 +274,9 @@ def _takes(annotation: Annotation, count: int, word: str) -> bool:
 
 
 def _value(annotation: Annotation, words: Sequence[str]) -> Value:
-    """The value that an option's words mean; what kind of number or text each is, is left to the field."""
+    """The value of an option's words; their type is left to the field."""
     if not words:
-        # Of an option that does not exist, this is the lesser mistake.
+        # For an option that does not exist, this is the lesser mistake.
         return True if annotation is None or bool in types_of(annotation) else _NOTHING
     values = [_plain(annotation, word) for word in words]
     if not _may_be_list(annotation):
@@ -288,7 +288,7 @@ def _value(annotation: Annotation, words: Sequence[str]) -> Value:
 
 
 def _plain(annotation: Annotation, word: str) -> Value:
-    """A word's value: lists, mappings and null as in YAML, and all where anything goes; else the word itself."""
+    """A word's value: lists, mappings and null as in YAML; all of YAML if any type is allowed; else the word itself."""
     if word == "null":
         return None
     may_be_anything = any(Any in (kind, *typing.get_args(kind)) for kind in types_of(annotation))
@@ -301,7 +301,7 @@ def _plain(annotation: Annotation, word: str) -> Value:
 
 
 def _spelled_out(annotation: Annotation, value: Value) -> Value:
-    """Options with shorthands written as the mappings that they stand for, so that these can be merged."""
+    """Options with shorthands expanded to mappings, so that these can be merged."""
     if isinstance(value, Mapping):
         return {name: _spelled_out(inner_of(annotation, str(name)), inner) for name, inner in value.items()}
     shorthand = shorthand_of(annotation)
@@ -318,7 +318,7 @@ def _merged(content: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, A
 
 
 def _refuse_dropped(schema: type[Settings], options: Sequence[tuple[str, Value]]) -> None:
-    """Refuse an option of a group that a later option replaces as a whole: it would be dropped without a word."""
+    """Refuse an option of a group that a later option replaces whole: it would be silently dropped."""
     for number, (whole, value) in enumerate(options):
         keeps_others = isinstance(_spelled_out(locate(schema, whole)[1], value), Mapping) and not isinstance(
             value, Mapping
@@ -329,7 +329,7 @@ def _refuse_dropped(schema: type[Settings], options: Sequence[tuple[str, Value]]
 
 
 def _changed(schema: type[Settings], content: Mapping[str, Any], option: str, value: Value) -> dict[str, Any]:
-    """The same options with one of them changed, however deep it lies."""
+    """The same options with one of them changed, at any depth."""
     if value is _NOTHING:
         raise _MistakeError(f"--{option} needs a value")
     path, annotation = locate(schema, option)
@@ -350,11 +350,11 @@ def _with(content: Mapping[str, Any], path: Sequence[str], value: Value) -> dict
 
 
 def _check_file(schema: type[Settings], file: str, content: Mapping[str, Any]) -> None:
-    """Refuse a file with unknown keys or wrong values; what it lacks may still come from the command line."""
+    """Refuse a file with unknown keys or wrong values; missing ones may still come from the command line."""
     try:
         schema.model_validate(content)
     except ValidationError as error:
-        # What a validator of ours refuses may be the combination with what the command line still changes.
+        # Our validators may refuse a combination that the command line still changes.
         wrong = [found for found in error.errors() if found["type"] not in ("missing", "value_error")]
         if wrong:
             raise UserError(f"configuration {file}: {sentence_of(wrong, schema)}") from None

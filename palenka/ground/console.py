@@ -1,4 +1,4 @@
-"""What commands print: names of people's own are printed as they are, whatever rich would read into their brackets."""
+"""Printing: names that a user chose are printed unchanged, without rich's markup."""
 
 import os
 import sys
@@ -9,15 +9,15 @@ from rich.console import Console
 from rich.table import Column, Table
 
 _WIDE = 160
-"""Columns of a table in a file or a pipe, which has room for any."""
+"""Columns of a table in a file or a pipe."""
 
 
 def facts(title: str, rows: Iterable[tuple[str, str]]) -> Table:
-    """A table of what was found: a line for each fact, its name and then what is said of it, which may be broken.
+    """A table of facts: a line for each, with its name and a description that may wrap.
 
     Args:
         title: above it.
-        rows: the name of each fact, and what is said of it. A name that begins with a space is a part of the last fact
+        rows: the name and the description of each fact. A name that begins with a space is a part of the last fact
             before it whose name does not.
     """
     table = plain_table(title=title)
@@ -35,19 +35,19 @@ def plain_table(*columns: Column | str, title: str | None = None) -> Table:
 
 
 def tell(on: Console, sentence: str) -> None:
-    """Print a sentence: on a terminal broken between words and never inside one, elsewhere as one line."""
+    """Print a sentence: on a terminal wrapped between words only, elsewhere as one line."""
     if on.is_terminal:
         sentence = textwrap.fill(sentence, on.width, break_long_words=False, break_on_hyphens=False)
     on.print(sentence, soft_wrap=True)
 
 
 def console(to_errors: bool = False, wide: bool = False, soft_wrap: bool = False) -> Console:
-    """A console that takes nothing in a text for markup.
+    """A console without markup.
 
     Args:
         to_errors: print on standard error.
-        wide: give tables more room than a terminal where there is none, and no COLUMNS either.
-        soft_wrap: leave it to the terminal to break lines.
+        wide: give tables more room if there is neither a terminal nor COLUMNS.
+        soft_wrap: let the terminal wrap lines.
     """
     width = _WIDE if wide and not sys.stdout.isatty() and "COLUMNS" not in os.environ else None
     return Console(stderr=to_errors, width=width, soft_wrap=soft_wrap, markup=False, emoji=False, highlight=False)

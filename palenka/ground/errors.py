@@ -1,4 +1,4 @@
-"""Mistakes that a user can fix, each told in one sentence: the value, the rule, what to do."""
+"""Mistakes that a user can fix, each in one sentence: the value, the rule, what to do."""
 
 import errno
 from collections.abc import Iterator, Mapping
@@ -21,10 +21,10 @@ class UserError(Exception):
 
 
 def system_error(what: str, error: OSError) -> UserError:
-    """A mistake that the operating system told of, with the remedy that fits it.
+    """An error of the operating system as a user's mistake, with a fitting remedy.
 
     Args:
-        what: could not be done, as the sentence's beginning, such as ``"cannot write runs/mine"``.
+        what: failed, as the sentence's beginning, such as ``"cannot write runs/mine"``.
         error: the system's.
     """
     said = error.strerror or str(error)
@@ -34,16 +34,16 @@ def system_error(what: str, error: OSError) -> UserError:
 
 
 def reason_of(error: Exception) -> str:
-    """What a library's error says, on one line that is not too long: its kind, and the text."""
+    """A library's error on one short line: its type and its text."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 @contextmanager
 def refusing(what: str, remedy: str) -> Iterator[None]:
-    """Whatever libraries raise about what they cannot read, as one sentence.
+    """Turn any error of libraries about unreadable data into one sentence.
 
     Args:
-        what: is wrong then, as the sentence's beginning, such as ``"x.gguf cannot be read as GGUF"``.
+        what: is wrong, as the sentence's beginning, such as ``"x.gguf cannot be read as GGUF"``.
         remedy: what the user can do, as its end.
 
     Raises:
@@ -62,8 +62,8 @@ def refuse_difference(what: str, expected: object, found: object, remedy: str) -
 
     Args:
         what: what is compared, as the sentence's subject, such as ``"cache runs/caches/gpt2"``.
-        expected: nested mappings and plain values: what is asked for now.
-        found: the same for what is on disk.
+        expected: nested mappings and plain values of the current request.
+        found: the same from disk.
         remedy: what the user can do, as the sentence's end.
 
     Raises:

@@ -1,12 +1,12 @@
-"""Whole files or none: what is written lies aside, under a name of its own, until it is renamed.
+"""Atomic files: they are written under a temporary name, then renamed.
 
-Aside is `NAME.HEX.partial`, with 32 random digits, so that two processes never write the same file. Zarr names its own
-so, too. What a killed writer left there is told by this name, and the sole writer of NAME removes it.
+The temporary name is `NAME.HEX.partial`, with 32 random digits, so that two processes never write the same file. Zarr
+uses the same form. Leftovers of a killed writer are recognised by this name, and the sole writer of NAME removes them.
 
-A path that is a link stands for its target: what is written takes its place there, on whatever disk that is.
+A path that is a link stands for its target: the target is replaced, on whatever disk it lies.
 
-Caches ask their store for nothing but what stands here and in `records.py`, so that another one than a folder could
-take its place: `write_whole`, `size_of`, `names_in`, `remove`, `read_record`.
+Caches use only these functions for their store, so that something else could replace a folder: `write_whole`,
+`size_of`, `names_in`, `remove`, and `read_record` in `records.py`.
 """
 
 import glob
@@ -27,10 +27,10 @@ _ASIDE_PATTERN = f".{'[0-9a-f]' * 32}{_PARTIAL}"
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
-    """Write a file, and its folder, that is either whole or as it was, whenever the process or the machine stops.
+    """Write a file atomically, also across a crash of the process or the machine; creates its folder.
 
     Raises:
-        UserError: if something else than a file is there.
+        UserError: if anything but a file is there.
     """
     path = resolved(path)
     if path.exists() and not path.is_file():
@@ -44,12 +44,12 @@ def write_whole(path: Path, content: str | bytes) -> None:
 
 
 def require_own(path: Path, is_ours: Callable[[str], bool], what: str, option: str = "out") -> None:
-    """Refuse to write over a file that is something else than what would be written.
+    """Refuse to overwrite a file that is not an earlier version of the output.
 
     Args:
-        path: of the file; nothing there is well.
-        is_ours: tells an earlier one by its text.
-        what: would be written, such as ``"report"``.
+        path: of the file, which need not exist.
+        is_ours: recognises an earlier version by its text.
+        what: name of the output, such as ``"report"``.
         option: that names the file.
 
     Raises:
@@ -67,9 +67,9 @@ def require_own(path: Path, is_ours: Callable[[str], bool], what: str, option: s
 
 @contextmanager
 def directory_aside(path: Path) -> Iterator[Path]:
-    """A new directory beside a path, to be moved there whole or in parts; at the end it is gone, whatever happens.
+    """A new directory beside a path, to be moved there whole or in parts; it is always removed at the end.
 
-    Only the sole writer of the path may ask for it: what killed ones left is removed.
+    Only the sole writer of the path may call it: leftovers of killed writers are removed.
     """
     path = resolved(path)
     remove_leftovers_of(path)
@@ -80,12 +80,12 @@ def directory_aside(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def whole_directory(path: Path) -> Iterator[Path]:
-    """A new directory that takes its path's place at the end, where nothing or an empty one is; or else is gone.
+    """A new directory that replaces its path, absent or empty, at the end; after an error it is removed.
 
-    Only the sole writer of the path may ask for it, as for `directory_aside`.
+    Only the sole writer of the path may call it, as `directory_aside`.
 
     Raises:
-        UserError: if its place cannot be taken at the end, before anything is spent.
+        UserError: at once, if the path cannot be replaced at the end.
     """
     path = resolved(path)
     if path.is_mount() or path == Path.cwd():
@@ -98,7 +98,7 @@ def whole_directory(path: Path) -> Iterator[Path]:
 
 
 def follow_umask(aside: Path) -> None:
-    """Let files in a new directory be read and written by those who may use it: safetensors makes them private."""
+    """Give files in a new directory the directory's permissions: safetensors makes them private."""
     mode = stat.S_IMODE(aside.stat().st_mode) & 0o666
     for path in aside.rglob("*"):
         if path.is_file():
@@ -106,13 +106,13 @@ def follow_umask(aside: Path) -> None:
 
 
 def remove_leftovers(directory: Path) -> None:
-    """Remove what killed writers left half-written in a directory, at any depth; its sole writer alone may."""
+    """Remove leftovers of killed writers in a directory, at any depth; only its sole writer may call it."""
     for leftover in list(directory.rglob(f"*{_ASIDE_PATTERN}")):
         _remove(leftover)
 
 
 def remove_leftovers_of(path: Path) -> None:
-    """Remove what killed writers left half-written of one file or directory; its sole writer alone may."""
+    """Remove leftovers of killed writers of one file or directory; only its sole writer may call it."""
     path = resolved(path)
     for leftover in list(path.parent.glob(f"{glob.escape(path.name)}{_ASIDE_PATTERN}")):
         _remove(leftover)
@@ -130,10 +130,10 @@ def is_partial(name: str) -> bool:
 
 @contextmanager
 def disk_errors() -> Iterator[None]:
-    """What safetensors says of a full disk, as the OSError that it is; safetensors has an error of its own for it.
+    """Turn safetensors' own error for a full disk into an OSError.
 
     Raises:
-        OSError: for an error of the system that it names by number.
+        OSError: for a system error whose number it names.
     """
     from safetensors import SafetensorError
 
@@ -152,18 +152,18 @@ def size_of(path: Path) -> int | None:
 
 
 def names_in(directory: Path) -> set[str]:
-    """The names of the files in a directory that are whole; none if there is no directory."""
+    """The names of the complete files in a directory; none if there is no directory."""
     return {path.name for path in directory.glob("*") if not is_partial(path.name)}
 
 
 def remove(path: Path) -> None:
-    """Remove a file, and what killed writers left of it; its sole writer alone may."""
+    """Remove a file, and leftovers of its killed writers; only its sole writer may call it."""
     remove_leftovers_of(path)
     path.unlink(missing_ok=True)
 
 
 def sha256_of_file(path: Path) -> str:
-    """The SHA-256 of a file's bytes in hexadecimal; about 1 s a gigabyte, memory flat."""
+    """The SHA-256 of a file's bytes in hexadecimal; about 1 s per gigabyte, in constant memory."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -187,7 +187,7 @@ def read_text(path: Path) -> str:
 
 
 def state_of(path: Path) -> tuple[int, int, int] | None:
-    """What tells a file from another of the same name, and from itself after a change; None without one."""
+    """The state of a file, which differs for another file of this name and after a change; None without a file."""
     try:
         return _told_by(path.stat())
     except FileNotFoundError:
@@ -195,7 +195,7 @@ def state_of(path: Path) -> tuple[int, int, int] | None:
 
 
 def state_of_open(number: int) -> tuple[int, int, int]:
-    """The same of an open file, by its number in the system: it stays this file whatever becomes of the name."""
+    """The same for an open file by its descriptor, whatever happens to its name."""
     return _told_by(os.fstat(number))
 
 
@@ -205,7 +205,7 @@ def _told_by(found: os.stat_result) -> tuple[int, int, int]:
 
 @contextmanager
 def _aside(path: Path) -> Iterator[Path]:
-    """The name under which a file or a directory is written before it has its own; what is left there is removed."""
+    """The temporary name of a file or a directory; leftovers there are removed at the end."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f"{path.name}.{uuid.uuid4().hex}{_PARTIAL}")
     try:

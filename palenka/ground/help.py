@@ -1,4 +1,4 @@
-"""The help of a command, made from its settings: every option with its type, its default and what it is for."""
+"""The help of a command, made from its settings: every option with its type, default and description."""
 
 import inspect
 import json
@@ -25,13 +25,13 @@ from palenka.ground.registry import NameIn
 from palenka.ground.settings import Command
 
 WIDTH = 80
-"""Columns of a terminal that help fits into."""
+"""Maximum columns of help."""
 _KINDS = {bool: "true or false", int: "whole number", float: "number", str: "text", Path: "path"}
 _CONFIG = Option("config", Path, "YAML file with any of the options below; what the command line says wins.")
 
 
 def help_of(schema: type[Command], program: str) -> str:
-    """What ``--help`` prints, at most `WIDTH` columns wide; nested options are dotted."""
+    """The text of ``--help``, at most `WIDTH` columns wide; nested options are dotted."""
     usage = ["usage:", program, *(_word(schema, name) for name in schema.positional), "[--OPTION VALUE ...]"]
     lines = wrapped(" ".join(usage), "", "  ")
     for paragraph in inspect.cleandoc(schema.__doc__ or "").split("\n\n"):
@@ -43,12 +43,12 @@ def help_of(schema: type[Command], program: str) -> str:
 
 
 def wrapped(text: str, first: str = "", rest: str = "") -> list[str]:
-    """The lines of a text, behind what the first and the others begin with."""
+    """The lines of a text, with a prefix for the first line and one for the others."""
     return textwrap.wrap(text, WIDTH, initial_indent=first, subsequent_indent=rest, break_on_hyphens=False)
 
 
 def _word(schema: type[Command], name: str) -> str:
-    """A word of the usage that needs no option's name before it."""
+    """A positional word in the usage."""
     if name == "config":
         return "[FILE.yaml]"
     field = fields_of(schema)[name]
@@ -73,7 +73,7 @@ def _entry(option: Option) -> list[str]:
 
 
 def _text(default: Value) -> str:
-    """A default as it would be written."""
+    """A default as a user would write it."""
     if default is None or default in ("", (), [], {}):
         return "none"
     plain = to_jsonable_python(default)
@@ -81,7 +81,7 @@ def _text(default: Value) -> str:
 
 
 def _kind(annotation: Annotation, is_plural: bool = False) -> str:
-    """What a value looks like, in plain words."""
+    """The type of a value, in plain words."""
     kinds = [kind for kind in types_of(annotation) if kind is not type(None)]
     return " or ".join(_kind_of_one(kind, is_plural) for kind in kinds) or "null"
 

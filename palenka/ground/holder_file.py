@@ -1,8 +1,8 @@
-"""The lock of file systems without flock: a file that only one process can make, with a heartbeat.
+"""The lock for file systems without flock: a file that only one process can create, with a heartbeat.
 
-It tells host and process, and its time is set anew every few seconds. A holder whose process is gone (as far as this
-host can see it), or that was silent for long, holds nothing, and its file is taken away. Silence is measured by the
-clock of the file system alone: those of two hosts may differ.
+It names host and process, and its time is updated every few seconds. If the holder's process is gone (as far as this
+host can see), or was silent for too long, the lock is free and the file is removed. Silence is measured only by the
+clock of the file system, since the clocks of two hosts may differ.
 """
 
 import json
@@ -25,7 +25,7 @@ _POLL_SECONDS = 0.2
 
 
 def name_of_holder() -> str:
-    """This process, as messages to others name it."""
+    """The name of this process in messages to others."""
     return f"process {os.getpid()} on {socket.gethostname()}"
 
 
@@ -35,11 +35,11 @@ def refuse_held(output: Path, holder: str) -> NoReturn:
 
 
 class HolderFile:
-    """A file that only one process can make.
+    """A file that only one process can create.
 
     Args:
         path: of the file.
-        output: what is written, for sentences.
+        output: that is written, for errors.
     """
 
     def __init__(self, path: Path, output: Path) -> None:
@@ -54,10 +54,10 @@ class HolderFile:
 
     @contextmanager
     def held(self, wait: bool) -> Iterator[None]:
-        """Hold it; it is gone at the end.
+        """Hold it; it is removed at the end.
 
         Raises:
-            UserError: if another process holds it and is not to be waited for.
+            UserError: if another process holds it and `wait` is false.
         """
         is_told = False
         while not self._make(self._mine):
@@ -85,13 +85,13 @@ class HolderFile:
                 self.path.unlink(missing_ok=True)
 
     def holder(self) -> str | None:
-        """Who holds it now; None if nobody does."""
+        """Its current holder; None if it is free."""
         if not self.path.exists() or self._is_dead(found := self._read()):
             return None
         return str(found.get("name", "another process"))
 
     def _make(self, content: dict[str, Any]) -> bool:
-        """Make the file; False if it is there."""
+        """Create the file; False if it exists."""
         try:
             with self.path.open("x", encoding="utf-8") as file:
                 json.dump(content, file)
@@ -100,7 +100,7 @@ class HolderFile:
         return True
 
     def _read(self) -> dict[str, Any]:
-        """Who holds it; nothing is known before the holder has said so."""
+        """The holder's record; empty before the holder has written it."""
         try:
             found = json.loads(self.path.read_text(encoding="utf-8"))
         except (FileNotFoundError, ValueError):
@@ -117,13 +117,13 @@ class HolderFile:
         try:
             clock.touch()
             return clock.stat().st_mtime - self.path.stat().st_mtime
-        except OSError:  # it is gone, or nothing may be written here
+        except OSError:  # it is gone, or this folder is read-only
             return 0.0
         finally:
             clock.unlink(missing_ok=True)
 
     def _take_away(self, dead: dict[str, Any]) -> None:
-        """Remove a dead holder's file; put it back if it is that of another who came meanwhile."""
+        """Remove a dead holder's file; restore it if it turns out to be a new holder's."""
         aside = HolderFile(self.path.with_name(f"{self.path.name}.{uuid.uuid4().hex}"), self.output)
         try:
             self.path.rename(aside.path)
@@ -142,7 +142,7 @@ class HolderFile:
 
 
 def _namespace() -> str:
-    """What tells containers apart that share a host's name: their numbers of processes mean nothing to each other."""
+    """Distinguishes containers that share a host's name: their process ids are unrelated."""
     try:
         return str(Path("/proc/self/ns/pid").readlink())
     except OSError:

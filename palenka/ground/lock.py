@@ -1,9 +1,9 @@
-"""A lock on an output: one process at a time writes there, and the lock dies with its holder.
+"""A lock on an output: one process at a time writes there, and the lock ends with its holder.
 
-The lock is the kernel's (flock) on a small file beside the output, so nothing is left to clean up after a crash. Beside
-means beside the target where the output is a link: a link and its target are one output.
+It is the kernel's lock (flock) on a small file beside the output, so a crash needs no clean-up. If the output is a
+link, the file lies beside its target: a link and its target are one output.
 
-File systems without flock (Lustre, some NFS) have a file with a heartbeat in its place, `NAME.lock.holder`
+On file systems without flock (Lustre, some NFS) a file with a heartbeat replaces it, `NAME.lock.holder`
 (`holder_file.py`).
 """
 
@@ -26,14 +26,14 @@ _NOT_SUPPORTED = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
 def sole_writer(output: Path, wait: bool = False) -> Iterator[None]:
     """Hold the lock `NAME.lock` beside an output; the file is removed when it is released.
 
-    What a killed writer left half-written of the output is removed first.
+    Leftovers of a killed writer of the output are removed first.
 
     Args:
-        output: what is written.
-        wait: wait for another holder, and say so, instead of refusing.
+        output: to be written.
+        wait: wait for another holder, with a message, instead of refusing.
 
     Raises:
-        UserError: if another process holds it; its host and number are named.
+        UserError: if another process holds it; with its host and process id.
     """
     output = resolved(output)
     if not output.name:
@@ -57,13 +57,13 @@ def sole_writer(output: Path, wait: bool = False) -> Iterator[None]:
 
 
 def _acquire(path: Path, output: Path, wait: bool) -> int | None:
-    """The descriptor of a locked file; None where the file system has no such locks."""
+    """The descriptor of a locked file; None if the file system has no such locks."""
     is_told = False
     while True:
         descriptor = _open(path)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait and is_told else fcntl.LOCK_NB))
-            # A holder that finished meanwhile has removed the file that was opened: that one locks nothing any more.
+            # A holder that finished meanwhile has removed the opened file, whose lock has no effect any more.
             if path.exists() and os.fstat(descriptor).st_ino == path.stat().st_ino:
                 return descriptor
         except BlockingIOError:
@@ -85,7 +85,7 @@ def _acquire(path: Path, output: Path, wait: bool) -> int | None:
 
 
 def holder_of(output: Path) -> str | None:
-    """The process that writes an output now, with its host; None if none does. Nothing is written."""
+    """The process that writes an output now, with its host; None if there is none. Writes nothing."""
     output = resolved(output)
     path = output.with_name(f"{output.name}.lock")
     if (found := HolderFile(path.with_name(f"{path.name}.holder"), output).holder()) is not None:
@@ -106,9 +106,9 @@ def holder_of(output: Path) -> str | None:
 
 
 def _open(path: Path) -> int:
-    """The lock's file; one that a member of the group left behind can be locked by whoever may read it."""
+    """The lock's file; a file left by another member of the group can be locked with read permission."""
     try:
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)  # as the umask has it
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)  # as the umask allows
     except PermissionError:
         if not path.exists():
             raise
@@ -116,7 +116,7 @@ def _open(path: Path) -> int:
 
 
 def _sign(descriptor: int) -> None:
-    """Write the holder into the lock's file, where that may be written."""
+    """Write the holder into the lock's file, if permissions allow."""
     if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDWR:
         os.ftruncate(descriptor, 0)
         os.write(descriptor, name_of_holder().encode())

@@ -15,17 +15,17 @@ from palenka.ground.settings import Settings
 _LONGEST = 200
 """Characters of a value that are shown."""
 _GROUP_TYPES = ("model_type", "dict_type", "model_attributes_type")
-"""Of mistakes where a group of options should be."""
+"""Types of errors where a group of options is expected."""
 _SUFFIXES = (".yaml", ".yml", ".json")
-"""What names of files of options end with."""
+"""Suffixes of files of options."""
 _ALIKE = 0.6
-"""The least likeness of two names of which one may stand for the other."""
+"""Minimum similarity of a name to suggest it."""
 _IN_PLACE = 0.1
-"""What being in the place of the mistaken name is worth beside that."""
+"""Bonus for an option in the same group as the mistaken name."""
 
 
 def first_mistake(error: ValidationError, schema: type[Settings]) -> str:
-    """What to fix first: a name or a value that is wrong, or else everything that is missing."""
+    """The mistake to fix first: a wrong name or value, or else everything that is missing."""
     found = error.errors()
     if wrong := [entry for entry in found if entry["type"] != "missing"]:
         return sentence_of(wrong, schema)
@@ -34,7 +34,7 @@ def first_mistake(error: ValidationError, schema: type[Settings]) -> str:
 
 
 def sentence_of(found: Sequence[ErrorDetails], schema: type[Settings]) -> str:
-    """The first of some mistakes, in the form that all errors of this project have."""
+    """The first of some mistakes, in the form of all errors of this project."""
     first = next((entry for entry in found if entry["type"] == "extra_forbidden"), found[0])
     option = _option(first)
     if first["type"] == "extra_forbidden":
@@ -47,13 +47,13 @@ def sentence_of(found: Sequence[ErrorDetails], schema: type[Settings]) -> str:
         return f"{option}: {said}" if option else said
     if first["type"] in _GROUP_TYPES and (no_file := taken_for_file(schema, option, first["input"])):
         return no_file
-    # Of a choice between types each says what it wants.
+    # For a union, each type reports its own requirement.
     rules = dict.fromkeys(_rule(entry) for entry in found if _option(entry) == option)
     return f"{option} is {_shown(first['input'])}, but it should be {' or '.join(rules)}"
 
 
 def taken_for_file(schema: type[Settings], option: str, value: object) -> str | None:
-    """What to do instead where a group of options was given the name of a file; None for any other value."""
+    """The remedy if a group of options was given the name of a file; None for any other value."""
     kinds = [kind for kind in types_of(locate(schema, option)[1]) if kind is not type(None)]
     is_group = kinds and all(groups_of(kind) or value_of(kind) is not None for kind in kinds)
     if not is_group or not isinstance(value, str) or Path(value).suffix not in _SUFFIXES:
@@ -66,14 +66,14 @@ def taken_for_file(schema: type[Settings], option: str, value: object) -> str | 
 
 
 def _shown(value: object) -> str:
-    """A value as it was given, in a line that is not too long."""
-    text = json.dumps(value) if value is None or isinstance(value, bool) else str(value)  # true, as files have it
+    """A value as given, on one short line."""
+    text = json.dumps(value) if value is None or isinstance(value, bool) else str(value)  # true, as in files
     text = text if text.isprintable() and text.strip() else repr(value)
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
 
 
 def _option(found: ErrorDetails) -> str:
-    """The dotted option that a mistake is in; places in lists and names of types, which pydantic adds, are left out."""
+    """The dotted option of a mistake, without pydantic's list indices and type names."""
     parts = [part for part in found["loc"] if isinstance(part, str)]
     if found["type"] == "extra_forbidden":
         return ".".join(parts)
@@ -81,7 +81,7 @@ def _option(found: ErrorDetails) -> str:
 
 
 def _rule(found: ErrorDetails) -> str:
-    """What a value should be, in a few words."""
+    """The rule for a value, in a few words."""
     if found["type"] in _GROUP_TYPES:
         return "a mapping {...}"
     if found["type"] == "path_type":
@@ -92,14 +92,14 @@ def _rule(found: ErrorDetails) -> str:
 
 
 def _required_by(schema: type[Settings], option: str) -> list[str]:
-    """A missing option; of a missing group those of its options that have no default."""
+    """A missing option; for a missing group its options without default."""
     for _, group in groups_of(locate(schema, option)[1]):
         return [f"{option}.{name}" for name, field in fields_of(group).items() if field.is_required()]
     return [option]
 
 
 def _nearest(schema: type[Settings], mistaken: str) -> str | None:
-    """The option that a mistaken name most probably stands for: nearly its name, or its initials, best in its place."""
+    """The option that was probably meant: similar in name or initials, preferably in the same group."""
     *place, last = mistaken.split(".")
 
     def likeness(name: str) -> float:
@@ -113,7 +113,7 @@ def _nearest(schema: type[Settings], mistaken: str) -> str | None:
 
 
 def _placed(name: str, place: list[str]) -> str:
-    """An option with the names that the user chose in the place of NAME, where the option is in that place."""
+    """An option with the user's own names instead of NAME, if it belongs to the same group."""
     parts = name.split(".")
     filled = [given if part == NAME else part for part, given in zip(parts, place, strict=False)]
     return ".".join([*filled, *parts[len(filled) :]]) if filled == place else name

@@ -17,9 +17,9 @@ from palenka.ground.registry import NameIn, OneOf, OpenSettings
 from palenka.ground.settings import Settings
 
 Annotation: TypeAlias = Any
-"""The type of a field, as it is written: a class, or what `typing` makes of some."""
+"""The type of a field: a class, or a construct of `typing`."""
 Value: TypeAlias = Any
-"""What an option is given: text, numbers, lists and mappings of them."""
+"""The value of an option: text, numbers, lists and mappings of them."""
 
 NAME = "NAME"
 """Stands in an option for a name that the user chooses."""
@@ -32,9 +32,9 @@ class Option:
     Attributes:
         name: dotted; NAME in it stands for a name that the user chooses.
         annotation: the type of its value.
-        about: what it is for.
-        default: its value unless given; PydanticUndefined where it must be given.
-        choice: of a group, what makes its options count, such as ``kind topk`` or ``with from``.
+        about: its description.
+        default: its default value; PydanticUndefined if it is required.
+        choice: for a group, the choice to which its options belong, such as ``kind topk`` or ``with from``.
     """
 
     name: str
@@ -50,12 +50,12 @@ class Option:
 
 
 def origin_of(annotation: Annotation) -> Annotation:
-    """What a type with parameters is a type of, as `typing.get_origin` says, which has no type that fits."""
+    """`typing.get_origin` with a usable type."""
     return typing.get_origin(annotation)
 
 
 def types_of(annotation: Annotation) -> list[Any]:
-    """The types that a value may have, of a union each; a choice that a registry gives stays as it was annotated."""
+    """The types of a value, each one of a union; a registry's choice keeps its annotation."""
     if origin_of(annotation) is Annotated:
         choices = [extra for extra in annotation.__metadata__ if isinstance(extra, OneOf | NameIn)]
         return choices or types_of(annotation.__origin__)
@@ -65,12 +65,12 @@ def types_of(annotation: Annotation) -> list[Any]:
 
 
 def is_list(kind: Annotation) -> bool:
-    """Whether a type is that of lists."""
+    """Whether a type is a list."""
     return origin_of(kind) in (list, tuple)
 
 
 def groups_of(annotation: Annotation) -> list[tuple[str, type[Settings]]]:
-    """The classes of settings that a value may be of, each with the choice that makes it so, such as ``kind topk``."""
+    """The settings classes of a value, each with the choice that selects it, such as ``kind topk``."""
     groups: list[tuple[str, type[Settings]]] = []
     for kind in types_of(annotation):
         if isinstance(kind, OneOf):
@@ -92,12 +92,12 @@ def fields_of(group: type[Settings]) -> dict[str, FieldInfo]:
 
 
 def members_of(group: type[Settings]) -> Mapping[str, type[Settings]]:
-    """The classes of settings that an open group has by name; none of another group."""
+    """The settings classes of an open group by name; none for another group."""
     return group.registry if issubclass(group, OpenSettings) else {}
 
 
 def inner_of(annotation: Annotation, name: str) -> Annotation:
-    """The type of what has a name in a group or a mapping; None if nothing has, Any where every name is allowed."""
+    """The type of a name in a group or a mapping; None if there is none, Any if every name is allowed."""
     groups = groups_of(annotation)
     for _, group in groups:
         if field := fields_of(group).get(name):
@@ -112,7 +112,7 @@ def inner_of(annotation: Annotation, name: str) -> Annotation:
 def locate(schema: type[Settings], option: str) -> tuple[list[str], Annotation]:
     """The path of a dotted option through nested mappings, and its type; None for one that does not exist.
 
-    In a mapping to plain values what is left of the option is one name, dots and all.
+    In a mapping to plain values the rest of the option is one name, including dots.
     """
     path: list[str] = []
     annotation: Annotation = schema
@@ -136,8 +136,8 @@ def options_of(schema: type[Settings], within: str = "", given: Settings | None 
 
     Args:
         schema: the class.
-        within: the dotted name of the group that it is, and a dot.
-        given: what holds the defaults, if not the class itself.
+        within: its dotted name as a group, with a final dot.
+        given: settings with the defaults, if not the class itself.
     """
     groups = []
     for name, field in fields_of(schema).items():
@@ -157,12 +157,12 @@ def options_of(schema: type[Settings], within: str = "", given: Settings | None 
 
 
 def about(group: type[Settings]) -> str:
-    """What a class of settings says of itself first."""
+    """The first sentence of a settings class."""
     return " ".join(inspect.cleandoc(group.__doc__ or "").split("\n\n")[0].split())
 
 
 def _with_its_own(option: Option) -> Iterator[Option]:
-    """A group and the options in it; of a choice of classes the options of each."""
+    """A group and its options; for a choice of classes the options of each."""
     yield option
     for kind in types_of(option.annotation):
         if isinstance(kind, OneOf) and kind.key:
@@ -177,7 +177,7 @@ def _with_its_own(option: Option) -> Iterator[Option]:
 
 
 def _whole(field: FieldInfo) -> Annotation:
-    """The annotation of a field, with what pydantic keeps beside it."""
+    """The annotation of a field, including its metadata in pydantic."""
     return Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
 
 

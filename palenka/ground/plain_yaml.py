@@ -1,4 +1,4 @@
-"""YAML of plain values: what JSON has, each key once, and no more of it than people write."""
+"""YAML of plain values: JSON's types, each key once, of bounded size."""
 
 from typing import Any
 
@@ -10,10 +10,10 @@ _PLAIN_TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "
 
 
 def load_yaml(text: str) -> Any:  # noqa: ANN401 - whatever the text says
-    """What a text in YAML says: plain values only, and of a mapping each key once. A date is text.
+    """The value of a text in YAML: only plain values, with each key once. A date is text.
 
     Raises:
-        yaml.YAMLError: if it is no such text, or means more values than anyone writes.
+        yaml.YAMLError: if it is not such a text, or expands to too many values.
     """
     try:
         return yaml.load(text, _Loader)  # noqa: S506 - a safe loader
@@ -24,11 +24,11 @@ def load_yaml(text: str) -> Any:  # noqa: ANN401 - whatever the text says
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses what PyYAML takes without a word or answers with an error of Python's.
+    """Refuses input that PyYAML silently accepts or answers with a Python error.
 
-    A key that a mapping has twice, of which it would keep the last; types other than those of JSON; aliases that stand
-    for very many values; and numbers that are none. What is nested too deeply ends at once, where it would look for
-    a key at each depth anew.
+    These are duplicate keys, of which it would keep the last; types other than those of JSON; aliases that expand to
+    very many values; and invalid numbers. Deep nesting is refused at once, since PyYAML would search for a key again at
+    each depth.
     """
 
     yaml_implicit_resolvers = {  # noqa: RUF012 - as the base class has it
@@ -37,13 +37,13 @@ class _Loader(yaml.SafeLoader):
     }
 
     def fetch_flow_collection_start(self, TokenClass: Any) -> None:  # noqa: ANN401, N803 - as the base class has it
-        """One more depth of brackets."""
+        """Count a level of brackets."""
         if self.flow_level >= _DEEPEST:
             raise yaml.scanner.ScannerError(None, None, "it is nested too deeply", self.get_mark())
         super().fetch_flow_collection_start(TokenClass)
 
     def get_single_node(self) -> yaml.Node | None:
-        """The document, if it is not too large once its aliases are written out."""
+        """The document, unless it is too large with expanded aliases."""
         node: yaml.Node | None = super().get_single_node()
         if node is not None:
             _count(node, {})
@@ -61,7 +61,7 @@ class _Loader(yaml.SafeLoader):
             raise yaml.constructor.ConstructorError(None, None, f"{text} is no number", node.start_mark) from None
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """A mapping, each of its keys once."""
+        """A mapping with unique keys."""
         keys = set()
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode) and key.value in keys:
@@ -71,10 +71,10 @@ class _Loader(yaml.SafeLoader):
 
 
 def _count(node: yaml.Node, known: dict[int, int]) -> int:
-    """How many values a node stands for, its aliases written out.
+    """Number of values of a node with expanded aliases.
 
     Raises:
-        yaml.YAMLError: if they are too many, or a node holds itself.
+        yaml.YAMLError: if they are too many, or a node contains itself.
     """
     if (found := known.get(id(node))) is not None:
         if found < 0:

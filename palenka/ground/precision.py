@@ -1,4 +1,4 @@
-"""The types that a model computes in: their names in settings, and what torch calls them."""
+"""The types that a model computes in: their names in settings and torch's types."""
 
 from typing import TYPE_CHECKING
 
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def dtype_of(precision: Precision) -> "torch.dtype":
-    """The type of a name."""
+    """Torch's type of a name."""
     import torch
 
     return {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]

@@ -1,7 +1,7 @@
 """The processes of a launch, which share one output, and the device that each computes on.
 
-What accelerate reads from the environment, also from a user's accelerate configuration, is refused here where it would
-change what is computed; the trainer gives it the rest, so that nothing else decides it.
+accelerate reads the environment and a user's accelerate configuration. Settings there that would change results are
+refused here; the trainer sets all others explicitly.
 """
 
 import os
@@ -33,7 +33,7 @@ Compile = Annotated[Literal["auto", "true", "false"], BeforeValidator(_word)]
 """Whether a model's blocks are compiled; auto is so on a GPU (cuda)."""
 
 _AT_FIRST = os.getpid(), os.getppid()
-"""This process and its launcher, as early as can be: that may have ended before torch is loaded."""
+"""This process and its launcher, recorded as early as possible: the launcher may end before torch is loaded."""
 _is_watched = False
 _ANSWER_SECONDS = 60.0
 
@@ -44,19 +44,19 @@ _HARMLESS = dict.fromkeys(
     ],
     ("", "0", "false", "no", "off"),
 ) | {"ACCELERATE_MIXED_PRECISION": ("", "no", "fp16", "bf16"), "ACCELERATE_TORCH_DEVICE": ("",)}
-"""The values that a variable may have; others ask for another way to compute than settings say."""
+"""The allowed values of a variable; others would change how results are computed."""
 
 
 def available_cores() -> int:
-    """Processor cores that this process may use, whoever else does."""
+    """CPU cores that this process may use, possibly shared with others."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def cores() -> int:
-    """Processor cores for this process, as many as torch computes with.
+    """CPU cores for this process, as many as torch uses.
 
-    OMP_NUM_THREADS where it is set (a grid sets it for points that run at once, and launchers for their processes), or
-    all that the process may use, shared with the others of its launch on this machine.
+    OMP_NUM_THREADS if it is set (by a grid for points that run at once, and by launchers for their processes), or this
+    process's share, within its launch on this machine, of all that it may use.
     """
     asked = os.environ.get("OMP_NUM_THREADS", "")
     if asked.isdecimal() and int(asked) > 0:
@@ -69,11 +69,11 @@ def open_processes(device: Device | None = None) -> "PartialState":
     """This process among those of its launch, and its device.
 
     Args:
-        device: where it computes; unless given, where it was opened before, or else auto.
+        device: where it computes; default: the device opened before, or auto.
 
     Raises:
-        UserError: if the device is not there, the environment asks for what would change results, or this is one of
-            several processes that do not see each other: each would write the same output.
+        UserError: if the device does not exist, the environment would change results, or this is one of several
+            processes that do not see each other: each would write the same output.
     """
     import torch
     from accelerate import PartialState
@@ -85,7 +85,7 @@ def open_processes(device: Device | None = None) -> "PartialState":
     chosen = _available(device or "auto")
     if chosen == "cpu":
         keep_freed_memory()
-    # Without `cpu`, processes that were launched on a machine without a GPU would each believe to be alone.
+    # Without `cpu`, each process launched on a machine without a GPU would believe that it is alone.
     on_cpu = chosen == "cpu" and ("LOCAL_RANK" in os.environ or _is_cpu_asked())
     with _ended_with_launcher() if "LOCAL_RANK" in os.environ else nullcontext():
         state = PartialState(cpu=on_cpu)
@@ -102,9 +102,10 @@ def open_processes(device: Device | None = None) -> "PartialState":
 
 @contextmanager
 def _ended_with_launcher() -> Iterator[None]:
-    """From here on this process stops when its launcher has ended, which may have been killed.
+    """From here on, this process stops when its launcher has ended, for instance after a kill.
 
-    Inside, the processes of the launch find each other by their launcher, and would wait for minutes where it is gone.
+    Inside, the processes of the launch connect to each other through their launcher, and would wait for minutes without
+    it.
     """
     global _is_watched
     if _is_watched:
@@ -112,17 +113,17 @@ def _ended_with_launcher() -> Iterator[None]:
         return
     process, launcher = _AT_FIRST
     with stopped_by_the_system():
-        ends_with(launcher if process == os.getpid() else os.getppid())  # a notebook's launcher forks
+        ends_with(launcher if process == os.getpid() else os.getppid())  # a notebook's launcher forks its processes
         _require_launcher()
         _is_watched = True
         yield
 
 
 def _require_launcher() -> None:
-    """End where the launcher was gone before this process could see it: the place where processes meet is closed then.
+    """Stop if the launcher ended before this process could notice: its rendezvous port is closed then.
 
     Raises:
-        Stopped: if it is.
+        Stopped: if it has ended.
     """
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return
@@ -134,15 +135,15 @@ def _require_launcher() -> None:
 
 
 def is_compiled(asked: Compile, device: "torch.device") -> bool:
-    """Whether a model on a device is to be compiled."""
+    """Whether to compile a model on a device."""
     return asked == "true" or (asked == "auto" and device.type == "cuda")
 
 
 def _available(device: Device) -> str:
-    """The name of a device that is there.
+    """The name of an existing device.
 
     Raises:
-        UserError: if the one that is asked for is not.
+        UserError: if the requested one does not exist.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""What a person watches while a stage works, on standard error: a bar with rate and time left, and sentences."""
+"""Progress of a stage on standard error: a bar with rate and time left, and sentences."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +15,7 @@ _console = console(to_errors=True)
 
 
 def info(sentence: str) -> None:
-    """Tell the user something that is not an error."""
+    """Print a message that is not an error."""
     tell(_console, sentence)
 
 
@@ -26,7 +26,7 @@ def is_watched() -> bool:
 
 @dataclass(frozen=True)
 class Bar:
-    """A bar that is shown; to call it advances it by some units."""
+    """A visible bar; a call advances it by some units."""
 
     _progress: Progress
     _task: TaskID
@@ -48,10 +48,10 @@ def progress_bar(
 
     Args:
         description: what is being done, a few words.
-        total: how many units make the whole; None where that is unknown.
-        unit: what is counted; the rate is shown in these per second.
+        total: number of units; None if unknown.
+        unit: of the count; the rate is in units per second.
         verbose: False on the processes of a distributed run that should stay silent.
-        done: units that were done before, which say nothing of the rate.
+        done: units done before, which do not count for the rate.
     """
     columns = (
         TextColumn(
@@ -80,7 +80,7 @@ class _Rate(ProgressColumn):
 
 
 class _TimeLeft(ProgressColumn):
-    """The time until the end, and at the end the time that it took."""
+    """The remaining time, and at the end the total time."""
 
     def __init__(self) -> None:
         super().__init__(Column(no_wrap=True))

@@ -1,4 +1,4 @@
-"""Quantities to read: rounded, with their unit."""
+"""Quantities for people: rounded, with their unit."""
 
 from collections.abc import Mapping
 
@@ -21,12 +21,12 @@ def count(number: int, noun: str) -> str:
 
 
 def conditions(named: Mapping[str, object]) -> str:
-    """Values by their names, such as those that something is measured under: length 128, split test."""
+    """Values with their names, such as conditions of a measurement: length 128, split test."""
     return ", ".join(f"{name} {value}" for name, value in named.items())
 
 
 def size(count: float) -> str:
-    """So many bytes: 512 bytes, 5.5 MB, 70.6 GB; in powers of 1,000, as disks are sold."""
+    """A number of bytes: 512 bytes, 5.5 MB, 70.6 GB; in powers of 1,000, as for disks."""
     for unit, factor in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if count >= factor:
             return f"{count / factor:,.1f} {unit}"

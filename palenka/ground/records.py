@@ -1,7 +1,7 @@
-"""Records in JSON: written whole, sealed with a checksum of themselves, or the commit records of other files.
+"""Records in JSON: written atomically, sealed with a checksum of themselves, or the commit records of other files.
 
-A commit record names files that belong together, with sizes and checksums. It is written last: they count
-once it is there. A sealed record holds a checksum of itself.
+A commit record names files that belong together, with sizes and checksums. It is written last: the files count once it
+exists. A sealed record has a checksum of itself.
 """
 
 import hashlib
@@ -18,10 +18,10 @@ _AGAIN = "delete it and run the same command again"
 
 
 def write_record(path: Path, record: Mapping[str, Any]) -> None:
-    """Write a JSON record that is either whole or absent, whenever the process or the machine stops.
+    """Write a JSON record atomically, also across a crash of the process or the machine.
 
     Raises:
-        UserError: if a number in it is not finite, which JSON cannot say.
+        UserError: if a number in it is not finite, which JSON cannot represent.
     """
     try:
         text = json.dumps(record, indent=1, allow_nan=False)
@@ -42,7 +42,7 @@ def _is_json(value: object) -> bool:
 
 
 def read_record(path: Path, remedy: str = _AGAIN) -> dict[str, Any]:
-    """Read what `write_record` wrote.
+    """Read a record of `write_record`.
 
     Raises:
         FileNotFoundError: if there is no record.
@@ -63,11 +63,11 @@ def write_sealed(path: Path, record: Mapping[str, Any]) -> None:
 
 
 def read_sealed(path: Path, remedy: str = _AGAIN) -> dict[str, Any]:
-    """Read what `write_sealed` wrote, without the checksum.
+    """Read a record of `write_sealed`, without the checksum.
 
     Raises:
         FileNotFoundError: if there is no record.
-        UserError: if it is not a JSON object, or not as it was written.
+        UserError: if it is not a JSON object, or was changed.
     """
     record, is_whole = read_with_seal(path, remedy)
     if not is_whole:
@@ -76,7 +76,7 @@ def read_sealed(path: Path, remedy: str = _AGAIN) -> dict[str, Any]:
 
 
 def read_with_seal(path: Path, remedy: str = _AGAIN) -> tuple[dict[str, Any], bool]:
-    """A JSON record without its checksum, and whether it is as `write_sealed` wrote it: it may be another program's.
+    """A JSON record without its checksum, and whether the checksum fits; it may be another program's file.
 
     Raises:
         FileNotFoundError: if there is no record.
@@ -87,10 +87,10 @@ def read_with_seal(path: Path, remedy: str = _AGAIN) -> tuple[dict[str, Any], bo
 
 
 def load_json(text: str) -> Any:  # noqa: ANN401 - whatever the text says
-    """What a text in JSON says.
+    """The value of a text in JSON.
 
     Raises:
-        ValueError: if it is none, is nested too deeply, or has a number that is not finite.
+        ValueError: if it is not JSON, is nested too deeply, or has a number that is not finite.
     """
     try:
         return json.loads(text, parse_constant=_finite, parse_float=_finite)
@@ -99,7 +99,7 @@ def load_json(text: str) -> Any:  # noqa: ANN401 - whatever the text says
 
 
 def commit(directory: Path, record: str, files: Iterable[str], **facts: object) -> None:
-    """Record size and checksum of files that are whole, and facts about them: from here on they count."""
+    """Record sizes and checksums of complete files, and facts about them: from here on they count."""
     paths = {name: directory / name for name in files}
     written = {name: {"bytes": size_of(path), "sha256": sha256_of_file(path)} for name, path in paths.items()}
     whole = {"files": written, **facts}
@@ -107,7 +107,7 @@ def commit(directory: Path, record: str, files: Iterable[str], **facts: object) 
 
 
 def read_commit(directory: Path, record: str, remedy: str = _AGAIN) -> dict[str, Any]:
-    """The facts in a commit record, itself whole; its files are not looked at.
+    """The facts in a commit record, whose own checksum is compared; its files are not read.
 
     Raises:
         FileNotFoundError: if there is none.
@@ -119,7 +119,7 @@ def read_commit(directory: Path, record: str, remedy: str = _AGAIN) -> dict[str,
 
 
 def committed_files(directory: Path, record: str) -> list[str]:
-    """The names of the files in a commit record that is whole."""
+    """The names of the files in an undamaged commit record."""
     return [*read_sealed(directory / record)["files"]]
 
 
@@ -130,14 +130,14 @@ def damage_of(
     only: Collection[str] | None = None,
     **facts: object,
 ) -> str | None:
-    """What is wrong with the files that a commit record names, in a few words; None if nothing is.
+    """The damage to the files that a commit record names, in a few words; None if there is none.
 
     Args:
         directory: that the files are in.
         record: path of the record in it.
-        contents: also compare checksums, at about 1 s a gigabyte; otherwise only presence and sizes.
-        only: the files that are looked at; all that the record names unless given.
-        facts: that the record must have, as they were given to `commit`: it may be whole and belong elsewhere.
+        contents: also compare checksums, at about 1 s per gigabyte; otherwise only presence and sizes.
+        only: the files to check; default: all that the record names.
+        facts: that the record must have, as given to `commit`: an undamaged record may belong elsewhere.
     """
     return next((damage for _, damage in damages_of(directory, record, contents, only, **facts)), None)
 
@@ -149,7 +149,7 @@ def damages_of(
     only: Collection[str] | None = None,
     **facts: object,
 ) -> Iterator[tuple[str, str]]:
-    """Each file that is damaged, as `damage_of` has it, and what is wrong with it; or else the record itself."""
+    """Each damaged file with its damage, as in `damage_of`; or the record itself."""
     try:
         found = read_record(directory / record)
         files = [(name, entry["bytes"], entry["sha256"]) for name, entry in found["files"].items()]

@@ -1,8 +1,8 @@
-"""Registries: what people extend, each kind of thing by name.
+"""Registries: extensible kinds of things, by name.
 
-An encoding, a term, a divergence, a suite or a reader of text registers itself and says of itself what others must
-know; nobody tests its name. A user's module that does the same, named under `plugins`, is there like our own: in
-settings, in ``--help`` and in errors.
+An encoding, a term, a divergence, a suite or a reader of text registers itself. Other code uses only its interface and
+never tests its name. A user's module that does the same, named under `plugins`, appears like our own in settings, in
+``--help`` and in errors.
 """
 
 import importlib
@@ -25,7 +25,7 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
     """Things of one kind by name, in the order in which they were registered.
 
     Args:
-        what: a thing of this kind, as errors name it, such as ``"encoding"``.
+        what: name of such a thing in errors, such as ``"encoding"``.
     """
 
     def __init__(self, what: str) -> None:
@@ -36,7 +36,7 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
         """A decorator that adds what it decorates.
 
         Raises:
-            UserError: if something else has the name; a module that is imported anew may replace its own.
+            UserError: if something else has the name; a module that is imported again may replace its own.
         """
 
         def add(entry: Entry) -> Entry:
@@ -52,7 +52,7 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
         """The thing of a name.
 
         Raises:
-            UserError: if there is none; those that exist are named.
+            UserError: if there is none; lists those that exist.
         """
         if name not in self._entries:
             raise UserError(f"{name!r} is no {self.what}; choose from {', '.join(self)}, or name its module in plugins")
@@ -72,24 +72,24 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
 
 
 def import_plugins(modules: Iterable[str]) -> None:
-    """Import modules of the user's, which register what they add; they are searched where the user is first.
+    """Import modules of the user, which register their additions; the current folder is searched first.
 
     Raises:
-        UserError: if one cannot be imported; its own error is named.
+        UserError: if one cannot be imported; with its own error.
     """
     if os.getcwd() not in sys.path and "" not in sys.path:  # noqa: PTH109 - as it stands in sys.path
         sys.path.insert(0, os.getcwd())  # noqa: PTH109
     for module in modules:
-        with refusing(f"plugin {module} cannot be imported", "fix it"):  # whatever a user's module raises
+        with refusing(f"plugin {module} cannot be imported", "fix it"):  # any error of a user's module
             importlib.import_module(module)
 
 
 @dataclass(frozen=True)
 class OneOf:
-    """The annotation of a settings field whose class is chosen by a name inside it: `kind` unless told otherwise.
+    """The annotation of a settings field whose class is chosen by a name inside it, by default `kind`.
 
     ``logits: Annotated[LogitEncoding, OneOf(ENCODINGS, "topk")]`` takes the fields of the class that ``logits.kind``
-    names. Without a key the class is that of whichever registered name is itself an option that is given.
+    names. Without a key, the class is that of the registered name that is itself a given option.
     """
 
     registry: Registry[Any]
@@ -100,7 +100,7 @@ class OneOf:
         """The settings that a mapping gives.
 
         Raises:
-            ValueError: if it is no mapping, or names nothing that is registered, or several things.
+            ValueError: if it is not a mapping, or names nothing that is registered, or several things.
         """
         if isinstance(given, tuple(self.registry.values())):
             return given
@@ -119,7 +119,7 @@ class OneOf:
         return self.registry[kind].model_validate({self.key: kind, **given})
 
     def choice(self, name: str) -> str:
-        """What makes a value be of a registered class, such as ``kind topk`` or ``with from``."""
+        """The choice that selects a registered class, such as ``kind topk`` or ``with from``."""
         return f"{self.key or 'with'} {name}"
 
     def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
@@ -140,7 +140,7 @@ class NameIn:
         """The name.
 
         Raises:
-            ValueError: if nothing is registered under it; the names that exist are said.
+            ValueError: if nothing is registered under it; lists the names that exist.
         """
         if name not in self.registry:
             raise PydanticCustomError("literal_error", "{text}", {"text": _choices(self.registry)})
@@ -152,9 +152,9 @@ class NameIn:
 
 
 class OpenSettings(Settings):
-    """A group whose options are also the names in a registry: each holds the settings that are registered there.
+    """A group whose options include the names in a registry: each holds the settings registered there.
 
-    A bare number or word for one of them sets the field that its class names as `shorthand`.
+    A bare number or word for one of them sets the field that its class declares as `shorthand`.
     """
 
     registry: ClassVar[Registry[Any]]
@@ -185,7 +185,7 @@ class OpenSettings(Settings):
         return own | {name: entry.as_plain() for name, entry in self.written().items()}
 
     def written(self) -> Mapping[str, Settings]:
-        """The entries that a file of these settings needs; all unless a subclass knows better."""
+        """The entries that a file of these settings needs; all, unless a subclass overrides it."""
         return self.entries
 
 
@@ -195,7 +195,7 @@ def _choices(registry: Registry[Any]) -> str:
 
 
 def _within(name: str, error: ValidationError) -> list[InitErrorDetails]:
-    """The mistakes in one group of settings as those of the settings that hold it under a name."""
+    """The mistakes in a group of settings, as mistakes of the settings that contain it."""
     return [
         InitErrorDetails(
             type=PydanticCustomError(found["type"], "{text}", {"text": found["msg"], **found.get("ctx", {})}),
@@ -212,5 +212,5 @@ def _line_error(kind: Any, text: str, place: tuple[str, ...], given: object) -> 
 
 
 def _origin(entry: object) -> str:
-    """Where something was defined, as module and name."""
+    """The module and name where something was defined."""
     return f"{getattr(entry, '__module__', '')}.{getattr(entry, '__qualname__', type(entry).__qualname__)}"

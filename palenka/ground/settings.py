@@ -48,9 +48,9 @@ Duration = Annotated[str, AfterValidator(_require_duration)]
 """A time in seconds, minutes or hours: 90s, 10m, 2h."""
 
 _LONGEST_BYTES = 2**20
-"""Of a file of settings."""
+"""Maximum bytes of a file of settings."""
 _BOUND = 2**53
-"""Whole numbers below it are the same in JSON everywhere."""
+"""Integers below it are exact in JSON everywhere."""
 
 
 def _one_line(text: str) -> str:
@@ -66,16 +66,16 @@ def _file_name(name: str) -> str:
 
 
 OneLine = Annotated[str, AfterValidator(_one_line)]
-"""Text that ends up in a line of a script."""
+"""Text for a line of a script."""
 FileName = Annotated[str, AfterValidator(_file_name)]
-"""A name that files and folders get."""
+"""A name for files and folders."""
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """The options in a YAML file.
 
     Raises:
-        UserError: if it cannot be read, gives an option twice, or holds something else than options.
+        UserError: if it cannot be read, gives an option twice, or holds anything but options.
     """
     try:
         if (size := size_of(path)) is not None and size > _LONGEST_BYTES:
@@ -105,14 +105,14 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
     shorthand: ClassVar[str | None] = None
-    """The field that a bare value in place of the group sets, if there is one: ``logit: 0.5``."""
+    """The field that a bare value instead of the group sets, if any: ``logit: 0.5``."""
 
     def as_plain(self) -> dict[str, object]:
         """These settings as plain JSON values, defaults included."""
         return self.model_dump(mode="json")
 
     def write_yaml(self, path: Path) -> None:
-        """Write the resolved settings, defaults included, so that a run says how it was made."""
+        """Write the resolved settings, defaults included, as the record of a run."""
         write_whole(path, yaml.safe_dump(self.as_plain(), sort_keys=False, allow_unicode=True))
 
     @model_validator(mode="before")
@@ -126,7 +126,7 @@ class Settings(BaseModel):
     def _truth_is_no_number(cls, given: Any, info: ValidationInfo) -> Any:  # noqa: ANN401 - whatever was given
         if isinstance(given, bool) and _holds_numbers(cls.model_fields[str(info.field_name)].annotation):
             kinds = _kinds(cls.model_fields[str(info.field_name)].annotation)
-            rule = "a valid number" if float in kinds else "a valid integer"  # as of a word that is none
+            rule = "a valid number" if float in kinds else "a valid integer"  # as for an invalid word
             raise PydanticCustomError("number_type", "Input should be {rule}", {"rule": rule})
         return given
 
@@ -154,10 +154,10 @@ class Settings(BaseModel):
 
 
 def path_of(given: str | Path) -> Path:
-    """A path as people write it, with its home and ``$VARIABLES`` put in.
+    """A path as a user writes it, with ``~`` and ``$VARIABLES`` expanded.
 
     Raises:
-        UserError: if a home is not known, a variable is not set, or it is no path.
+        UserError: if a home is unknown, a variable is not set, or it is not a path.
     """
     if not str(given):
         raise UserError("a path is empty; give one")
@@ -170,10 +170,10 @@ def path_of(given: str | Path) -> Path:
 
 
 def read_as(schema: type[Schema], content: Mapping[str, object], source: Path) -> Schema:
-    """What a file of ours holds, as a typed record.
+    """The contents of one of our files as a typed record.
 
     Raises:
-        UserError: if something in it is missing, unknown or of the wrong kind; the file and the field are named.
+        UserError: if something in it is missing, unknown or of the wrong type; with the file and the field.
     """
     try:
         return schema.model_validate(content)
@@ -188,43 +188,43 @@ class Command(Settings):
     """All settings of a command.
 
     Attributes:
-        positional: options whose names may be left out, in the order of their words; the last may take many.
-            ``config`` stands for a file of settings.
+        positional: options whose names may be omitted, in the order of their words; the last may take many. ``config``
+            stands for a file of settings.
     """
 
     positional: ClassVar[tuple[str, ...]] = ("config",)
 
     plugins: tuple[str, ...] = ()
-    """Modules of yours to import first: what they register is there like our own."""
+    """Your modules to import first; their registered additions work like built-in ones."""
 
     def as_plain(self) -> dict[str, object]:
-        """These settings as plain JSON values, defaults included; no plugins are left out."""
+        """These settings as plain JSON values, defaults included; an empty list of plugins is omitted."""
         return super().as_plain() if self.plugins else self.model_dump(mode="json", exclude={"plugins"})
 
 
 class Printing(Command):
-    """Settings of a command that prints what it finds."""
+    """Settings of a command that prints its findings."""
 
     as_json: bool = Field(default=False, alias="json")
-    """Print JSON, with all there is, in place of a table."""
+    """Print all findings as JSON, instead of a table."""
 
 
 def _holds_numbers(annotation: Any) -> bool:  # noqa: ANN401 - the type of a field
-    """Whether a type, or one of several, is that of numbers, and none that of truth."""
+    """Whether a type, or one of a union, is a number, and none is a boolean."""
     is_choice = typing.get_origin(annotation) in (typing.Union, types.UnionType)
     kinds = [getattr(kind, "__origin__", kind) for kind in typing.get_args(annotation)] if is_choice else [annotation]
     return bool not in kinds and (int in kinds or float in kinds)
 
 
 def _kinds(annotation: Any) -> Iterator[Any]:  # noqa: ANN401 - the type of a field
-    """A type and all that it is made of."""
+    """A type and all of its components."""
     yield annotation
     for inner in typing.get_args(annotation):
         yield from _kinds(inner)
 
 
 def _texts(value: Any) -> Iterator[str]:  # noqa: ANN401 - whatever was given
-    """Every text in a value, in whatever lists and mappings."""
+    """Every text in a value, inside any lists and mappings."""
     if isinstance(value, str | Path):
         yield str(value)
     elif isinstance(value, Mapping):
@@ -245,7 +245,7 @@ def _is_unicode(text: str) -> bool:
 
 
 def _expanded(value: Any) -> Any:  # noqa: ANN401 - of any field
-    """A value whose paths, in whatever lists and mappings, have their home and variables put in."""
+    """A value whose paths, inside any lists and mappings, have ``~`` and variables expanded."""
     if isinstance(value, Path):
         expanded = os.path.expandvars(os.path.expanduser(value))  # noqa: PTH111 - leaves an unknown home alone
         if expanded.startswith("~"):

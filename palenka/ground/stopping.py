@@ -1,4 +1,4 @@
-"""Stopping: Ctrl-C (SIGINT) and SIGTERM end a command, status 130 or 143, at once or where its work is kept."""
+"""Stopping: Ctrl-C (SIGINT) and SIGTERM end a command with status 130 or 143, at once or after saving its work."""
 
 import os
 import signal
@@ -12,7 +12,8 @@ from types import FrameType
 
 _SIGNALS = (Signals.SIGINT, Signals.SIGTERM)
 _ECHO_SECONDS = 1.0
-"""A terminal sends Ctrl-C to a launcher and its processes, and the launcher passes it on: that is one request."""
+"""A terminal sends Ctrl-C to a launcher and its processes, and the launcher passes it on: within this time it is one
+request."""
 
 
 class Stopped(BaseException):
@@ -20,7 +21,7 @@ class Stopped(BaseException):
 
     Args:
         by: the signal.
-        kept: what was kept, in a sentence; empty where another process says it.
+        kept: a sentence about what was kept; empty if another process prints it.
     """
 
     def __init__(self, by: Signals, kept: str = "what is finished is kept; run the same command again") -> None:
@@ -39,12 +40,12 @@ class StopRequest:
 
     by: Signals | None = None
     passed_on: list[Callable[[Signals], None]] = field(default_factory=list)
-    """What is called, in the main thread, with each signal that comes."""
+    """Functions called in the main thread with each signal."""
 
 
 @contextmanager
 def stopped_at_once() -> Iterator[None]:
-    """Inside, SIGTERM raises `Stopped` where it comes, so that what is half-written is removed as it is for Ctrl-C."""
+    """Inside, SIGTERM raises `Stopped` at once, so that temporary files are removed, as for Ctrl-C."""
 
     def stop(number: int, _: FrameType | None) -> None:
         raise Stopped(Signals(number))
@@ -55,7 +56,7 @@ def stopped_at_once() -> Iterator[None]:
 
 @contextmanager
 def stopped_when_ready() -> Iterator[StopRequest]:
-    """Inside, the signals are noted, for the work to end itself where it is kept; a second Ctrl-C ends it at once.
+    """Inside, signals are noted, so that the work can save itself and end; a second Ctrl-C ends it at once.
 
     Raises:
         Stopped: at the end, if a signal came and nothing else was raised.
@@ -81,13 +82,13 @@ def stopped_when_ready() -> Iterator[StopRequest]:
 
 @contextmanager
 def stopped_by_the_system() -> Iterator[None]:
-    """Inside, the signals end the process wherever it is, also where it waits outside of Python; nothing is kept."""
+    """Inside, signals end the process at once, even while it waits outside of Python; nothing is kept."""
     with _handled(_SIGNALS, signal.SIG_DFL):
         yield
 
 
 def ends_with(parent: int) -> None:
-    """Have this process ask itself to stop, by SIGTERM, within a second after its parent has ended, however that did.
+    """Send this process SIGTERM within a second after its parent has ended for any reason.
 
     Raises:
         Stopped: if it has ended already.
@@ -107,9 +108,9 @@ def ends_with(parent: int) -> None:
 def _handled(
     signals: tuple[Signals, ...], handler: Callable[[int, FrameType | None], None] | signal.Handlers
 ) -> Iterator[None]:
-    """Handle signals; those that the caller of the command has ignored (nohup, a job in the background) stay so.
+    """Handle signals; those that the caller of the command ignores (nohup, a background job) stay ignored.
 
-    Only the main thread may; in others nothing is changed.
+    Only the main thread can do this; in others nothing changes.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -21,7 +21,7 @@ class ReportSettings(Command):
     directories: list[Path] = Field(min_length=1)
     """Folders to search, with all folders in them."""
     out: Path
-    """HTML file for the report; an earlier report there is replaced."""
+    """HTML file for the report; replaces an earlier report."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

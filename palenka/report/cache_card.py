@@ -1,4 +1,4 @@
-"""The card of a teacher cache: what it holds, what that costs on disk, and how much of the teacher it keeps."""
+"""The card of a teacher cache: its contents, its size on disk, and how much of the teacher it keeps."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -14,9 +14,9 @@ from palenka.data.signals.store import Fidelity
 from palenka.data.windows import BLOCK_WINDOWS, WindowRule
 
 SAMPLE_WINDOWS = 1024
-"""Windows that the histograms are made from, at most: any slots of a cache are a uniform sample of its corpus."""
+"""Maximum windows for the histograms: any slots of a cache are a uniform sample of its corpus."""
 _SAMPLE_PROBABILITIES = 2**29
-"""Of whole distributions that entropies add up: some seconds a temperature, whatever the vocabulary."""
+"""Maximum probabilities summed for entropies: some seconds per temperature, for any vocabulary."""
 BINS = 40
 
 
@@ -31,21 +31,21 @@ class Histogram:
 
 @dataclass(frozen=True)
 class CacheCard:
-    """What a cache says of itself.
+    """The facts of a cache.
 
     Attributes:
-        name: that tells it from the others.
-        cache: the cache; nothing is known of what it holds while nothing is captured.
+        name: unique in the report.
+        cache: the cache, which may be empty so far.
         tokens: captured tokens of all its views.
-        possible_tokens: those that a whole capture would have.
+        possible_tokens: of a complete capture.
         bytes_by_array: bytes on disk of the captured shards, by array.
         kept_mass: mean mass of the kept tokens at each temperature, over all captured tokens.
         sampled_tokens: tokens behind the histograms.
         kept_mass_histograms: of the kept mass, by temperature.
-        entropy_histograms: of the entropy in nats, by temperature; all others are one token, unless they are known.
-        knows_others: whether it says what the tokens that it did not keep are among themselves.
+        entropy_histograms: of the entropy in nats, by temperature; other tokens count as one unless they are known.
+        knows_others: whether it has a distribution over the tokens that it did not keep.
         hidden_errors: relative squared error of stored states, by "teacher/layer".
-        fidelity: how far it is from its teacher; None where that was not measured.
+        fidelity: its error against its teacher; None if it was not measured.
     """
 
     name: str
@@ -63,22 +63,22 @@ class CacheCard:
 
     @property
     def windows(self) -> WindowRule:
-        """How its corpus is cut."""
+        """The windows of its corpus."""
         return self.cache.manifest.windows
 
     @property
     def logits(self) -> LogitEncoding:
-        """What is kept of the distributions."""
+        """The encoding of its distributions."""
         return self.cache.manifest.logits
 
     def bytes_per_token(self, array: str | None = None) -> float:
-        """Bytes on disk for a token: of one array, or of all."""
+        """Bytes on disk per token: of one array, or of all."""
         stored = sum(self.bytes_by_array.values()) if array is None else self.bytes_by_array[array]
         return stored / self.tokens
 
 
 def make_card(name: str, cache: TeacherCache) -> CacheCard:
-    """The card of a cache. Reads all tail masses, and `SAMPLE_WINDOWS` windows whole, or fewer of a large vocabulary.
+    """The card of a cache. Reads all tail masses, and `SAMPLE_WINDOWS` whole windows, or fewer for a large vocabulary.
 
     Raises:
         UserError: if a shard that is read is damaged.

@@ -1,7 +1,7 @@
-"""What all charts share: the sizes that each is drawn in, their look, and how they write numbers and names.
+"""Shared by all charts: sizes, look, and the form of numbers and names.
 
-Every chart is drawn twice, at the width of a column on a screen and on a phone; the page shows the one that fits its
-column. So a chart fills it with text of the page's own size.
+Every chart is drawn twice, at the width of a column on a screen and on a phone. The page shows the one that fits its
+column, so its text has the page's size.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from palenka.report.colours import AXIS, INK, MUTED, RULE
 from palenka.report.svg import TIP, to_svg
 
 TEXT = 14
-"""Pixels of a chart's text, at the widths that it is drawn in."""
+"""Pixels of a chart's text, at its drawn widths."""
 LOOK: Any = {
     "axes.axisbelow": True,
     "axes.edgecolor": AXIS,
@@ -52,15 +52,15 @@ LOOK: Any = {
 
 @dataclass(frozen=True)
 class Size:
-    """A width that charts are drawn in.
+    """A width for charts.
 
     Attributes:
         name: the class of such drawings in the page.
         width: in pixels.
-        letters: of a name at a line's end that leave room for the chart.
-        ticks: on the horizontal axis, at most.
-        names_above: whether the names of rows stand above what they name: there is no room beside it.
-        row_letters: of a row's name, at most.
+        letters: maximum of a name at a line's end.
+        ticks: maximum on the horizontal axis.
+        names_above: whether rows are named above, for lack of room beside them.
+        row_letters: maximum of a row's name.
     """
 
     name: str
@@ -84,28 +84,28 @@ def drawn(draw: Callable[[Size], Figure], title: str) -> Markup:
 
     Args:
         draw: makes the figure of a size, in the page's look.
-        title: what it shows, for those who hear the page.
+        title: description for screen readers.
     """
     with mpl.rc_context(LOOK):
         return Markup().join(to_svg(draw(size), title, size.name) for size in (WIDE, NARROW))
 
 
 def tell(artist: Artist, text: str) -> None:
-    """Let a part of a chart tell something when it is pointed at."""
+    """Give a part of a chart a text that appears when it is pointed at."""
     artist.set_gid(TIP + " ".join(text.split()))
 
 
 def round_ticks(axis: Axis, count: int) -> None:
-    """So many ticks at most, at round numbers, written as they are read: 1,500 and −0.25, no powers of ten."""
+    """At most `count` ticks, at round numbers in plain form: 1,500 and −0.25, no powers of ten."""
     axis.set_major_locator(MaxNLocator(count, steps=[1, 2, 2.5, 5, 10]))
     axis.set_major_formatter(lambda value, _: written(value))
 
 
 def written(value: float) -> str:
-    """A number as it is read."""
+    """A number in plain form."""
     return f"{value:,.10g}".replace("-", "−")
 
 
 def short(label: str, letters: int) -> str:
-    """A label that leaves room for the chart; the tables have it whole."""
+    """A shortened label; the tables have the full one."""
     return label if len(label) <= letters else f"{label[: letters // 2 - 1]}…{label[-letters // 2 :]}"

@@ -1,4 +1,4 @@
-"""The kinds of charts: small, labelled where they are read, and each part of them tells what it is."""
+"""The kinds of charts: small, labelled directly, with a text for each part."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from palenka.report.colours import AXIS, INK, PAPER
 from palenka.report.results import Estimate
 
 _ROW_GAP = 0.33
-"""Where a row's name stands above its dots, in rows; on a phone there is no room beside them."""
+"""Distance of a row's name above its dots, in rows; on a phone there is no room beside them."""
 
 
 @dataclass(frozen=True)
@@ -29,14 +29,14 @@ class Line:
     dashed: bool = False
     marked: bool = False
     name: str = ""
-    """What it tells of itself; its label unless given."""
+    """Its text when pointed at; default: its label."""
     band: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
     """The ends of each point's interval."""
 
 
 @dataclass(frozen=True)
 class Dot:
-    """A value with its interval, and whose it is."""
+    """A value with its interval, and its owner."""
 
     colour: str
     estimate: Estimate
@@ -65,7 +65,7 @@ def line_chart(
         title: what it shows, for those who hear the page.
         x_label: below the axis, with its unit.
         y_label: above the axis, with its unit.
-        y_limits: of the axis; None where the lines decide.
+        y_limits: of the axis; None to fit the lines.
         log: a logarithmic y axis.
         zero: a heavier rule at 0.
     """
@@ -127,7 +127,7 @@ def histogram_chart(shapes: Sequence[Shape], title: str, x_label: str) -> Markup
 
 
 def bar_chart(bars: Sequence[tuple[str, float, str]], title: str, x_label: str, colour: str = "#0072B2") -> Markup:
-    """Horizontal bars in the order given: (name, value, the value as it is written at the bar's end)."""
+    """Horizontal bars in the order given: (name, value, text at the bar's end)."""
 
     def draw(size: Size) -> Figure:
         """The bars in one size."""
@@ -158,7 +158,7 @@ def dot_chart(
         figure, axes = _figure(size, 62 + pitch * len(rows), "")
         if reference is not None:
             axes.axvline(reference, color=AXIS, linewidth=1.2, linestyle=(0, (3, 2)))
-        room = 0.44 if size.names_above else 0.72  # a single dot stands in the middle of it
+        room = 0.44 if size.names_above else 0.72  # a single dot is in its middle
         for place, (row, dots) in enumerate(rows):
             for number, dot in enumerate(dots):
                 height = place + _below(size) + room * ((number + 0.5) / len(dots) - 0.5)
@@ -172,7 +172,7 @@ def dot_chart(
 
 
 def _dot(axes: Axes, dot: Dot, row: str, height: float, x_label: str) -> None:
-    """Draw a value and its interval at a height, both of which tell what they are."""
+    """Draw a value and its interval at a height, each with its text."""
     low, value, high = (f"{part:.4g}" for part in (dot.estimate.low, dot.estimate.value, dot.estimate.high))
     said = f"{': '.join(dict.fromkeys(name for name in (dot.name, row) if name))}: {value} ({low} to {high}), {x_label}"
     (bar,) = axes.plot([dot.estimate.low, dot.estimate.high], [height] * 2, color=dot.colour, linewidth=1.6)
@@ -183,7 +183,7 @@ def _dot(axes: Axes, dot: Dot, row: str, height: float, x_label: str) -> None:
 
 
 def _of_line(line: Line, x_label: str) -> str:
-    """What a line tells of itself: where it ends."""
+    """The text of a line: its last value."""
     return f"{line.name or line.label}: {line.y[-1]:.4g} at {written(float(f'{line.x[-1]:.3g}'))} {x_label}"
 
 
@@ -199,18 +199,18 @@ def _ticks(axes: Axes, size: Size, log: bool = False) -> None:
 def _figure(size: Size, height: float, y_label: str) -> tuple[Figure, Axes]:
     figure = size.figure(height)
     axes = figure.add_subplot()
-    # Above the axis and level, it is read without turning the head and takes no width.
+    # Horizontal and above the axis, it is easy to read and takes no width.
     axes.set_title(y_label)
     return figure, axes
 
 
 def _below(size: Size) -> float:
-    """How far what a row shows stands below its middle, in rows: beneath the name, where that stands above."""
+    """Offset of a row's contents below its middle, in rows, if its name is above."""
     return 0.12 if size.names_above else 0.0
 
 
 def _rows(axes: Axes, names: Sequence[str], size: Size) -> None:
-    """Name the rows, the first at the top: beside them, or above each where there is no room."""
+    """Name the rows, the first at the top: beside them, or above each for lack of room."""
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.grid(visible=False, axis="y")
     if size.names_above:
@@ -224,12 +224,12 @@ def _rows(axes: Axes, names: Sequence[str], size: Size) -> None:
 
 
 def _label_ends(axes: Axes, lines: Sequence[Line], size: Size, height: float) -> None:
-    """Write each line's name right of the frame at the height of its end, moved apart where they would touch.
+    """Write each line's name right of the frame at the height of its end, moved apart if they would touch.
 
     Args:
         axes: with all lines.
-        lines: that have a name.
-        size: that is drawn.
+        lines: with a name.
+        size: of the drawing.
         height: of the figure in pixels.
     """
     axes.set_ylim(axes.get_ylim())

@@ -12,7 +12,7 @@ _IN_THE_DARK: Mapping[str, str] = {
     RULE: "#2e353d",
     AXIS: "#6d7781",
     CROWD: "#4c545d",
-    # Okabe and Ito's palette and what was added to it, each brighter in the same hue.
+    # Okabe and Ito's palette with additions; in the dark each is brighter in the same hue.
     "#0072b2": "#4ba8e6",
     "#d55e00": "#ff8b45",
     "#009e73": "#2fc796",
@@ -29,12 +29,12 @@ _IN_THE_DARK: Mapping[str, str] = {
 
 
 def themed(colour: str) -> str:
-    """A colour as the page's style has it; one that is the same in the dark, such as a heat map's, stays itself."""
+    """A colour as a variable of the page's style; one without a dark form, such as a heat map's, is unchanged."""
     return f"var({_name(colour.lower())})" if colour.lower() in _IN_THE_DARK else colour
 
 
 def style_sheet() -> str:
-    """The variables of all colours: those of paper, and others where a screen asks for the dark."""
+    """The variables of all colours, for light and for dark screens."""
     light = " ".join(f"{_name(colour)}: {colour};" for colour in _IN_THE_DARK)
     dark = " ".join(f"{_name(colour)}: {other};" for colour, other in _IN_THE_DARK.items())
     return f":root {{ {light} }}\n@media screen and (prefers-color-scheme: dark) {{ :root {{ {dark} }} }}\n"

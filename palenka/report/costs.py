@@ -1,4 +1,4 @@
-"""What a study cost, and after how many students capturing the teachers once is cheaper than running them live."""
+"""The costs of a study, and the number of students after which a capture is cheaper than live teachers."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,13 +19,13 @@ class Capture:
 
     @property
     def seconds_per_token(self) -> float:
-        """Of the teacher's forward pass, with what compressing and writing take."""
+        """Seconds per token of the teacher's forward pass, compressing and writing included."""
         return self.seconds / self.tokens
 
 
 @dataclass(frozen=True)
 class LiveStudent:
-    """What a student's teachers would cost in its training, were they not cached."""
+    """The cost of a student's teachers if they were live."""
 
     run: FinishedRun
     seconds: float
@@ -40,26 +40,26 @@ class BreakEven:
 
     @property
     def capture_seconds(self) -> float:
-        """Capturing all teachers, once."""
+        """Seconds for capturing all teachers once."""
         return sum(capture.seconds for capture in self.captures)
 
     @property
     def live_seconds(self) -> float:
-        """Live teachers for one student: the mean over the students."""
+        """Seconds of live teachers for one student: the mean over the students."""
         return sum(student.seconds for student in self.students) / len(self.students)
 
     @property
     def students_needed(self) -> float:
-        """At how many students both cost the same."""
+        """The number of students at which both cost the same."""
         return self.capture_seconds / self.live_seconds
 
     def saving(self, students: int) -> float:
-        """Seconds that caches save over that many students; below 0, what they cost more."""
+        """Seconds that caches save over that many students; negative if they cost more."""
         return students * self.live_seconds - self.capture_seconds
 
 
 def break_even(study: Path, sources: Sources) -> BreakEven | None:
-    """The break-even of a study; None where its captures' seconds or its students are not known."""
+    """The break-even of a study; None if its captures' seconds or its students are unknown."""
     by_path = {cache.directory.resolve(): cache for cache in sources.caches}
     used: list[tuple[TeacherCache, Capture]] = []
     for row in sources.studies[study].caches:

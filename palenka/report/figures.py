@@ -1,4 +1,4 @@
-"""The report's figures: which numbers go into which chart, and what stands beneath it."""
+"""The report's figures: the numbers of each chart, and its caption."""
 
 from collections.abc import Mapping, Sequence
 
@@ -20,37 +20,37 @@ from palenka.report.styles import Style
 from palenka.train_student.run_facts import Series
 
 Captioned = tuple[str, Markup]
-"""What a chart shows, in a sentence, and the chart."""
+"""A caption in one sentence, and the chart."""
 Styles = Mapping[str, Style]
 
 RATIO = "gradient_ratio/"
-"""What a metric's name begins with if it is a term's gradient norm over that of the hard term."""
+"""Prefix of metrics that are a term's gradient norm over that of the hard term."""
 _POINTS = 120
 _LOG_RANGE = 8.0
-"""Terms whose largest value is that many times the smallest are drawn on a logarithmic axis."""
+"""Terms with a larger ratio of largest to smallest value are drawn on a logarithmic axis."""
 _FIRST_PART = 0.1
-"""The part of a run that may lie above the frame: its loss is far from where models differ."""
+"""The first part of a run, which may lie above the frame: its loss is far from where models differ."""
 _MOST_DOTS = 8
-"""Models that fit into a row of dots; of more, only those with a colour of their own are drawn."""
+"""Maximum models in a row of dots; of more, only those with their own colour are drawn."""
 _TEMPERATURE_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
 _TOKENS, _NATS = "million tokens", "nats per token"
 
 
 def measure_figure(models: Sequence[Model], measure: Measure, styles: Styles) -> Markup:
-    """A measure of all models with its interval, a row a model."""
+    """A measure of all models with its interval, one row per model."""
     estimates = {model.name: model.estimate(measure) for model in models}
     rows = [(name, [_dot(styles[name], found)]) for name, found in estimates.items() if found]
     return dot_chart(rows, f"{measure.title} of each model", f"{measure.unit or '%'}, with 95 % interval")
 
 
 def overall_figure(rows: Sequence[OfficialRow], styles: Styles) -> Markup:
-    """The overall figure of the official table with its interval, a row a model."""
+    """The overall figure of the official table with its interval, one row per model."""
     dots = [(row.model.name, [_dot(styles[row.model.name], row.overall)]) for row in rows]
     return dot_chart(dots, "Overall figure of each model", "%, with 95 % interval")
 
 
 def learning_figures(models: Sequence[Model], control: Model | None, styles: Styles) -> list[Captioned]:
-    """Charts of what was learnt when, with the students' differences from a control."""
+    """Learning curves, with the students' differences from a control."""
     drawn = []
     if lines := _lines(models, "hard", styles):
         top = float(_late(lines).max())
@@ -123,7 +123,7 @@ def ratio_figures(models: Sequence[Model], styles: Styles) -> list[Captioned]:
 
 
 def pairs_figure(suite: PairSuite, styles: Styles) -> Markup:
-    """The figure per phenomenon, or per paradigm where a suite has one phenomenon: a row each, a dot a model."""
+    """The figure per phenomenon, or per paradigm if a suite has one phenomenon: one row each, one dot per model."""
     few = len(suite.models) <= _MOST_DOTS
     names = [model.name for model in suite.models if few or styles[model.name].is_named]
     rows = []
@@ -134,7 +134,7 @@ def pairs_figure(suite: PairSuite, styles: Styles) -> Markup:
 
 
 def cache_figures(card: CacheCard) -> list[Captioned]:
-    """Charts of what a cache holds, if anything is captured."""
+    """Charts of a cache's contents, if anything is captured."""
     if not card.tokens:
         return []
     sample = f"{card.sampled_tokens:,} sampled tokens"
@@ -238,7 +238,7 @@ def _late(lines: Sequence[Line]) -> NDArray[np.float64]:
 
 
 def without_rest(series: Series) -> Series:
-    """A logged series without its last point where that is a mean over far fewer steps than the others."""
+    """A logged series without its last point, if that is a mean over far fewer steps than the others."""
     steps, values = series
     if len(steps) > 2 and steps[-1] - steps[-2] < 0.5 * (steps[-2] - steps[-3]):
         return steps[:-1], values[:-1]

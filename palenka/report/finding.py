@@ -1,6 +1,6 @@
 """The finding: the best student against its control, in sentences that claim no more than a paired test does.
 
-Only runs of one corpus and one tokenizer are compared; where there are several of these, each has its sentence.
+Only runs of one corpus and one tokenizer are compared; if there are several of these, each has its sentence.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ _LEVEL = 0.05
 
 @dataclass(frozen=True)
 class Finding:
-    """The page's first sentence, and what stands beneath it."""
+    """The page's first sentence, and the text beneath it."""
 
     headline: str
     details: tuple[str, ...]
@@ -30,10 +30,10 @@ class _Contest:
 
     Attributes:
         student: the best one.
-        control: the most like it.
+        control: the most similar one.
         measure: of held-out text.
-        chosen: students among which it is the best.
-        corpus: the name of what the best one read.
+        chosen: number of students among which it is the best.
+        corpus: name of the best one's corpus.
     """
 
     student: Model
@@ -44,7 +44,7 @@ class _Contest:
 
 
 def find(models: Sequence[Model]) -> Finding:
-    """What the models show."""
+    """The finding of some models."""
     students = [model for model in models if model.role == "student"]
     controls = [model for model in models if model.role == "control"]
     if not students:
@@ -77,7 +77,7 @@ def find(models: Sequence[Model]) -> Finding:
 
 
 def control_for(student: Model, controls: Sequence[Model], measure: Measure | None = None) -> Model | None:
-    """The control that is most like a student: as many parameters, as many tokens, then the best by a measure.
+    """The control most similar to a student: by parameters, by tokens, then the best by a measure.
 
     It must have read the same corpus with the same tokenizer; None if there is no such control.
     """
@@ -102,7 +102,7 @@ def _reads(model: Model) -> tuple[str, str]:
 
 
 def _contests(students: Sequence[Model], controls: Sequence[Model]) -> list[_Contest]:
-    """The best student of each corpus and tokenizer beside its control; of the most students first."""
+    """The best student of each corpus and tokenizer with its control; the corpus with most students first."""
     names = name_texts(model.run for model in students if model.run)
     contests = []
     for corpus in dict.fromkeys((text.corpus, text.tokenizer) for text in names):
@@ -118,7 +118,7 @@ def _contests(students: Sequence[Model], controls: Sequence[Model]) -> list[_Con
 
 
 def _decided(contest: _Contest) -> tuple[str, str]:
-    """The sentence about a contest, and what it rests on."""
+    """The sentence about a contest, and its grounds."""
     student, control, measure = contest.student, contest.control, contest.measure
     levels = (
         f"On held-out text {student.name}{f', the best of {contest.chosen} students,' * (contest.chosen > 1)} has a "
@@ -150,7 +150,7 @@ def _decided(contest: _Contest) -> tuple[str, str]:
 
 
 def verdict_of(found: Mapping[str, Any], chosen: int = 1) -> str:
-    """What a paired test says of a difference; the best of several had as many chances (Bonferroni)."""
+    """The result of a paired test in words; the best of several had as many chances (Bonferroni)."""
     low, high = found["interval"]
     if low <= 0 <= high:
         return "not separated"
@@ -161,7 +161,7 @@ def verdict_of(found: Mapping[str, Any], chosen: int = 1) -> str:
 
 
 def _other_measures(contest: _Contest, measures: Sequence[Measure]) -> list[str]:
-    """A sentence for each suite that both were measured on, held-out text aside."""
+    """A sentence for each suite that both were measured on, except held-out text."""
     student, control = contest.student, contest.control
     sentences = []
     for measure in measures:

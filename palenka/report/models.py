@@ -23,13 +23,13 @@ class Model:
     """A row of the report.
 
     Attributes:
-        name: shortest name that tells it from the others.
-        role: a control is a run without teachers beside students; a model was evaluated, but its run is not there.
-        parameters: trained numbers, counted; None where nothing says it.
-        run: its training run; None where only its results are there.
-        results: what was measured of it.
-        files: where that stands.
-        weights: hash of its tensors; None where they were deleted.
+        name: the shortest unique one.
+        role: a control is a run without teachers beside students; a model was evaluated, but has no run here.
+        parameters: number of trained numbers; None if unknown.
+        run: its training run; None if only results exist.
+        results: of evaluations.
+        files: of the results.
+        weights: hash of its tensors; None if they were deleted.
     """
 
     name: str
@@ -46,14 +46,14 @@ class Model:
         return Estimate.of(result.main, measure.unit) if result else None
 
     def level(self, measure: Measure) -> float:
-        """The value of a measure that it was measured by."""
+        """The value of a measure, which it must have."""
         estimate = self.estimate(measure)
         assert estimate is not None
         return estimate.value
 
 
 def join_models(sources: Sources) -> tuple[Model, ...]:
-    """All runs, and all evaluated models that are none of them: teachers, controls, students, others, by name."""
+    """All runs, and all other evaluated models: teachers, controls, students, others, by name."""
     measured: dict[str, dict[Measure, tuple[Path, SuiteResult]]] = {}
     said: dict[str, Results] = {}
     for path, results in sources.results:
@@ -75,7 +75,7 @@ def join_models(sources: Sources) -> tuple[Model, ...]:
     for run in sources.runs:
         role: Role = "student" if run.settings.teachers else "teacher" if run.weights in teachers else "control"
         models.append(model(names[run.directory], role, run.weights, run.result.parameters, run))
-    # Revisions of a run stand in its learning curve, not beside the models.
+    # Revisions of a run appear in its learning curve, not among the models.
     known = {run.weights for run in sources.runs}
     known |= {point.weights for curve in sources.curves for point in curve.revisions}
     for weights, results in said.items():
@@ -85,20 +85,20 @@ def join_models(sources: Sources) -> tuple[Model, ...]:
 
 
 def measures_of(models: Iterable[Model]) -> list[Measure]:
-    """Everything that was measured of any of these models, the most often measured first."""
+    """All measures of any of these models, the most frequent first."""
     counts = Counter(measure for model in models for measure in model.results if model.estimate(measure))
     return sorted(counts, key=lambda measure: (-counts[measure], measure))
 
 
 def best(models: Iterable[Model], measure: Measure) -> Model | None:
-    """The best of the models that were measured by a measure; None if none was."""
+    """The best model by a measure; None if no model has it."""
     sign = 1 if measure.is_loss else -1
     measured = (model for model in models if model.estimate(measure))
     return min(measured, key=lambda model: sign * model.level(measure), default=None)
 
 
 def recipe(run: FinishedRun) -> str:
-    """A run's objective, and its teachers with their weights; empty for one that was trained without teachers."""
+    """A run's objective, and its teachers with their weights; empty without teachers."""
     if not run.settings.teachers:
         return ""
     objective = run.settings.objective
@@ -108,7 +108,7 @@ def recipe(run: FinishedRun) -> str:
 
 
 def _apart(models: Sequence[Model]) -> tuple[Model, ...]:
-    """The same models under names that differ: a result may call its model like a run."""
+    """The same models under distinct names: a result's model may have the name of a run."""
     counts: Counter[str] = Counter()
     named = []
     for model in models:

@@ -1,11 +1,11 @@
-"""Names for what lies in folders: as short as they differ."""
+"""Names for paths: as short as they differ."""
 
 from collections.abc import Iterable
 from pathlib import Path
 
 
 def distinct_names(paths: Iterable[Path]) -> dict[Path, str]:
-    """For each path the fewest last parts that no other path ends with."""
+    """For each path its shortest unique suffix of parts."""
     everything = list(dict.fromkeys(paths))
     names: dict[Path, str] = {}
     for path in everything:

@@ -1,4 +1,4 @@
-"""The official table of 2026: nine columns and their mean, for every model that was measured on some of them."""
+"""The official table of 2026: nine columns and their mean, for every model with some of them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,12 +9,12 @@ from palenka.report.models import Model
 from palenka.report.results import Estimate, Measure
 
 _PROTOCOLS = ("", "babylm-2025")
-"""Which of the protocols the table is under; the pairs of 2024 are scored otherwise."""
+"""The protocols of the table; the pairs of 2024 are scored differently."""
 
 
 @dataclass(frozen=True)
 class OfficialRow:
-    """A model's columns in %, and their mean over all nine, those missing as 0."""
+    """A model's columns in %, and the mean over all nine, with missing ones as 0."""
 
     model: Model
     columns: Mapping[str, Estimate]
@@ -22,7 +22,7 @@ class OfficialRow:
 
 
 def official_rows(models: Sequence[Model]) -> list[OfficialRow]:
-    """A row for every model that has at least two columns; none if there is no such model."""
+    """A row for every model with at least two columns."""
     measures = _measures(models)
     rows = []
     for model in models:
@@ -34,14 +34,14 @@ def official_rows(models: Sequence[Model]) -> list[OfficialRow]:
 
 
 def shown_columns(rows: Sequence[OfficialRow]) -> list[str]:
-    """Those of the nine columns that any of some models has, in their order."""
+    """The columns that any of the models has, in order."""
     return [column for column in COLUMNS if any(column in row.columns for row in rows)]
 
 
 def _measures(models: Sequence[Model]) -> list[Measure]:
-    """For each suite of the table one measure: of the newest version, that of the most items.
+    """One measure for each suite of the table: of the newest version, the one with most items.
 
-    So a revision's fast subset never stands here.
+    So a revision's fast subset never appears here.
     """
     sizes: dict[Measure, int] = {}
     for model in models:

@@ -41,7 +41,7 @@ def render(sources: Sources, title: str) -> str:
 
 @cache
 def _environment() -> Environment:
-    """Of the templates, which are compiled once."""
+    """The environment of the templates, which are compiled once."""
     environment = Environment(
         loader=PackageLoader("palenka.report", "."),
         autoescape=True,
@@ -54,10 +54,10 @@ def _environment() -> Environment:
 
 
 def _looks() -> dict[str, Any]:
-    """The page's colours and its script; a policy in the page lets no other script run."""
+    """The page's colours and its script; a policy in the page forbids any other script."""
     script = importlib.resources.files("palenka.report").joinpath("report.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    # Both are ours: nothing of a run is in them.
+    # Both are ours, without data of a run.
     return {
         "colours": Markup(style_sheet()),  # noqa: S704
         "script": Markup(script),  # noqa: S704
@@ -66,7 +66,7 @@ def _looks() -> dict[str, Any]:
 
 
 def _of_models(models: Sequence[Model], sources: Sources) -> dict[str, Any]:
-    """What the page says of the models."""
+    """The page's data about the models."""
     styles = style_models(models)
     likelihoods = [measure for measure in measures_of(models) if measure.is_loss]
     measures = [*likelihoods, *(measure for measure in measures_of(models) if not measure.is_loss)]
@@ -96,7 +96,7 @@ def _of_models(models: Sequence[Model], sources: Sources) -> dict[str, Any]:
 
 
 def _of_stages(models: Sequence[Model], sources: Sources) -> dict[str, Any]:
-    """What the page says of the caches and the costs."""
+    """The page's data about the caches and the costs."""
     names = distinct_names(cache.directory for cache in sources.caches)
     cards = [make_card(names[cache.directory], cache) for cache in sources.caches]
     costs = cost_sections(sources)
@@ -111,21 +111,21 @@ def _of_stages(models: Sequence[Model], sources: Sources) -> dict[str, Any]:
 
 
 def _of_grids(sources: Sources) -> dict[str, Any]:
-    """What the page says of the grids; the first one's finding is the page's, unless it is about a study too."""
+    """The page's data about the grids; the first grid's finding is the page's, unless there is a study too."""
     grids = grid_sections(sources)
     finding = {"finding": grids[0].finding} if grids and not sources.studies else {}
     return {"grids": grids, "unranked": list(distinct_names(sources.unranked).values()), **finding}
 
 
 def _best(models: Sequence[Model], measure: Measure) -> str | None:
-    """The student or control that is best by a measure, if there are several to choose from."""
+    """The best student or control by a measure, if there are several."""
     candidates = [model for model in models if model.role in ("student", "control") and model.estimate(measure)]
     found = best(candidates, measure)
     return found.name if found and len(candidates) > 1 else None
 
 
 def _further(models: Sequence[Model], measure: Measure) -> dict[str, str]:
-    """The units of a suite's figures but the main one, by name."""
+    """The units of a suite's further figures, by name."""
     figures = [item for model in models if measure in model.results for item in model.results[measure].figures.items()]
     main = figures[0][0]
     return {name: figure.unit for name, figure in figures if name != main}

@@ -10,7 +10,7 @@ from palenka.report.phenomena import PHENOMENON_OF
 from palenka.report.results import Measure
 
 Scores = Mapping[str, Score]
-"""A score for each model that has one, by the model's name."""
+"""The scores of models that have one, by the model's name."""
 
 
 @dataclass(frozen=True)
@@ -19,9 +19,9 @@ class PairSuite:
 
     Attributes:
         measure: the suite, under a protocol and on its data.
-        condition: what tells it from others of the same name.
+        condition: that distinguishes it from others of the same name.
         models: that were measured on it.
-        phenomena: the scores on each paradigm by phenomenon; tasks outside BLiMP make one, the suite.
+        phenomena: the scores on each paradigm by phenomenon; tasks outside BLiMP form one, named after the suite.
     """
 
     measure: Measure
@@ -36,20 +36,20 @@ class PairSuite:
 
     @property
     def rows(self) -> list[tuple[str, Scores]]:
-        """What it is summed up by, with every model's score: its phenomena, or its tasks if they are all of one."""
+        """Its summary with every model's score: its phenomena, or its tasks if they belong to one."""
         if self.is_grouped:
             return [(phenomenon, self._means(paradigms)) for phenomenon, paradigms in self.phenomena.items()]
         return [(task.replace("_", " "), scores) for tasks in self.phenomena.values() for task, scores in tasks.items()]
 
     @property
     def chance(self) -> float | None:
-        """What guessing gives, in %, where that is known."""
+        """The value of guessing in %, if known."""
         chance = self.models[0].results[self.measure].main.chance
         return None if chance is None else 100 * chance
 
     @property
     def ties(self) -> list[tuple[str, list[float | None]]]:
-        """What is known of ties: names and a share for each model."""
+        """Figures of ties: names and a share for each model."""
         found = [model.results[self.measure] for model in self.models]
         rows = [
             ("all, ties as one half", [result.facts.get("tie_half_accuracy") for result in found]),
@@ -58,7 +58,7 @@ class PairSuite:
         return [(name, shares) for name, shares in rows if any(share is not None for share in shares)]
 
     def _means(self, paradigms: Mapping[str, Scores]) -> Scores:
-        """The mean over some paradigms of the models that have all of them: one over a part would not compare."""
+        """The mean over some paradigms, for models that have all of them: a mean over a part would not compare."""
         by_model = {
             model.name: {task: scores[model.name] for task, scores in paradigms.items() if model.name in scores}
             for model in self.models

@@ -1,4 +1,4 @@
-"""The phenomena of BLiMP: which of its 67 paradigms test what (Warstadt et al. 2020)."""
+"""The phenomena of BLiMP that its 67 paradigms test (Warstadt et al. 2020)."""
 
 _PARADIGMS = {
     "anaphor agreement": """

@@ -1,4 +1,4 @@
-"""Evaluation results as the report shows them: what makes two comparable, how large they are, how models compare."""
+"""Evaluation results in the report: when two are comparable, their sizes, and comparisons of models."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ class Estimate:
 
     @staticmethod
     def of(score: Score, unit: str = "") -> "Estimate":
-        """A score with its interval, or else the normal one of its standard error."""
+        """A score with its interval, or the normal interval of its standard error."""
         factor = 1 if unit else 100
         low, high = score.interval or normal_interval(score.value, score.stderr or 0.0)
         return Estimate(factor * score.value, factor * low, factor * high)
@@ -34,7 +34,7 @@ class Estimate:
 
 @dataclass(frozen=True, order=True)
 class Measure:
-    """What makes two results comparable.
+    """The identity of a measure: two results with equal measures are comparable.
 
     Attributes:
         suite: its name.
@@ -56,7 +56,7 @@ class Measure:
 
     @staticmethod
     def of(result: SuiteResult) -> "Measure":
-        """What a result measured."""
+        """The measure of a result."""
         main = result.main
         return Measure(
             suite=result.suite,
@@ -75,11 +75,11 @@ class Measure:
 
     @property
     def protocol(self) -> str:
-        """How its items are read and scored; empty where there is but one way."""
+        """How its items are read and scored; empty if there is only one way."""
         return str(dict(self.conditions).get("protocol", ""))
 
     def condition(self, among: Iterable["Measure"]) -> str:
-        """The protocol, and whatever else tells this measure from others of the same suite."""
+        """The protocol, and other conditions that distinguish this measure from others of the same suite."""
         others = [other for other in among if other.suite == self.suite]
         parts = [self.protocol] if self.protocol else []
         if any(other.data != self.data for other in others):
@@ -93,7 +93,7 @@ class Measure:
 
 
 def signed(value: float, digits: int) -> str:
-    """A difference with its sign, a minus as long as the plus."""
+    """A difference with its sign, with a true minus sign."""
     return f"{value:+.{digits}f}".replace("-", "−")
 
 
@@ -102,7 +102,7 @@ class Comparison:
     """Two models on the same data.
 
     Attributes:
-        windows: of held-out text; None where the items were not kept.
+        windows: of held-out text; None if the items were not kept.
         suites: of the others, by suite.
     """
 
@@ -111,19 +111,19 @@ class Comparison:
 
 
 def compare_measures(first: Path, second: Path) -> Comparison:
-    """How the first of two models compares with the second, by the files of their figures.
+    """Compare the first of two models with the second, from the files of their figures.
 
     Raises:
-        UserError: if the two should be of the same items and are not.
+        UserError: if the two should have the same items and do not.
     """
     suites = compare(first, second)["suites"] if has_items(first) and has_items(second) else {}
     return Comparison(windows=suites.pop(HELD_OUT, None), suites=suites)
 
 
 def compare_measure(first: Path, second: Path, suite: str) -> Mapping[str, Any] | None:
-    """How the first of two models compares with the second on one suite; None where the items were not kept.
+    """Compare the first of two models with the second on one suite; None if the items were not kept.
 
     Raises:
-        UserError: if the two should be of the same items and are not.
+        UserError: if the two should have the same items and do not.
     """
     return compare_suite(first, second, suite) if has_items(first) and has_items(second) else None

@@ -1,4 +1,4 @@
-"""The parts of the page that depend on the numbers: the tiles at its top, what was learnt, and what a study cost."""
+"""The sections of the page that depend on its data: tiles at the top, learning curves, prompts and costs."""
 
 import math
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ from palenka.report.texts import LossBasis, name_texts
 
 
 class CostSection(NamedTuple):
-    """A study's costs: no break-even, and no verdict, where captures or students are missing."""
+    """A study's costs; without break-even and verdict if captures or students are missing."""
 
     name: str
     break_even: BreakEven | None
@@ -31,10 +31,10 @@ class CostSection(NamedTuple):
 
 
 class TextSection(NamedTuple):
-    """What runs of the same corpus, tokenizer and windows logged; charts never mix others.
+    """The logs of runs with the same corpus, tokenizer and windows; charts never mix others.
 
     Attributes:
-        name: of what they read.
+        name: of their text.
         models: that read it.
         learning: charts of their losses.
         terms: charts of the students' distillation terms.
@@ -49,12 +49,12 @@ class TextSection(NamedTuple):
 
     @property
     def students(self) -> list[Model]:
-        """Those that were trained with teachers."""
+        """The models trained with teachers."""
         return [model for model in self.models if model.role == "student"]
 
 
 class PromptSection(NamedTuple):
-    """What the models made of the beginning of a text: for each the text that it added."""
+    """The models' continuations of a prompt: for each the added text."""
 
     prompt: str
     how: str
@@ -70,7 +70,7 @@ class Tile(NamedTuple):
 
 
 def text_sections(models: Sequence[Model], styles: Styles) -> list[TextSection]:
-    """A section for everything that runs read, the most read first."""
+    """A section for each text, the most read first."""
     names = name_texts(model.run for model in models if model.run)
     sections = []
     for text, name in names.items():
@@ -86,7 +86,7 @@ def text_sections(models: Sequence[Model], styles: Styles) -> list[TextSection]:
 
 
 def prompt_sections(models: Sequence[Model], sources: Sources) -> list[PromptSection]:
-    """A section for every prompt that models went on with, drawn alike; a model's first sample of it."""
+    """A section for every prompt and way of sampling, with each model's first sample."""
     sections: dict[tuple[str, str], dict[str, tuple[Model, str]]] = {}
     for samples in sources.samples:
         drawing = samples.drawing
@@ -116,7 +116,7 @@ def cost_sections(sources: Sources) -> list[CostSection]:
 
 
 def tiles(models: Sequence[Model], cards: Sequence[CacheCard], costs: Sequence[CostSection]) -> list[Tile]:
-    """The numbers at the top: what there is of models, caches and costs."""
+    """The numbers at the top: of models, caches and costs."""
     shown = []
     if models:
         roles = [model.role for model in models]

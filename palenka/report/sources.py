@@ -1,4 +1,4 @@
-"""What there is to report on: the runs, teacher caches, evaluation results, studies and grids under some folders."""
+"""The sources of a report: the runs, teacher caches, evaluation results, studies and grids under some folders."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -22,7 +22,7 @@ _OF_MODELS = ("config.json", "generation_config.json", "inputs.json", "model.com
 
 @dataclass
 class Sources:
-    """Everything found; results are paired with the file that they stand in. The points of grids are in those alone."""
+    """Everything found; results come with their file. The points of grids are only in the grids."""
 
     runs: list[FinishedRun] = field(default_factory=list)
     unfinished: list[BegunRun] = field(default_factory=list)
@@ -36,11 +36,11 @@ class Sources:
 
 
 def find_sources(directories: Sequence[Path]) -> Sources:
-    """Search some folders, and all folders in them, for what a report can tell of.
+    """Search some folders, and all folders in them, for a report's sources.
 
     Raises:
-        UserError: if a folder does not exist or is that of a grid without a ranking, a file in it cannot be read, or
-            there is nothing to report on.
+        UserError: if a folder does not exist or is a grid without a ranking, a file in it cannot be read, or there is
+            nothing to report on.
     """
     found = Sources()
     for folder, files in _folders(directories):
@@ -65,7 +65,7 @@ def _add_records(found: Sources, folder: Path, is_asked_for: bool) -> None:
     """The grid, the run and the study in a folder."""
     grid, run, study = GridFiles(folder), Run(folder), StudyFiles(folder)
     if grid.exist():
-        # What is asked for must be there; what lies deeper may be a grid that still runs.
+        # A given folder must be complete; a deeper one may be a grid that still runs.
         if grid.ranking.is_file() or is_asked_for:
             found.grids[folder] = grid.read()
         else:
@@ -80,7 +80,7 @@ def _add_records(found: Sources, folder: Path, is_asked_for: bool) -> None:
 
 
 def _add_results(found: Sources, path: Path) -> None:
-    """What a JSON file says of a model, if it is of ours.
+    """Add the results in a JSON file, if it is one of ours.
 
     Raises:
         UserError: if it cannot be read.
@@ -91,7 +91,7 @@ def _add_results(found: Sources, path: Path) -> None:
         raise UserError(f"{path} is not JSON ({error}); fix it, or leave its folder out") from None
     names = ("suites", "samples", "revisions")
     kinds = {name for name in names if isinstance(record, dict) and isinstance(record.get(name), list)}
-    # A comparison of two models has suites by name.
+    # A comparison of two models also has suites, by name.
     if "suites" in kinds:
         found.results.append((path, read_results(path)))
     elif "samples" in kinds:
@@ -103,7 +103,7 @@ def _add_results(found: Sources, path: Path) -> None:
 def _folders(directories: Sequence[Path]) -> Iterator[tuple[Path, list[str]]]:
     """Every folder once, in a fixed order, with its files.
 
-    Nothing inside a Zarr store, hidden or half-written; and no points of a grid that lies under one of the folders.
+    Without the insides of Zarr stores, hidden and temporary folders, and the points of grids.
     """
     seen: set[Path] = set()
     left_out: set[Path] = set()
@@ -130,6 +130,6 @@ def _refuse(error: OSError) -> None:
 
 
 def _is_teacher_cache(directory: Path) -> bool:
-    """Whether a Zarr group is a teacher cache: corpora are Zarr groups, too."""
+    """Whether a Zarr group is a teacher cache; corpora are Zarr groups too."""
     attributes = read_record(directory / "zarr.json").get("attributes")
     return isinstance(attributes, dict) and "teachers" in attributes

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from palenka.report.colours import CROWD
 from palenka.report.models import Model, Role
 
-# Okabe and Ito's palette: apart for every common kind of colour blindness; its yellow is too pale for lines on paper.
+# Okabe and Ito's palette, distinct for every common kind of colour blindness, without its yellow, too pale on paper.
 _COLOURS: dict[Role, tuple[str, ...]] = {
     "student": ("#0072B2", "#D55E00", "#009E73", "#56B4E9", "#8C510A"),
     "teacher": ("#CC79A7", "#E69F00", "#7A5195"),
@@ -18,7 +18,7 @@ _COLOURS: dict[Role, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Style:
-    """How a model is drawn; those beyond a handful of their role are a grey crowd without labels."""
+    """The style of a model; models beyond the best few of a role are grey and have no labels."""
 
     colour: str
     dashed: bool = False
@@ -37,7 +37,7 @@ def style_models(models: Sequence[Model]) -> dict[str, Style]:
 
 
 def _loss(model: Model) -> float:
-    """The model's cross-entropy on held-out text, or else its run's validation; last where neither is known."""
+    """The model's cross-entropy on held-out text, or its run's validation; infinite if neither is known."""
     known = [model.level(measure) for measure in sorted(model.results) if measure.is_loss]
     if known:
         return known[0]

@@ -1,7 +1,7 @@
 """A figure of matplotlib as an SVG element inside a page, the same bytes for the same numbers.
 
-Text stays text: it takes the page's font, and can be searched and read aloud. Colours are the page's variables. An
-artist whose gid begins with `TIP` is a group that tells the rest of its gid: as a title, which browsers show.
+Text stays text: it has the page's font, and can be searched and read aloud. Colours are the page's variables. An artist
+whose gid begins with `TIP` becomes a group with the rest of its gid as a title, which browsers show.
 """
 
 import io
@@ -19,7 +19,7 @@ TIP = "tip:"
 
 
 def to_svg(figure: Figure, title: str, style: str) -> Markup:
-    """A figure as an SVG element for a page: scalable, without dates, names of elements or resources elsewhere.
+    """A figure as an SVG element for a page: scalable, without dates, element names or external resources.
 
     Args:
         figure: drawn in a page's pixels, 72 to the inch.
@@ -28,7 +28,7 @@ def to_svg(figure: Figure, title: str, style: str) -> Markup:
     """
     buffer = io.StringIO()
     with mpl.rc_context({"svg.hashsalt": title + style, "svg.fonttype": "none"}), warnings.catch_warnings():
-        # The page's font has the letters that matplotlib's own lacks; it only measures them.
+        # matplotlib only measures the letters; those that its font lacks are in the page's font.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     drawing = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", buffer.getvalue(), flags=re.DOTALL)
@@ -42,7 +42,7 @@ def to_svg(figure: Figure, title: str, style: str) -> Markup:
 
 
 def _plain_tag(tag: str, referenced: set[str]) -> str:
-    """A tag of matplotlib's without what a page does not need: names that nothing refers to, fonts, long digits."""
+    """A tag of matplotlib without unused names, fonts and long digits."""
     told = re.search(rf' id="{TIP}([^"]*)"', tag)
     tag = re.sub(r' id="([^"]*)"', lambda name: name[0] if name[1] in referenced else "", tag)
     tag = re.sub(r" font-family: [^;\"]*;?", "", tag).replace("xlink:href", "href")
@@ -54,5 +54,5 @@ def _plain_tag(tag: str, referenced: set[str]) -> str:
         tag,
     )
     tag = " ".join(tag.split())
-    # An attribute's text, escaped as it is, is an element's text too.
+    # An attribute's escaped text is also valid as an element's text.
     return f'<g class="tip"><title>{told[1]}</title>' if told else tag

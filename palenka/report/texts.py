@@ -1,4 +1,4 @@
-"""Which runs' losses compare: those of the same corpus, tokenizer and windows. A chart never mixes others."""
+"""Comparable losses: those of runs with the same corpus, tokenizer and windows. A chart never mixes others."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from palenka.train_student.run_facts import FinishedRun
 
 @dataclass(frozen=True)
 class LossBasis:
-    """What runs share whose losses can be compared.
+    """The facts that runs with comparable losses share.
 
     Attributes:
         corpus: fingerprint of the text that was trained on.
@@ -26,14 +26,14 @@ class LossBasis:
 
     @staticmethod
     def of(run: FinishedRun) -> "LossBasis":
-        """What a run read."""
+        """The basis of a run."""
         inputs, settings = run.inputs, run.settings
         validation = inputs.validation, settings.validation.windows
         return LossBasis(inputs.corpus, validation, inputs.tokenizer, settings.windows.length)
 
 
 def name_texts(runs: Iterable[FinishedRun]) -> dict[LossBasis, str]:
-    """Names of all texts that some runs read, the most read first: the corpus's folder, and what tells them apart."""
+    """Names of all texts that runs read, the most read first: the corpus's folder, and what distinguishes them."""
     readers: dict[LossBasis, list[FinishedRun]] = {}
     for run in runs:
         readers.setdefault(LossBasis.of(run), []).append(run)

@@ -1,6 +1,6 @@
-"""Writing a report to a file: whole or not at all, and never over something else.
+"""Writing a report to a file, atomically, and never over anything but a report.
 
-The page needs the extra `palenka[report]`, which is imported only here, when one is written.
+The page needs the extra `palenka[report]`, which is imported only here, when a page is written.
 """
 
 import importlib.util
@@ -14,17 +14,17 @@ from palenka.ground.lock import sole_writer
 from palenka.ground.progress import info
 
 GENERATOR = "palenka report"
-"""What a page says of its origin; a file that does not say so is never replaced."""
+"""The mark of a page's origin; a file without it is never replaced."""
 _FIRST_CHARACTERS = 1024
 _PACKAGES = ("jinja2", "markupsafe", "matplotlib")
 
 
 def write_report(directories: Sequence[Path], out: Path) -> None:
-    """Write a report on everything that is found in some folders; the same files give the same bytes.
+    """Write a report on everything in some folders; the same files give the same bytes.
 
     Raises:
-        UserError: if a package that it needs is not installed, a folder does not exist or holds nothing to report on, a
-            file cannot be read, or `out` is something else than a report or cannot be written.
+        UserError: if a required package is not installed, a folder does not exist or has nothing to report on, a file
+            cannot be read, or `out` is not a report or cannot be written.
     """
     if missing := [package for package in _PACKAGES if importlib.util.find_spec(package) is None]:
         raise UserError(f"a report needs {' and '.join(missing)}, not installed here; pip install 'palenka[report]'")
@@ -41,7 +41,7 @@ def write_report(directories: Sequence[Path], out: Path) -> None:
 
 
 def try_report(directories: Sequence[Path], out: Path) -> None:
-    """Write the report that a study or a grid ends with; if that cannot be, say why: their results are there."""
+    """Write the report at the end of a study or a grid; if that fails, only print why, since the results exist."""
     try:
         write_report(directories, out)
     except (UserError, OSError) as error:

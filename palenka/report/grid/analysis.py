@@ -1,4 +1,4 @@
-"""What a grid shows: its varied options, the cells of its heat map, its noise, its finalists beside their controls."""
+"""Analysis of a grid: its varied options, the cells of its heat map, its noise, its finalists beside their controls."""
 
 import json
 from dataclasses import dataclass
@@ -31,23 +31,23 @@ class Option:
 
     @property
     def labels(self) -> list[str]:
-        """Its values as they are written."""
+        """Its values as text."""
         return [value if isinstance(value, str) else json.dumps(value) for value in self.values]
 
     def place(self, row: GridRow) -> int | None:
-        """The place of a variant's value among the values; None for a control that does not have the option."""
+        """The place of a variant's value among the values; None for a control without the option."""
         return self.values.index(row.values[self.name]) if self.name in row.values else None
 
 
 @dataclass(frozen=True)
 class Noise:
-    """How far a grid's differences are its seeds'.
+    """The noise of seeds in a grid's differences.
 
     Attributes:
-        variants: with every seed, controls aside.
+        variants: with every seed, without controls.
         seeds: of each.
         span: the largest mean less the smallest, in nats per token.
-        of_run: deviation of a run without what its seed does to all variants; None for a single seed or variant.
+        of_run: deviation of a run without its seed's common effect; None for a single seed or variant.
     """
 
     variants: int
@@ -62,7 +62,7 @@ class Noise:
 
     @property
     def of_choice(self) -> float | None:
-        """How far the best would on average lie from the mean of all, were they all equal."""
+        """The expected distance of the best from the mean of all, if all were equal."""
         return None if self.of_mean is None else self.of_mean * expected_maximum(self.variants)
 
 
@@ -72,7 +72,7 @@ class PairedRun:
 
     Attributes:
         run: the finalist's.
-        control: the control's; None where it is not finished.
+        control: the control's; None if it is not finished.
         comparison: of the two, as far as both were measured.
     """
 
@@ -82,7 +82,7 @@ class PairedRun:
 
 
 def varied_options(stage: GridStage) -> list[Option]:
-    """The options that have more than one value, in the order of the grid's file."""
+    """The options with more than one value, in the order of the grid's file."""
     values: dict[str, list[Any]] = {}
     for row in stage.ranking:
         for name, value in {} if row.is_control else row.values.items():
@@ -96,7 +96,7 @@ def varied_options(stage: GridStage) -> list[Option]:
 
 
 def controls_of(stage: GridStage) -> list[GridRow]:
-    """The controls that have been measured, in the order of the ranking."""
+    """The measured controls, in the order of the ranking."""
     return [row for row in stage.ranking if row.is_control and HELD_OUT in row.measures]
 
 
@@ -110,7 +110,7 @@ def noise_of(stage: GridStage) -> Noise | None:
 
 
 def best_row(stage: GridStage, measure: str) -> GridRow | None:
-    """The best variant by a measure of those that have every seed, controls aside."""
+    """The best variant by a measure among those with every seed, without controls."""
     whole = [row for row in stage.whole if measure in row.measures]
     return min(whole, key=lambda row: row.measures[measure].badness, default=None)
 
@@ -119,7 +119,7 @@ def paired_runs(directory: Path, finalists: GridStage) -> list[PairedRun]:
     """Every finalist's run beside its control's, by rank and seed.
 
     Raises:
-        UserError: if two files that should be of the same windows, or the same pairs, are not.
+        UserError: if two files that should have the same windows or pairs do not.
     """
     runs = finalists.by_variant
     pairs = []
@@ -133,7 +133,7 @@ def paired_runs(directory: Path, finalists: GridStage) -> list[PairedRun]:
 
 
 def unfinished_runs(finalists: GridStage) -> tuple[str, ...]:
-    """Finalists' runs that are not finished, and their controls', as names of a variant and a seed."""
+    """Unfinished runs of finalists and their controls, as names of variant and seed."""
     needed = [
         (variant, seed)
         for row in finalists.ranking

@@ -1,4 +1,4 @@
-"""A grid's figures: which numbers go into which chart, and what stands beneath it."""
+"""A grid's figures: the numbers of each chart, and its caption."""
 
 import statistics
 from collections.abc import Sequence

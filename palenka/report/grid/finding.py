@@ -1,4 +1,4 @@
-"""A grid's finding: the best variant against its control, what noise leaves of that, and how figures are written."""
+"""A grid's finding: the best variant against its control, its noise, and the form of figures."""
 
 from palenka.grid.record import GridMeasure, GridRecord, GridStage
 from palenka.ground.quantities import count
@@ -8,7 +8,7 @@ from palenka.report.results import signed
 
 
 def grid_finding(grid: GridRecord, name: str) -> Finding:
-    """What a grid shows: its finalists if there are any, or else its points, by what it ranks by."""
+    """The finding of a grid, by its ranking measure: of its finalists if there are any, else of its points."""
     measure = grid.rank_by
     for stage in (grid.finalists, grid.points):
         row = best_row(stage, measure) if stage else None
@@ -36,7 +36,7 @@ def _levels(ours: GridMeasure, theirs: GridMeasure) -> str:
 
 
 def _verdict(interval: tuple[float, float] | None, is_better: bool, chosen: int) -> str:
-    """What the interval says; it is for one comparison, but the best of many is better for having been chosen."""
+    """The interval in words; it is for one comparison, and the best of many is flattered by the choice."""
     if interval is None:
         return "whether by chance, one cannot tell"
     if interval[0] <= 0 <= interval[1]:
@@ -58,7 +58,7 @@ def _choice(grid: GridRecord, stage: GridStage, chosen: int) -> str:
 
 
 def limits_of(noise: Noise | None) -> str:
-    """What a grid's noise leaves to say, in numbers."""
+    """The limits that a grid's noise sets, in numbers."""
     if noise is None:
         return "Fewer than two variants have every seed, so nothing is known of the noise."
     if noise.of_mean is None or noise.of_choice is None:
@@ -72,7 +72,7 @@ def limits_of(noise: Noise | None) -> str:
 
 
 def unsigned(value: float, unit: str) -> str:
-    """A value as the tables have it: a share in %, others with four digits."""
+    """A value as in the tables: a share in %, others with four digits."""
     return f"{value:.4f}" if unit else f"{100 * value:.1f}"
 
 

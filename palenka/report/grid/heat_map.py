@@ -19,9 +19,9 @@ from palenka.report.results import signed
 _SMALL = 13
 """Pixels of a cell's numbers."""
 _ROOM = {4: 56, 3: 48}
-"""The width of a cell that has room for a number with so many digits, in pixels."""
+"""Minimum width of a cell, in pixels, for a number with so many digits."""
 _FAR = 1.5
-"""A control that lies further from the cells, in spans of theirs, than this stands at the edge of the legend."""
+"""A control further from the cells than this, in spans of theirs, is drawn at the edge of the legend."""
 _STEPS = 48
 
 Colour = tuple[float, float, float, float]
@@ -33,9 +33,9 @@ class Cell:
     """A cell of a heat map.
 
     Attributes:
-        value: that decides its colour; None where it does not compare with the others.
-        difference: from the control; None where that is not known.
-        note: what is said in place of numbers that are missing.
+        value: for its colour; None if it does not compare with the others.
+        difference: from the control; None if unknown.
+        note: text instead of missing numbers.
         name: of the variant.
     """
 
@@ -57,7 +57,7 @@ def heat_map(
     Args:
         rows: an option and its values.
         columns: the other.
-        cells: by places of both values; one that is missing was never planned.
+        cells: by places of both values; missing ones were never planned.
         levels: of the controls.
         title: what it shows, for those who hear the page.
     """
@@ -79,7 +79,7 @@ def heat_map(
             _draw_cell(axes, place, cell, face, digits)
         if known:
             row, column = min(cells, key=lambda place: np.inf if (value := cells[place].value) is None else value)
-            for edge, width in (("black", 5.0), ("white", 2.2)):  # one of them shows on any colour
+            for edge, width in (("black", 5.0), ("white", 2.2)):  # one of the two is visible on any colour
                 frame = Rectangle((column - 0.46, row - 0.46), 0.92, 0.92, fill=False, edgecolor=edge, linewidth=width)
                 axes.add_patch(frame)
             draw_legend(figure.add_subplot(grid[1]), low, high, levels, colours)
@@ -89,7 +89,7 @@ def heat_map(
 
 
 def digits_in(width: int, columns: int) -> int | None:
-    """Digits of the numbers that so many cells beside each other have room for; None if there is none."""
+    """Digits of numbers for which `columns` cells side by side have room; None if there is none."""
     room = 0.86 * width / columns
     return next((digits for digits, needed in _ROOM.items() if room >= needed), None)
 
@@ -111,7 +111,7 @@ def draw_legend(axes: Axes, low: float, high: float, levels: Sequence[float], co
 
 
 def _mark_controls(axes: Axes, near: Sequence[float], far: Sequence[float]) -> None:
-    """Marks at the levels that are on the axis, arrows towards those beyond it, and what they are."""
+    """Marks at the levels on the axis, arrows towards those beyond it, and their labels."""
     left, right = axes.get_xlim()
     name = "control" if len(near) + len(far) == 1 else "controls"
 
@@ -168,7 +168,7 @@ def _draw_cell(axes: Axes, place: tuple[int, int], cell: Cell, face: Colour | st
 
 
 def _lines(cell: Cell, digits: int) -> list[str]:
-    """What is written in a cell: its value, and beneath it the difference."""
+    """The text of a cell: its value, and beneath it the difference."""
     if cell.value is None:
         return [cell.note]
     value = f"{cell.value:.{digits}f}"

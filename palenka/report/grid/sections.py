@@ -21,11 +21,11 @@ class StageSection:
 
     Attributes:
         stage: its ranking and its runs.
-        measures: that it is ranked by, and the others; what there is of them in one of the rows.
+        measures: the ranking measure and the others, as far as any row has them.
         figures: of its runs.
-        missing: what failed, and what never began.
+        missing: runs that failed, and runs that never began.
         pairs: the finalists' runs beside their controls'.
-        unfinished: the finalists' runs without which a pair is missing.
+        unfinished: runs that finalists' pairs lack.
     """
 
     stage: GridStage
@@ -43,7 +43,7 @@ class StageSection:
 
 @dataclass(frozen=True)
 class GridSection:
-    """A grid: no finalists where there are none yet."""
+    """A grid; its finalists may not exist yet."""
 
     name: str
     finding: Finding
@@ -56,14 +56,14 @@ def grid_sections(sources: Sources) -> list[GridSection]:
     """A section for every grid.
 
     Raises:
-        UserError: if the measures of finalists and controls are not of the same windows or pairs.
+        UserError: if the measures of finalists and controls do not have the same windows or pairs.
     """
     names = distinct_names(sources.grids)
     return [_section(directory, grid, names[directory]) for directory, grid in sources.grids.items()]
 
 
 def grid_tiles(sources: Sources) -> list[Tile]:
-    """The numbers at the top: how much of each grid there is."""
+    """The numbers at the top: the size of each grid."""
     tiles = []
     for grid in sources.grids.values():
         points = grid.points
@@ -104,7 +104,7 @@ def _stage(
 
 
 def _missing(stage: GridStage) -> list[str]:
-    """What failed, and what never began."""
+    """Runs that failed, and runs that never began."""
     by_reason: dict[str, list[str]] = {}
     for name, reason in stage.failures.items():
         by_reason.setdefault(reason, []).append(name)

@@ -20,18 +20,19 @@ SEED_STYLES = (
     ("#8C510A", "v"),
     ("#56B4E9", "P"),
 )
-"""A colour and a shape for each seed, in turn; Okabe and Ito's colours, and shapes for who sees none."""
+"""A colour and a shape for each seed, in turn: Okabe and Ito's colours, and shapes for readers without colour
+vision."""
 VALUE_LETTERS, OPTION_LETTERS = 10, 44
 _DASHES = (0, (4, 2))
 _FAR = 0.7
-"""Controls that lie further from the runs than this part of the runs' own span have a panel of their own."""
+"""Controls further from the runs than this fraction of the runs' span have their own panel."""
 _MARGIN = 0.12
 _BREAK = {"marker": [(-1.0, -0.6), (1.0, 0.6)], "color": MUTED, "markersize": 8, "clip_on": False}
 
 
 @dataclass(frozen=True)
 class SeedDot:
-    """A run's loss, at the place of its value among those of the option; a control may be the same for all of them."""
+    """A run's loss at the place of its value among the option's values; a control may apply to all of them."""
 
     place: int | None
     seed: int
@@ -54,7 +55,7 @@ def seed_chart(
         labels: the values, from left to right.
         dots: the runs.
         controls: the controls' runs.
-        means: over all runs of each value, joined by a line; None where any of them is missing.
+        means: over all runs of each value, joined by a line; None if any run is missing.
         x_label: the option.
         title: what it shows, for those who hear the page.
     """
@@ -95,9 +96,9 @@ def seed_styles(seeds: Sequence[int]) -> dict[int, tuple[str, str]]:
 
 
 def panel_limits(runs: Sequence[float], controls: Sequence[float]) -> list[tuple[float, float]]:
-    """The part of the axis that each panel shows, the highest first: one, or two where controls are far from all runs.
+    """The part of the axis in each panel, the highest first: one, or two if controls are far from all runs.
 
-    Differences between runs would be lost beside a far control: then the axis is broken between them.
+    A distant control would hide differences between runs, so the axis is broken between them.
     """
     everything = [*runs, *controls] or [0.0]
     low, high = min(runs, default=min(everything)), max(runs, default=max(everything))
@@ -110,7 +111,7 @@ def panel_limits(runs: Sequence[float], controls: Sequence[float]) -> list[tuple
 
 
 def draw_seeds(axes: Axes, dots: Sequence[SeedDot], controls: Sequence[SeedDot], seeds: Sequence[int]) -> None:
-    """Dots of each seed a little apart; a dashed line at the level of each control, across or where it applies."""
+    """Dots of each seed, slightly shifted; a dashed line at the level of each control, where it applies."""
     pitch = 0.5 / max(1, len(seeds))
     for number, (seed, (colour, marker)) in enumerate(seed_styles(seeds).items()):
         for control in (control for control in controls if control.seed == seed):
