@@ -1,9 +1,9 @@
 """`palenka status DIR`: the runs, caches and grids under a folder, and the state of each.
 
-done          whole; damaged files are told from their sizes, not read
+done          finished; damage is noticed by file sizes, contents are not read
 running       a process holds its lock
-interrupted   begun, and nobody goes on with it
-damaged       a file is missing, or not as it was recorded
+interrupted   begun, and no process continues it
+damaged       a file is missing, or differs from its record
 """
 
 import json
