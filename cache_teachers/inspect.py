@@ -14,10 +14,10 @@ def inspect(settings: InspectSettings) -> dict[str, Any]:
     """A cache's manifest and measurements on its shards; reads all of them, about 1 s per gigabyte.
 
     Returns:
-        ``manifest``; ``encoding`` of the distributions in words; ``shards``: captured and all; ``tokens`` captured;
-        ``bytes_per_token`` by array and in all; ``kept_mass`` and ``entropy`` in nats by temperature (a lower bound if
-        the others are a bucket, which counts as one token); ``clipped``, the share of stored numbers at the end of
-        their range; and ``hidden_error``, the relative squared error of every layer.
+        ``manifest``; ``encoding`` of the distributions in words, and ``hidden_encoding``; ``shards``: captured and
+        all; ``tokens`` captured; ``bytes_per_token`` by array and in all; ``kept_mass`` and ``entropy`` in nats by
+        temperature (a lower bound if the others are a bucket, which counts as one token); ``clipped``, the share of
+        stored numbers at the end of their range; and ``hidden_error``, the relative squared error of every layer.
 
     Raises:
         UserError: if there is no cache, or it is damaged.
@@ -43,6 +43,7 @@ def inspect(settings: InspectSettings) -> dict[str, Any]:
         "cache": str(settings.cache),
         "manifest": manifest.as_plain(),
         "encoding": manifest.logits.summary(),
+        "hidden_encoding": manifest.hidden.summary() if manifest.hidden else None,
         "shards": {"captured": len(committed), "all": len(list(manifest.shards()))},
         "tokens": cache.captured_tokens(),
         "bytes_per_token": {**sizes, "all": sum(sizes.values())},

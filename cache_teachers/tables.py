@@ -95,8 +95,7 @@ def inspect_tables(found: Found) -> Iterator[Table]:
         rows.append(("  clipped", ", ".join(f"{share:.2%} of {name}" for name, share in clipped.items())))
     if hidden:
         kept = "; ".join(_layers(name, layers) for name, layers in manifest["hidden_layers"].items())
-        components = hidden.get("components") or "all"
-        rows.append(("hidden", f"{components} components at {hidden['positions'] or 'most'} positions of {kept}"))
+        rows.append(("hidden", f"{found['hidden_encoding']} at {hidden['positions']:,} positions of {kept}"))
         rows += _hidden_errors(found["hidden_error"])
     yield facts("What the cache holds", rows)
 

@@ -1,5 +1,6 @@
 """The display of a run: a bar on a terminal, elsewhere a line per line of the log; then a summary."""
 
+import shlex
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -86,7 +87,10 @@ def tell_result(settings: TrainSettings, result: RunResult) -> None:
     )
     words, of_text = result.words.read, result.words.corpus_words
     info(f"{words:,} words read, {words / max(1, of_text):.2f} times the {of_text:,} of the {settings.split} split")
+    run, corpus, figures, model = (
+        shlex.quote(str(path)) for path in (output, settings.corpus, f"{output}-held-out.json", f"{output}-model")
+    )
     info(
-        f"next: palenka eval {output} --suite held_out --data {settings.corpus} --out {output}-held-out.json, "
-        f"or palenka export {output} --out {output}-model"
+        f"next: palenka eval {run} --suite held_out --data {corpus} --length {settings.windows.length} "
+        f"--out {figures}, or palenka export {run} --out {model}"
     )

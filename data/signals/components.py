@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Literal, Self
 import torch
 from torch import Tensor
 
+from palenka.data.signals.hidden import Layer, stacked
 from palenka.data.signals.rounding import LARGEST_INT8, narrowed, to_int8, widened
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ _HALVINGS = 16
 
 
 @dataclass(frozen=True)
-class Components:
+class Components(Layer):
     """One layer's coordinates, measured on a sample of windows without position 0; all float32.
 
     Of n layers as one (`stacked`) each tensor has n as first dimension, and a second one for their states.
@@ -68,34 +69,19 @@ class Components:
         mean = self.variance.cpu().double().mean().clamp_min(_SMALLEST_VARIANCE)
         return mean.sqrt().float().to(self.variance.device)
 
-    @property
-    def num_components(self) -> int:
-        """C."""
-        return self.scale.shape[-1]
-
     @classmethod
     def stacked(cls, layers: Sequence[Self]) -> Self:
         """Several layers of equal widths as one: mean [n, 1, W], scale and variance [n, 1, C], basis [n, C, W]."""
-        mean, variance, scale = (
-            torch.stack([getattr(layer, name) for layer in layers]).unsqueeze(1)
-            for name in ("mean", "variance", "scale")
-        )
-        bases = [layer.basis for layer in layers if layer.basis is not None]
-        together = cls(layers[0].values, mean, variance, scale, torch.stack(bases) if bases else None)
-        together.__dict__["rms_deviation"] = torch.stack([layer.rms_deviation for layer in layers]).view(-1, 1, 1)
+        together = super().stacked(layers)
+        together.__dict__["rms_deviation"] = stacked([layer.rms_deviation for layer in layers])
         return together
 
-    def to(self, device: torch.device) -> Components:
+    def to(self, device: torch.device) -> Self:
         """The same on another device."""
-        moved = Components(self.values, **{name: value.to(device) for name, value in self.statics().items()})
+        moved = super().to(device)
         # Computed here already: on the device it would wait for a copy to the CPU.
         moved.__dict__["rms_deviation"] = self.rms_deviation.to(device)
         return moved
-
-    def statics(self) -> dict[str, Tensor]:
-        """The arrays kept in the store, by name."""
-        kept = {"mean": self.mean, "variance": self.variance, "scale": self.scale}
-        return kept if self.basis is None else {**kept, "basis": self.basis}
 
     def encode(self, states: Tensor) -> Tensor:
         """Codes [..., C], int8 or float32, of hidden states [..., W]."""
@@ -103,23 +89,7 @@ class Components:
         components = centred if self.basis is None else centred @ self.basis.mT
         return components if self.values == "float32" else _rounded(components / self.scale)
 
-    def decode(self, codes: Tensor) -> Tensor:
-        """Components [..., C] in units of the RMS deviation, float32."""
-        return self._components(codes) / self.rms_deviation
-
-    def squared_error(self, states: Tensor, codes: Tensor) -> Tensor:
-        """Residual and total sum of squares of hidden states [m, W] about the mean, [2] float64 on their device.
-
-        The part outside a truncated basis counts as residual.
-        """
-        where = torch.device("cpu") if states.device.type == "mps" else states.device  # mps has no float64
-        centred = states.to(where).float() - self.mean.to(where)
-        components = self._components(codes).to(where)
-        decoded = components if self.basis is None else components @ self.basis.to(where)
-        both = (centred - decoded, centred)
-        return torch.stack([part.square().sum(dim=(-2, -1), dtype=torch.float64) for part in both], dim=-1)
-
-    def _components(self, codes: Tensor) -> Tensor:
+    def components(self, codes: Tensor) -> Tensor:
         """Components [..., C] in the teacher's units, float32."""
         return codes if self.values == "float32" else widened(codes, _WIDTH) * self.scale
 

@@ -8,8 +8,10 @@ Shapes: B batch, P positions, W width of the teacher, C components kept (W witho
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Literal, Protocol, Self
+from dataclasses import fields, replace
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, Self
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -25,60 +27,85 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 
-class Layer(Protocol):
+class Layer(ABC):
     """One layer's coordinates: how its states are encoded, and the statistics that terms use.
 
-    `stacked` makes one of n layers of equal widths: states and codes then have n as first dimension.
+    A subclass is a frozen dataclass with `mean` and `rms_deviation`; its tensors, [C, W], [W], [C] or scalars, are kept
+    in the store. `stacked` makes one of n layers of equal widths: states [n, m, W], codes [n, m, C]. So `encode` and
+    `components` must broadcast (`matrix.mT`, not `matrix.T`).
     """
 
-    @classmethod
-    def stacked(cls, layers: Sequence[Self]) -> Self:
-        """Several layers of equal widths as one, whose states are [n, m, W] and codes [n, m, C] of n layers each."""
-        ...
+    basis: Tensor | None = None
+    """Directions of the components as rows, [C, W]; None for the teacher's own coordinates."""
+    if TYPE_CHECKING:
+        __dataclass_fields__: ClassVar[dict[str, Any]]
 
-    @property
-    def mean(self) -> Tensor:
-        """Mean of the states in the teacher's own coordinates, [W]."""
-        ...
+        @property
+        def mean(self) -> Tensor:
+            """Mean of the states in the teacher's own coordinates, [W]."""
+            ...
 
-    @property
-    def basis(self) -> Tensor | None:
-        """Directions of the components as rows, [C, W]; None for the teacher's own coordinates."""
-        ...
+        @property
+        def rms_deviation(self) -> Tensor:
+            """√(Σ variance / C) of the components, a scalar in float32: the unit of decoded states."""
+            ...
 
-    @property
-    def rms_deviation(self) -> Tensor:
-        """√(Σ variance / C) of the components, a scalar in float32: the unit of decoded states."""
-        ...
+    @abstractmethod
+    def encode(self, states: Tensor) -> Tensor:
+        """Codes [..., C] of hidden states [..., W]."""
+
+    @abstractmethod
+    def components(self, codes: Tensor) -> Tensor:
+        """Components [..., C] of centred states in the teacher's units, float32, of codes [..., C]."""
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Components [..., C] in units of `rms_deviation`, float32, of codes [..., C]."""
+        return self.components(codes) / self.rms_deviation
 
     @property
     def num_components(self) -> int:
         """C."""
-        ...
-
-    def to(self, device: torch.device) -> Self:
-        """The same on another device."""
-        ...
+        return self.mean.shape[-1] if self.basis is None else self.basis.shape[-2]
 
     def statics(self) -> dict[str, Tensor]:
         """The arrays kept in the store, by name."""
-        ...
+        import torch
 
-    def encode(self, states: Tensor) -> Tensor:
-        """Codes [..., C] of hidden states [..., W]."""
-        ...
+        named = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in named.items() if isinstance(value, torch.Tensor)}
 
-    def decode(self, codes: Tensor) -> Tensor:
-        """Components [..., C] of centred states in units of `rms_deviation`, float32, of codes [..., C]."""
-        ...
+    def to(self, device: torch.device) -> Self:
+        """The same on another device."""
+        return replace(self, **{name: value.to(device) for name, value in self.statics().items()})
+
+    @classmethod
+    def stacked(cls, layers: Sequence[Self]) -> Self:
+        """Several layers of equal widths as one: vectors as [n, 1, C], matrices as [n, C, W]."""
+        together = {name: stacked([layer.statics()[name] for layer in layers]) for name in layers[0].statics()}
+        return replace(layers[0], **together)
 
     def squared_error(self, states: Tensor, codes: Tensor) -> Tensor:
         """Residual and total sum of squares of states [m, W] about the mean, given their codes [m, C].
 
-        [2] float64 (stacked [n, 2]), on the device of the states if that has float64; a capture reads it once per
-        shard.
+        The part outside a truncated basis counts as residual. [2] float64 (stacked [n, 2]), on the device of the
+        states if that has float64; a capture reads it once per shard.
         """
-        ...
+        import torch
+
+        where = torch.device("cpu") if states.device.type == "mps" else states.device  # mps has no float64
+        centred = states.to(where).float() - self.mean.to(where)
+        components = self.components(codes).to(where)
+        decoded = components if self.basis is None else components @ self.basis.to(where)
+        both = (centred - decoded, centred)
+        return torch.stack([part.square().sum(dim=(-2, -1), dtype=torch.float64) for part in both], dim=-1)
+
+
+def stacked(tensors: Sequence[Tensor]) -> Tensor:
+    """Tensors of n layers as one with three dimensions, that of the layers first: [n, C, W], [n, 1, C] or [n, 1, 1]."""
+    import torch
+
+    together = torch.stack(list(tensors))
+    return together.view(len(tensors), *(1,) * (3 - together.dim()), *together.shape[1:])
 
 
 class LayerFit(Protocol):
@@ -91,6 +118,24 @@ class LayerFit(Protocol):
     def finish(self) -> Layer:
         """The coordinates of all that was added, on the CPU."""
         ...
+
+
+class _HeldSample:
+    """Holds a layer's sample until all of it is there."""
+
+    def __init__(self, encoding: HiddenEncoding) -> None:
+        self._encoding = encoding
+        self._parts: list[Tensor] = []
+
+    def add(self, states: Tensor) -> None:
+        """Hold hidden states [..., W]."""
+        self._parts.append(states.flatten(0, -2).float().cpu())
+
+    def finish(self) -> Layer:
+        """The coordinates of all that was added."""
+        import torch
+
+        return self._encoding.measure(torch.cat(self._parts))
 
 
 class HiddenEncoding(Settings):
@@ -123,13 +168,24 @@ class HiddenEncoding(Settings):
         """
         raise NotImplementedError
 
-    def fit(self) -> LayerFit:
-        """A measurement of one layer's coordinates, with nothing added yet."""
+    def measure(self, states: Tensor) -> Layer:
+        """The coordinates of a layer, from a sample of its states [n, W], float32 on the CPU."""
         raise NotImplementedError
+
+    def fit(self) -> LayerFit:
+        """A measurement of one layer's coordinates, with nothing added yet.
+
+        It holds the sample for `measure`; an encoding whose measurement comes in parts has its own.
+        """
+        return _HeldSample(self)
 
     def layer(self, statics: Mapping[str, Tensor]) -> Layer:
         """A layer's coordinates from the arrays of `Layer.statics`."""
         raise NotImplementedError
+
+    def summary(self) -> str:
+        """What is kept of a state, in a few words."""
+        return self.kind
 
     def within(self, length: int) -> Self:
         """The same encoding with its number of positions resolved for windows of a length.
@@ -193,6 +249,10 @@ class ComponentsEncoding(HiddenEncoding):
         if self.values == "float32":
             return ArrayType(self.num_components(width), self.values, "bitshuffle")
         return ArrayType(self.num_components(width), self.values, by_column=layer > 0)
+
+    def summary(self) -> str:
+        """As `HiddenEncoding` has it."""
+        return f"{self.components or 'all'} components"
 
     def num_components(self, width: int) -> int:
         """Components stored of a state of this width: in int8 a quarter more than `components`.

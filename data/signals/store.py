@@ -9,7 +9,7 @@ import numpy as np
 import torch
 import zarr
 from numpy.typing import NDArray
-from pydantic import Field, ValidationError
+from pydantic import Field
 from torch import Tensor
 
 from palenka.data.signals.hidden import Layer
@@ -125,15 +125,7 @@ def read_manifest(directory: Path) -> CacheManifest:
         )
     if damage := damage_of(directory, STORE_RECORD):
         raise UserError(f"teacher cache {directory} is damaged: {damage}; delete it and capture it again")
-    try:
-        return CacheManifest.model_validate(dict(zarr.open_group(directory, mode="r").attrs))
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
-        raise UserError(
-            f"teacher cache {directory} has a manifest of another format: {field} is {first['input']!r}; "
-            "capture it again"
-        ) from None
+    return read_as(CacheManifest, dict(zarr.open_group(directory, mode="r").attrs), directory)
 
 
 def read_measured(directory: Path, group: zarr.Group, manifest: CacheManifest, keys: Iterable[str]) -> Measured:
@@ -156,7 +148,7 @@ def _measured_in(group: zarr.Group, manifest: CacheManifest, keys: Iterable[str]
     def read(folder: str, without: Collection[str] = ()) -> dict[str, Tensor]:
         arrays = group.get(folder)
         names = sorted(set(arrays.array_keys()) - set(without)) if isinstance(arrays, zarr.Group) else []
-        return {name: torch.from_numpy(np.asarray(array_at(group, f"{folder}/{name}")[:])) for name in names}
+        return {name: torch.from_numpy(np.asarray(array_at(group, f"{folder}/{name}")[...])) for name in names}
 
     layers = {key: manifest.hidden.layer(read(f"hidden/{key}", {"codes"})) for key in keys} if manifest.hidden else {}
     return Measured(read(STATICS), layers)

@@ -190,8 +190,7 @@ class OpenSettings(Settings):
 
 
 def _choices(registry: Registry[Any]) -> str:
-    *first, last = map(repr, registry)
-    return f"Input should be {', '.join(first)} or {last}" if first else f"Input should be {last}"
+    return f"Input should be {', '.join(map(repr, registry))} or what a module named in plugins registers"
 
 
 def _within(name: str, error: ValidationError) -> list[InitErrorDetails]:

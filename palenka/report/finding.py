@@ -107,7 +107,7 @@ def _contests(students: Sequence[Model], controls: Sequence[Model]) -> list[_Con
     contests = []
     for corpus in dict.fromkeys((text.corpus, text.tokenizer) for text in names):
         alike = [student for student in students if _reads(student) == corpus]
-        for measure in (measure for measure in measures_of(alike) if measure.is_loss):
+        for measure in (measure for measure in measures_of(alike) if measure.is_held_out):
             rivals = [control for control in controls if control.estimate(measure)]
             student = best(alike, measure)
             if student and student.run and (control := control_for(student, rivals, measure)):
@@ -165,7 +165,7 @@ def _other_measures(contest: _Contest, measures: Sequence[Measure]) -> list[str]
     student, control = contest.student, contest.control
     sentences = []
     for measure in measures:
-        if measure.is_loss or student.estimate(measure) is None or control.estimate(measure) is None:
+        if measure.is_held_out or student.estimate(measure) is None or control.estimate(measure) is None:
             continue
         protocol = f" ({measure.protocol})" if measure.protocol else ""
         title = f"{measure.title[0].upper()}{measure.title[1:]}{protocol}"

@@ -68,8 +68,7 @@ def _looks() -> dict[str, Any]:
 def _of_models(models: Sequence[Model], sources: Sources) -> dict[str, Any]:
     """The page's data about the models."""
     styles = style_models(models)
-    likelihoods = [measure for measure in measures_of(models) if measure.is_loss]
-    measures = [*likelihoods, *(measure for measure in measures_of(models) if not measure.is_loss)]
+    measures = sorted(measures_of(models), key=lambda measure: not measure.is_held_out)
     official = official_rows(models)
     return {
         "finding": find(models),

@@ -69,6 +69,11 @@ class Measure:
         )
 
     @property
+    def is_held_out(self) -> bool:
+        """Whether it is the cross-entropy on held-out text, which a headline is about."""
+        return self.suite == HELD_OUT
+
+    @property
     def digits(self) -> int:
         """Digits of its values behind the point."""
         return 4 if self.is_loss else 2 if self.unit else 1

@@ -38,7 +38,7 @@ def style_models(models: Sequence[Model]) -> dict[str, Style]:
 
 def _loss(model: Model) -> float:
     """The model's cross-entropy on held-out text, or its run's validation; infinite if neither is known."""
-    known = [model.level(measure) for measure in sorted(model.results) if measure.is_loss]
+    known = [model.level(measure) for measure in sorted(model.results) if measure.is_held_out]
     if known:
         return known[0]
     return model.run.result.validation_cross_entropy if model.run else math.inf

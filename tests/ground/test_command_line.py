@@ -136,7 +136,7 @@ def test_defaults_may_depend_on_what_is_given(arguments: list[str], k: int | Non
         (["--hidden.layers", "all"], "hidden.layers is all, but it should be 'uniform' or a list [...]"),
         (["--hidden.layers", "[1, 1]"], "hidden: layers is [1, 1], but it should name each layer once"),
         (["--hidden", "true"], "hidden is true, but it should be a mapping {...}"),
-        (["--logits.kind", "top"], "logits.kind is top, but it should be 'topk', 'low_rank', 'sampled' or 'hybrid'"),
+        (["--logits.kind", "top"], "logits.kind is top, but it should be 'topk', 'low_rank', 'sampled', 'hybrid' or"),
         (["--logits", "{kind: sampled, k: 3}"], "logits.k is not an option; did you mean 'logits.kind'?"),
     ],
 )

@@ -125,6 +125,38 @@ def test_an_encoding(
     assert logged["logit/t"] == pytest.approx(expected, rel=1e-3)
 
 
+def test_an_encoding_of_hidden_states(
+    hidden_capture: CaptureSettings, corpus: Corpus, teacher: Path, run_settings: SettingsOfRun
+) -> None:
+    settings = changed(hidden_capture, hidden={"kind": "signs", "positions": 5, "layers": [0, 2]})
+    capture(settings)
+    # Measured on the first windows on disk, without position 0.
+    states = outputs_of(teacher, corpus_windows(corpus, settings)).hidden_states
+    layers = TeacherCache(settings.output, ["teacher/0", "teacher/2"]).measured.layers
+    for index in (0, 2):
+        sample = states[index][:, 1:].flatten(0, 1)
+        mean, deviation = sample.mean(0), sample.var(0, correction=0).mean().sqrt()
+        layer = layers[f"teacher/{index}"]
+        torch.testing.assert_close(layer.mean.double(), mean, rtol=1e-4, atol=1e-5)
+        assert float(layer.rms_deviation) == pytest.approx(deviation.item(), rel=1e-4)  # no dimension at all
+        # The part of the variance that signs times the deviation lose.
+        centred = sample - mean
+        lost = (centred - deviation * centred.sign()).square().sum() / centred.square().sum()
+        shown = inspect(InspectSettings(cache=settings.output))
+        assert shown["hidden_error"][f"teacher/{index}"] == pytest.approx(lost.item(), rel=0.1)
+    assert shown["hidden_encoding"] == "signs"
+    checked = verify(VerifySettings.model_validate(settings.as_plain()))
+    assert set(checked["differing_codes"].values()) == {0.0}
+
+    chosen = run_settings({"hard": 0.5, "hidden": {"weight": 0.5, "projection": "none"}}).as_plain()
+    chosen["teachers"] = {"t": {"cache": settings.output, "layers": {2: 2}}}
+    logged, tokens, positions, student = first_step(TrainSettings.model_validate(chosen), corpus)
+    rows = torch.arange(BATCH)[:, None]
+    theirs = (outputs_of(teacher, tokens).hidden_states[2][rows, positions] - mean).sign()
+    ours = (student.hidden_states[2][rows, positions] - mean) / deviation
+    assert logged["hidden/t"] == pytest.approx((ours - theirs).square().mean().item(), rel=1e-3)
+
+
 def test_a_divergence(
     capture_settings: CaptureSettings, corpus: Corpus, teacher: Path, run_settings: SettingsOfRun
 ) -> None:
