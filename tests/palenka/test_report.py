@@ -290,6 +290,19 @@ def test_the_headline_claims_no_more_than_a_paired_test(copy: Path, tmp_path: Pa
 
 
 @pytest.mark.usefixtures("no_drawings")
+def test_a_headline_is_about_held_out_text_whatever_else_is_a_loss(copy: Path, tmp_path: Path) -> None:
+    shutil.rmtree(copy / "held_out")
+    for name, value in (("control", 0.75), (HOSTILE, 0.5)):
+        record = pairs_of(copy, name, {"lines": value}, "surprise")
+        figure = record["suites"][0]["figures"].pop("accuracy") | {"higher_is_better": False, "unit": "nats"}
+        record["suites"][0]["figures"] = {"nats": figure}
+        write_again(copy / f"{name}.json", record)
+    words = report(copy, out=tmp_path / "report.html").words()
+    assert "Held-out text was not measured for 1 student and a control" in words
+    assert "Surprise (babylm-2024): lower is better" in words
+
+
+@pytest.mark.usefixtures("no_drawings")
 @pytest.mark.parametrize(
     ("interval", "p_value", "chosen", "verdict"),
     [

@@ -20,8 +20,10 @@ from palenka.cache_teachers.settings import CaptureSettings, InspectSettings, Pl
 from palenka.cache_teachers.verify import verify
 from palenka.data.corpus import Corpus
 from palenka.data.signals.cache import TeacherCache
+from palenka.data.signals.encoding import ENCODINGS
 from palenka.data.signals.stream import ReadingOrder
 from palenka.data.windows import gather
+from palenka.ground.errors import UserError
 from palenka.train_student.objective.module import LayerPair
 from palenka.train_student.objective.objective import Objective
 from palenka.train_student.objective.term import TERMS
@@ -157,6 +159,15 @@ def test_an_encoding_of_hidden_states(
     assert logged["hidden/t"] == pytest.approx((ours - theirs).square().mean().item(), rel=1e-3)
 
 
+def test_a_cache_of_a_plugin_that_was_not_named(
+    capture_settings: CaptureSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    capture(changed(capture_settings, fraction=0.1, logits={"kind": "whole"}))
+    monkeypatch.setattr(ENCODINGS, "_entries", {name: each for name, each in ENCODINGS.items() if name != "whole"})
+    with pytest.raises(UserError, match="logits.kind: input should be .* what a module named in plugins registers"):
+        TeacherCache(capture_settings.output)
+
+
 def test_a_divergence(
     capture_settings: CaptureSettings, corpus: Corpus, teacher: Path, run_settings: SettingsOfRun
 ) -> None:
@@ -221,6 +232,8 @@ def test_what_a_plugin_registers_is_named_in_errors(
     with pytest.raises(ValueError, match=r"forward.*reverse.*js.*skewed"):
         settings_of_run(objective={"divergence": "sideways"})
     with pytest.raises(ValueError, match=r"Input should be 'topk', .*'hybrid'.* 'whole'"):
+        changed(capture_settings, logits={"kind": "half"})
+    with pytest.raises(ValueError, match="'whole' or what a module named in plugins registers"):
         changed(capture_settings, logits={"kind": "half"})
     with pytest.raises(ValueError, match=r"objective\.last_cosine\.weight"):
         settings_of_run(objective={"last_cosine": -1})

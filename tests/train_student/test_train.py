@@ -4,6 +4,7 @@ import importlib.util
 import json
 import math
 import re
+import shlex
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from palenka.__main__ import main
 from palenka.cache_teachers.capture import capture
 from palenka.cache_teachers.settings import SINGLE, CaptureSettings
 from palenka.data.corpus import Corpus
@@ -125,6 +127,17 @@ def test_a_run_learns_and_what_it_keeps_loads_as_any_model_and_measures_the_same
     assert tokenizer(text).input_ids == corpus.tokenizer()(text).input_ids
     assert model.config.bos_token_id == tokenizer.bos_token_id
     assert not list(settings.output.glob("*.partial"))
+
+
+def test_the_commands_that_a_run_ends_with_work(
+    make_settings: MakeSettings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(make_settings(output=tmp_path / "a run", epochs=1, fraction=0.1))
+    said = re.sub(r"\s*\n\s*", " ", capsys.readouterr().err)
+    measure, export = re.search(r"next: palenka (.*), or palenka (.*)", said).groups()  # type: ignore[union-attr]
+    for command in (measure, export):
+        assert main(shlex.split(command)) == 0
+    assert json.loads((tmp_path / "a run-held-out.json").read_text())["suites"][0]["conditions"]["length"] == LENGTH
 
 
 def test_the_best_model_is_kept_not_the_last(make_settings: MakeSettings, tmp_path: Path) -> None:
