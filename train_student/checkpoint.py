@@ -35,10 +35,12 @@ class Checkpoints:
         directory: where they lie.
         run: the identity of the run; checkpoints of another one are not used.
         kept: step whose checkpoint is kept too: a longer run may resume from it.
+        every: steps between two checkpoints; None if the clock decides. One that a signal asked for between them is
+            removed once it is not needed, so a stopped run ends with the files of an undisturbed one.
     """
 
-    def __init__(self, directory: Path, run: str, kept: int = 0) -> None:
-        self.directory, self.run, self._kept_step = directory, run, kept
+    def __init__(self, directory: Path, run: str, kept: int = 0, every: int | None = None) -> None:
+        self.directory, self.run, self._kept_step, self._every = directory, run, kept, every
 
     def save(self, step: int, module: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
         """Write a step's checkpoint, under a temporary name first, and remove those no longer needed.
@@ -54,9 +56,7 @@ class Checkpoints:
             write_record(aside / _STATE, {"step": step, **state})
             commit(aside, _COMMIT, [_WEIGHTS, _OPTIMIZER, _STATE], run=self.run, step=step)
             shutil.rmtree(place, ignore_errors=True)
-        for old in self._places()[:-_KEPT]:
-            if step_of(old) != self._kept_step:
-                shutil.rmtree(old)
+        self._remove_old(but=place)
 
     def load(
         self, module: nn.Module, optimizer: torch.optim.Optimizer, serves: Callable[[Mapping[str, Any]], bool]
@@ -96,9 +96,23 @@ class Checkpoints:
             if step_of(place) > step:
                 shutil.rmtree(place)
 
+    def end(self) -> None:
+        """Remove what a signal left between two checkpoints: the run is at its end."""
+        self._remove_old()
+
     def last_step(self) -> int:
         """The step of the last checkpoint, damaged or not; 0 without one."""
         return max(map(step_of, self._places()), default=0)
+
+    def _remove_old(self, but: Path | None = None) -> None:
+        """Remove all but the last that were due; and one more, that a signal may have asked for."""
+        due = [place for place in self._places() if self._is_due(step_of(place))]
+        for place in self._places():
+            if place not in (*due[-_KEPT:], but) and step_of(place) != self._kept_step:
+                shutil.rmtree(place)
+
+    def _is_due(self, step: int) -> bool:
+        return self._every is None or step % self._every == 0 or step == self._kept_step
 
     def _places(self) -> list[Path]:
         return sorted(self.directory.glob(f"step-{'[0-9]' * 8}"))

@@ -97,7 +97,8 @@ class Trainer:
         self.rate = self._rate(self.num_steps)
         self.wrapped, self.optimizer = accelerator.prepare(self.objective, self.adamw)
         self.validation_windows = validation_windows
-        self.checkpoints = Checkpoints(run.directory / "checkpoints", run.identity, self.rate.open_until)
+        every = settings.checkpoint_every if isinstance(settings.checkpoint_every, int) else None
+        self.checkpoints = Checkpoints(run.directory / "checkpoints", run.identity, self.rate.open_until, every)
         self.words_after = words_after_steps(corpus, order, settings.global_batch, self.num_steps)
         self.planned = planned_revisions(settings.revisions, self.words_after)
         self.revisions = Revisions(run.directory, run.identity)
@@ -410,6 +411,7 @@ class Trainer:
         )
         if self.accelerator.is_main_process:
             self.revisions.go_back(self.planned, self.num_steps)
+            self.checkpoints.end()
             self.run.finish(result)
             tell_result(self.settings, result)
         return result

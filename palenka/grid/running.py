@@ -83,7 +83,8 @@ def run_point(grid: Grid, point: Point) -> dict[str, RunFigure]:
         except UserError as running:
             info(f"{point.name} runs already, and is waited for: {running}")
             stack.enter_context(sole_writer(point.failure, wait=True))
-        write_record(point.failure, {"reason": _NOT_ENDED})
+        if not is_finished(grid, point):  # one that is, is never told as failed while it is looked at again
+            write_record(point.failure, {"reason": _NOT_ENDED})
         try:
             train(point.settings)
             measured = measures(grid, point)

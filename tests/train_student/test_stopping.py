@@ -58,10 +58,11 @@ def metrics(directory: Path) -> list[dict[str, Any]]:
 def test_a_run_that_is_stopped_ends_as_an_undisturbed_one(
     settings: TrainSettings, by: Signals, status: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    settings = settings.model_copy(update={"checkpoint_every": 20})
     train(settings)
     stopped = settings.model_copy(update={"output": settings.output.with_name("stopped")})
     log = stopped.output / "metrics.jsonl"
-    for lines in (2, 5):
+    for lines in (2, 5, 9):  # the last one after step 42
 
         def send(lines: int = lines) -> None:
             while not log.is_file() or log.read_bytes().count(b"\n") < lines:
@@ -79,6 +80,9 @@ def test_a_run_that_is_stopped_ends_as_an_undisturbed_one(
     assert metrics(stopped.output) == metrics(settings.output)
     weights = [(run.output / "model.safetensors").read_bytes() for run in (stopped, settings)]
     assert weights[0] == weights[1]
+    for run in (stopped, settings):
+        checkpoints = sorted(place.name for place in (run.output / "checkpoints").iterdir())
+        assert checkpoints == ["step-00000040", "step-00000060"]
 
 
 def test_a_signal_after_the_work_is_done_is_heeded_and_one_that_is_ignored_stays_so() -> None:
