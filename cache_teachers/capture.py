@@ -31,6 +31,7 @@ from palenka.ground.files import resolved
 from palenka.ground.lock import sole_writer
 from palenka.ground.processes import open_processes
 from palenka.ground.progress import info, progress_bar
+from palenka.ground.quantities import size
 
 _GAPS_NAMED = 10
 """Maximum number of missing or damaged shards that are named."""
@@ -95,8 +96,8 @@ def _require_space(
     needed = sum(sizes.values()) / len(indices) * sum(shard.stop - shard.start for shard in missing)
     if needed > (free := free_bytes(settings.output)):
         raise UserError(
-            f"cache {settings.output} needs about {needed / 2**30:,.2f} GB, but its disk has {free / 2**30:,.2f} GB "
-            "free; make room, choose another output, or capture a fraction"
+            f"cache {settings.output} needs about {size(needed)}, but its disk has {size(free)} free; make room, "
+            "choose another output, or capture a fraction"
         )
 
 

@@ -181,7 +181,8 @@ def _write_surprisals(
     count = len(curve.revisions)
     about = {"model_name": curve.name, "use_bos_only": False, "total_steps": count, "completed_steps": count}
     file = directory / "zero_shot" / "causal" / "AoA_word" / "surprisal.json"
-    write_whole(file, json.dumps({"metadata": about, "results": rows}))
+    with writing(directory):
+        write_whole(file, json.dumps({"metadata": about, "results": rows}))
 
 
 def print_curve(curve: LearningCurve, console: Console) -> None:

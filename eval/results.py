@@ -128,18 +128,20 @@ def require_own_items(out: Path) -> None:
     Raises:
         UserError: if there is one.
     """
+    path = items_file(out)
+    if not out.exists() and path.exists() and not are_items(path):
+        raise UserError(f"{path}, where the items would go, is not of `palenka eval`; choose another out than {out}")
+
+
+def are_items(path: Path) -> bool:
+    """Whether a parquet file holds items of ours."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    path = items_file(out)
-    if out.exists() or not path.exists():
-        return
     try:
-        is_ours = _OURS in (pq.read_schema(path).metadata or {})
+        return _OURS in (pq.read_schema(path).metadata or {})
     except (OSError, pa.ArrowException):
-        is_ours = False
-    if not is_ours:
-        raise UserError(f"{path}, where the items would go, is not of `palenka eval`; choose another out than {out}")
+        return False
 
 
 @contextmanager

@@ -74,9 +74,8 @@ def measure_submission(model: Path, download: Path, conditions: Conditions, out:
     directory = own_predictions_folder(out, opened.name, opened.identity["weights"])
     results = measure(Measurement(model, folders, conditions, as_far_as_fits=True), out)
     folders = {name: folder for name, folder in folders.items() if name in results.by_suite}
-    with writing(out.with_suffix(".md")):
-        data = read_data(folders, conditions)
-        write_predictions(folders, data, read_items(out), directory)
+    data = read_data(folders, conditions)
+    write_predictions(folders, data, read_items(out), directory)
     write_table(out.with_suffix(".md"), export([str(out)], "markdown", published=True))
     return results
 
@@ -103,8 +102,9 @@ def own_predictions_folder(out: Path, model: str, weights: str, revision: str = 
     found = read_record(record) if record.is_file() else {}
     if directory.exists() and any(directory.iterdir()) and found != whose:
         raise UserError(f"{directory} has predictions of another model; move them, or choose another folder for out")
-    remove_leftovers(directory)
-    write_record(record, whose)
+    with writing(directory):
+        remove_leftovers(directory)
+        write_record(record, whose)
     return directory
 
 
@@ -119,6 +119,7 @@ def write_predictions(
         items: of each suite.
         directory: from `own_predictions_folder`.
     """
-    for name, folder in folders.items():
-        for path, groups in SUITES[name].predictions(folder, data[name], items[name]).items():
-            write_whole(directory / path, json.dumps(groups))
+    with writing(directory):
+        for name, folder in folders.items():
+            for path, groups in SUITES[name].predictions(folder, data[name], items[name]).items():
+                write_whole(directory / path, json.dumps(groups))

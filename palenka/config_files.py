@@ -13,6 +13,7 @@ from palenka.ground.command_line import parse, run, subcommand
 from palenka.ground.console import console, plain_table
 from palenka.ground.errors import UserError, system_error
 from palenka.ground.files import write_whole
+from palenka.ground.lock import sole_writer
 from palenka.ground.settings import Command, Printing, read_yaml
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -84,8 +85,9 @@ def copy(name: str, directory: Path) -> list[Path]:
             if target.exists() and (not target.is_file() or target.read_bytes() != content):
                 raise UserError(f"{target} exists and is another file; choose another folder, or delete it")
         for target, content in targets.items():
-            if not target.exists():
-                write_whole(target, content)
+            with sole_writer(target, wait=True):
+                if not target.exists():
+                    write_whole(target, content)
     except OSError as error:
         raise system_error(f"cannot copy to {directory}", error) from error
     return list(targets)

@@ -80,13 +80,13 @@ def export(settings: ExportSettings) -> int:
         require_token()
     models = {place.name: place for place in revisions.places()} if settings.revisions else {}
     models[MAIN] = settings.run
-    with sole_writer(settings.out), disk_errors():
+    with sole_writer(settings.out):
         if settings.out.exists():
-            with directory_aside(settings.out) as again:
+            with directory_aside(settings.out) as again, disk_errors():
                 parameters = _write_branches(settings, finished, models, results, again)
                 _require_same(again, settings.out)
         else:
-            with whole_directory(settings.out) as aside:
+            with whole_directory(settings.out) as aside, disk_errors():
                 parameters = _write_branches(settings, finished, models, results, aside)
     if settings.push:
         push(settings.push, {branch: _folder(settings, settings.out, branch) for branch in models})

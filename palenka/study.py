@@ -183,7 +183,7 @@ def _run_stages(study: Study) -> "StudyResults":
         stages.run(f"student {name}", _is_trained(student), partial(train, student))
     models = []
     for name, model in study.models().items():
-        out = output / "measures" / f"{name}.json"
+        out = files.measures(name)
         folders = {"held_out": study.corpus.output, **study.settings.suites}
         asked = Measurement(model.path, folders, study.conditions.model_copy(update={"length": model.length}))
         measured = stages.run(f"measures {name}", out.exists(), partial(measure, asked, out))

@@ -82,6 +82,10 @@ class StudyFiles:
         """The path of the results, once all stages are finished."""
         return self.directory / "results.json"
 
+    def measures(self, model: str) -> Path:
+        """Where what was measured of a model is."""
+        return self.directory / "measures" / f"{model}.json"
+
     @property
     def seconds(self) -> Path:
         """The path of the seconds, from the first finished stage on."""

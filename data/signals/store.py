@@ -17,6 +17,7 @@ from palenka.data.signals.layers import LayerStacks
 from palenka.data.signals.manifest import LOGITS, CacheManifest, Shard
 from palenka.data.windows import CHUNK_WINDOWS
 from palenka.ground.errors import UserError
+from palenka.ground.files import remove_leftovers_of
 from palenka.ground.lock import sole_writer
 from palenka.ground.records import damage_of, read_record, read_sealed, write_sealed
 from palenka.ground.settings import Settings, read_as
@@ -101,8 +102,9 @@ def read_asked(directory: Path) -> float:
 
 
 def write_asked(directory: Path, fraction: float) -> None:
-    """Record the fraction that a capture is started with, if it is the largest so far."""
+    """Record the fraction that a capture is started with, if it is the largest so far; only the sole writer may."""
     if fraction > read_asked(directory):
+        remove_leftovers_of(directory / _ASKED_RECORD)
         write_sealed(directory / _ASKED_RECORD, {"fraction": fraction})
 
 

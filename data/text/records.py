@@ -7,7 +7,7 @@ import gzip
 import io
 import itertools
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from glob import escape
 from pathlib import Path
 from typing import Any
@@ -56,8 +56,20 @@ def require_datasets(what: str) -> Any:  # noqa: ANN401 - a module of an extra
     return datasets
 
 
-def texts_of(name: str, stream: Any, text_field: str) -> Iterator[str]:  # noqa: ANN401 - a stream of `datasets`
-    """The text of each record of a stream; empty for a record without text.
+def texts_of(
+    name: str,
+    stream: Any,  # noqa: ANN401 - a stream of `datasets`
+    text_field: str,
+    require_field: Callable[[int], object] = lambda _: None,
+) -> Iterator[str]:
+    """The text of each record of a stream; empty for a record whose text is null.
+
+    Args:
+        name: of the stream.
+        stream: of records.
+        text_field: the field that holds the text.
+        require_field: called with the number, from 1 on, of each record whose text is null: the stream also has null
+            where a record lacks the field.
 
     Raises:
         UserError: if the first record has no such field, or a field does not hold text.
@@ -76,6 +88,8 @@ def texts_of(name: str, stream: Any, text_field: str) -> Iterator[str]:  # noqa:
                     f"{name}, record {number}: the field {text_field!r} is {said}, no text; name a field of text with "
                     "text_field"
                 )
+            if text is None:
+                require_field(number)
             yield text or ""
 
 
@@ -121,7 +135,8 @@ def _checked(path: Path, kind: str, text_field: str) -> Iterator[str]:
         if kind == "parquet" and not _num_rows(path):  # which the library cannot split into batches
             return
         stream = datasets.load_dataset(kind, data_files=escape(str(path.absolute())), split="train", streaming=True)
-        yield from texts_of(str(path), stream, text_field)
+        require = _field_required(path, text_field) if kind == "json" else lambda _: None
+        yield from texts_of(str(path), stream, text_field, require)
     except UserError:
         raise
     except StopIteration:  # raised by the library for a file without records
@@ -130,6 +145,36 @@ def _checked(path: Path, kind: str, text_field: str) -> Iterator[str]:
         fault = _first_fault(path) if kind == "json" else None
         reason = fault or f"it cannot be read ({reason_of(error)})"
         raise UserError(f"{path}{reason if fault else ': ' + reason}; fix it there, or leave the file out") from error
+
+
+def _field_required(path: Path, text_field: str) -> Callable[[int], None]:
+    """Refuses the record of a number, from 1 on, if it has no such field; numbers rise, and the file is read once."""
+    records = enumerate(_lines(path), start=1)
+
+    def require(number: int) -> None:
+        line, text = next((found for count, found in records if count == number), (0, b""))
+        try:
+            record = json.loads(text)
+        except ValueError:  # one list over many lines, whose records are not its lines
+            return
+        if isinstance(record, dict) and text_field not in record:
+            others = ", ".join(record) or "none at all"
+            raise UserError(
+                f"{path}, line {line}: the record has no field {text_field!r}, but {others}; add it, as an empty text "
+                "or null where there is none, or name another with text_field"
+            )
+
+    return require
+
+
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """The lines of a file with their numbers, blank ones left out: those are no records."""
+    with _opened(path) as file:
+        for number in itertools.count(1):
+            if not (line := file.readline()):
+                return
+            if line.strip():
+                yield number, line
 
 
 def _require_whole_frames(path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Literal
 
 from palenka.grid.points import Grid, Point
 from palenka.ground.errors import UserError
-from palenka.ground.files import write_whole
+from palenka.ground.files import remove_leftovers_of, write_whole
 from palenka.ground.progress import info
 
 Following = Literal["finish", "rank"]
@@ -24,6 +24,8 @@ SCRIPTS = {"points": "grid", "finalists": "finalists"}
 
 def submit(grid: Grid, points: Sequence[Point], arguments: Sequence[str], following: Following) -> tuple[str, str]:
     """Write and submit an array with a task for every point, and a job that follows it; returns the two jobs' ids.
+
+    The sole writer of the grid alone may.
 
     Args:
         grid: of the points.
@@ -36,11 +38,14 @@ def submit(grid: Grid, points: Sequence[Point], arguments: Sequence[str], follow
     """
     output = grid.settings.output.absolute()
     (output / "logs").mkdir(parents=True, exist_ok=True)
-    script = output / f"{SCRIPTS[points[0].stage]}.sbatch"
-    write_whole(script, array_script(grid, points, arguments))
+    script, after = output / f"{SCRIPTS[points[0].stage]}.sbatch", output / f"{following}.sbatch"
+    for path, text in (
+        (script, array_script(grid, points, arguments)),
+        (after, following_script(grid, arguments, following)),
+    ):
+        remove_leftovers_of(path)
+        write_whole(path, text)
     array = _sbatch(script)
-    after = output / f"{following}.sbatch"
-    write_whole(after, following_script(grid, arguments, following))
     last = _sbatch(after, f"--dependency=afterany:{array}")
     info(
         f"{len(points)} task(s) of {script} submitted as job {array}; job {last} ranks them when all have ended "

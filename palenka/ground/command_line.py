@@ -93,8 +93,7 @@ def run(command: Callable[[Sequence[str]], int | None], arguments: Sequence[str]
         _give_up_output()
         return PIPE_CLOSED
     except OSError as error:
-        where = f" {error.filename}" if error.filename else ""
-        _tell(f"error: {system_error(f'cannot read or write{where}', error)}")
+        _tell(f"error: {system_error('cannot read or write', error)}")
         _give_up_output()
         return USER_MISTAKE
     except KeyboardInterrupt:

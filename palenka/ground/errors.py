@@ -28,7 +28,8 @@ def system_error(what: str, error: OSError) -> UserError:
         error: the system's.
     """
     said = error.strerror or str(error)
-    where = f"{error.filename}: " if error.filename and str(error.filename) not in what else ""
+    name = error.filename2 or error.filename  # of a copy, what is written
+    where = f"{name}: " if name and str(name) not in what else ""
     remedy = _REMEDIES.get(error.errno or 0, "mend that")
     return UserError(f"{what}: {where}{said}; {remedy}, and run the same command again")
 

@@ -9,6 +9,7 @@ Caches use only these functions for their store, so that something else could re
 `size_of`, `names_in`, `remove`, and `read_record` in `records.py`.
 """
 
+import errno
 import glob
 import hashlib
 import os
@@ -23,6 +24,7 @@ from pathlib import Path
 from palenka.ground.errors import UserError
 
 _PARTIAL = ".partial"
+_OF_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 _ASIDE_PATTERN = f".{'[0-9a-f]' * 32}{_PARTIAL}"
 
 
@@ -85,7 +87,7 @@ def whole_directory(path: Path) -> Iterator[Path]:
     Only the sole writer of the path may call it, as `directory_aside`.
 
     Raises:
-        UserError: at once, if the path cannot be replaced at the end.
+        UserError: at once, if the path cannot be replaced at the end; or if another process wrote it meanwhile.
     """
     path = resolved(path)
     if path.is_mount() or path == Path.cwd():
@@ -94,7 +96,12 @@ def whole_directory(path: Path) -> Iterator[Path]:
     with directory_aside(path) as aside:
         yield aside
         follow_umask(aside)
-        aside.replace(path)
+        try:
+            aside.replace(path)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            raise UserError(f"{path} was made by another process meanwhile; run the same command again") from None
 
 
 def follow_umask(aside: Path) -> None:
@@ -210,6 +217,12 @@ def _aside(path: Path) -> Iterator[Path]:
     aside = path.with_name(f"{path.name}.{uuid.uuid4().hex}{_PARTIAL}")
     try:
         yield aside
+    except OSError as error:
+        # A full disk tells no name, and the name aside means nothing to a user.
+        names = [str(name) for name in (error.filename, error.filename2) if name is not None]
+        if error.errno in _OF_DISKS if not names else any(str(aside) in name for name in names):
+            error.filename, error.filename2 = str(path), None
+        raise
     finally:
         _remove(aside)
 

@@ -94,7 +94,12 @@ class HolderFile:
         """Create the file; False if it exists."""
         try:
             with self.path.open("x", encoding="utf-8") as file:
-                json.dump(content, file)
+                try:
+                    file.write(json.dumps(content))
+                    file.flush()
+                except OSError:  # a full disk: an empty file would hold the lock until it has been silent for long
+                    self.path.unlink()
+                    raise
         except FileExistsError:
             return False
         return True
@@ -108,8 +113,9 @@ class HolderFile:
         return found if isinstance(found, dict) else {}
 
     def _is_dead(self, found: dict[str, Any]) -> bool:
-        is_here = found.get("host") == self._mine["host"]
-        return (is_here and not _is_alive(int(found["process"]))) or self._silence() > SILENT_SECONDS
+        process = found.get("process")
+        is_here = found.get("host") == self._mine["host"] and isinstance(process, int)
+        return (is_here and not _is_alive(process)) or self._silence() > SILENT_SECONDS
 
     def _silence(self) -> float:
         """Seconds since the last heartbeat."""

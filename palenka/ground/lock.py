@@ -7,6 +7,7 @@ On file systems without flock (Lustre, some NFS) a file with a heartbeat replace
 (`holder_file.py`).
 """
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -116,7 +117,8 @@ def _open(path: Path) -> int:
 
 
 def _sign(descriptor: int) -> None:
-    """Write the holder into the lock's file, if permissions allow."""
+    """Write the holder into the lock's file, if permissions and the disk allow; it locks without."""
     if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDWR:
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, name_of_holder().encode())
+        with contextlib.suppress(OSError):
+            os.ftruncate(descriptor, 0)
+            os.write(descriptor, name_of_holder().encode())

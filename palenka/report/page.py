@@ -91,7 +91,14 @@ def _of_models(models: Sequence[Model], sources: Sources) -> dict[str, Any]:
         "revisions": figures.revision_figures(sources.curves, models, styles),
         "prompts": prompt_sections(models, sources),
         "text_of": {model.name: text.name for text in texts for model in text.models},
+        "lacking": _lacking(sources),
     }
+
+
+def _lacking(sources: Sources) -> list[tuple[str, str]]:
+    """The names of files that are gone or not as they were written, each with that of the file that tells of it."""
+    names = distinct_names([*sources.lacking, *sources.lacking.values()])
+    return [(names[path], names[other]) for path, other in sources.lacking.items()]
 
 
 def _of_stages(models: Sequence[Model], sources: Sources) -> dict[str, Any]:

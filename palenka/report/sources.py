@@ -7,7 +7,7 @@ from pathlib import Path
 
 from palenka.data.signals.cache import TeacherCache
 from palenka.eval.learning_curve import LearningCurve, read_curve
-from palenka.eval.results import Results, read_results
+from palenka.eval.results import Results, are_items, has_items, items_file, read_results
 from palenka.grid.record import GridFiles, GridRecord
 from palenka.ground.errors import UserError
 from palenka.ground.files import is_partial, read_text
@@ -22,7 +22,12 @@ _OF_MODELS = ("config.json", "generation_config.json", "inputs.json", "model.com
 
 @dataclass
 class Sources:
-    """Everything found; results come with their file. The points of grids are only in the grids."""
+    """Everything found; results come with their file. The points of grids are only in the grids.
+
+    Attributes:
+        unranked: folders of grids without a ranking.
+        lacking: files that are missing or changed since they were written, each with the file that names it.
+    """
 
     runs: list[FinishedRun] = field(default_factory=list)
     unfinished: list[BegunRun] = field(default_factory=list)
@@ -33,6 +38,7 @@ class Sources:
     studies: dict[Path, StudyResults] = field(default_factory=dict)
     grids: dict[Path, GridRecord] = field(default_factory=dict)
     unranked: list[Path] = field(default_factory=list)
+    lacking: dict[Path, Path] = field(default_factory=dict)
 
 
 def find_sources(directories: Sequence[Path]) -> Sources:
@@ -51,7 +57,9 @@ def find_sources(directories: Sequence[Path]) -> Sources:
         for name in files:
             if name.endswith(".json") and name not in _OF_MODELS and not name.startswith("tokenizer"):
                 _add_results(found, folder / name)
-    if not any(content for name, content in vars(found).items() if name != "unranked"):
+            elif name.endswith(".parquet") and _is_alone(name, files) and are_items(folder / name):
+                found.lacking[(folder / name).with_suffix(".json")] = folder / name
+    if not any(content for name, content in vars(found).items() if name not in ("unranked", "lacking")):
         searched = ", ".join(map(str, directories))
         raise UserError(
             f"nothing to report on in {searched}: no run, no teacher cache, no evaluation result, no learning curve, "
@@ -77,6 +85,8 @@ def _add_records(found: Sources, folder: Path, is_asked_for: bool) -> None:
             found.unfinished.append(run.so_far())
     if study.seconds.is_file():
         found.studies[folder] = study.read()
+        measures = [study.measures(model.name) for model in found.studies[folder].models]
+        found.lacking |= {path: study.results for path in measures if not path.is_file()}
 
 
 def _add_results(found: Sources, path: Path) -> None:
@@ -93,11 +103,18 @@ def _add_results(found: Sources, path: Path) -> None:
     kinds = {name for name in names if isinstance(record, dict) and isinstance(record.get(name), list)}
     # A comparison of two models also has suites, by name.
     if "suites" in kinds:
-        found.results.append((path, read_results(path)))
+        found.results.append((path, results := read_results(path)))
+        if results.items and not has_items(path):
+            found.lacking[items_file(path)] = path
     elif "samples" in kinds:
         found.samples.append(read_samples(path))
     elif "revisions" in kinds:
         found.curves.append(read_curve(path))
+
+
+def _is_alone(name: str, files: Sequence[str]) -> bool:
+    """Whether a file is the only one of its name, whatever the suffix."""
+    return [Path(other).stem for other in files].count(Path(name).stem) == 1
 
 
 def _folders(directories: Sequence[Path]) -> Iterator[tuple[Path, list[str]]]:

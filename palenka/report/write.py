@@ -32,7 +32,10 @@ def write_report(directories: Sequence[Path], out: Path) -> None:
     from palenka.report.sources import find_sources
 
     require_own(out, lambda text: GENERATOR in text[:_FIRST_CHARACTERS], "report")
-    page = render(find_sources(directories), ", ".join(directory.resolve().name for directory in directories))
+    sources = find_sources(directories)
+    for path, other in sources.lacking.items():
+        info(f"{path} is gone, or is not as it was written, though {other} belongs to it: the page lacks what it says")
+    page = render(sources, ", ".join(directory.resolve().name for directory in directories))
     try:
         with sole_writer(out, wait=True):
             write_whole(out, page)

@@ -42,7 +42,7 @@ from palenka.report.phenomena import PHENOMENA
 from palenka.report.results import Estimate
 from palenka.report.sources import find_sources
 from palenka.report.write import try_report, write_report
-from palenka.study_record import CacheRow, StudyFiles, StudyResults
+from palenka.study_record import CacheRow, ModelRow, StudyFiles, StudyResults
 from palenka.train_student.run import Run
 from palenka.train_student.settings import TrainSettings
 from palenka.train_student.train import train
@@ -489,6 +489,28 @@ def test_what_is_not_there_is_said_in_a_sentence(
 
 
 @pytest.mark.usefixtures("no_drawings")
+def test_results_that_are_gone_are_named(copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    figures, other, last = (copy / "held_out" / f"{name}.json" for name in ("other", "control", HOSTILE))
+    for path in (figures, items_file(figures)):
+        shutil.copy(other.with_suffix(path.suffix), path)
+    assert not find_sources([copy]).lacking
+    figures.unlink()  # its items are left behind
+    items_file(other).unlink()
+    items_file(last).write_bytes(b"damaged")
+    row = ModelRow(name="gone", role="student", parameters=1, suites={})
+    seconds = StudyFiles(copy).read_seconds()
+    StudyFiles(copy).write(StudyResults(models=(row,), seconds=seconds))
+    gone = copy / "measures" / "gone.json"
+    expected = {figures: items_file(figures), items_file(other): other, items_file(last): last}
+    assert find_sources([copy]).lacking == {gone: copy / "results.json", **expected}
+    words = report(copy, out=tmp_path / "report.html").words()
+    said = capsys.readouterr().err
+    for path in (gone, *expected):
+        assert f"{path} is gone, or is not as it was written" in " ".join(said.split())
+        assert f"{path.name} is gone, or is not as it was written" in words
+
+
+@pytest.mark.usefixtures("no_drawings")
 def test_runs_that_are_not_finished_are_named_and_left_out(copy: Path, tmp_path: Path) -> None:
     (copy / "control" / "result.json").unlink()
     page = report(copy, out=tmp_path / "report.html")
@@ -592,7 +614,8 @@ def test_revisions_are_a_curve_and_no_models(copy: Path, tmp_path: Path) -> None
         points.append(place | {"suites": {"blimp_filtered": suite | change}})
         measured = {name: value for name, value in held.items() if name != "checksum"}
         write_again(
-            copy / "curve" / f"{name}.json", measured | {"name": name, "model": {"weights": f"of {name}", "config": {}}}
+            copy / "curve" / f"{name}.json",
+            measured | {"name": name, "items": "", "model": {"weights": f"of {name}", "config": {}}},
         )
     curve = {"kind": "revisions", "name": "control", "model": held["model"], "revisions": points}
     write_again(copy / "curve.json", curve)

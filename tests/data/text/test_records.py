@@ -60,10 +60,26 @@ def test_records_that_differ_in_other_fields_are_read(tmp_path: Path) -> None:
     records: list[dict[str, object]] = [
         {"text": "a", "meta": 1},
         {"text": "b", "meta": "x"},
-        {"meta": [2]},
+        {"meta": [2], "text": ""},
         {"text": None},
     ]
     assert documents_of(write_records(tmp_path / "a.jsonl", records)) == ["a", "b", "", ""]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.ndjson", "a.jsonl.zst"])
+@pytest.mark.parametrize("record", ['{"meta": 2}', "{}"])
+def test_a_record_without_the_field_is_named_and_told_from_one_whose_text_is_null(
+    record: str, name: str, tmp_path: Path
+) -> None:
+    packers: dict[str, Callable[[bytes], bytes]] = {".gz": gzip.compress, ".zst": zstandard.compress}
+    pack = packers.get(Path(name).suffix, bytes)
+    lines = ['{"text": "a", "meta": 1}'] * 300 + ['{"text": null}', "", record, '{"text": "b"}']
+    (tmp_path / name).write_bytes(pack("\n".join(lines).encode()))
+    with pytest.raises(UserError, match=rf"{name}, line 303: the record has no field 'text', but (meta|none at all);"):
+        documents_of(tmp_path / name)
+    lines[-2] = '{"text": null}'
+    (tmp_path / name).write_bytes(pack("\n".join(lines).encode()))
+    assert documents_of(tmp_path / name) == ["a"] * 300 + ["", "", "b"]
 
 
 @pytest.mark.parametrize("packed", ["", ".gz", ".zst"])
