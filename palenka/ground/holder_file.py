@@ -114,8 +114,8 @@ class HolderFile:
 
     def _is_dead(self, found: dict[str, Any]) -> bool:
         process = found.get("process")
-        is_here = found.get("host") == self._mine["host"] and isinstance(process, int)
-        return (is_here and not _is_alive(process)) or self._silence() > SILENT_SECONDS
+        is_gone = isinstance(process, int) and found.get("host") == self._mine["host"] and not _is_alive(process)
+        return is_gone or self._silence() > SILENT_SECONDS
 
     def _silence(self) -> float:
         """Seconds since the last heartbeat."""
