@@ -86,7 +86,7 @@ def _become(arguments: Sequence[str], write: int) -> None:
         os.dup2(write, number)
     ending = 70
     with contextlib.suppress(BaseException):
-        sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
+        sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", 1, errors="backslashreplace")
         try:
             ending = palenka(list(arguments))
         except SystemExit as end:

@@ -60,6 +60,7 @@ def _locate(name: Path, what: str, files: list[str]) -> Located:
     from huggingface_hub.errors import (
         GatedRepoError,
         HfHubHTTPError,
+        HFValidationError,
         LocalEntryNotFoundError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
@@ -77,7 +78,7 @@ def _locate(name: Path, what: str, files: list[str]) -> Located:
         ) from None
     except RevisionNotFoundError:
         raise UserError(f"{repository} has no revision {revision}; give a branch, a tag or a commit of it") from None
-    except RepositoryNotFoundError:
+    except (RepositoryNotFoundError, HFValidationError):
         raise UserError(f"{unknown}; give a directory, or an id such as HuggingFaceTB/SmolLM2-135M") from None
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)

@@ -17,6 +17,7 @@ from palenka.eval.results import (
     earlier_results,
     read_items,
     read_results,
+    require_figures_file,
     require_own_items,
     write_results,
     writing,
@@ -92,8 +93,7 @@ def measure(asked: Measurement, out: Path) -> Results:
     Raises:
         UserError: for data or a model that cannot be measured, or a file that cannot be written.
     """
-    if out.suffix == ".parquet":
-        raise UserError(f"out is {out}, but the figures go to a JSON file and the items beside it; give FILE.json")
+    require_figures_file(out)
     suites = {name: SUITES[name] for name in asked.folders}
     data = {name: suite.read(asked.folders[name], asked.conditions) for name, suite in suites.items()}
     model = EvaluatedModel(asked.model)

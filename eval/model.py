@@ -11,6 +11,7 @@ from palenka.data.model_files import identity_of, load_model, positions_of, requ
 from palenka.data.text.tokenizer import load_tokenizer, tokenizer_files, tokenizer_hash
 from palenka.eval.suite import PairPrecision, hash_of_files
 from palenka.ground.errors import UserError
+from palenka.ground.files import resolved
 from palenka.ground.processes import open_processes
 from palenka.ground.records import read_record
 
@@ -28,7 +29,7 @@ class EvaluatedModel:
     def __init__(self, model: Path) -> None:
         self.located = locate_model(model)
         self.directory = self.located.directory
-        self.name = model.name if self.located.source else model.resolve().name
+        self.name = model.name if self.located.source else resolved(model).name
         self._loaded: dict[PairPrecision, PreTrainedModel] = {}
 
     @cached_property

@@ -87,6 +87,20 @@ class Results(Settings):
         return {result.suite: result for result in self.suites}
 
 
+def require_figures_file(out: Path, *others: str) -> None:
+    """Refuse a name for a file of figures that cannot be one, or is that of a file beside it, before hours are spent.
+
+    Args:
+        out: the name.
+        others: suffixes of further files beside it, such as ``".md"``.
+
+    Raises:
+        UserError: if it is no name of a file, or has such a suffix.
+    """
+    if not out.name or out.is_dir() or out.suffix in (".parquet", *others):
+        raise UserError(f"out is {out}, but the figures go to a JSON file and the items beside it; give FILE.json")
+
+
 def items_file(out: Path) -> Path:
     """The file of the items behind the figures in `out`."""
     return out.with_suffix(".parquet")

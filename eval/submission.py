@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from palenka.eval.measure import Measurement, measure
 from palenka.eval.model import EvaluatedModel
-from palenka.eval.results import Results, read_items, writing
+from palenka.eval.results import Results, read_items, require_figures_file, writing
 from palenka.eval.suite import Conditions
 from palenka.eval.suites import SUITES
 from palenka.eval.tables import export, write_table
@@ -68,6 +68,7 @@ def measure_submission(model: Path, download: Path, conditions: Conditions, out:
     Raises:
         UserError: for data or a model that cannot be measured, or a file that cannot be written.
     """
+    require_figures_file(out, ".md")
     folders = folders_below(download)
     conditions = conditions.model_copy(update={"protocol": "babylm-2025"})
     opened = EvaluatedModel(model)

@@ -18,7 +18,7 @@ from pydantic import Field
 from palenka.ground.command_line import parse, run
 from palenka.ground.console import console
 from palenka.ground.errors import UserError
-from palenka.ground.files import directory_aside, disk_errors, whole_directory
+from palenka.ground.files import directory_aside, disk_errors, resolved, whole_directory
 from palenka.ground.lock import sole_writer
 from palenka.ground.settings import Command, Precision
 from palenka.publish import MAIN, push, require_token
@@ -114,7 +114,7 @@ def _write_branches(
         if branch != MAIN:
             require_untouched(model)
         parameters = _write(model, _folder(settings, out, branch), settings)
-    card = model_card(run, results, settings.push or settings.out.resolve().name, settings.license)
+    card = model_card(run, results, settings.push or resolved(settings.out).name, settings.license)
     (_folder(settings, out, MAIN) / "README.md").write_text(card, encoding="utf-8")
     Run(settings.run).require_whole()  # the files read are those checked before
     return parameters

@@ -22,6 +22,7 @@ from palenka.ground.console import console, plain_table
 from palenka.ground.errors import UserError
 from palenka.ground.files import is_partial
 from palenka.ground.lock import holder_of
+from palenka.ground.progress import info
 from palenka.ground.records import damage_of
 from palenka.ground.settings import Printing
 
@@ -58,7 +59,7 @@ def find_statuses(directories: Sequence[Path]) -> Iterator[Status]:
     """Everything under some folders, in a fixed order; the points of a grid are counted in its line.
 
     Raises:
-        UserError: if a folder does not exist.
+        UserError: if a folder does not exist, or may not be read; a folder in it that may not is named and left out.
     """
     from palenka.grid.record import GridFiles
     from palenka.train_student.run import Run
@@ -66,7 +67,13 @@ def find_statuses(directories: Sequence[Path]) -> Iterator[Status]:
     for directory in directories:
         if not directory.is_dir():
             raise UserError(f"{directory} is not a folder; give one that holds runs, caches or grids")
-        for name, folders, files in os.walk(directory):
+
+        def leave_out(error: OSError, asked: Path = directory) -> None:
+            if Path(error.filename) == asked:
+                raise UserError(f"cannot search {asked}: {error.strerror}; fix that, or give another folder") from error
+            info(f"{error.filename} is left out: {error.strerror}")
+
+        for name, folders, files in os.walk(directory, onerror=leave_out):
             folder = Path(name)
             folders[:] = sorted(each for each in folders if not each.startswith(".") and not is_partial(each))
             if "zarr.json" in files:

@@ -23,7 +23,7 @@ from palenka.generate import GenerateSettings, draw_samples
 from palenka.ground.command_line import SettingsType, parse, parse_file, run
 from palenka.ground.console import console
 from palenka.ground.errors import UserError
-from palenka.ground.files import remove_leftovers_of
+from palenka.ground.files import remove_leftovers_of, resolved
 from palenka.ground.lock import sole_writer
 from palenka.ground.settings import Command, FileName
 from palenka.report.write import try_report
@@ -206,7 +206,7 @@ def _folders(study: Study) -> list[Path]:
     output = study.settings.output
     runs = [*study.teachers.values(), *study.students.values()]
     stages = [*(run.output for run in runs), *(cache.output for cache in study.caches.values())]
-    return [output, *(stage for stage in stages if not stage.resolve().is_relative_to(output.resolve()))]
+    return [output, *(stage for stage in stages if not resolved(stage).is_relative_to(resolved(output)))]
 
 
 class _Stages:

@@ -18,7 +18,7 @@ from palenka.data.text.hub_text import find_dataset, is_dataset
 from palenka.data.text.readers import READERS, Advance, Piece, Reader, ReadingOptions
 from palenka.data.text.source import TextSource
 from palenka.ground.errors import UserError
-from palenka.ground.files import sha256_of_file
+from palenka.ground.files import resolved, sha256_of_file
 from palenka.ground.progress import info
 
 _SPLIT_NAMES = {
@@ -172,7 +172,7 @@ def _walk(folder: Path, within: tuple[Path, ...] = ()) -> Iterable[Path]:
     Raises:
         UserError: if a link is dangling, or leads to a folder that contains it.
     """
-    here = folder.resolve()
+    here = resolved(folder)
     if here in within:
         raise UserError(f"{folder} is a link to a folder that it is in; remove the link")
     for path in sorted(folder.iterdir()):

@@ -39,7 +39,7 @@ def sentence_of(found: Sequence[ErrorDetails], schema: type[Settings]) -> str:
     option = _option(first)
     if first["type"] == "extra_forbidden":
         hint = _nearest(schema, option)
-        return f"{option} is not an option" + (f"; did you mean '{hint}'?" if hint else "")
+        return f"{option or '--'} is not an option" + (f"; did you mean '{hint}'?" if hint else "")
     if first["type"] == "invalid_key":
         return f"{_shown(first['input'])} is not the name of an option; names are text"
     if first["type"] == "value_error":

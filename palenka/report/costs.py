@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from palenka.data.signals.cache import TeacherCache
+from palenka.ground.files import resolved
 from palenka.report.sources import Sources
 from palenka.train_student.run_facts import FinishedRun
 
@@ -60,10 +61,10 @@ class BreakEven:
 
 def break_even(study: Path, sources: Sources) -> BreakEven | None:
     """The break-even of a study; None if its captures' seconds or its students are unknown."""
-    by_path = {cache.directory.resolve(): cache for cache in sources.caches}
+    by_path = {resolved(cache.directory): cache for cache in sources.caches}
     used: list[tuple[TeacherCache, Capture]] = []
     for row in sources.studies[study].caches:
-        cache = by_path.get((study / row.path).resolve())
+        cache = by_path.get(resolved(study / row.path))
         seconds = sources.studies[study].seconds.get(f"cache {row.name}")
         if cache is not None and seconds and (tokens := cache.captured_tokens()):
             used.append((cache, Capture(row.name, seconds, tokens)))

@@ -3,17 +3,17 @@
 from collections.abc import Iterable
 from pathlib import Path
 
+from palenka.ground.files import resolved
+
 
 def distinct_names(paths: Iterable[Path]) -> dict[Path, str]:
     """For each path its shortest unique suffix of parts."""
-    everything = list(dict.fromkeys(paths))
+    parts_of = {path: resolved(path).parts for path in paths}
     names: dict[Path, str] = {}
-    for path in everything:
-        resolved = path.resolve()
+    for path, parts in parts_of.items():
+        others = [theirs for other, theirs in parts_of.items() if other != path]
         depth = 1
-        while depth < len(resolved.parts) and any(
-            other != path and other.resolve().parts[-depth:] == resolved.parts[-depth:] for other in everything
-        ):
+        while depth < len(parts) and any(theirs[-depth:] == parts[-depth:] for theirs in others):
             depth += 1
-        names[path] = "/".join(resolved.parts[-depth:])
+        names[path] = "/".join(parts[-depth:])
     return names

@@ -10,7 +10,7 @@ from palenka.eval.learning_curve import LearningCurve, read_curve
 from palenka.eval.results import Results, are_items, has_items, items_file, read_results
 from palenka.grid.record import GridFiles, GridRecord
 from palenka.ground.errors import UserError
-from palenka.ground.files import is_partial, read_text
+from palenka.ground.files import is_partial, read_text, resolved
 from palenka.ground.records import load_json, read_record
 from palenka.samples import Samples, read_samples
 from palenka.study_record import StudyFiles, StudyResults
@@ -137,8 +137,8 @@ def _folders(directories: Sequence[Path]) -> Iterator[tuple[Path, list[str]]]:
             )
             if "zarr.json" in files:
                 folders.clear()
-            if folder.resolve() not in seen:
-                seen.add(folder.resolve())
+            if resolved(folder) not in seen:
+                seen.add(resolved(folder))
                 yield folder, sorted(files)
 
 

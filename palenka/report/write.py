@@ -9,7 +9,7 @@ from pathlib import Path
 
 from palenka.ground.console import console
 from palenka.ground.errors import UserError, system_error
-from palenka.ground.files import require_own, write_whole
+from palenka.ground.files import require_own, resolved, write_whole
 from palenka.ground.lock import sole_writer
 from palenka.ground.progress import info
 
@@ -35,7 +35,7 @@ def write_report(directories: Sequence[Path], out: Path) -> None:
     sources = find_sources(directories)
     for path, other in sources.lacking.items():
         info(f"{path} is gone, or is not as it was written, though {other} belongs to it: the page lacks what it says")
-    page = render(sources, ", ".join(directory.resolve().name for directory in directories))
+    page = render(sources, ", ".join(resolved(directory).name for directory in directories))
     try:
         with sole_writer(out, wait=True):
             write_whole(out, page)

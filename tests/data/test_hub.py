@@ -50,6 +50,13 @@ def test_paths_that_are_not_there_are_left_to_whoever_reads_them() -> None:
 
 
 @pytest.mark.usefixtures("in_cache")
+@pytest.mark.parametrize("name", ["naïve", "a--b", "some/-x", "-", "..x", "x" * 97])
+def test_what_can_be_no_id_is_said_not_to_be_there(name: str) -> None:
+    with pytest.raises(UserError, match=rf"{name} is no directory here, and the Hugging Face Hub has no such model"):
+        locate_model(Path(name))
+
+
+@pytest.mark.usefixtures("in_cache")
 def test_an_id_without_a_network_says_so() -> None:
     with pytest.raises(UserError, match=r"other/teacher is no directory here, and cannot be fetched .* give a direct"):
         locate_model(Path("other/teacher"))

@@ -88,6 +88,24 @@ def test_a_suite_whose_texts_are_too_long_is_left_out_and_named(
     assert "too few positions for every suite" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("out", [".", "folder", "run.md", "run.parquet"])
+def test_what_can_be_no_file_of_figures_is_refused_before_anything_is_measured(
+    out: str,
+    teacher: Path,
+    download: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "here" / "folder").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    suite = ["--suite", "blimp_filtered", "--data", str(download / "full_eval" / "blimp_filtered")]
+    for asked in (["--babylm", str(download)], *([suite] if out != "run.md" else [])):
+        assert main([str(teacher), *asked, "--out", out]) == 2
+        assert "but the figures go to a JSON file and the items beside it; give FILE.json" in capsys.readouterr().err
+    assert [path.name for path in Path().rglob("*")] == ["folder"]
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [

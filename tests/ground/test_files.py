@@ -2,12 +2,16 @@
 
 import json
 import os
+import resource
+import shutil
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from palenka.ground.errors import UserError
+from palenka.ground.errors import UserError, system_error
 from palenka.ground.files import (
     directory_aside,
     is_partial,
@@ -48,6 +52,46 @@ def test_a_failed_write_leaves_what_was_there(tmp_path: Path, monkeypatch: pytes
         write_whole(path, "after")
     assert path.read_text() == "before"
     assert names(tmp_path) == ["file.txt"]
+
+
+@contextmanager
+def full_disk() -> Iterator[None]:
+    """While no file may grow: the system says so as it does of a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_is_told_by_the_name_of_what_was_written(tmp_path: Path) -> None:
+    (tmp_path / "source").write_text("1")
+    path = tmp_path / "out"
+    with full_disk():
+        with pytest.raises(OSError, match="File too large") as error:
+            write_whole(path, "text")
+        assert (error.value.filename, error.value.filename2) == (str(path), None)
+        with pytest.raises(OSError, match="File too large") as error, whole_directory(path) as aside:
+            shutil.copyfile(tmp_path / "source", aside / "copy")
+        assert (error.value.filename, error.value.filename2) == (str(path), None)
+        # What concerns no disk keeps its own name.
+        with pytest.raises(FileNotFoundError, match="missing"), whole_directory(path):
+            (tmp_path / "missing").read_text()
+        with pytest.raises(ConnectionError) as error, whole_directory(path):
+            raise ConnectionError("no network")
+        assert error.value.filename is None
+    sentence = str(system_error("cannot copy", OSError(28, "No space left on device", "from", None, "to")))
+    assert sentence == "cannot copy: to: No space left on device; make room, and run the same command again"
+    assert names(tmp_path) == ["source"]
+
+
+def test_a_directory_that_another_process_made_meanwhile_is_left_to_it(tmp_path: Path) -> None:
+    path = tmp_path / "corpus"
+    with pytest.raises(UserError, match="corpus was made by another process meanwhile"), whole_directory(path):
+        write_whole(path / "theirs", "")
+    assert names(tmp_path) == ["corpus"]
+    assert names(path) == ["theirs"]
 
 
 def test_writers_at_the_same_time_do_not_tear_each_others_files(tmp_path: Path) -> None:

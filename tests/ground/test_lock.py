@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import json
 import os
+import resource
 import shutil
 import signal
 import stat
@@ -213,6 +214,23 @@ def test_a_holders_file_is_of_a_process_that_lives(tmp_path: Path, monkeypatch: 
             time.sleep(0.02)
         assert path.stat().st_mtime > silent
     assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_leaves_no_holders_file_and_a_lock_needs_no_room(tmp_path: Path) -> None:
+    path = tmp_path / "run.lock.holder"
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            HolderFile(path, tmp_path / "run").held(wait=False).__enter__()
+        assert not list(tmp_path.iterdir())
+        with sole_writer(tmp_path / "run"), pytest.raises(UserError, match="is being written by another process"):
+            sole_writer(tmp_path / "run").__enter__()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    path.write_text(json.dumps({"process": "x", "host": 3}))  # whatever it says, its silence counts
+    with pytest.raises(UserError, match="is being written by another process"):
+        HolderFile(path, tmp_path / "run").held(wait=False).__enter__()
 
 
 NO_FLOCK = """

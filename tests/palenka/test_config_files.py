@@ -74,6 +74,17 @@ def test_a_file_elsewhere_that_is_named_is_left_there(folder_of_a_user: Path, mo
     assert there(Path("mine")) == {"study.yaml"}
 
 
+def test_what_a_killed_copy_left_is_removed(folder_of_a_user: Path) -> None:
+    assert configs("copy", "demo") == 0
+    copied = {path: path.read_bytes() for path in folder_of_a_user.rglob("*.yaml")}
+    Path("configs/demo/study.yaml").unlink()
+    for name in ("study", "corpus"):
+        Path(f"configs/demo/{name}.yaml.{'0' * 32}.partial").touch()
+        Path(f"configs/demo/{name}.yaml.lock").touch()
+    assert configs("copy", "demo") == 0
+    assert {path: path.read_bytes() for path in folder_of_a_user.rglob("*") if path.is_file()} == copied
+
+
 def test_what_was_changed_is_not_written_over(folder_of_a_user: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert configs("copy", "demo/corpus") == 0
     assert configs("copy", "demo/corpus") == 0  # the same is there: nothing to do

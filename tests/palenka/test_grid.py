@@ -19,7 +19,7 @@ from palenka.grid.points import Grid, Point
 from palenka.grid.ranking import best, rank
 from palenka.grid.record import GridFiles, RunFigure
 from palenka.grid.results import chosen_finalists, results_of
-from palenka.grid.running import _devices, is_finished, run_point, visible_gpus
+from palenka.grid.running import _devices, is_finished, reason_of_failure, run_point, visible_gpus
 from palenka.grid.settings import GridSettings, LocalSettings
 from palenka.grid.slurm import array_script, following_script
 from palenka.ground.command_line import parse_file
@@ -27,6 +27,9 @@ from palenka.ground.errors import UserError
 from palenka.ground.lock import sole_writer
 from palenka.study import Study, StudySettings
 from palenka.templates import write_pairs
+from palenka.train_student.run_facts import RunResult
+from palenka.train_student.settings import TrainSettings
+from palenka.train_student.train import train
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SHAPE = {"architecture": "llama", "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -403,6 +406,25 @@ def test_a_point_that_was_killed_is_told_from_one_that_never_began(
     assert is_finished(grid, grid.points[0])
 
 
+def test_a_finished_point_that_is_run_again_is_at_no_time_told_as_failed(
+    grid_file: GridFile, capture_settings: CaptureSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    capture(capture_settings)
+    grid = read_grid(grid_file())
+    point = grid.points[0]
+    found = []
+
+    def looked_at(settings: TrainSettings) -> RunResult:
+        found.append(reason_of_failure(point))
+        return train(settings)
+
+    monkeypatch.setattr("palenka.grid.running.train", looked_at)
+    assert run_point(grid, point) == run_point(grid, point)
+    first, second = found
+    assert "it began and did not end" in str(first)
+    assert second is None
+
+
 def test_while_a_grid_is_launched_no_other_is_but_points_run_and_are_ranked(
     grid_file: GridFile, capture_settings: CaptureSettings, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -519,9 +541,12 @@ def test_without_sbatch_the_script_is_there_and_the_error_says_so(
     grid_file: GridFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
+    left = tmp_path / "grid" / f"grid.sbatch.{'0' * 32}.partial"
+    left.parent.mkdir()
+    left.touch()  # by a grid that was killed
     assert main(["grid", "--config", str(grid_file()), "--launcher", "slurm"]) == 2
     assert "sbatch is not on this machine" in capsys.readouterr().err
-    assert (tmp_path / "grid" / "grid.sbatch").is_file()
+    assert {path.name for path in left.parent.iterdir()} == {"grid.sbatch", "finish.sbatch", "logs"}
 
 
 def test_points_share_gpus(monkeypatch: pytest.MonkeyPatch) -> None:

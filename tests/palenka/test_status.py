@@ -1,6 +1,7 @@
 """`palenka status`: what is done, running, interrupted and damaged, told from what lies there and from the locks."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -91,6 +92,16 @@ def test_a_grid_is_one_line_with_its_points_counted(
     )
     with sole_writer(tmp_path / "grid"):
         assert statuses(tmp_path, capsys)["grid"][1] == "running"
+
+
+@pytest.mark.skipif(os.getuid() == 0, reason="root may read every folder")
+def test_folders_that_may_not_be_read_are_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    locked = folder / "locked"
+    locked.mkdir(mode=0)
+    assert set(statuses(folder, capsys)) == {"whole", "part", "cache"}
+    assert f"{locked} is left out: Permission denied" in capsys.readouterr().err
+    assert main(["status", str(locked)]) == 2
+    assert f"cannot search {locked}: Permission denied" in capsys.readouterr().err
 
 
 def test_a_folder_with_nothing_and_none_at_all_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
