@@ -14,6 +14,7 @@ import torch
 import yaml
 from hypothesis import settings
 from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
 
 from palenka.cache_teachers.capture import capture
 from palenka.cache_teachers.settings import CaptureSettings
@@ -236,6 +237,39 @@ def capture_settings(teacher: Path, corpus_directory: Path, tmp_path: Path) -> C
             "logits": {"kind": "topk", "k": 8},
         }
     )
+
+
+@pytest.fixture(scope="session")
+def changed() -> Callable[..., CaptureSettings]:
+    """Settings of a capture with some of them changed; changes replace whole groups."""
+
+    def change(settings: CaptureSettings, **changes: object) -> CaptureSettings:
+        return CaptureSettings.model_validate(settings.as_plain() | changes)
+
+    return change
+
+
+@pytest.fixture(scope="session")
+def contents() -> Callable[[Path], dict[str, bytes]]:
+    """Reads every file of a folder, by its path there."""
+
+    def read(folder: Path) -> dict[str, bytes]:
+        return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def states_of() -> Callable[[Path, Tensor], tuple[Tensor, tuple[Tensor, ...]]]:
+    """Logits and all hidden states of a model's directory for tokens, in float64, from transformers alone."""
+
+    def compute(directory: Path, tokens: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        model: Any = AutoModelForCausalLM.from_pretrained(directory).double()
+        with torch.no_grad():
+            output = model(input_ids=tokens, output_hidden_states=True)
+        return output.logits, output.hidden_states
+
+    return compute
 
 
 @pytest.fixture

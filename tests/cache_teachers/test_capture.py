@@ -23,17 +23,12 @@ from palenka.train_student.model.shapes import ModelShape
 from palenka.train_student.objective.objective import Objective
 from palenka.train_student.objective.settings import ObjectiveSettings
 
-
-def contents(directory: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
-
-
-def changed(settings: CaptureSettings, **changes: object) -> CaptureSettings:
-    return CaptureSettings.model_validate(settings.as_plain() | changes)
+Contents = Callable[[Path], dict[str, bytes]]
+Changed = Callable[..., CaptureSettings]
 
 
 def test_a_float32_cache_of_everything_gives_the_live_teachers_loss_and_gradients(
-    capture_settings: CaptureSettings, corpus: Corpus, make_shape: Callable[..., ModelShape]
+    capture_settings: CaptureSettings, corpus: Corpus, make_shape: Callable[..., ModelShape], changed: Changed
 ) -> None:
     vocabulary = corpus.vocabulary_size
     settings = changed(capture_settings, logits={"k": vocabulary, "values": "float32"})
@@ -68,7 +63,9 @@ def test_a_float32_cache_of_everything_gives_the_live_teachers_loss_and_gradient
             torch.testing.assert_close(ours, parameter.grad, rtol=1e-4, atol=1e-5)
 
 
-def test_a_resumed_capture_is_byte_for_byte_an_undisturbed_one(capture_settings: CaptureSettings) -> None:
+def test_a_resumed_capture_is_byte_for_byte_an_undisturbed_one(
+    capture_settings: CaptureSettings, contents: Contents, changed: Changed
+) -> None:
     settings = changed(capture_settings, windows={"length": 16, "views": 2})
     capture(settings)
     whole = contents(settings.output)
@@ -91,7 +88,9 @@ def test_a_killed_creation_is_made_anew(capture_settings: CaptureSettings) -> No
     TeacherCache(capture_settings.output)
 
 
-def test_a_fraction_and_then_the_rest_are_the_whole(capture_settings: CaptureSettings, tmp_path: Path) -> None:
+def test_a_fraction_and_then_the_rest_are_the_whole(
+    capture_settings: CaptureSettings, tmp_path: Path, contents: Contents, changed: Changed
+) -> None:
     whole = changed(capture_settings, output=str(tmp_path / "whole"))
     capture(whole)
     capture(changed(capture_settings, fraction=0.1))
@@ -105,7 +104,7 @@ def test_a_fraction_and_then_the_rest_are_the_whole(capture_settings: CaptureSet
     assert contents(capture_settings.output) == contents(whole.output)
 
 
-def test_tail_mass_is_kept_at_the_temperatures_asked_for(capture_settings: CaptureSettings) -> None:
+def test_tail_mass_is_kept_at_the_temperatures_asked_for(capture_settings: CaptureSettings, changed: Changed) -> None:
     settings = changed(capture_settings, logits={"k": 4, "temperatures": [1.0, 3.0]})
     capture(settings)
     cache = TeacherCache(settings.output)
@@ -115,7 +114,7 @@ def test_tail_mass_is_kept_at_the_temperatures_asked_for(capture_settings: Captu
 
 
 def test_what_does_not_fit_is_refused_with_both_sides(
-    capture_settings: CaptureSettings, corpus: Corpus, tmp_path: Path
+    capture_settings: CaptureSettings, corpus: Corpus, tmp_path: Path, changed: Changed
 ) -> None:
     with pytest.raises(UserError, match=rf"logits.k is 999, but the vocabulary .* has {corpus.vocabulary_size}"):
         capture(changed(capture_settings, logits={"k": 999}))
@@ -130,7 +129,9 @@ def test_what_does_not_fit_is_refused_with_both_sides(
     assert not capture_settings.output.exists()
 
 
-def test_a_teacher_with_another_tokenizer_is_refused(capture_settings: CaptureSettings, tmp_path: Path) -> None:
+def test_a_teacher_with_another_tokenizer_is_refused(
+    capture_settings: CaptureSettings, tmp_path: Path, changed: Changed
+) -> None:
     (tmp_path / "text").mkdir()
     (tmp_path / "text" / "other.train").write_text("quite another text , with other words .\n" * 50)
     (tmp_path / "text" / "other.dev").write_text("with other words .\n" * 50)
@@ -144,7 +145,7 @@ def test_a_teacher_with_another_tokenizer_is_refused(capture_settings: CaptureSe
 
 
 def test_a_cache_of_another_teacher_is_not_continued(
-    capture_settings: CaptureSettings, make_teacher: Callable[..., Path]
+    capture_settings: CaptureSettings, make_teacher: Callable[..., Path], changed: Changed
 ) -> None:
     capture(capture_settings)
     with pytest.raises(UserError, match=r"teacher.weights is '[0-9a-f]{64}' there, but '[0-9a-f]{64}' is expected"):
@@ -154,7 +155,7 @@ def test_a_cache_of_another_teacher_is_not_continued(
 
 
 def test_a_teacher_that_is_not_finite_is_refused_and_leaves_no_shard(
-    capture_settings: CaptureSettings, make_teacher: Callable[..., Path]
+    capture_settings: CaptureSettings, make_teacher: Callable[..., Path], changed: Changed
 ) -> None:
     directory = make_teacher("llama", seed=5)
     weights = load_file(directory / "model.safetensors")
@@ -165,7 +166,9 @@ def test_a_teacher_that_is_not_finite_is_refused_and_leaves_no_shard(
     assert sorted(path.name for path in (capture_settings.output / "commits").iterdir()) == ["asked.json", "store.json"]
 
 
-def test_pickled_weights_are_not_loaded(capture_settings: CaptureSettings, make_teacher: Callable[..., Path]) -> None:
+def test_pickled_weights_are_not_loaded(
+    capture_settings: CaptureSettings, make_teacher: Callable[..., Path], changed: Changed
+) -> None:
     directory = make_teacher("llama", seed=6)
     torch.save(load_file(directory / "model.safetensors"), directory / "pytorch_model.bin")
     (directory / "model.safetensors").unlink()
@@ -173,7 +176,9 @@ def test_pickled_weights_are_not_loaded(capture_settings: CaptureSettings, make_
         capture(changed(capture_settings, teacher=str(directory)))
 
 
-def test_coarse_values_are_close_and_smaller(capture_settings: CaptureSettings, tmp_path: Path) -> None:
+def test_coarse_values_are_close_and_smaller(
+    capture_settings: CaptureSettings, tmp_path: Path, changed: Changed
+) -> None:
     exact = changed(
         capture_settings, logits={"kind": "topk", "k": 8, "values": "float32"}, output=str(tmp_path / "exact")
     )
@@ -214,7 +219,7 @@ def test_encoding_and_rule_round_trip_to_json() -> None:
     ],
 )
 def test_a_model_that_cannot_be_read_is_one_sentence(
-    capture_settings: CaptureSettings, make_teacher: Callable[..., Path], file: str, content: str
+    capture_settings: CaptureSettings, make_teacher: Callable[..., Path], file: str, content: str, changed: Changed
 ) -> None:
     directory = make_teacher("llama", seed=7)
     (directory / file).write_text(content)
@@ -224,7 +229,7 @@ def test_a_model_that_cannot_be_read_is_one_sentence(
 
 
 def test_a_teacher_that_lacks_a_tensor_is_refused(
-    capture_settings: CaptureSettings, make_teacher: Callable[..., Path]
+    capture_settings: CaptureSettings, make_teacher: Callable[..., Path], changed: Changed
 ) -> None:
     directory = make_teacher("llama", seed=8)
     weights = load_file(directory / "model.safetensors")

@@ -27,12 +27,10 @@ from palenka.data.signals.store import read_manifest
 from palenka.data.windows import WindowRule, gather
 from palenka.ground.errors import UserError
 
+Changed = Callable[..., CaptureSettings]
+
 LENGTH, PADDING = 16, 64
 LOW_RANK = {"kind": "low_rank", "k": 4, "rank": 4}
-
-
-def changed(settings: CaptureSettings, **changes: object) -> CaptureSettings:
-    return CaptureSettings.model_validate(settings.as_plain() | changes)
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +49,12 @@ def padded(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("logits", [LOW_RANK, {"kind": "topk", "k": 8}, {"kind": "sampled"}])
 def test_a_padded_teacher_says_what_it_would_say_without_padding(
-    logits: dict[str, object], teacher: Path, padded: Path, capture_settings: CaptureSettings, tmp_path: Path
+    logits: dict[str, object],
+    teacher: Path,
+    padded: Path,
+    capture_settings: CaptureSettings,
+    tmp_path: Path,
+    changed: Changed,
 ) -> None:
     said = []
     for name, model in (("plain", teacher), ("padded", padded)):
@@ -74,7 +77,7 @@ def test_a_padded_teacher_says_what_it_would_say_without_padding(
 
 
 def test_the_mass_of_the_padding_is_told_and_verify_agrees_with_the_teacher(
-    teacher: Path, padded: Path, capture_settings: CaptureSettings, corpus: Corpus
+    teacher: Path, padded: Path, capture_settings: CaptureSettings, corpus: Corpus, changed: Changed
 ) -> None:
     settings = changed(capture_settings, teacher=padded, logits=LOW_RANK, fraction=0.2)
     found = plan(PlanSettings.model_validate(settings.as_plain() | {"sample": 32}))
@@ -181,7 +184,7 @@ def test_attention_is_torchs(teacher: Path) -> None:
     ],
 )
 def test_files_of_other_kinds_are_refused_with_what_to_do(
-    files: list[str], sentence: str, teacher: Path, capture_settings: CaptureSettings, tmp_path: Path
+    files: list[str], sentence: str, teacher: Path, capture_settings: CaptureSettings, tmp_path: Path, changed: Changed
 ) -> None:
     directory = tmp_path / "model"
     shutil.copytree(teacher, directory)
@@ -196,7 +199,7 @@ def test_files_of_other_kinds_are_refused_with_what_to_do(
 
 
 def test_a_tokenizer_file_of_another_version_is_the_same_tokenizer(
-    teacher: Path, capture_settings: CaptureSettings, tmp_path: Path
+    teacher: Path, capture_settings: CaptureSettings, tmp_path: Path, changed: Changed
 ) -> None:
     capture(changed(capture_settings, fraction=0.1))
     begun = read_manifest(capture_settings.output)
@@ -222,7 +225,7 @@ def with_two_tokens_swapped(teacher: Path, place: Path) -> Path:
 
 
 def test_another_mapping_of_the_same_size_is_refused_with_both_named(
-    teacher: Path, capture_settings: CaptureSettings, corpus: Corpus, tmp_path: Path
+    teacher: Path, capture_settings: CaptureSettings, corpus: Corpus, tmp_path: Path, changed: Changed
 ) -> None:
     other = with_two_tokens_swapped(teacher, tmp_path / "other")
     both = (
@@ -233,7 +236,7 @@ def test_another_mapping_of_the_same_size_is_refused_with_both_named(
 
 
 def test_a_padded_teacher_of_another_tokenizer_is_named_by_the_tokens_that_it_has(
-    padded: Path, capture_settings: CaptureSettings, tmp_path: Path
+    padded: Path, capture_settings: CaptureSettings, tmp_path: Path, changed: Changed
 ) -> None:
     other = with_two_tokens_swapped(padded, tmp_path / "other")
     with pytest.raises(UserError, match=rf"teacher {other} has another tokenizer \(320 tokens, "):
@@ -241,7 +244,7 @@ def test_a_padded_teacher_of_another_tokenizer_is_named_by_the_tokens_that_it_ha
 
 
 def test_a_teacher_with_a_slow_tokenizer_is_refused(
-    teacher: Path, capture_settings: CaptureSettings, tmp_path: Path
+    teacher: Path, capture_settings: CaptureSettings, tmp_path: Path, changed: Changed
 ) -> None:
     other = shutil.copytree(teacher, tmp_path / "other")
     for path in other.glob("tokenizer*"):
@@ -266,7 +269,9 @@ def test_who_brings_a_model_without_a_corpus_of_its_tokenizer_is_told_what_to_ru
         assert sentence in capsys.readouterr().err
 
 
-def test_code_that_a_model_brings_is_not_run(teacher: Path, capture_settings: CaptureSettings, tmp_path: Path) -> None:
+def test_code_that_a_model_brings_is_not_run(
+    teacher: Path, capture_settings: CaptureSettings, tmp_path: Path, changed: Changed
+) -> None:
     directory = tmp_path / "model"
     shutil.copytree(teacher, directory)
     config = json.loads((directory / "config.json").read_text())
@@ -292,7 +297,7 @@ def put_on_the_hub(model: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_teacher_of_the_hub_is_kept_by_its_commit_and_is_the_same_elsewhere(
-    teacher: Path, capture_settings: CaptureSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    teacher: Path, capture_settings: CaptureSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: Changed
 ) -> None:
     put_on_the_hub(teacher, tmp_path / "hub", monkeypatch)
     capture(changed(capture_settings, teacher="some/teacher", fraction=0.1))

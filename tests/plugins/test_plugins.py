@@ -30,6 +30,8 @@ from palenka.train_student.objective.term import TERMS
 from palenka.train_student.settings import TrainSettings
 from palenka.train_student.train import train
 
+Changed = Callable[..., CaptureSettings]
+
 PLUGINS = Path(__file__).parent
 BATCH = 16
 SettingsOfRun = Callable[..., TrainSettings]
@@ -44,10 +46,6 @@ def plugins(plug_in: Callable[..., None]) -> None:
 def test_each_is_one_file_of_forty_lines_at_most() -> None:
     for path in PLUGINS.glob("*.py"):
         assert path.stem.startswith("test_") or len(path.read_text().splitlines()) <= 40, path
-
-
-def changed(settings: CaptureSettings, **changes: object) -> CaptureSettings:
-    return CaptureSettings.model_validate(settings.as_plain() | changes)
 
 
 def outputs_of(directory: Path, tokens: Tensor) -> Any:
@@ -94,7 +92,7 @@ def run_settings(settings_of_run: SettingsOfRun, capture_settings: CaptureSettin
 
 
 def test_an_encoding(
-    capture_settings: CaptureSettings, corpus: Corpus, teacher: Path, run_settings: SettingsOfRun
+    capture_settings: CaptureSettings, corpus: Corpus, teacher: Path, run_settings: SettingsOfRun, changed: Changed
 ) -> None:
     settings = changed(capture_settings, logits={"kind": "whole"})
     capture(settings)
@@ -128,7 +126,7 @@ def test_an_encoding(
 
 
 def test_an_encoding_of_hidden_states(
-    hidden_capture: CaptureSettings, corpus: Corpus, teacher: Path, run_settings: SettingsOfRun
+    hidden_capture: CaptureSettings, corpus: Corpus, teacher: Path, run_settings: SettingsOfRun, changed: Changed
 ) -> None:
     settings = changed(hidden_capture, hidden={"kind": "signs", "positions": 5, "layers": [0, 2]})
     capture(settings)
@@ -160,7 +158,7 @@ def test_an_encoding_of_hidden_states(
 
 
 def test_a_cache_of_a_plugin_that_was_not_named(
-    capture_settings: CaptureSettings, monkeypatch: pytest.MonkeyPatch
+    capture_settings: CaptureSettings, monkeypatch: pytest.MonkeyPatch, changed: Changed
 ) -> None:
     capture(changed(capture_settings, fraction=0.1, logits={"kind": "whole"}))
     monkeypatch.setattr(ENCODINGS, "_entries", {name: each for name, each in ENCODINGS.items() if name != "whole"})
@@ -169,7 +167,7 @@ def test_a_cache_of_a_plugin_that_was_not_named(
 
 
 def test_a_divergence(
-    capture_settings: CaptureSettings, corpus: Corpus, teacher: Path, run_settings: SettingsOfRun
+    capture_settings: CaptureSettings, corpus: Corpus, teacher: Path, run_settings: SettingsOfRun, changed: Changed
 ) -> None:
     capture(changed(capture_settings, logits={"kind": "topk", "k": 8, "values": "float32"}))
     settings = run_settings({"hard": 0.5, "logit": 0.5, "divergence": "skewed"})
@@ -187,7 +185,9 @@ def test_a_divergence(
     assert logged["logit/t"] == pytest.approx(expected, rel=1e-4)
 
 
-def test_a_term(hidden_capture: CaptureSettings, corpus: Corpus, teacher: Path, run_settings: SettingsOfRun) -> None:
+def test_a_term(
+    hidden_capture: CaptureSettings, corpus: Corpus, teacher: Path, run_settings: SettingsOfRun, changed: Changed
+) -> None:
     hidden = {"positions": 5, "components": None, "sample_windows": 40, "values": "float32"}
     capture(changed(hidden_capture, hidden=hidden))
     settings = run_settings({"hard": 0.5, "last_cosine": {"weight": 2.0, "schedule": {"start": 1.0}}})
@@ -227,7 +227,7 @@ def test_a_run_is_the_same_where_terms_that_it_does_not_use_are_registered(
 
 
 def test_what_a_plugin_registers_is_named_in_errors(
-    settings_of_run: SettingsOfRun, capture_settings: CaptureSettings
+    settings_of_run: SettingsOfRun, capture_settings: CaptureSettings, changed: Changed
 ) -> None:
     with pytest.raises(ValueError, match=r"forward.*reverse.*js.*skewed"):
         settings_of_run(objective={"divergence": "sideways"})

@@ -19,6 +19,8 @@ from palenka.train_student.run import Run
 from palenka.train_student.settings import OptimizerSettings, TrainSettings
 from palenka.train_student.train import train
 
+Contents = Callable[[Path], dict[str, bytes]]
+
 MakeSettings = Callable[..., TrainSettings]
 
 
@@ -90,14 +92,14 @@ def test_micro_batches_may_change_where_nothing_depends_on_them(
     assert not make_settings(**contrast | {"objective": {"logit": 1.0, "hidden": 1.0}}).needs_its_micro_batch
 
 
-def test_more_epochs_are_refused_with_the_reason(make_settings: MakeSettings) -> None:
+def test_more_epochs_are_refused_with_the_reason(make_settings: MakeSettings, contents: Contents) -> None:
     settings = make_settings()
     train(settings)
-    before = {path: path.read_bytes() for path in settings.output.rglob("*") if path.is_file()}
+    before = contents(settings.output)
     told = "was begun with epochs 1, and 3 are asked for, but its learning rate follows a cosine over the whole run"
     with pytest.raises(UserError, match=rf"{told}.*optimizer\.schedule wsd or constant"):
         train(make_settings(epochs=3))
-    assert {path: path.read_bytes() for path in settings.output.rglob("*") if path.is_file()} == before
+    assert contents(settings.output) == before
     moving = {"hard": {"weight": 1.0, "schedule": {"start": 0.5}}}
     constant = {"optimizer": {"schedule": "constant"}, "objective": moving, "fraction": 0.05}
     train(make_settings("moving", **constant))

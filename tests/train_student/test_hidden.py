@@ -8,7 +8,6 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
-from transformers import AutoModelForCausalLM
 
 from palenka.cache_teachers.capture import capture
 from palenka.cache_teachers.settings import CaptureSettings
@@ -27,21 +26,12 @@ from palenka.train_student.settings import TeacherSource, TrainSettings
 from palenka.train_student.teachers import Teachers, open_teachers
 from palenka.train_student.train import train
 
+Changed = Callable[..., CaptureSettings]
+StatesOf = Callable[[Path, Tensor], tuple[Tensor, tuple[Tensor, ...]]]
+
 LENGTH = 16
 CPU = torch.device("cpu")
 SettingsOfRun = Callable[..., TrainSettings]
-
-
-def changed(settings: CaptureSettings, **changes: object) -> CaptureSettings:
-    return CaptureSettings.model_validate(settings.as_plain() | changes)
-
-
-def states_of(directory: Path, tokens: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Logits and all hidden states in float64, from transformers alone."""
-    model: Any = AutoModelForCausalLM.from_pretrained(directory).double()
-    with torch.no_grad():
-        output = model(input_ids=tokens, output_hidden_states=True)
-    return output.logits, output.hidden_states
 
 
 def coordinates(width: int, components: int | None) -> Components:
@@ -114,6 +104,7 @@ def test_a_live_teacher_and_a_float32_cache_of_all_positions_give_the_same_loss_
     teacher: Path,
     make_shape: Callable[..., ModelShape],
     settings_of_run: SettingsOfRun,
+    changed: Changed,
 ) -> None:
     everything = {"positions": LENGTH - 1, "values": "float32", "sample_windows": 50, "components": None}
     logits = {"k": corpus.vocabulary_size, "values": "float32"}
@@ -146,6 +137,7 @@ def test_the_hidden_term_is_its_definition_in_float64(
     teacher: Path,
     make_shape: Callable[..., ModelShape],
     settings_of_run: SettingsOfRun,
+    states_of: StatesOf,
 ) -> None:
     capture(hidden_capture)
     settings = settings_of_run(
@@ -245,6 +237,8 @@ def test_without_a_projection_it_is_the_mean_squared_difference_of_the_states_th
     make_shape: Callable[..., ModelShape],
     settings_of_run: SettingsOfRun,
     components: int | None,
+    changed: Changed,
+    states_of: StatesOf,
 ) -> None:
     hidden = {"positions": 5, "sample_windows": 40, "values": "float32", "components": components}
     capture(changed(capture_settings, hidden=hidden, fraction=0.2))

@@ -24,6 +24,9 @@ from palenka.train_student.objective.settings import ObjectiveSettings
 from palenka.train_student.settings import TrainSettings
 from palenka.train_student.train import train
 
+Contents = Callable[[Path], dict[str, bytes]]
+Changed = Callable[..., CaptureSettings]
+
 pytestmark = pytest.mark.slow
 
 LENGTH = 16
@@ -35,14 +38,6 @@ TWO_PROCESSES = [
     *(str(PROGRAMS / "accelerate"), "launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"),
     *("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", "-m"),
 ]
-
-
-def contents(directory: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
-
-
-def changed(settings: CaptureSettings, **changes: object) -> CaptureSettings:
-    return CaptureSettings.model_validate(settings.as_plain() | changes)
 
 
 def call(command: Sequence[str], folder: Path, expected: int = 0, **environment: str) -> str:
@@ -60,14 +55,14 @@ def configuration(settings: Settings, folder: Path) -> str:
 
 
 @pytest.fixture
-def long_capture(capture_settings: CaptureSettings) -> CaptureSettings:
+def long_capture(capture_settings: CaptureSettings, changed: Changed) -> CaptureSettings:
     """A capture of 12 shards that takes seconds."""
     return changed(capture_settings, windows={"length": LENGTH, "views": 6}, micro_batch=1)
 
 
 @pytest.fixture
 def student_settings(
-    capture_settings: CaptureSettings, make_shape: Callable[..., ModelShape], tmp_path: Path
+    capture_settings: CaptureSettings, make_shape: Callable[..., ModelShape], tmp_path: Path, changed: Changed
 ) -> TrainSettings:
     """A student with a cached teacher, logits and hidden states: 20 steps."""
     capture(changed(capture_settings, hidden={"positions": 3, "sample_windows": 40}))
@@ -193,7 +188,9 @@ def test_hidden_states_alone_train_on_two_processes(student_settings: TrainSetti
     assert (alone.output / "result.json").exists()
 
 
-def test_two_processes_capture_the_bytes_of_one(long_capture: CaptureSettings, tmp_path: Path) -> None:
+def test_two_processes_capture_the_bytes_of_one(
+    long_capture: CaptureSettings, tmp_path: Path, contents: Contents, changed: Changed
+) -> None:
     two = changed(long_capture, output=str(tmp_path / "two"), micro_batch=32)
     capture(changed(long_capture, micro_batch=32))
     command = [*TWO_PROCESSES, "palenka.cache_teachers", "run", "--config", configuration(two, tmp_path)]
@@ -227,7 +224,7 @@ def stop(command: Sequence[str], folder: Path, now: Callable[[], bool], how: sig
 
 
 def test_a_capture_killed_at_random_moments_ends_as_an_undisturbed_one(
-    long_capture: CaptureSettings, tmp_path: Path
+    long_capture: CaptureSettings, tmp_path: Path, contents: Contents, changed: Changed
 ) -> None:
     undisturbed = changed(long_capture, output=str(tmp_path / "undisturbed"))
     capture(undisturbed)
@@ -259,7 +256,7 @@ def test_a_capture_killed_at_random_moments_ends_as_an_undisturbed_one(
 
 
 def test_a_training_killed_at_random_moments_ends_as_an_undisturbed_one(
-    student_settings: TrainSettings, tmp_path: Path
+    student_settings: TrainSettings, tmp_path: Path, contents: Contents
 ) -> None:
     settings = student_settings.model_copy(update={"fraction": 1.0, "epochs": 3, "checkpoint_every": 7})
     undisturbed = elsewhere(settings, "undisturbed")

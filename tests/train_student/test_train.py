@@ -32,6 +32,8 @@ from palenka.train_student.run import Run
 from palenka.train_student.settings import TrainSettings
 from palenka.train_student.train import train
 
+Contents = Callable[[Path], dict[str, bytes]]
+
 LENGTH = 16
 MakeSettings = Callable[..., TrainSettings]
 
@@ -75,10 +77,6 @@ def caches(
         )
         capture(captured[architecture])
     return captured
-
-
-def contents(directory: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
 
 
 def lines(settings: TrainSettings, key: str) -> list[dict[str, Any]]:
@@ -316,7 +314,7 @@ def test_distillation_moves_a_student_to_its_teacher(
 
 
 def test_a_run_that_is_whole_is_not_trained_again(
-    make_settings: MakeSettings, capsys: pytest.CaptureFixture[str]
+    make_settings: MakeSettings, capsys: pytest.CaptureFixture[str], contents: Contents
 ) -> None:
     settings = make_settings()
     result = train(settings)
@@ -330,7 +328,7 @@ def test_a_run_that_is_whole_is_not_trained_again(
     assert train(moved) == result
 
 
-def test_what_a_killed_run_left_ends_as_an_undisturbed_one(make_settings: MakeSettings) -> None:
+def test_what_a_killed_run_left_ends_as_an_undisturbed_one(make_settings: MakeSettings, contents: Contents) -> None:
     settings = make_settings()
     train(settings)
     before = contents(settings.output)
@@ -367,7 +365,7 @@ def test_what_a_killed_run_left_ends_as_an_undisturbed_one(make_settings: MakeSe
     ],
 )
 def test_another_configuration_in_the_same_output_is_refused(
-    make_settings: MakeSettings, changes: dict[str, object], message: str
+    make_settings: MakeSettings, changes: dict[str, object], message: str, contents: Contents
 ) -> None:
     settings = make_settings(fraction=0.05)
     train(settings)
@@ -379,7 +377,7 @@ def test_another_configuration_in_the_same_output_is_refused(
     assert contents(settings.output) == before
 
 
-def test_a_directory_with_something_else_is_left_alone(make_settings: MakeSettings) -> None:
+def test_a_directory_with_something_else_is_left_alone(make_settings: MakeSettings, contents: Contents) -> None:
     settings = make_settings()
     settings.output.mkdir()
     (settings.output / "thesis.tex").write_text("precious")

@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,8 @@ from palenka.data.signals.encoding import LogitEncoding, TeacherOutputs
 from palenka.data.signals.encodings import AnyLogitEncoding, TopKEncoding
 from palenka.data.windows import WindowRule
 from palenka.train_student.model.shapes import ModelShape
+
+Contents = Callable[[Path], dict[str, bytes]]
 
 VOCABULARY = 300
 OutputsOf = Callable[..., TeacherOutputs]
@@ -174,13 +177,15 @@ def test_the_draws_of_a_window_follow_from_its_address() -> None:
 
 
 @pytest.mark.parametrize("logits", [{"kind": "sampled", "draws": 9}, {"kind": "hybrid", "k": 4, "draws": 5}])
-def test_a_resumed_capture_draws_the_same(capture_settings: CaptureSettings, logits: dict[str, object]) -> None:
+def test_a_resumed_capture_draws_the_same(
+    capture_settings: CaptureSettings, logits: dict[str, object], contents: Contents
+) -> None:
     settings = CaptureSettings.model_validate(capture_settings.as_plain() | {"logits": logits})
     capture(settings)
-    whole = {path: path.read_bytes() for path in settings.output.rglob("*") if path.is_file()}
+    whole = contents(settings.output)
     (settings.output / "commits" / "0-1.json").unlink()
     capture(settings)
-    assert {path: path.read_bytes() for path in settings.output.rglob("*") if path.is_file()} == whole
+    assert contents(settings.output) == whole
     cache = TeacherCache(settings.output)
     found = cache.read(0, np.arange(20, dtype=np.int64)).at(1.0)
     assert found.log_kept.exp().sum(-1).sub(1).abs().max() < 1e-5

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from pydantic import ValidationError
 from torch import Tensor
-from transformers import AutoModelForCausalLM
 
 from palenka.cache_teachers.capture import capture
 from palenka.cache_teachers.settings import CaptureSettings
@@ -27,19 +26,10 @@ from palenka.data.signals.stream import ReadingOrder, read_batch
 from palenka.data.windows import WindowRule
 from palenka.ground.errors import UserError
 
+Changed = Callable[..., CaptureSettings]
+StatesOf = Callable[[Path, Tensor], tuple[Tensor, tuple[Tensor, ...]]]
+
 LENGTH = 16
-
-
-def changed(settings: CaptureSettings, **changes: object) -> CaptureSettings:
-    return CaptureSettings.model_validate(settings.as_plain() | changes)
-
-
-def states_of(directory: Path, tokens: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Logits and all hidden states in float64, from transformers alone."""
-    model: Any = AutoModelForCausalLM.from_pretrained(directory).double()
-    with torch.no_grad():
-        output = model(input_ids=tokens, output_hidden_states=True)
-    return output.logits, output.hidden_states
 
 
 @given(st.integers(2, 40), st.integers(0, 5), st.integers(0, 2**31), st.data())
@@ -230,7 +220,7 @@ def in_own_units(layer: Layer, components: Tensor) -> Tensor:
 
 
 def test_a_cache_holds_the_states_of_the_teacher_at_the_positions(
-    hidden_capture: CaptureSettings, corpus: Corpus, teacher: Path
+    hidden_capture: CaptureSettings, corpus: Corpus, teacher: Path, changed: Changed, states_of: StatesOf
 ) -> None:
     settings = changed(hidden_capture, windows={"length": LENGTH, "views": 2}, fraction=0.3)
     capture(settings)
@@ -252,7 +242,9 @@ def test_a_cache_holds_the_states_of_the_teacher_at_the_positions(
     assert set(cache.bytes_per_token()) >= {f"hidden/teacher/{layer}/codes" for layer in range(3)}
 
 
-def test_measures_leave_position_0_out(hidden_capture: CaptureSettings, corpus: Corpus, teacher: Path) -> None:
+def test_measures_leave_position_0_out(
+    hidden_capture: CaptureSettings, corpus: Corpus, teacher: Path, states_of: StatesOf
+) -> None:
     capture(hidden_capture)
     rule = hidden_capture.windows
     tokens = np.stack([corpus.tokens[slice(*rule.span(0, i))] for i in rule.slots(len(corpus.tokens), 0)[:40]])
@@ -269,14 +261,16 @@ def test_measures_leave_position_0_out(hidden_capture: CaptureSettings, corpus: 
     ],
 )
 def test_hidden_states_that_do_not_exist_are_refused(
-    capture_settings: CaptureSettings, hidden: dict[str, object], message: str
+    capture_settings: CaptureSettings, hidden: dict[str, object], message: str, changed: Changed
 ) -> None:
     with pytest.raises(UserError, match=message):
         capture(changed(capture_settings, hidden=hidden))
     assert not capture_settings.output.exists()
 
 
-def test_a_resumed_capture_has_the_bytes_of_an_undisturbed_one(hidden_capture: CaptureSettings) -> None:
+def test_a_resumed_capture_has_the_bytes_of_an_undisturbed_one(
+    hidden_capture: CaptureSettings, changed: Changed
+) -> None:
     settings = changed(hidden_capture, hidden={"positions": 3, "components": 4})
     capture(settings)
 
@@ -298,7 +292,11 @@ def test_damaged_coordinates_are_refused(hidden_capture: CaptureSettings) -> Non
 
 
 def test_an_ensemble_is_the_geometric_mean_of_its_models_each_with_its_own_states(
-    hidden_capture: CaptureSettings, corpus: Corpus, make_teacher: Callable[..., Path]
+    hidden_capture: CaptureSettings,
+    corpus: Corpus,
+    make_teacher: Callable[..., Path],
+    changed: Changed,
+    states_of: StatesOf,
 ) -> None:
     ensemble = {"a": make_teacher("llama", seed=1), "b": make_teacher("gpt2", seed=2, hidden_size=24)}
     vocabulary = corpus.vocabulary_size

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +16,8 @@ from palenka.data.signals.distribution import Distribution
 from palenka.data.signals.encoding import OutputMatrix, TeacherOutputs
 from palenka.data.signals.encodings import LowRankEncoding, TopKEncoding
 from palenka.data.signals.signal import TeacherSignal
+
+Contents = Callable[[Path], dict[str, bytes]]
 
 VOCABULARY, WIDTHS = 60, {"one": 12, "two": 7}
 LossesOfLogits = Callable[..., tuple[Tensor, dict[str, Tensor]]]
@@ -147,13 +150,15 @@ def test_full_rank_in_float32_gives_the_live_teachers_loss(losses_of_logits: Los
             assert ours.item() == pytest.approx(theirs.item(), rel=1e-5)
 
 
-def test_a_capture_keeps_what_it_measured_and_goes_on_with_it(capture_settings: CaptureSettings) -> None:
+def test_a_capture_keeps_what_it_measured_and_goes_on_with_it(
+    capture_settings: CaptureSettings, contents: Contents
+) -> None:
     settings = CaptureSettings.model_validate(capture_settings.as_plain() | {"logits": {"kind": "low_rank", "rank": 4}})
     capture(settings)
-    whole = {path: path.read_bytes() for path in settings.output.rglob("*") if path.is_file()}
+    whole = contents(settings.output)
     (settings.output / "commits" / "0-1.json").unlink()
     capture(settings)
-    assert {path: path.read_bytes() for path in settings.output.rglob("*") if path.is_file()} == whole
+    assert contents(settings.output) == whole
     cache = TeacherCache(settings.output)
     assert set(cache.measured.statics) == {"mean", "project", "basis", "centre", "errors"}
     found = cache.read(0, np.arange(20, dtype=np.int64)).at(2.0)

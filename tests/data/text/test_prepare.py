@@ -21,6 +21,8 @@ from palenka.data.text.prepare import CorpusSettings, prepare
 from palenka.ground.errors import UserError
 from palenka.ground.lock import sole_writer
 
+Contents = Callable[[Path], dict[str, bytes]]
+
 REAL_TEXT = Path(__file__).parents[4] / "shared" / "data" / "babylm"
 TRAIN = "The cat sat on the mat .\n\nA dog,  a cat; the mat!\nThe end.\n"
 DEV = "\nThe zebra quizzes the cat.\n"
@@ -33,10 +35,6 @@ def settings(tmp_path: Path) -> CorpusSettings:
     (sources / "deep" / "childes.train").write_text(TRAIN)
     (sources / "childes.dev").write_text(DEV)
     return CorpusSettings(sources=sources, output=tmp_path / "out" / "corpus", vocabulary_size=270)
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_documents_are_encoded_as_the_saved_tokenizer_encodes_them(settings: CorpusSettings) -> None:
@@ -75,7 +73,7 @@ def test_the_tokenizer_is_learnt_from_the_train_split_alone(settings: CorpusSett
     assert found[0] == found[1]
 
 
-def test_the_same_sources_give_the_same_bytes(settings: CorpusSettings, tmp_path: Path) -> None:
+def test_the_same_sources_give_the_same_bytes(settings: CorpusSettings, tmp_path: Path, contents: Contents) -> None:
     again = settings.model_copy(update={"output": tmp_path / "again"})
     prepare(settings)
     prepare(again)
@@ -87,7 +85,7 @@ def test_the_same_sources_give_the_same_bytes(settings: CorpusSettings, tmp_path
 
 
 def test_prepared_already(
-    settings: CorpusSettings, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    settings: CorpusSettings, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, contents: Contents
 ) -> None:
     prepare(settings)
     before = contents(settings.output)
@@ -110,7 +108,7 @@ def test_a_difference_is_refused_with_both_sides(settings: CorpusSettings) -> No
         prepare(settings)
 
 
-def test_an_output_that_is_something_else_is_left_alone(settings: CorpusSettings) -> None:
+def test_an_output_that_is_something_else_is_left_alone(settings: CorpusSettings, contents: Contents) -> None:
     settings.output.mkdir(parents=True)
     (settings.output / "thesis.tex").write_text("precious")
     with pytest.raises(UserError, match="exists and is no prepared corpus; choose another output"):
@@ -254,6 +252,7 @@ def test_a_tokenizer_that_exists(
     save_tokenizer_of: Callable[[str, str, Path], Path],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
+    contents: Contents,
 ) -> None:
     given = save_tokenizer_of(kind, (TRAIN + DEV) * 20, tmp_path / "given")
     fields = {"sources": settings.sources, "output": settings.output, "tokenizer": given}
