@@ -19,6 +19,8 @@ from torch.autograd.profiler_util import FunctionEvent
 _COMPILED = "## Call CompiledFxGraph"
 """How torch's name for a run of a compiled region begins."""
 _TORCHS = "aten::"
+_MANY = ("aten::_foreach", "aten::_fused")
+"""What works on many tensors: one on a GPU, though not on a CPU."""
 _NOTHING = """
     _local_scalar_dense _reshape_alias _unsafe_view alias as_strided as_strided_ chunk contiguous detach detach_ empty
     empty_like empty_strided expand expand_as flatten is_nonzero item lift_fresh mT narrow new_empty new_empty_strided
@@ -42,7 +44,7 @@ def _add(counts: Counter[str], events: Iterable[FunctionEvent]) -> None:
     for event in events:
         if event.name.startswith(_COMPILED):
             counts["compiled region"] += 1
-        elif _computes(event) and not any(map(_holds_one, event.cpu_children)):
+        elif event.name.startswith(_MANY) or (_computes(event) and not any(map(_holds_one, event.cpu_children))):
             counts[event.name.removeprefix(_TORCHS)] += 1
         else:
             _add(counts, event.cpu_children)

@@ -2,15 +2,19 @@
 
 import math
 from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from accelerate import Accelerator
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from palenka.cache_teachers.capture import capture
 from palenka.cache_teachers.settings import CaptureSettings
 from palenka.train_student.model.shapes import ModelShape
+from palenka.train_student.optimizer import adamw
 from palenka.train_student.settings import TrainSettings
 from palenka.train_student.train import train
 from palenka.train_student.trainer import Trainer
@@ -143,3 +147,41 @@ def test_dropout_draws_other_masks_in_every_process_and_step(
 
     look_at(settings(1.0), draw)
     assert len(set(drawn.values())) == 4
+
+
+class _Operations(TorchDispatchMode):
+    """Counts what is handed over, one for all tensors that an operation is given."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_gpus_update_takes_as_few_operations_for_many_weights_as_for_few(
+    look_at: Callable[[TrainSettings, Look], None],
+    student_of_cache: Callable[..., TrainSettings],
+    make_shape: Callable[..., ModelShape],
+    tmp_path: Path,
+) -> None:
+    counts = []
+
+    def update(trainer: Trainer) -> None:
+        trainer.adamw = adamw(trainer.objective, trainer.settings.optimizer, torch.device("cuda"))  # fused, as there
+        trainer.optimizer = trainer.accelerator.prepare_optimizer(trainer.adamw)
+        for step in (1, 2):  # the first one makes room for the moments
+            for parameter in trainer.objective.parameters():
+                parameter.grad = torch.randn_like(parameter)
+            with _Operations() as operations:
+                trainer.update(step)
+        counts.append(operations.count)
+        assert all(parameter.grad is None for parameter in trainer.objective.parameters())
+
+    for depth in (1, 4):
+        model = make_shape("gpt2", num_hidden_layers=depth)
+        output = tmp_path / str(depth)
+        look_at(student_of_cache(model=model, teachers={}, objective={"hard": 1.0}, output=output), update)
+    assert counts[0] == counts[1] < 40
