@@ -21,8 +21,9 @@ from pathlib import Path
 
 import torch
 
-from palenka.cache_teachers.capture import capture, capture_shards, encode_windows, manifest_of
+from palenka.cache_teachers.capture import capture, capture_shards, manifest_of
 from palenka.cache_teachers.settings import CaptureSettings
+from palenka.cache_teachers.shard_in_memory import encode_windows
 from palenka.cache_teachers.teacher import Teacher
 from palenka.data.corpus import Corpus
 from palenka.data.signals.cache import TeacherCache

@@ -7,25 +7,23 @@ After any interruption the same command resumes: shards with valid commit record
 import glob
 import re
 import shutil
+from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from accelerate.utils import reduce
-from numpy.typing import NDArray
-from torch import Tensor
 
 from palenka.cache_teachers.settings import CaptureSettings
-from palenka.cache_teachers.teacher import Teacher, finiteness, named_states, prefixed
+from palenka.cache_teachers.shard_in_memory import ShardInMemory, encode_windows
+from palenka.cache_teachers.teacher import Teacher
 from palenka.data.corpus import Corpus
-from palenka.data.signals.cache_writer import CacheWriter, HiddenError, create_cache, is_begun
-from palenka.data.signals.encoding import TeacherOutputs
+from palenka.data.signals.cache_writer import CacheWriter, create_cache, is_begun
+from palenka.data.signals.chunks import yield_to_training
 from palenka.data.signals.manifest import CacheManifest, Shard, compressed_bytes, windows_per_shard
-from palenka.data.signals.store import Arrays, damage_of_shard, write_asked
+from palenka.data.signals.store import damage_of_shard, write_asked
 from palenka.ground.errors import UserError, system_error
 from palenka.ground.files import resolved
 from palenka.ground.lock import sole_writer
@@ -35,12 +33,14 @@ from palenka.ground.quantities import size
 
 _GAPS_NAMED = 10
 """Maximum number of missing or damaged shards that are named."""
+_UNWRITTEN = 3
+"""Shards that may wait to be written: a disk that is slow for a while does not stop the teacher."""
 
 
 def capture(settings: CaptureSettings) -> None:
     """Capture the missing shards of a cache; each process of a distributed launch captures its own.
 
-    Memory: two shards (at most 64 MB each) beside the model. A resumed capture is byte-identical to an uninterrupted
+    Memory: five shards (at most 64 MB each) beside the model. A resumed capture is byte-identical to an uninterrupted
     one, on a CPU with the same number of threads.
 
     Raises:
@@ -211,100 +211,34 @@ def capture_shards(
     micro_batch: int,
     verbose: bool = True,
 ) -> None:
-    """Capture some shards; each is compressed and written while the teacher reads the next.
+    """Capture some shards; they are compressed and written while the teacher reads the next ones.
 
-    Within a shard nothing waits for the device. It copies its results asynchronously, and is asked once per shard
-    whether all values are finite.
+    Nothing waits for the device, nor for the disk while no more than `_UNWRITTEN` shards are on their way to it. The
+    thread that writes a shard waits until the device has copied it, and looks whether all values are finite.
 
     Raises:
         UserError: if a teacher's outputs are not finite.
     """
     rule, micro_batch = writer.manifest.windows, teacher.windows_at_once(micro_batch)
     total = sum(shard.stop - shard.start for shard in shards) * rule.length
+
+    def write(shard: Shard, filled: ShardInMemory) -> None:
+        writer.write(shard, *filled.finish())
+
     with (
         progress_bar("capture", total, verbose=verbose and bool(shards)) as advance,
-        ThreadPoolExecutor(1) as background,
+        ThreadPoolExecutor(1, initializer=yield_to_training) as background,
     ):
-        written: Future[None] | None = None
+        unwritten: deque[Future[None]] = deque()
         for shard in shards:
             indices = rule.slots(len(corpus.tokens), shard.view)[shard.start : shard.stop]
-            filled = _ShardInMemory(writer.room_for(shard), teacher, writer.manifest)
+            filled = ShardInMemory(teacher, writer.manifest)
             for start in range(0, len(indices), micro_batch):
                 some = indices[start : start + micro_batch]
-                filled.add(start, corpus.gather(rule, shard.view, some), shard.view, some)
+                filled.add(corpus.gather(rule, shard.view, some), shard.view, some)
                 advance(len(some) * rule.length)
-            arrays, hidden_error = filled.finish()
-            if written is not None:
-                written.result()
-            written = background.submit(writer.write, shard, arrays, hidden_error)
-        if written is not None:
-            written.result()
-
-
-class _ShardInMemory:
-    """One shard during capture: its arrays, the squared error of its hidden states, and whether all is finite."""
-
-    def __init__(self, arrays: Arrays, teacher: Teacher, manifest: CacheManifest) -> None:
-        room = {name: torch.from_numpy(values) for name, values in arrays.items()}
-        on_gpu = teacher.device.type == "cuda"
-        # A GPU copies asynchronously only to page-locked memory.
-        self._room = {name: part.pin_memory() if on_gpu else part for name, part in room.items()}
-        self._hidden_error: dict[str, Tensor] = {}
-        self._finite: dict[str, Tensor] = {}
-        self._teacher = teacher
-        self._manifest = manifest
-
-    def add(self, start: int, tokens: NDArray[np.int64], view: int, indices: NDArray[np.int64]) -> None:
-        """Put the teacher's outputs for the windows (view, indices) into the arrays, from row `start` on."""
-        said = encode_windows(self._teacher, self._manifest, tokens, view, indices)
-        for name, values in said.arrays.items():
-            self._room[name][start : start + len(tokens)].copy_(values, non_blocking=True)
-        for key, squares in said.hidden_error.items():
-            self._hidden_error[key] = self._hidden_error[key] + squares if key in self._hidden_error else squares
-        for key, flag in said.finite.items():
-            self._finite[key] = self._finite[key] & flag if key in self._finite else flag
-
-    def finish(self) -> tuple[Arrays, HiddenError]:
-        """Wait for all copies; returns the shard's arrays and errors, ready to be written.
-
-        Raises:
-            UserError: if any value is not finite.
-        """
-        self._teacher.require_finite(self._finite)
-        errors = {key: (float(residual), float(total)) for key, (residual, total) in self._hidden_error.items()}
-        if self._teacher.device.type == "cuda":
-            torch.cuda.synchronize(self._teacher.device)
-        return {name: part.numpy() for name, part in self._room.items()}, errors
-
-
-@dataclass(frozen=True)
-class EncodedWindows:
-    """A teacher's outputs for some windows, and the arrays that a cache keeps of them, on the teacher's device.
-
-    Attributes:
-        outputs: of the forward pass.
-        arrays: to be stored, [B, …] each, by their path in a cache.
-        states: hidden states at the positions kept, by key.
-        hidden_error: residual and total sum of squares of each layer, [2] float64.
-        finite: whether logits and hidden states are, by their names.
-    """
-
-    outputs: TeacherOutputs
-    arrays: dict[str, Tensor]
-    states: dict[str, Tensor]
-    hidden_error: dict[str, Tensor]
-    finite: dict[str, Tensor]
-
-
-def encode_windows(
-    teacher: Teacher, manifest: CacheManifest, tokens: NDArray[np.int64], view: int, indices: NDArray[np.int64]
-) -> EncodedWindows:
-    """Compute the windows (view, indices), whose tokens are [B, L], as a capture stores them."""
-    num_positions = manifest.hidden.num_positions() if manifest.hidden else 0
-    positions = torch.from_numpy(manifest.windows.positions(view, indices, num_positions))
-    outputs = teacher.outputs(torch.from_numpy(tokens), view, indices)
-    states = teacher.at(outputs.hidden, positions)
-    arrays, codes = teacher.encode(outputs, states)
-    errors = teacher.measured.stacks.squared_errors(states, codes)
-    finite = finiteness({"logits": outputs.logits} | named_states(states))
-    return EncodedWindows(outputs, prefixed(arrays, codes), states, errors, finite)
+            unwritten.append(background.submit(write, shard, filled))
+            while len(unwritten) > _UNWRITTEN or (unwritten and unwritten[0].done()):
+                unwritten.popleft().result()
+        for last in unwritten:
+            last.result()

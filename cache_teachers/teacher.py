@@ -9,7 +9,7 @@ Shapes: B batch, L window length, V vocabulary, P positions, W width of a model.
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
 
 import numpy as np
 import torch
@@ -256,10 +256,8 @@ def finiteness(outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     # A sum in float32 is finite if all of its numbers are, unless some are near 1e38, which is an error too. A few rows
     # at a time, since a CPU would copy all of them to float32.
     rows = {name: token_chunks(values.flatten(0, -2)) for name, values in outputs.items()}
-    return {
-        name: torch.stack([few.sum(-1, dtype=torch.float32).isfinite().all() for few in parts]).all()
-        for name, parts in rows.items()
-    }
+    sums = [reduce(torch.add, (few.sum(dtype=torch.float32) for few in parts)) for parts in rows.values()]
+    return dict(zip(rows, torch.stack(sums).isfinite().unbind(), strict=True))
 
 
 def named_states(states: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -15,8 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from palenka.cache_teachers.capture import encode_windows, manifest_of
+from palenka.cache_teachers.capture import manifest_of
 from palenka.cache_teachers.settings import VerifySettings
+from palenka.cache_teachers.shard_in_memory import encode_windows
 from palenka.cache_teachers.teacher import Teacher
 from palenka.data.corpus import Corpus
 from palenka.data.signals.cache import TeacherCache

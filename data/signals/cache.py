@@ -26,7 +26,7 @@ import zarr
 from numpy.typing import NDArray
 from torch import Tensor
 
-from palenka.data.signals.chunks import ArrayChunks, ChunkError, readers
+from palenka.data.signals.chunks import ArrayChunks, ChunkError, workers
 from palenka.data.signals.encoding import LogitEncoding
 from palenka.data.signals.manifest import LOGITS, Shard, codes_of, num_used
 from palenka.data.signals.signal import TeacherSignal
@@ -268,7 +268,7 @@ class TeacherCache:
                     shard = self._shard_of(view, chunk)
                     self._check(shard)
                     self._chunks[view, chunk] = {
-                        name: readers().submit(self._read, array, shard, chunk) for name, array in self._arrays.items()
+                        name: workers().submit(self._read, array, shard, chunk) for name, array in self._arrays.items()
                     }
                 self._chunks.move_to_end((view, chunk))
             found = {chunk: self._chunks[view, chunk] for chunk in needed}

@@ -57,9 +57,11 @@ class CacheWriter:
 
     def write(self, shard: Shard, arrays: Arrays, hidden_error: HiddenError) -> None:
         """Write one shard's arrays, each [shard.stop − shard.start, …], and then its commit record."""
-        for name in self.manifest.arrays():
-            remove(self.directory / shard.file_of(name))
-            ArrayChunks.of(self.directory, self.manifest, name).write(shard, arrays[name])
+        stored = [ArrayChunks.of(self.directory, self.manifest, name) for name in self.manifest.arrays()]
+        compressed = [array.compress(arrays[array.name]) for array in stored]  # of all arrays at once
+        for array, chunks in zip(stored, compressed, strict=True):
+            remove(self.directory / shard.file_of(array.name))
+            array.write(shard, [chunk.result() for chunk in chunks])
         files = [shard.file_of(name) for name in self.manifest.arrays()]
         remove(self.directory / shard.record)
         facts = facts_of(self.directory, shard)

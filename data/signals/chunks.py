@@ -12,7 +12,8 @@ them, they have the cores to themselves.
 
 import os
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -87,25 +88,26 @@ class ArrayChunks:
             raise ChunkError(str(error)) from error
         return found, state
 
-    def write(self, shard: Shard, values: NDArray[Any]) -> None:
-        """Write the numbers of a shard [windows, rows, width] to a file identical to Zarr's, byte for byte.
+    def compress(self, values: NDArray[Any]) -> list[Future[bytes]]:
+        """Begin to compress the numbers of a shard [windows, rows, width], a chunk on each core.
 
-        Chunks are compressed on all cores. The last chunk of a view is padded with zeros.
+        A chunk that a view ends in is filled up with zeros.
         """
-        row, count = self.array.row, -(-len(values) // self.windows)
-        codec = blosc_of(row, self.windows * self.array.rows * row.width)
+        row, codec = self.array.row, blosc_of(self.array.row, self.windows * self.array.rows * self.array.row.width)
 
-        def compressed(chunk: int) -> bytes:
-            part = values[chunk * self.windows : (chunk + 1) * self.windows]
+        def compressed(start: int) -> bytes:
+            part = values[start : start + self.windows]
             laid = self.array.empty(self.windows)
             laid[: len(part)], laid[len(part) :] = part, 0
             return _with_checksum(codec.encode(row.as_stored(laid)))  # lies in memory like that
 
-        with ThreadPoolExecutor(cores()) as pool:
-            chunks = list(pool.map(compressed, range(count)))
+        return [workers().submit(compressed, start) for start in range(0, len(values), self.windows)]
+
+    def write(self, shard: Shard, chunks: Sequence[bytes]) -> None:
+        """Write the compressed chunks of a shard: its file is as Zarr would write it, byte for byte."""
         index = np.full((self.chunks_per_shard, 2), _ABSENT, "<u8")
         sizes = [len(chunk) for chunk in chunks]
-        index[:count, 0], index[:count, 1] = np.cumsum([0, *sizes[:-1]]), sizes
+        index[: len(chunks), 0], index[: len(chunks), 1] = np.cumsum([0, *sizes[:-1]]), sizes
         path = self.directory / shard.file_of(self.name)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"".join([*chunks, _with_checksum(index.tobytes())]))
@@ -133,14 +135,14 @@ def _checked(data: bytes) -> bytes:
 
 
 @cache
-def readers() -> ThreadPoolExecutor:
-    """The threads that read chunks for all caches of this process, one per core."""
+def workers() -> ThreadPoolExecutor:
+    """The threads that read and compress chunks for all caches of this process, one per core."""
     return ThreadPoolExecutor(cores(), "chunks", initializer=yield_to_training)
 
 
 if hasattr(os, "register_at_fork"):
     # Threads do not survive a fork: a worker of a DataLoader, for instance, would wait for them forever.
-    os.register_at_fork(after_in_child=readers.cache_clear)
+    os.register_at_fork(after_in_child=workers.cache_clear)
 
 
 def yield_to_training() -> None:

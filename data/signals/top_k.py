@@ -20,11 +20,6 @@ _STEP, _WIDEN = 1 / 16, 8.0
 """The first step of a distance in nats, and the distance at which a step is twice as wide."""
 _ODDS_STEPS = 32
 _LARGEST_ODDS = 2**15 - 1
-_FAINT = 1e-30
-"""Below this mass, a float32 sum of probabilities is inexact: logarithms are summed instead, which takes longer."""
-_FAINTEST = 256
-"""Tokens of a chunk, those with the least mass, for which a GPU does so: counting them would wait for the GPU. For
-further tokens a mass under 1e-38 is stored as 0."""
 
 
 class TopK(NamedTuple):
@@ -44,10 +39,10 @@ class TopK(NamedTuple):
 def top_k(logits: Tensor, k: int, temperatures: Sequence[float]) -> TopK:
     """The k most probable tokens of full-vocabulary logits [..., V], with the exact mass of the others.
 
-    The mass is summed over the others themselves, in float32: 1 − (a sum near 1) would lose digits. Costs one top-k, T
-    softmaxes and some 4 + 2T passes over the logits; memory beside them: some megabytes.
+    The mass is summed over the others themselves, in float32: 1 − (a sum near 1) would lose digits. Costs one top-k and
+    some 1 + 3T passes over the logits; memory beside them: some megabytes on a CPU (`values_at_once`).
     """
-    rows = [_top_k(part.float(), k, temperatures) for part in token_chunks(logits.flatten(0, -2))]
+    rows = [_top_k(part, k, temperatures) for part in token_chunks(logits.flatten(0, -2))]
     leading = logits.shape[:-1]
     ids = None if k == logits.shape[-1] else torch.cat([row.ids for row in rows if row.ids is not None])
     return TopK(
@@ -97,30 +92,28 @@ def log_masses(odds: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _top_k(logits: Tensor, k: int, temperatures: Sequence[float]) -> TopK:
-    ids = None if k == logits.shape[-1] else logits.topk(k, dim=-1, sorted=False).indices.sort(dim=-1).values
-    # Logits may be far from 0 all together; float32 would spend its digits on that.
-    logits = logits - logits.amax(dim=-1, keepdim=True)
-    softmax = logits.softmax(dim=-1)
-    # The most probable token has the logit 0.
-    values = (logits if ids is None else logits.gather(-1, ids)) + softmax.amax(dim=-1, keepdim=True).log()
-    if ids is None:
-        return TopK(ids, values, logits.new_full((len(logits), len(temperatures)), -math.inf))
-    tails = [
-        _log_mass_outside(ids, logits, softmax) if t == 1 else _log_mass_outside(ids, logits / t) for t in temperatures
-    ]
-    return TopK(ids, values, torch.stack(tails, dim=-1))
+    if k == logits.shape[-1]:
+        values = logits.float().log_softmax(dim=-1)
+        return TopK(None, values, values.new_full((len(logits), len(temperatures)), -math.inf))
+    # One more than is kept, the largest of all others: relative to it their masses add up to 1 at least, however small
+    # they are, so no sum underflows.
+    best, places = logits.topk(k + 1, dim=-1)
+    ids, order = places[:, :k].sort(dim=-1)
+    best = best.float()
+    peak, edge = best[:, :1], best[:, k:].clamp_min(torch.finfo(torch.float32).min)
+    kept = best[:, :k].gather(-1, order) - peak
+    others = (logits - edge).scatter_(-1, ids, -math.inf)  # float32, the only copy of the logits
+    below = (edge - peak).squeeze(-1)
+    log_all: dict[float, Tensor] = {}
+    log_tail: dict[float, Tensor] = {}
+    for temperature in {1.0, *temperatures}:  # at 1 for the values
+        log_others = _log_sum(others, temperature) + below / temperature
+        log_all[temperature] = torch.logaddexp((kept / temperature).logsumexp(dim=-1), log_others)
+        log_tail[temperature] = log_others - log_all[temperature]
+    return TopK(ids, kept - log_all[1.0].unsqueeze(-1), torch.stack([log_tail[t] for t in temperatures], dim=-1))
 
 
-def _log_mass_outside(ids: Tensor, logits: Tensor, softmax: Tensor | None = None) -> Tensor:
-    """Log of the mass outside ids [n, k] for logits [n, V] that are 0 at most: [n]; their softmax is overwritten."""
-    mass = (logits.softmax(dim=-1) if softmax is None else softmax).scatter_(-1, ids, 0.0).sum(dim=-1)
-    log_mass = mass.log()
-    if mass.device.type == "cpu":
-        faint = (mass < _FAINT).nonzero().flatten()
-    else:
-        faint = mass.topk(min(len(mass), _FAINTEST), largest=False, sorted=False).indices
-    if len(faint):
-        few = logits[faint]
-        exact = few.scatter(-1, ids[faint], -math.inf).logsumexp(dim=-1) - few.logsumexp(dim=-1)
-        log_mass[faint] = torch.where(mass[faint] < _FAINT, exact, log_mass[faint])
-    return log_mass
+def _log_sum(logits: Tensor, temperature: float) -> Tensor:
+    """Log of the sum of exp(logits / T) for logits [n, V] that are 0 at most: [n]."""
+    scaled = logits.exp() if temperature == 1 else (logits / temperature).exp_()
+    return scaled.sum(dim=-1).log()

@@ -1,8 +1,10 @@
 """Capture: the cache is the teacher, whatever interrupted it; what does not fit is refused."""
 
 import math
+import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,8 +14,10 @@ from transformers import AutoModelForCausalLM
 
 from palenka.cache_teachers.capture import capture
 from palenka.cache_teachers.settings import SINGLE, CaptureSettings
+from palenka.cache_teachers.shard_in_memory import ShardInMemory
 from palenka.data.corpus import Corpus
 from palenka.data.signals.cache import TeacherCache
+from palenka.data.signals.cache_writer import CacheWriter
 from palenka.data.signals.encodings import TopKEncoding
 from palenka.data.signals.stream import ReadingOrder, read_batch
 from palenka.data.text.prepare import CorpusSettings, prepare
@@ -152,6 +156,32 @@ def test_a_cache_of_another_teacher_is_not_continued(
         capture(changed(capture_settings, teacher=str(make_teacher("llama", seed=2))))
     with pytest.raises(UserError, match=r"teacher.precision is 'float32' there, but 'bf16' is expected"):
         capture(changed(capture_settings, precision="bf16"))
+
+
+def test_a_disk_that_is_slow_for_a_while_does_not_stop_the_teacher(
+    hidden_capture: CaptureSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add, write = ShardInMemory.add, CacheWriter.write
+    begun: list[ShardInMemory] = []
+    third_has_begun = threading.Event()
+
+    def seen(shard: ShardInMemory, *args: Any) -> None:
+        if not any(shard is each for each in begun):
+            begun.append(shard)
+        if len(begun) == 3:
+            third_has_begun.set()
+        add(shard, *args)
+
+    def slow(writer: CacheWriter, *args: Any) -> None:
+        assert third_has_begun.wait(60), "the teacher waits for the disk"
+        write(writer, *args)
+
+    monkeypatch.setattr(ShardInMemory, "add", seen)
+    monkeypatch.setattr(CacheWriter, "write", slow)
+    windows = hidden_capture.windows.model_copy(update={"views": 2})
+    capture(hidden_capture.model_copy(update={"windows": windows}))
+    assert len(begun) >= 3, "the corpus should have several shards"
+    assert TeacherCache(hidden_capture.output).captured_tokens() > 0
 
 
 def test_a_teacher_that_is_not_finite_is_refused_and_leaves_no_shard(

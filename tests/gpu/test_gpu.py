@@ -9,13 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from palenka.cache_teachers.capture import _ShardInMemory, capture, manifest_of
+from palenka.cache_teachers.capture import capture, manifest_of
 from palenka.cache_teachers.settings import CaptureSettings
+from palenka.cache_teachers.shard_in_memory import ShardInMemory
 from palenka.cache_teachers.teacher import Teacher
 from palenka.data.corpus import Corpus
 from palenka.data.signals.cache import TeacherCache
-from palenka.data.signals.cache_writer import CacheWriter, create_cache
-from palenka.data.signals.manifest import Shard
 from palenka.data.signals.store import read_manifest
 from palenka.ground.stopping import Stopped
 from palenka.train_student.settings import TrainSettings
@@ -159,19 +158,17 @@ def test_a_run_goes_on(precision: str, student_of_cache: Any, tmp_path: Path, mo
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_capture_waits_for_nothing_and_says_what_a_cpu_says(
-    kind: str, capture_of: Any, corpus: Corpus, no_waiting: Any, tmp_path: Path
+    kind: str, capture_of: Any, corpus: Corpus, no_waiting: Any
 ) -> None:
     settings = capture_of(kind)
     teacher = Teacher(settings, corpus, settings.windows, CUDA)
     manifest = manifest_of(settings, corpus, teacher)
     teacher.measure(8)
-    create_cache(tmp_path / "room", manifest, teacher.measured.to(torch.device("cpu")))
-    writer = CacheWriter(tmp_path / "room", manifest)
     indices = settings.windows.slots(len(corpus.tokens), 0)[:16]
-    filled = _ShardInMemory(writer.room_for(Shard(0, 0, 0, 16)), teacher, manifest)
-    filled.add(0, corpus.gather(settings.windows, 0, indices[:8]), 0, indices[:8])
+    filled = ShardInMemory(teacher, manifest)
+    filled.add(corpus.gather(settings.windows, 0, indices[:8]), 0, indices[:8])
     with no_waiting():
-        filled.add(8, corpus.gather(settings.windows, 0, indices[8:]), 0, indices[8:])
+        filled.add(corpus.gather(settings.windows, 0, indices[8:]), 0, indices[8:])
     filled.finish()
     if kind in ("sampled", "hybrid"):
         return  # a rounding error draws another token

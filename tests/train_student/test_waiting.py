@@ -20,8 +20,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from palenka.cache_teachers import capture as capturing
-from palenka.cache_teachers.capture import _ShardInMemory, capture
+from palenka.cache_teachers.capture import capture
 from palenka.cache_teachers.settings import CaptureSettings
+from palenka.cache_teachers.shard_in_memory import ShardInMemory
 from palenka.cache_teachers.teacher import Teacher
 from palenka.train_student.meter import Meter
 from palenka.train_student.optimizer import adamw
@@ -280,9 +281,9 @@ def _captured(
             to_meta(teacher)
             shard, rule = shards[0], writer.manifest.windows
             indices = rule.slots(len(corpus.tokens), shard.view)[shard.start : shard.stop][:16]
-            filled = _ShardInMemory(writer.room_for(shard), teacher, writer.manifest)
+            filled = ShardInMemory(teacher, writer.manifest)
             with no_waiting():
-                filled.add(0, corpus.gather(rule, shard.view, indices[:8]), shard.view, indices[:8])
+                filled.add(corpus.gather(rule, shard.view, indices[:8]), shard.view, indices[:8])
             encode = teacher.encode
 
             def encode_and_look(*args: Any) -> Any:
@@ -293,7 +294,7 @@ def _captured(
 
             monkeypatch.setattr(teacher, "encode", encode_and_look)
             with no_waiting():
-                filled.add(8, corpus.gather(rule, shard.view, indices[8:]), shard.view, indices[8:])
+                filled.add(corpus.gather(rule, shard.view, indices[8:]), shard.view, indices[8:])
             raise EnoughError
 
         monkeypatch.setattr(capturing, "capture_shards", two)

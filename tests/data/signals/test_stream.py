@@ -14,7 +14,7 @@ from palenka.cache_teachers.capture import capture
 from palenka.cache_teachers.settings import CaptureSettings
 from palenka.data.corpus import Corpus
 from palenka.data.signals.cache import TeacherCache
-from palenka.data.signals.chunks import readers
+from palenka.data.signals.chunks import workers
 from palenka.data.signals.stream import ReadingOrder, read_batch, stream
 from palenka.ground.errors import UserError
 
@@ -108,16 +108,16 @@ def test_a_reader_that_leaves_early_leaves_no_thread(corpus: Corpus, two_caches:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no processes are forked here")
 def test_a_forked_process_reads_with_threads_of_its_own() -> None:
-    readers().submit(int).result()
-    child = multiprocessing.get_context("fork").Process(target=_use_readers)
+    workers().submit(int).result()
+    child = multiprocessing.get_context("fork").Process(target=_use_workers)
     child.start()
     child.join(20)
     child.kill()
     assert child.exitcode == 0
 
 
-def _use_readers() -> None:
-    readers().submit(int).result()
+def _use_workers() -> None:
+    workers().submit(int).result()
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no processes are forked here")
