@@ -91,10 +91,14 @@ class ShardInMemory:
         parts = list(zip(*(packed.parts() for packed in self._copied), strict=True))
         arrays, errors, finite = parts[: len(names)], parts[len(names) : -1], parts[-1]
         self.teacher.require_finite(dict(zip(self._names, torch.stack(finite).all(dim=0), strict=True)))
-        sums = [torch.stack(squares).sum(dim=0).tolist() for squares in errors]
+        sums = [torch.stack(squares).sum(dim=0) for squares in errors]
+        hidden_error = {
+            key: (float(residual), float(total))
+            for key, (residual, total) in zip(self.manifest.hidden_keys(), sums, strict=True)
+        }
         # Joined by NumPy: torch cannot join all types that are stored.
         joined = [np.concatenate([part.numpy() for part in each]) for each in arrays]
-        return dict(zip(names, joined, strict=True)), dict(zip(self.manifest.hidden_keys(), sums, strict=True))
+        return dict(zip(names, joined, strict=True)), hidden_error
 
 
 @dataclass(frozen=True)
