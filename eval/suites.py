@@ -4,9 +4,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator
-from pydantic_core import PydanticCustomError
-
 from palenka.eval.age_of_acquisition import WordSurprisals
 from palenka.eval.comps import Comps
 from palenka.eval.entity_tracking import EntityTracking
@@ -18,7 +15,7 @@ from palenka.eval.reading import Reading
 from palenka.eval.suite import Suite
 from palenka.eval.wug import Wug
 from palenka.ground.errors import UserError
-from palenka.ground.registry import Registry
+from palenka.ground.registry import NameIn, Registry
 
 SUITES: Registry[Suite[Any]] = Registry("suite")
 # The official downloads use these names of folders.
@@ -54,15 +51,7 @@ SUITES.register("aoa")(WordSurprisals())
 SUITES.register("held_out")(HeldOut())
 
 
-def _registered(name: str) -> str:
-    if name not in SUITES:
-        raise PydanticCustomError(
-            "literal_error", "{text}", {"text": f"Input should be {', '.join(map(repr, SUITES))}"}
-        )
-    return name
-
-
-SuiteName = Annotated[str, AfterValidator(_registered)]
+SuiteName = Annotated[str, NameIn(SUITES)]
 """The name of a registered suite."""
 
 

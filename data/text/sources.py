@@ -183,7 +183,7 @@ def _walk(folder: Path, within: tuple[Path, ...] = ()) -> Iterable[Path]:
         elif path.is_file():
             yield path
         elif path.is_symlink():
-            raise UserError(f"{path} is a link to {path.readlink()}, which is not there; mend or remove the link")
+            raise UserError(f"{path} is a link to {path.readlink()}, which is not there; fix or remove the link")
 
 
 def _reader_of(path: Path, readers: Mapping[str, Reader]) -> Reader | None:

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 _REMEDIES = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "make room"),
-    **dict.fromkeys((errno.EACCES, errno.EPERM), "mend the permissions or choose another place"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM), "fix the permissions or choose another place"),
     **dict.fromkeys((errno.EROFS, errno.EBUSY), "choose another place"),
     **dict.fromkeys((errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENOTEMPTY, errno.ELOOP), "choose another name"),
     **dict.fromkeys((errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK, errno.EXDEV), "choose another file system"),
@@ -30,7 +30,7 @@ def system_error(what: str, error: OSError) -> UserError:
     said = error.strerror or str(error)
     name = error.filename2 or error.filename  # of a copy, what is written
     where = f"{name}: " if name and str(name) not in what else ""
-    remedy = _REMEDIES.get(error.errno or 0, "mend that")
+    remedy = _REMEDIES.get(error.errno or 0, "fix that")
     return UserError(f"{what}: {where}{said}; {remedy}, and run the same command again")
 
 

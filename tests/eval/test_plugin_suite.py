@@ -118,10 +118,13 @@ def test_it_is_measured_exported_compared_and_reported_like_ours(
 
 
 @pytest.mark.usefixtures("plugin")
-def test_settings_take_its_name(tmp_path: Path) -> None:
+def test_settings_and_help_have_its_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     grid = GridSettings.model_validate(
         {"output": "o", "student": "s", "suites": {"last_word": tmp_path}, "rank_by": "last_word"}
     )
     assert grid.rank_by == "last_word"
     files = {"output": "o", "corpus": "c", "students": {}}
     assert list(StudySettings.model_validate(files | {"suites": {"last_word": tmp_path}}).suites) == ["last_word"]
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert "held_out, last_word" in " ".join(capsys.readouterr().out.split())

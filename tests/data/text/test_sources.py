@@ -92,7 +92,7 @@ def test_links_are_followed_and_those_that_lead_nowhere_are_refused(tmp_path: Pa
     for name in ("gone.train", "gone"):
         link = tmp_path / "text" / name
         link.symlink_to(tmp_path / "nowhere")
-        with pytest.raises(UserError, match=f"text/{name} is a link to .*/nowhere, which is not there; mend or remove"):
+        with pytest.raises(UserError, match=f"text/{name} is a link to .*/nowhere, which is not there; fix or remove"):
             find(tmp_path / "text")
         with pytest.raises(UserError, match=f"sources .*text/{name} leads nowhere"):
             find(link)
