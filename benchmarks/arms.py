@@ -1,6 +1,6 @@
 """Students that differ in one thing: the same shape, windows and seeds, each measured on held-out text.
 
-Shared by the benchmarks that ask whether a student notices. Finished runs are kept: they go on after an interruption.
+Shared by the benchmarks that measure effects on students. Finished runs are kept, so a benchmark can be resumed.
 """
 
 import argparse
@@ -34,7 +34,7 @@ STUDENT = {
 
 @dataclass(frozen=True)
 class Arm:
-    """What sets some students apart: their objective and their teacher; and their losses, by seed."""
+    """A group of students with the same objective and teacher, and their losses by seed."""
 
     objective: Mapping[str, Any]
     teacher: Mapping[str, Any] | None = None
@@ -71,7 +71,7 @@ def arguments(description: str | None) -> argparse.Namespace:
 
 
 def is_chosen(given: argparse.Namespace, name: str) -> bool:
-    """Whether an arm is to be trained: `--students` names it, by what follows its objective, or names none."""
+    """Whether to train an arm: `--students` names it without its objective, or names none."""
     return not given.students or name.rpartition(": ")[2] in given.students
 
 
@@ -83,9 +83,10 @@ def folder_name(name: str) -> str:
 def run_arms(
     given: argparse.Namespace, arms: Mapping[str, Arm], fraction: float, epochs: int, rate: float = 2e-3
 ) -> None:
-    """Train and measure every arm with every seed, seed after seed; what is measured already is only read.
+    """Train and measure every arm with every seed, seed by seed; finished measures are only read.
 
-    With `--only-table`, and for arms that `--students` does not name, nothing is trained: what is there is read.
+    With `--only-table`, and for arms that `--students` does not name, nothing is trained: only existing measures are
+    read.
     """
     for seed in given.seeds:
         for name, arm in arms.items():

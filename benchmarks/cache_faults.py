@@ -1,10 +1,10 @@
-"""A cache under fire: captures killed at random moments, flipped bits, and a full disk.
+"""Faults of a cache: captures killed at random moments, flipped bits, and a full disk.
 
     python benchmarks/cache_faults.py --corpus CORPUS --teacher TEACHER --folder FOLDER
 
-Kills a capture with SIGKILL at 20 random moments and compares every final byte with an undisturbed capture; flips 200
-random bits, one after the other, and asks `palenka cache verify --all` and a training run about each; and captures to a
-small tmpfs until it is full (as root), then with more room. The teacher should be small: what is tried is the cache.
+Kills a capture with SIGKILL at 20 random moments and compares every final byte with an uninterrupted capture; flips 200
+random bits, one at a time, and runs `palenka cache verify --all` and a training run on each; and captures to a small
+tmpfs until it is full (as root), then with more room. The teacher should be small, since only the cache is tested.
 """
 
 import argparse
@@ -58,7 +58,7 @@ def command(settings: CaptureSettings, folder: Path) -> list[str]:
 
 
 def kill_at_random_moments(given: argparse.Namespace, draw: random.Random) -> str:
-    """Each kill within the seconds that an undisturbed capture takes, on a fresh output."""
+    """Each kill within the seconds of an uninterrupted capture, on a fresh output."""
     undisturbed = settings_for(given, given.folder / "undisturbed")
     started = time.perf_counter()
     subprocess.run(command(undisturbed, given.folder), check=True, capture_output=True)
@@ -151,7 +151,7 @@ def fill_the_disk(given: argparse.Namespace) -> str:
 
 
 def main() -> None:
-    """Run the three trials and print what came of them."""
+    """Run the three trials and print their results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("corpus", "teacher", "folder"):
         parser.add_argument(f"--{name}", type=Path, required=True)

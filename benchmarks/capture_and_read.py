@@ -1,4 +1,4 @@
-"""What capturing costs beside the bare forward pass, how fast a cache is read, and how memory grows with the corpus.
+"""The cost of a capture relative to the bare forward pass, the speed of reading, and memory by size of the corpus.
 
     python benchmarks/capture_and_read.py overhead --corpus CORPUS --shape configs/teachers/llama-360m.yaml
     python benchmarks/capture_and_read.py flat --corpus CORPUS --teacher TEACHER --folder FOLDER
@@ -84,8 +84,8 @@ class CaptureTimes:
 
     Attributes:
         forward: of the bare forward pass.
-        encode: of that and what a cache keeps of it, in memory.
-        capture: of the whole, written to disk.
+        encode: of that and the encoding, in memory.
+        capture: of all, written to disk.
     """
 
     forward: list[float]
@@ -96,7 +96,7 @@ class CaptureTimes:
 def forward_and_capture(
     corpus: Corpus, settings: CaptureSettings, windows: int, device: torch.device | None = None
 ) -> CaptureTimes:
-    """Forward passes and captures of the same windows, in turn; the first round warms up and is not counted."""
+    """Alternating forward passes and captures of the same windows; the first round warms up and is not counted."""
     rule, batch = settings.windows, settings.micro_batch
     without_states = settings.model_copy(update={"hidden": None})
     where = device or torch.device("cpu")
@@ -146,7 +146,7 @@ def flat(given: argparse.Namespace) -> None:
 
 
 def one(given: argparse.Namespace) -> None:
-    """One capture or reading, and what it took."""
+    """One capture or reading, and its cost."""
     corpus = Corpus.open(given.corpus, "train")
     fraction = given.tokens / len(corpus.tokens)
     output = given.folder / f"cache-{given.tokens}"
@@ -178,7 +178,7 @@ def one(given: argparse.Namespace) -> None:
 
 
 def peak_megabytes() -> float:
-    """The most memory that this process had, on Linux; ru_maxrss would count its parent's before it began."""
+    """Peak memory of this process, on Linux; ru_maxrss would include its parent's before the fork."""
     status = Path("/proc/self/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0]) / 1024
 

@@ -1,4 +1,4 @@
-"""Can a student tell a cache from its live teacher?
+"""Does an encoding affect a student, compared with a live teacher?
 
     python -m benchmarks.encodings_and_students --corpus CORPUS --teacher TEACHER --output FOLDER [--seeds 0 1 2 3 4]
 

@@ -1,4 +1,4 @@
-"""How fast entity tracking is scored with its prefixes shared, beside scoring its options one by one in batches.
+"""Speed of entity tracking with shared prefixes, compared with scoring its options one by one in batches.
 
     OMP_NUM_THREADS=1 python benchmarks/entity_tracking.py MODEL_DIR --data EVALUATION_DIR/entity_tracking
 

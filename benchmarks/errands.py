@@ -1,4 +1,4 @@
-"""Errands of a day with Palenka, measured in a folder where `palenka demo` has run.
+"""Everyday tasks with Palenka, measured in a folder where `palenka demo` has run.
 
     python benchmarks/errands.py runs/demo
 

@@ -1,4 +1,4 @@
-"""The stages that are put under fire: each a command, what it reads and what it makes, of a small made text.
+"""The stages for fault tests: each a command with its inputs and outputs, on a small artificial text.
 
 What a stage made is compared file by file, without the times that records tell.
 """

@@ -1,4 +1,4 @@
-"""Every stage under fire: killed at random moments, and with files damaged that it wrote or was given.
+"""Faults of every stage: kills at random moments, and damage to files that it wrote or reads.
 
     python -m benchmarks.faults --folder FOLDER --kills 10 --damages 1000 --record benchmarks/records/faults.md
 

@@ -1,4 +1,4 @@
-"""What Palenka reaches on a GPU, in some six minutes: the GPU's tests, then a student's step, captures and reading.
+"""The speed of Palenka on a GPU, in some six minutes: the GPU's tests, a student's step, captures and reading.
 
     python -m benchmarks.gpu --output FOLDER
     python -m benchmarks.gpu --output FOLDER --device cpu --smoke

@@ -1,4 +1,4 @@
-"""Does a student notice that hidden states are kept in a third of the bytes?
+"""Do hidden states in a third of the bytes affect a student?
 
     python -m benchmarks.hidden_codes --corpus CORPUS --teacher TEACHER --output FOLDER [--seeds 0 1 2 3 4]
 

@@ -1,4 +1,4 @@
-"""How fast minimal pairs are scored, beside lm-eval on the same pairs and model; and whether the two agree.
+"""Speed of scoring minimal pairs, compared with lm-eval on the same pairs and model; and agreement of the two.
 
     OMP_NUM_THREADS=1 RAYON_NUM_THREADS=1 python benchmarks/minimal_pairs.py MODEL_DIR --data EVALUATION_DIR
 

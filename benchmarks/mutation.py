@@ -1,4 +1,4 @@
-"""Do the tests notice a change of the code? Random mutants by cosmic-ray, each against the tests that run its line.
+"""Mutation tests: random mutants by cosmic-ray, each against the tests that run its line.
 
 It changes files of the checkout that it lies in, one at a time, and puts them back: run it in a clone.
 

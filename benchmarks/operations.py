@@ -1,4 +1,4 @@
-"""How many operations the host hands over: what bounds a small model's step on a GPU, counted on any machine.
+"""Number of operations that the host launches, which limits a small model's step on a GPU; counted on any machine.
 
     with counted() as found:
         ...

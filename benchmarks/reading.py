@@ -1,4 +1,4 @@
-"""How fast caches are read, stored arrays to batches in reading order, and how soon a run on many shards begins.
+"""Speed of reading caches, from stored arrays to batches in reading order, and the start of a run on many shards.
 
     OMP_NUM_THREADS=2 python -m benchmarks.reading --folder FOLDER
 

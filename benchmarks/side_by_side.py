@@ -1,4 +1,4 @@
-"""What two trainings on the same cores cost each other, by how their threads wait.
+"""Two trainings on the same cores, with threads that sleep or spin while they wait.
 
     python -m benchmarks.side_by_side --corpus CORPUS --folder FOLDER
 

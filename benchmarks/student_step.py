@@ -1,4 +1,4 @@
-"""What a step of a student costs with cached and with live teachers, beside a step with cross-entropy alone.
+"""The cost of a student's step with cached and with live teachers, relative to cross-entropy alone.
 
     python -m benchmarks.student_step --corpus CORPUS --output FOLDER
 

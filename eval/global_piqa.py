@@ -22,7 +22,7 @@ class GlobalPiqa(ChoiceSuite):
     """One of the two halves; the official table has their mean. Folder and task have the half's name.
 
     Attributes:
-        title: as tables have it.
+        title: in tables.
         pipeline_task: the name of its folder and task.
         chance: the accuracy that guessing gives.
     """

@@ -99,7 +99,7 @@ class Row:
 def read_json_rows(file: Path) -> Iterator[Row]:
     """Every line of a file, as editors of any system save it: a byte-order mark and empty last lines are ignored.
 
-    Only a line feed ends a line, as JSON lines have it.
+    Only a line feed ends a line, as in the JSON Lines format.
 
     Raises:
         UserError: for an empty file, or a line that is not a JSON object.

@@ -26,7 +26,7 @@ class PairSuite(ChoiceSuite):
     """A suite of minimal pairs; the scores of a row are ``score_good`` and ``score_bad``.
 
     Attributes:
-        title: as tables have it.
+        title: in tables.
         folders: names of the subfolders that may hold its data.
         with_context: whether its files have EWoK's form, or BLiMP's.
         pipeline_task: what the official pipeline calls it; empty if it does not know it.

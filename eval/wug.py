@@ -30,7 +30,7 @@ class Wug(ScoredChoices):
     """A wug test; a row of its items has people's ``ratio`` beside the two scores.
 
     Attributes:
-        title: as tables have it.
+        title: in tables.
         folders: names of the subfolders that may hold its data.
         pipeline_task: the official pipeline's name.
     """

@@ -38,7 +38,7 @@ _OWN_STEPS = LARGEST_INT8 / 5
 """Steps per deviation of the teacher's own coordinates; rounding then loses less than 1e-3 of their variance."""
 _SMALLEST_VARIANCE = 1e-12
 _HELD_TOKENS, _EVERY = 4096, 4
-"""Tokens of a sample that are held to choose the step: at most so many, one of every `_EVERY`."""
+"""Maximum tokens of a sample that are held to choose the step, and their spacing: one token of so many."""
 _HALVINGS = 16
 """Bisections, in the logarithm, of the range in which the step is searched: 1 to 1e-4 of the whole deviation."""
 

@@ -121,7 +121,7 @@ class LayerFit(Protocol):
 
 
 class _HeldSample:
-    """Holds a layer's sample until all of it is there."""
+    """Holds a layer's sample until it is complete."""
 
     def __init__(self, encoding: HiddenEncoding) -> None:
         self._encoding = encoding
@@ -251,7 +251,7 @@ class ComponentsEncoding(HiddenEncoding):
         return ArrayType(self.num_components(width), self.values, by_column=layer > 0)
 
     def summary(self) -> str:
-        """As `HiddenEncoding` has it."""
+        """See `HiddenEncoding`."""
         return f"{self.components or 'all'} components"
 
     def num_components(self, width: int) -> int:

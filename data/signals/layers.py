@@ -39,7 +39,7 @@ class LayerStacks:
         return self._each(lambda layer, there: layer.encode(there), states)
 
     def decode(self, codes: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Components [B, P, C] as `Layer.decode` has them, by key, of codes [B, P, C]."""
+        """Components [B, P, C] of codes [B, P, C], by key; see `Layer.decode`."""
         return self._each(lambda layer, there: layer.decode(there), codes)
 
     def squared_errors(self, states: Mapping[str, Tensor], codes: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""A loss of one's own: cross-entropy with the teacher's best guess, weighted by how sure the teacher is of it.
+"""A loss of your own: cross-entropy with the teacher's most probable token, weighted by its probability.
 
 palenka train student.yaml --plugins best_guess --objective.best_guess 0.3     with this file in the current folder
 """

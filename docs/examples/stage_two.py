@@ -2,10 +2,10 @@
 
 python docs/examples/stage_two.py runs/demo/corpus runs/demo/cache-llama runs/loop --fraction 0.036
 
-Its losses are those of `palenka train` with the same numbers (tests/docs/test_examples.py compares them). It leaves out
-checkpoints, locks, logs, several processes, micro-batches and most checks. The cache keeps the default encoding, and
-hidden states if they have a weight. Shapes: B batch, L window length, V vocabulary, P positions, S student width,
-C components of a teacher's layer.
+Its losses equal those of `palenka train` with the same settings (tests/docs/test_examples.py compares them). It leaves
+out checkpoints, locks, logs, several processes, micro-batches and most checks. The cache keeps the default encoding,
+and hidden states if they have a weight. Shapes: B batch, L window length, V vocabulary, P positions, S student width, C
+components of a teacher's layer.
 """
 
 import argparse
@@ -47,7 +47,7 @@ class Projections(nn.Module):
 
     def __init__(self, cache: palenka.TeacherCache, depth: int, width: int) -> None:
         super().__init__()
-        self.pairs = []  # the teacher's layer by its name, and the student's at the same part of its depth
+        self.pairs = []  # the teacher's layer by its name, and the student's at the same relative depth
         self.maps = nn.ModuleList()
         for model, kept in cache.manifest.hidden_layers.items():
             for layer in kept.layers:
@@ -65,7 +65,7 @@ class Projections(nn.Module):
 
 
 def learning_rate(step: int, num_steps: int) -> float:
-    """Warms up in a line, then half a cosine; steps are counted from 1, and none has a rate of 0."""
+    """Linear warm-up, then half a cosine; steps are counted from 1, and none has a rate of 0."""
     warmup = min(300, num_steps // 10)
     if step <= warmup:
         return LEARNING_RATE * step / warmup
@@ -74,7 +74,7 @@ def learning_rate(step: int, num_steps: int) -> float:
 
 
 def optimizer(*modules: nn.Module) -> torch.optim.AdamW:
-    """AdamW that decays matrices alone, not norms and biases."""
+    """AdamW that decays matrices, but not norms and biases."""
     parameters = [parameter for module in modules for parameter in module.parameters()]
     groups = [
         {"params": [each for each in parameters if each.dim() >= 2], "weight_decay": 0.1},
@@ -111,7 +111,7 @@ def distil(corpus_folder: Path, cache_folder: Path, output: Path, fraction: floa
             terms["hidden"] = projections(said.hidden_states, signal.hidden, batch.positions)
         loss = torch.stack([WEIGHTS[name] * value for name, value in terms.items()]).sum()
         loss.backward()
-        # Apart from each other: a large gradient of a projection would shrink the student's step.
+        # Clipped separately: a projection's large gradient would shrink the student's step.
         for module in (student, projections):
             nn.utils.clip_grad_norm_(module.parameters(), MAX_GRAD_NORM)
         for group in adamw.param_groups:

@@ -1,9 +1,9 @@
 """`palenka grid configs/grids/NAME.yaml`: trains every point of a grid, ranks them, and trains the best again.
 
-output/points, output/finalists   runs; NAME.failure.json beside one that did not end well
+output/points, output/finalists   runs; NAME.failure.json beside one that failed
 output/measures                   figures and items of every run
-output/logs                       what points on this machine, or SLURM's tasks, said
-output/grid.json                  the ranking, and why points failed
+output/logs                       output of points on this machine, or of SLURM's tasks
+output/grid.json                  the ranking, and reasons of failures
 output/report.html                both as a page, with heat map and paired tests
 """
 

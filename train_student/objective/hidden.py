@@ -30,7 +30,7 @@ from palenka.train_student.objective.term import Term
 
 
 class Projection(nn.Module):
-    """A map from a student's layer to the components of a teacher's layer, and what its distance needs (`distances`).
+    """A map from a student's layer to a teacher's components, with the constants of its distance (`distances`).
 
     ``linear`` trains a linear map. ``none`` compares the states themselves, mean included, in the teacher's
     coordinates; without a truncated basis this is the plain difference of states. Both work in units of the layer's RMS
@@ -51,7 +51,7 @@ class Projection(nn.Module):
 
 
 class Projections(nn.Module):
-    """The projections of all teachers, of which each has its mapped layers.
+    """The projections of all teachers, one per mapped layer.
 
     Args:
         student_width: of the student's hidden states.
@@ -78,7 +78,7 @@ class Projections(nn.Module):
             )
 
     def of(self, teacher: str) -> list[Projection]:
-        """Those of a teacher."""
+        """The projections of a teacher."""
         projections = self.projections[module_name(teacher)]
         assert isinstance(projections, nn.ModuleList)
         return [projection for projection in projections if isinstance(projection, Projection)]
@@ -107,7 +107,7 @@ def distances(
     distance: HiddenDistance,
     compiled: bool = False,
 ) -> Tensor:
-    """The distances [n] that projections leave between student and teacher, each a mean over tokens.
+    """The distances [n] between projected student and teacher, each a mean over tokens.
 
     r2 is 1 − R², the squared error over the layer's variance; mse the mean of squares over components in the
     teacher's own units; cosine 1 − cos between the states without their mean.
@@ -121,7 +121,7 @@ def distances(
         compiled: whether to compile what is done with all layers as one function.
     """
     alike: dict[object, list[Projection]] = {}
-    for projection in projections:  # models of an ensemble may differ in what they keep
+    for projection in projections:  # models of an ensemble may keep different numbers of components
         alike.setdefault((signal.hidden[projection.pair.key].shape, projection.basis is None), []).append(projection)
     found: dict[Projection, Tensor] = {}
     for some in alike.values():
@@ -134,7 +134,7 @@ def distances(
 
 
 def _tensors(projections: Sequence[Projection]) -> dict[str, list[Tensor]]:
-    """What alike projections multiply by and add, by name; each stays what a checkpoint has of it."""
+    """The weights of equal-shaped projections by name; each remains a separate weight in checkpoints."""
     parts: dict[str, list[Tensor]] = {}
     for projection in projections:
         for name, tensor in (*projection.named_parameters(), *projection.named_buffers()):
