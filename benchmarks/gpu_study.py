@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu import SMALL, TEACHERS
+from benchmarks.gpu_models import SMALL, TEACHERS
 from palenka.cache_teachers.capture import capture
 from palenka.cache_teachers.settings import CaptureSettings
 from palenka.data.corpus import Corpus

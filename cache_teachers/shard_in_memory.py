@@ -74,7 +74,8 @@ class ShardInMemory:
         """Compute the shard's next windows (view, indices), whose tokens are [B, L]."""
         said = encode_windows(self.teacher, self.manifest, tokens, view, indices)
         finite = torch.stack(list(said.finite.values()))
-        self._copied.append(_Packed.of([*said.arrays.values(), *said.hidden_error.values(), finite]))
+        errors = [said.hidden_error[key] for key in self.manifest.hidden_keys()]
+        self._copied.append(_Packed.of([*said.arrays.values(), *errors, finite]))
         self._names = list(said.finite)
         if self.teacher.device.type == "cuda":
             self._done = torch.cuda.current_stream(self.teacher.device).record_event()

@@ -48,7 +48,7 @@ class LayerStacks:
         for keys, layer in self.stacks:
             errors = layer.squared_error(_stack(keys, states), _stack(keys, codes))
             found |= zip(keys, errors.unbind(), strict=True)
-        return found
+        return {key: found[key] for key in states}
 
     def _each(self, change: Callable[[Layer, Tensor], Tensor], parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}

@@ -202,7 +202,7 @@ def test_layers_at_once_are_each_by_itself(settings: dict[str, Any]) -> None:
     assert len(stacks.stacks) == 2
     codes = stacks.encode(seen)
     decoded, errors = stacks.decode(codes), stacks.squared_errors(seen, codes)
-    assert list(codes) == list(decoded) == list(layers)
+    assert list(codes) == list(decoded) == list(errors) == list(layers)
     for key, layer in layers.items():
         alone = layer.encode(seen[key])
         # A product of a batch may round a number to the next step.
