@@ -20,6 +20,9 @@ _LONGEST_PER_TREE = 2
 """Room in a tree in multiples of the longest sequence, if that is more: sequences that share a long beginning, such as
 the options of entity tracking, would otherwise each need their own tree."""
 _NODES_PER_PASS, _GPU_NODES_PER_PASS = 2048, 2**16
+_LOGITS_PER_PASS, _GPU_LOGITS_PER_PASS = 2**26, 2**28
+"""Where the model itself makes the logits of all nodes: 256 MB of them in float32, 1 GB on a GPU. A model that caps
+its logits holds them some three times."""
 _PROBED_SEQUENCES = 8
 _LARGEST_PROBED_DIFFERENCE = 1e-5
 """Nats per token. Rounding in float32 causes some 2e-6; a model that reads a tree as a sequence differs far more."""
@@ -85,9 +88,10 @@ def reads_trees(model: PreTrainedModel, sequences: Sequence[ScoredTokens]) -> bo
 
 
 def _nodes_per_pass(model: PreTrainedModel, shared: bool) -> int:
-    nodes = _NODES_PER_PASS if model.device.type == "cpu" else _GPU_NODES_PER_PASS
-    # Without trees the model itself computes the logits of all nodes: at most 1 GB of them.
-    return nodes if shared else min(nodes, 2**28 // model.config.get_text_config().vocab_size)
+    on_cpu = model.device.type == "cpu"
+    nodes = _NODES_PER_PASS if on_cpu else _GPU_NODES_PER_PASS
+    logits = _LOGITS_PER_PASS if on_cpu else _GPU_LOGITS_PER_PASS
+    return nodes if shared else min(nodes, logits // model.config.get_text_config().vocab_size)
 
 
 def _batches(trees: Sequence[Tree], nodes_at_most: int) -> list[list[Tree]]:
@@ -112,13 +116,13 @@ def _log_probabilities(model: PreTrainedModel, trees: Sequence[Tree], shared: bo
     rows, row_of = np.unique(places[order], return_inverse=True)
     device = model.device
     states = _hidden_states(model, trees, size) if shared else _logits(model, trees, size)
-    states = states.flatten(0, 1)[torch.from_numpy(rows).to(device)]
+    states, at = states.flatten(0, 1), torch.from_numpy(rows).to(device)
     head = model.get_output_embeddings() if shared else torch.nn.Identity()
     assert head is not None
     chunk = _rows_per_chunk(model)
     found = np.empty(len(order), dtype=np.float32)
     for first in range(0, len(rows), chunk):
-        log_probabilities = head(states[first : first + chunk]).float().log_softmax(dim=-1)
+        log_probabilities = head(states[at[first : first + chunk]]).float().log_softmax(dim=-1)
         # row_of ascends, so the predictions of these places are one slice.
         start, stop = np.searchsorted(row_of, [first, first + chunk])
         picked = log_probabilities[

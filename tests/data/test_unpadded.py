@@ -31,6 +31,7 @@ def model_of(model_type: str, **fields: Any) -> PreTrainedModel:
         ("mistral", {"sliding_window": LENGTH, "num_key_value_heads": 1}, True),
         ("mistral", {"sliding_window": 4, "num_key_value_heads": 1}, False),
         ("gptj", {"rotary_dim": 4}, True),
+        ("falcon", {}, False),
     ],
 )
 def test_logits_are_the_same_bits(model_type: str, fields: dict[str, object], expected: bool, tmp_path: Path) -> None:

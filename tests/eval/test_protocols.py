@@ -16,6 +16,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from palenka.data.model_files import load_model
+from palenka.eval import scoring
 from palenka.eval.choices import Choice, Completion
 from palenka.eval.pair_suite import read_pairs
 from palenka.eval.protocols import Protocol, ScoredTokens, encode_choices
@@ -225,6 +226,22 @@ def test_any_causal_model_is_scored_right_whether_it_reads_trees_or_not(name: st
             log_probabilities = model(input_ids=torch.tensor([tokens])).logits[0].double().log_softmax(-1)
         expected = sum(log_probabilities[place - 1, tokens[place]].item() for place in range(1, len(tokens)))
         assert value == pytest.approx(expected, abs=2e-5)
+
+
+def test_a_model_that_reads_no_trees_makes_few_logits_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, options = ARCHITECTURES["gemma2"]
+    config = AutoConfig.for_model("gemma2", vocab_size=50, bos_token_id=1, eos_token_id=2, pad_token_id=0, **options)
+    model: Any = AutoModelForCausalLM.from_config(config).eval()
+    draw = np.random.RandomState(0)
+    sequences = [ScoredTokens((1, *draw.randint(3, 9, size=12).tolist()), 1) for _ in range(30)]
+    expected = log_likelihoods(model, sequences, shared=False)
+    made: list[int] = []
+    model.register_forward_hook(lambda _model, _given, output: made.append(output.logits.numel()))
+    monkeypatch.setattr(scoring, "_LOGITS_PER_PASS", 50 * 40)
+    assert not reads_trees(model, sequences)
+    np.testing.assert_allclose(log_likelihoods(model, sequences, shared=False), expected, rtol=0, atol=2e-5)
+    assert max(made) <= 50 * 40  # the sequences that are tried first among them
+    assert len(made) >= 10
 
 
 def test_real_pairs_at_random_are_those_of_the_float64_loop(teacher: Path) -> None:
