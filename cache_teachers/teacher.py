@@ -191,7 +191,6 @@ class Teacher:
         layers: dict[str, LayerFit] = {}
         if self.hidden is not None:
             for outputs in self._sample(self.hidden.sample_windows, micro_batch):
-                self.require_finite(finiteness(named_states(outputs.hidden)))
                 for key, layer in outputs.hidden.items():
                     layers.setdefault(key, self.hidden.fit()).add(layer[:, 1:])
                 del outputs  # freed before the next pass: logits of a large vocabulary may take a gigabyte
@@ -248,7 +247,12 @@ class _Sample:
 
     def __iter__(self) -> Iterator[TeacherOutputs]:
         for indices, tokens in self.windows:
-            yield self.teacher.outputs(tokens, 0, indices)  # not bound to a name, which would keep it in memory
+            yield self._finite(self.teacher.outputs(tokens, 0, indices))  # no name, which would keep it in memory
+
+    def _finite(self, outputs: TeacherOutputs) -> TeacherOutputs:
+        """The outputs, which are measured: no algorithm should meet others than finite numbers."""
+        self.teacher.require_finite(finiteness({"logits": outputs.logits} | named_states(outputs.hidden)))
+        return outputs
 
 
 def finiteness(outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -124,9 +124,17 @@ def _added(model: "EvaluatedModel", tokens: list[int], count: int, settings: Gen
         **(draws if settings.temperature else {"do_sample": False}),
     )
     given = torch.tensor([tokens], device=loaded.device)
+
+    def finite(_: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        if not scores.max().isfinite():  # NaN if any is; suppressed tokens have minus infinity
+            raise UserError(f"model {model.directory} gives logits that are not finite; it is broken")
+        return scores
+
     with torch.random.fork_rng(), torch.inference_mode():
         torch.manual_seed(seed)
-        made = loaded.generate(given, attention_mask=torch.ones_like(given), generation_config=config)
+        made = loaded.generate(
+            given, attention_mask=torch.ones_like(given), generation_config=config, logits_processor=[finite]
+        )
     added: list[int] = made[0, len(tokens) :].tolist()
     return added
 

@@ -185,15 +185,18 @@ def test_a_disk_that_is_slow_for_a_while_does_not_stop_the_teacher(
 
 
 def test_a_teacher_that_is_not_finite_is_refused_and_leaves_no_shard(
-    capture_settings: CaptureSettings, make_teacher: Callable[..., Path], changed: Changed
+    capture_settings: CaptureSettings, make_teacher: Callable[..., Path], changed: Changed, tmp_path: Path
 ) -> None:
     directory = make_teacher("llama", seed=5)
     weights = load_file(directory / "model.safetensors")
     weights["model.norm.weight"] = torch.full_like(weights["model.norm.weight"], math.nan)
     save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(UserError, match="not finite in float32"):
-        capture(changed(capture_settings, teacher=str(directory)))
-    assert sorted(path.name for path in (capture_settings.output / "commits").iterdir()) == ["asked.json", "store.json"]
+    for kind in ("topk", "low_rank", "sampled", "hybrid"):
+        output = tmp_path / kind
+        logits = {"kind": kind, "temperatures": [1.0]}
+        with pytest.raises(UserError, match="logits that are not finite in float32"):
+            capture(changed(capture_settings, teacher=str(directory), output=str(output), logits=logits))
+        assert not list(output.glob("commits/0-*.json"))
 
 
 def test_pickled_weights_are_not_loaded(

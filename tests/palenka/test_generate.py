@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from palenka.__main__ import main
@@ -39,6 +40,19 @@ def test_a_chats_beginning_of_a_turn_is_put_before_no_text(teacher: Path, tmp_pa
         expected = [*tokens, int(model(torch.tensor([tokens])).logits[0, -1].argmax())]
         (sample,) = draw_samples(GenerateSettings(model=chat, prompt=(prompt,), tokens=1, temperature=0)).samples
         assert sample.text == tokenizer.decode(expected, skip_special_tokens=True)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("broken", [torch.nan, torch.inf])
+def test_a_model_whose_logits_are_not_finite_is_refused(
+    temperature: float, broken: float, teacher: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(teacher, tmp_path / "broken")
+    weights = load_file(teacher / "model.safetensors")
+    weights["model.norm.weight"][0] = broken
+    save_file(weights, tmp_path / "broken" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"broken gives logits that are not finite; it is broken"):
+        draw_samples(GenerateSettings(model=tmp_path / "broken", prompt=(PROMPT,), tokens=2, temperature=temperature))
 
 
 def test_draws_follow_from_the_seed_and_each_prompt_has_its_own(teacher: Path) -> None:
