@@ -1,12 +1,12 @@
 """Tables of a plan, a verification and an inspection, in 80 columns; --json prints all findings by their keys."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rich.table import Column, Table
 
 from palenka.ground.console import facts, plain_table
-from palenka.ground.quantities import duration, size
+from palenka.ground.quantities import duration, extent, size
 
 Found = Mapping[str, Any]
 Rows = list[tuple[str, str]]
@@ -109,7 +109,7 @@ def _bytes_by_array(sizes: Found) -> Rows:
         parts = ", ".join(f"{name} {each:.1f}" for name, each in logits.items())
         rows.append(("  logits", f"{sum(logits.values()):.1f} bytes a token: {parts}"))
     if hidden:
-        rows.append(("  hidden", f"{sum(hidden):.1f} bytes a token: {len(hidden):,} layers of {_range(hidden, '.1f')}"))
+        rows.append(("  hidden", f"{sum(hidden):.1f} bytes a token: {len(hidden):,} layers of {extent(hidden, 1)}"))
     return rows
 
 
@@ -117,11 +117,6 @@ def _hidden_errors(errors: Mapping[str, float]) -> Rows:
     if not errors:
         return []
     return [("  error", "of a layer's variance: " + ", ".join(f"{key} {error:.3f}" for key, error in errors.items()))]
-
-
-def _range(values: Iterable[float], form: str) -> str:
-    low, high = (f"{value:{form}}" for value in (min(values), max(values)))
-    return low if low == high else f"{low} to {high}"
 
 
 def _teacher(named: tuple[str, Found]) -> str:

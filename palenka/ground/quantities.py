@@ -1,6 +1,6 @@
 """Quantities for people: rounded, with their unit."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 
 def duration(seconds: float) -> str:
@@ -23,6 +23,12 @@ def count(number: int, noun: str) -> str:
 def conditions(named: Mapping[str, object]) -> str:
     """Values with their names, such as conditions of a measurement: length 128, split test."""
     return ", ".join(f"{name} {value}" for name, value in named.items())
+
+
+def extent(values: Collection[float], digits: int) -> str:
+    """The least and the greatest of some numbers: 1.4 to 1.7, or 1.4 alone if both are written alike."""
+    low, high = (f"{value:.{digits}f}" for value in (min(values), max(values)))
+    return low if low == high else f"{low} to {high}"
 
 
 def size(count: float) -> str:

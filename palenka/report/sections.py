@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from palenka.ground.quantities import extent
 from palenka.report.cache_card import CacheCard
 from palenka.report.costs import BreakEven, break_even
 from palenka.report.figures import (
@@ -127,8 +128,8 @@ def tiles(models: Sequence[Model], cards: Sequence[CacheCard], costs: Sequence[C
         sizes = [card.bytes_per_token() for card in captured]
         masses = [next(iter(card.kept_mass.items())) for card in captured]
         note = f"at T = {' and '.join(f'{t:g}' for t in sorted({temperature for temperature, _ in masses}))}"
-        shown.append(Tile("bytes per token", _range(sizes, 1), ", ".join(card.name for card in captured)))
-        shown.append(Tile("mass of the kept tokens", _range([mass for _, mass in masses], 2), note))
+        shown.append(Tile("bytes per token", extent(sizes, 1), ", ".join(card.name for card in captured)))
+        shown.append(Tile("mass of the kept tokens", extent([mass for _, mass in masses], 2), note))
     known = [(section.name, section.break_even) for section in costs if section.break_even]
     for name, found in known:
         of = f", {name}" if len(known) > 1 else ""
@@ -143,8 +144,3 @@ def _verdict(costs: BreakEven) -> str:
         f"Caches are cheaper than live teachers from student {first} on: capturing takes {once} once, live teachers "
         f"{each} for every student, so both cost the same at {costs.students_needed:.2f} students."
     )
-
-
-def _range(values: Sequence[float], digits: int) -> str:
-    low, high = f"{min(values):.{digits}f}", f"{max(values):.{digits}f}"
-    return low if low == high else f"{low} to {high}"

@@ -1,6 +1,6 @@
 """Quantities are read at a glance."""
 
-from palenka.ground.quantities import conditions, count, duration, size
+from palenka.ground.quantities import conditions, count, duration, extent, size
 
 
 def test_times_are_read_at_a_glance() -> None:
@@ -19,3 +19,7 @@ def test_sizes_have_their_unit() -> None:
     assert [size(count) for count in (0, 512, 2_000, 5_519_072, 70_561_173_504, 3.2e15)] == [
         *("0 bytes", "512 bytes", "2.0 kB", "5.5 MB", "70.6 GB", "3,200.0 TB")
     ]
+
+
+def test_an_extent_is_one_number_where_both_ends_are_written_alike() -> None:
+    assert [extent(values, 1) for values in ([1.72, 1.4], [1.41, 1.38])] == ["1.4 to 1.7", "1.4"]

@@ -7,7 +7,6 @@ A shallow student with every third block of its teacher starts better than with 
 from __future__ import annotations
 
 from functools import cached_property
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -36,7 +35,7 @@ class TrainedModel(StudentModel):
 
     @model_validator(mode="after")
     def _layers_ascend(self) -> Self:
-        if self.layers is not None and (not self.layers or not _ascends(self.layers)):
+        if self.layers is not None and (not self.layers or list(self.layers) != sorted({*self.layers})):
             raise ValueError(
                 f"layers is {list(self.layers)}, but it should name blocks in ascending order, as [0, 3, 6]"
             )
@@ -137,7 +136,3 @@ class TrainedModel(StudentModel):
             shallow.load_state_dict(weights)
         shallow.generation_config = model.generation_config
         return shallow
-
-
-def _ascends(layers: tuple[int, ...]) -> bool:
-    return all(first < second for first, second in pairwise(layers))
