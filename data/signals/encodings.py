@@ -141,15 +141,15 @@ class LowRankEncoding(TopKEncoding):
 
     kind: Literal["low_rank"] = "low_rank"  # type: ignore[assignment]
     """Name of the encoding."""
-    k: int = Field(default=8, ge=1)
+    k: int = Field(default=6, ge=1)
     """Tokens kept: the most probable ones."""
-    rank: int = Field(default=32, ge=1, le=2**12)
+    rank: int = Field(default=48, ge=1, le=2**12)
     """Numbers per token from which the logits of all other tokens are reconstructed."""
     values: Literal["float32", "int8"] = "int8"  # type: ignore[assignment]
     """Type of the residuals of the kept tokens' log-probabilities; int8 has finer steps for more probable tokens."""
     codes: Literal["float32", "int8"] = "int8"
     """Type of these numbers."""
-    step: float = Field(default=0.12, gt=0)
+    step: float = Field(default=0.1, gt=0)
     """Nats in a step of int8."""
 
     def arrays(self, vocabulary_size: int) -> dict[str, ArrayType]:
