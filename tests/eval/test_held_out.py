@@ -230,7 +230,7 @@ def test_a_file_that_is_something_else_is_left_alone(teacher: Path, dev: Corpus,
     with pytest.raises(UserError, match="exists and holds no results of .*; choose another out"):
         measure_held_out(teacher, dev, LENGTH, out)
     assert out.read_bytes() == before
-    with pytest.raises(UserError, match="exists and holds no results"):
+    with pytest.raises(UserError, match=r"the figures go to a JSON file.*; give FILE.json"):
         measure_held_out(teacher, dev, LENGTH, tmp_path)
 
 

@@ -172,7 +172,7 @@ def test_notices(settings: CorpusSettings, capsys: pytest.CaptureFixture[str]) -
 
 
 def test_records_without_text_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    lines = [{"text": "some words of text"}, {"body": "in another field"}, {"text": None}, {"text": " \n"}]
+    lines = [{"text": "some words of text"}, {"text": ""}, {"text": None}, {"text": " \n"}]
     path = tmp_path / "a.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     prepare(CorpusSettings(sources=path, output=tmp_path / "corpus", vocabulary_size=260))
