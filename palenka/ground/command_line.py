@@ -186,7 +186,8 @@ def _validated(
             _check_file(schema, file, read)
             content = _merged(content, read)
         if left:
-            raise _MistakeError(f"{left[0]} is not an option")
+            taken = f", and those without a name have values: {', '.join(schema.positional)}"
+            raise _MistakeError(f"{left[0]} is not an option{'' if left[0].startswith('-') else taken}")
         for option, value in options:
             if said := taken_for_file(schema, option, value):
                 raise _MistakeError(said)

@@ -181,7 +181,11 @@ def read_as(schema: type[Schema], content: Mapping[str, object], source: Path) -
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
         what = f"{field}: {first['msg'].lower()}" if field else first["msg"]
-        raise UserError(f"{source} cannot be read: {what}; make it again, or leave its folder out") from None
+        remedy = "make it again, or leave its folder out"
+        if plugins := content.get("plugins"):
+            names = " ".join(map(str, plugins)) if isinstance(plugins, list) else plugins
+            remedy = f"it was made with plugins of yours: give --plugins {names}"
+        raise UserError(f"{source} cannot be read: {what}; {remedy}") from None
 
 
 class Command(Settings):

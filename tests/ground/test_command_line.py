@@ -178,7 +178,7 @@ def test_resolved_settings_read_back_as_themselves(student: str, tmp_path: Path)
         (["--zzz", "3"], "zzz is not an option ("),
         (["--zzz"], "zzz is not an option ("),
         (["-x"], "-x is not an option ("),
-        (["bogus"], "bogus is not an option ("),
+        (["bogus"], "bogus is not an option, and those without a name have values: config ("),
         (["--epochs", "many"], "epochs is many, but it should be a valid integer"),
         (["--epochs", "0"], "epochs is 0, but it should be greater than or equal to 1"),
         (["--optimizer.learning_rate", "-1"], "optimizer.learning_rate is -1, but it should be greater than 0"),

@@ -12,7 +12,7 @@ from palenka.ground.command_line import parse
 from palenka.ground.errors import UserError
 from palenka.ground.help import help_of
 from palenka.ground.registry import NameIn, OneOf, OpenSettings, Registry
-from palenka.ground.settings import Command, Settings
+from palenka.ground.settings import Command, Settings, read_as
 
 
 class Term(Settings):
@@ -112,7 +112,7 @@ def test_words_without_an_option_go_where_the_command_says() -> None:
     assert (given.quick, given.seeds, given.layers) == (True, (1, 2), "all")
     assert toy("here", "[a].json", "{b}", "null").files == (Path("[a].json"), Path("{b}"), Path("null"))
     assert toy("--folder", "here", "a.json", "b.json").files == (Path("a.json"), Path("b.json"))
-    with pytest.raises(UserError, match=r"^more is not an option \(see toy --help\)$"):
+    with pytest.raises(UserError, match=r"^more is not an option, and those .*: folder, files \(see toy --help\)$"):
         toy("--files", "a", "--quick", "here", "more")
 
 
@@ -217,3 +217,11 @@ def test_plugins_are_imported_before_settings_are_read(
     assert "plugins" not in toy().as_plain()
     with pytest.raises(UserError, match="plugin no_such cannot be imported"):
         toy("--plugins", "no_such")
+
+
+@pytest.mark.parametrize(
+    ("plugins", "remedy"), [(["mine", "other"], "give --plugins mine other"), ([], "make it again")]
+)
+def test_a_record_that_needs_plugins_says_so(plugins: list[str], remedy: str) -> None:
+    with pytest.raises(UserError, match=rf"^run/config.yaml cannot be read: .*toy_term: .*{remedy}"):
+        read_as(Command, {"plugins": plugins, "toy_term": 0.3}, Path("run/config.yaml"))
