@@ -81,7 +81,7 @@ def test_a_full_disk_is_one_sentence_and_once_there_is_room_the_end_is_the_same(
     errors = [line for line in told.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
     assert re.search(
-        r"cannot train \S+/run: No space left on device; make room, and run the same command again", errors[0]
+        r"cannot train \S+/run: (\S+: )?No space left on device; make room, and run the same command again", errors[0]
     )
     subprocess.run(["mount", "-o", "remount,size=50m", str(small_disk)], check=True)
     call(settings, "--output", str(on_disk.output))
