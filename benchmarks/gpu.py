@@ -29,7 +29,7 @@ from benchmarks.gpu_models import (
     config,
     make_teachers,
     mfu,
-    operations,
+    multiplications,
     prepare_text,
     shape_of,
     student_of,
@@ -61,7 +61,7 @@ def captures(bench: Bench) -> dict[str, object]:
             "capture_tokens_per_second": round(1 / whole),
             "encoded_against_forward": round(encode / forward, 3),
             "ratio": round(statistics.median(w / f for f, w in zip(took.forward, took.capture, strict=True)), 3),
-            "mfu": mfu(bench, 2 * operations(shape_of(bench, config(name)), bench), 1 / forward),
+            "mfu": mfu(bench, 2 * multiplications(shape_of(bench, config(name)), bench), 1 / forward),
         }
         capture(settings)  # what is missing of it
     return told
@@ -77,7 +77,7 @@ def run_arm(bench: Bench, arm: str, number: int = 0) -> dict[str, Any]:
     speed, waited = (float(metrics[name][1][-1]) for name in ("tokens_per_second", "data_wait"))
     return {
         "tokens_per_second": speed,
-        "mfu": mfu(bench, 6 * operations(shape_of(bench, STUDENT), bench), speed),
+        "mfu": mfu(bench, 6 * multiplications(shape_of(bench, STUDENT), bench), speed),
         "data_wait": waited,
         "peak_gigabytes": round(torch.cuda.max_memory_allocated() / 1e9, 2) if bench.device.type == "cuda" else None,
     }

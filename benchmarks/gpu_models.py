@@ -132,7 +132,7 @@ def config(name: str) -> Path:
     return Path("configs/teachers") / f"{TEACHERS[name]}.yaml"
 
 
-def operations(shape: dict[str, Any], bench: Bench) -> float:
+def multiplications(shape: dict[str, Any], bench: Bench) -> float:
     """Multiplications of a forward pass for a token: one for each weight of a matrix, and two products in attention.
 
     Embeddings are looked up and count nothing; the head counts. Of attention half is masked, and not counted.

@@ -95,26 +95,35 @@ class Logged(Settings):
 
 
 @dataclass(frozen=True)
-class FinishedRun:
-    """The contents of a finished run.
+class _AnyRun:
+    """The contents of a run, finished or not.
 
     Attributes:
         directory: where it lies.
         settings: of its training.
-        inputs: their fingerprints.
-        result: of the training.
-        weights: the hash of its tensors; None if they were deleted.
         metrics: every logged number by its name.
         calls: that trained it, in order.
     """
 
     directory: Path
     settings: TrainSettings
+    metrics: Mapping[str, Series]
+    calls: tuple[Call, ...]
+
+
+@dataclass(frozen=True)
+class FinishedRun(_AnyRun):
+    """The contents of a finished run: those of any, and what came of it.
+
+    Attributes:
+        inputs: their fingerprints.
+        result: of the training.
+        weights: the hash of its tensors; None if they were deleted.
+    """
+
     inputs: RunInputs
     result: RunResult
     weights: str | None
-    metrics: Mapping[str, Series]
-    calls: tuple[Call, ...]
 
     @property
     def shape(self) -> str:
@@ -139,21 +148,13 @@ class FinishedRun:
 
 
 @dataclass(frozen=True)
-class BegunRun:
-    """The contents of an unfinished run.
+class BegunRun(_AnyRun):
+    """The contents of an unfinished run: those of any, and how far it is.
 
     Attributes:
-        directory: where it lies.
-        settings: of its training.
         step: the last one that it logged; 0 before the first.
         checkpoint: the step at which it resumes; 0 for the beginning.
-        metrics: every logged number by its name.
-        calls: that trained it, in order.
     """
 
-    directory: Path
-    settings: TrainSettings
     step: int
     checkpoint: int
-    metrics: Mapping[str, Series]
-    calls: tuple[Call, ...]

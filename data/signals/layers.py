@@ -32,7 +32,8 @@ class LayerStacks:
         alike: dict[tuple[int, int], list[str]] = {}
         for key, layer in layers.items():
             alike.setdefault((len(layer.mean), layer.num_components), []).append(key)
-        return cls(tuple((tuple(keys), _stacked([layers[key] for key in keys])) for keys in alike.values()))
+        several = ((tuple(keys), [layers[key] for key in keys]) for keys in alike.values())
+        return cls(tuple((keys, type(some[0]).stacked(some)) for keys, some in several))
 
     def encode(self, states: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Codes [B, P, C] of hidden states [B, P, W], by key."""
@@ -56,10 +57,6 @@ class LayerStacks:
             changed = change(layer, _stack(keys, parts)).unflatten(1, parts[keys[0]].shape[:-1])
             found |= zip(keys, changed.unbind(), strict=True)
         return {key: found[key] for key in parts}
-
-
-def _stacked(layers: list[Layer]) -> Layer:
-    return type(layers[0]).stacked(layers)
 
 
 def _stack(keys: tuple[str, ...], parts: Mapping[str, Tensor]) -> Tensor:

@@ -127,10 +127,8 @@ def read_manifest(directory: Path) -> CacheManifest:
         )
     if damage := damage_of(directory, STORE_RECORD):
         raise UserError(f"teacher cache {directory} is damaged: {damage}; delete it and capture it again")
-    said, version = (
-        dict(zarr.open_group(directory, mode="r").attrs),
-        CacheManifest.model_fields["format_version"].default,
-    )
+    said = dict(zarr.open_group(directory, mode="r").attrs)
+    version = CacheManifest.model_fields["format_version"].default
     if (found := said.get("format_version")) != version:
         raise UserError(
             f"teacher cache {directory}: format_version is {found}, but this version of Palenka reads {version}; "

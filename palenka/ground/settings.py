@@ -182,9 +182,8 @@ def read_as(schema: type[Schema], content: Mapping[str, object], source: Path) -
         field = ".".join(str(part) for part in first["loc"])
         what = f"{field}: {first['msg'].lower()}" if field else first["msg"]
         remedy = "make it again, or leave its folder out"
-        if plugins := content.get("plugins"):
-            names = " ".join(map(str, plugins)) if isinstance(plugins, list) else plugins
-            remedy = f"it was made with plugins of yours: give --plugins {names}"
+        if plugins := content.get("plugins"):  # they may be missing here, or be others today
+            remedy += f"; its plugins are {plugins}: give them with --plugins"
         raise UserError(f"{source} cannot be read: {what}; {remedy}") from None
 
 

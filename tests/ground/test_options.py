@@ -220,7 +220,11 @@ def test_plugins_are_imported_before_settings_are_read(
 
 
 @pytest.mark.parametrize(
-    ("plugins", "remedy"), [(["mine", "other"], "give --plugins mine other"), ([], "make it again")]
+    ("plugins", "remedy"),
+    [
+        (["mine", "other"], r"its plugins are \['mine', 'other'\]: give them with --plugins$"),
+        ([], "leave its folder out$"),
+    ],
 )
 def test_a_record_that_needs_plugins_says_so(plugins: list[str], remedy: str) -> None:
     with pytest.raises(UserError, match=rf"^run/config.yaml cannot be read: .*toy_term: .*{remedy}"):
