@@ -6,7 +6,7 @@ The same student from a live teacher with its whole vocabulary and from caches i
 without teachers, for forward KL at T = 1 and 2 and Jensen-Shannon at T = 2. Prints held-out cross-entropies as a table,
 with Student's interval of the difference from the live teacher, paired by seed. Some 20 runs a seed, each about a
 minute on a core; finished runs are kept, so calls with other seeds add to those before. `--objectives "forward T=2"`
-and `--students live "low rank, 6 and 48"` train these alone, for not every student needs as many seeds as the question.
+and `--students live "low rank, 7 and 64"` train these alone, for not every student needs as many seeds as the question.
 The table has what is there of the seeds given; `--only-table` trains nothing.
 """
 
@@ -19,15 +19,15 @@ from palenka.data.signals.cache import TeacherCache
 
 FRACTION, EPOCHS = 0.02, 1
 ENCODINGS: dict[str, dict[str, Any]] = {
-    "low rank, 6 and 48": {"kind": "low_rank", "k": 6, "rank": 48},
+    "low rank, 7 and 64": {"kind": "low_rank", "k": 6, "rank": 48},
     "topk 32": {"kind": "topk", "k": 32},
     "32 draws at T=1": {"kind": "sampled", "draws": 32, "temperatures": [1.0]},
     "32 draws at T=2": {"kind": "sampled", "draws": 32, "temperatures": [2.0]},
 }
 OBJECTIVES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
-    "forward T=1": ({"temperature": 1.0}, ("low rank, 6 and 48", "topk 32", "32 draws at T=1")),
-    "forward T=2": ({"temperature": 2.0}, ("low rank, 6 and 48", "topk 32", "32 draws at T=2")),
-    "js T=2": ({"temperature": 2.0, "divergence": "js"}, ("low rank, 6 and 48", "topk 32")),
+    "forward T=1": ({"temperature": 1.0}, ("low rank, 7 and 64", "topk 32", "32 draws at T=1")),
+    "forward T=2": ({"temperature": 2.0}, ("low rank, 7 and 64", "topk 32", "32 draws at T=2")),
+    "js T=2": ({"temperature": 2.0, "divergence": "js"}, ("low rank, 7 and 64", "topk 32")),
 }
 
 

@@ -48,6 +48,11 @@ class ArrayType(NamedTuple):
         return np.moveaxis(values, -1, 0) if self.by_column else values
 
 
+def id_type(vocabulary_size: int) -> str:
+    """The smallest type that holds every token's id."""
+    return "uint16" if vocabulary_size <= 2**16 else "uint32"
+
+
 class OutputMatrix(NamedTuple):
     """The linear map from a model's last hidden states to its logits."""
 

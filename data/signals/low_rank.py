@@ -13,7 +13,7 @@ Shapes: V vocabulary, W width (of all models together), r rank, n tokens.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -75,6 +75,16 @@ class LowRankMap:
     project: Tensor
     basis: Tensor
     centre: Tensor
+
+    @classmethod
+    def of(cls, statics: Mapping[str, Tensor]) -> Self:
+        """The map from the arrays that `vars` gives."""
+        return cls(statics["mean"], statics["project"], statics["basis"], statics["centre"])
+
+    def codes(self, outputs: TeacherOutputs) -> Tensor:
+        """The codes of a teacher's last hidden states, [B, L, r] float32, on their device."""
+        states = states_of(outputs).float()
+        return (states - self.mean.to(states.device)) @ self.project.to(states.device).T
 
 
 def measure(
