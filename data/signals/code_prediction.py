@@ -18,7 +18,7 @@ _RIDGE = 1e-3
 
 
 def predict(ids: Tensor, odds: Tensor, basis: Tensor, weights: Tensor) -> Tensor:
-    """The codes [..., r] that the kept tokens suggest. Memory: k · r numbers a token.
+    """The codes [..., r] predicted from the kept tokens. Memory: k · r numbers a token.
 
     Args:
         ids: of the kept tokens, [..., k] int64.

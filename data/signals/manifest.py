@@ -62,7 +62,7 @@ class TeacherIdentity(Settings):
 class CacheManifest(Settings):
     """Everything that must match for a cache to be of use; it holds no path and no date."""
 
-    format_version: Literal[3] = 3
+    format_version: Literal[4] = 4
     corpus: str
     """Fingerprint of the corpus store."""
     tokenizer: str

@@ -169,8 +169,8 @@ class LowRankEncoding(TopKEncoding):
 
         kept = top_k(outputs.logits, self.k, self.temperatures)
         arrays = self._packed(kept)
-        arrays["codes"] = self._coarse(LowRankMap.of(statics).codes(outputs) - self._suggested(arrays, statics))
-        predicted, log_mass = self._predicted(arrays, statics, self._codes(arrays, statics))
+        arrays["codes"] = self._coarse(LowRankMap.of(statics).codes(outputs) - self._predicted_codes(arrays, statics))
+        predicted, log_mass = self._predicted_values(arrays, statics, self._codes(arrays, statics))
         left = residuals(kept.values, predicted, log_mass)
         return {**arrays, "values": left if self.values == "float32" else pack_residuals(left, predicted, log_mass)}
 
@@ -182,7 +182,7 @@ class LowRankEncoding(TopKEncoding):
         from palenka.data.signals.residuals import unpack_residuals
 
         codes = self._codes(arrays, statics)
-        predicted, log_mass = self._predicted(arrays, statics, codes)
+        predicted, log_mass = self._predicted_values(arrays, statics, codes)
         values = predicted + unpack_residuals(arrays["values"], predicted, log_mass)
         kept = self._decoded(arrays, values, temperature)
         if kept.ids is None and self.k == kept.log_kept.shape[-1]:
@@ -212,11 +212,11 @@ class LowRankEncoding(TopKEncoding):
         return f"{super().summary()}, the others by rank {self.rank}"
 
     def _codes(self, arrays: Mapping[str, Tensor], statics: Mapping[str, Tensor]) -> Tensor:
-        """All codes, at T = 1: what the kept tokens suggest, and the stored residuals."""
-        return self._suggested(arrays, statics) + self._fine(arrays["codes"])
+        """All codes, at T = 1: the prediction and the stored residuals."""
+        return self._predicted_codes(arrays, statics) + self._fine(arrays["codes"])
 
-    def _suggested(self, arrays: Mapping[str, Tensor], statics: Mapping[str, Tensor]) -> Tensor:
-        """The codes that the kept tokens suggest, [..., r]; 0 where all tokens are kept."""
+    def _predicted_codes(self, arrays: Mapping[str, Tensor], statics: Mapping[str, Tensor]) -> Tensor:
+        """The codes predicted from the kept tokens, [..., r]; 0 where all tokens are kept."""
         import torch
 
         from palenka.data.signals.code_prediction import predict
@@ -227,7 +227,7 @@ class LowRankEncoding(TopKEncoding):
         odds = unpack_odds(arrays["log_odds"])
         return predict(arrays["ids"].to(torch.int64), odds, statics["basis"], statics["prediction"])
 
-    def _predicted(
+    def _predicted_values(
         self, arrays: Mapping[str, Tensor], statics: Mapping[str, Tensor], codes: Tensor
     ) -> tuple[Tensor, Tensor]:
         """The prediction of the kept tokens' logits from the codes [..., k], and the log of their mass [...]."""
