@@ -1,9 +1,9 @@
 """The logit encodings that come with Palenka.
 
-    topk      the k most probable tokens and the exact mass of all others, at any number of temperatures
-    low_rank  the same, and a low-rank distribution over the others: the default
-    sampled   counts of draws from the whole distribution at one temperature: an unbiased estimate of it
-    hybrid    the k most probable tokens, and counts of draws from the others at one temperature: unbiased too
+topk      the k most probable tokens and the exact mass of all others, at any number of temperatures
+low_rank  the same, and a low-rank distribution over the others: the default
+sampled   counts of draws from the whole distribution at one temperature: an unbiased estimate of it
+hybrid    the k most probable tokens, and counts of draws from the others at one temperature: unbiased too
 """
 
 from typing import Annotated

@@ -149,27 +149,29 @@ class LowRankEncoding(TopKEncoding):
         import torch
 
         from palenka.data.signals.code_prediction import CodeRegression
-        from palenka.data.signals.low_rank import measure
+        from palenka.data.signals.low_rank import measure, states_of
         from palenka.data.signals.top_k import log_odds, top_k
 
-        found, errors = measure(sample, self.k, self.rank, self.temperatures, lambda z: self._fine(self._coarse(z)))
+        found, errors = measure(sample, self.k, self.rank, self.temperatures)
         regression = CodeRegression(found.basis, len(self.temperatures))
         for outputs in sample:
             kept = top_k(outputs.logits, self.k, self.temperatures)
             if kept.ids is not None:
-                regression.add(kept.ids.cpu(), log_odds(kept.log_tail).cpu(), found.codes(outputs).cpu())
+                regression.add(kept.ids.cpu(), log_odds(kept.log_tail).cpu(), found.codes(states_of(outputs)).cpu())
         errors_left = torch.tensor([errors.get(name, torch.nan) for name in ("head", "regression")])
         return {**vars(found), "errors": errors_left, "prediction": regression.weights()}
 
     def encode(self, outputs: TeacherOutputs, statics: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """See `LogitEncoding`."""
-        from palenka.data.signals.low_rank import LowRankMap
+        from palenka.data.signals.low_rank import LowRankMap, states_of
         from palenka.data.signals.residuals import pack_residuals, residuals
         from palenka.data.signals.top_k import top_k
 
         kept = top_k(outputs.logits, self.k, self.temperatures)
         arrays = self._packed(kept)
-        arrays["codes"] = self._coarse(LowRankMap.of(statics).codes(outputs) - self._predicted_codes(arrays, statics))
+        arrays["codes"] = self._coarse(
+            LowRankMap.of(statics).codes(states_of(outputs)) - self._predicted_codes(arrays, statics)
+        )
         predicted, log_mass = self._predicted_values(arrays, statics, self._codes(arrays, statics))
         left = residuals(kept.values, predicted, log_mass)
         return {**arrays, "values": left if self.values == "float32" else pack_residuals(left, predicted, log_mass)}
