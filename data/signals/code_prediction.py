@@ -55,7 +55,8 @@ class CodeRegression:
         ridge = _RIDGE * self._gram.diagonal()
         # A feature that is 0 throughout, such as the row of an unused component, has weight 0.
         ridge = torch.where(ridge > 0, ridge, 1.0)
-        return torch.linalg.solve(self._gram + ridge.diag(), self._moments).float()
+        found: Tensor = torch.linalg.solve(self._gram + ridge.diag(), self._moments)
+        return found.float()
 
 
 def _features(ids: Tensor, odds: Tensor, basis: Tensor) -> Tensor:

@@ -27,8 +27,8 @@ _LEAST_SHARE = 1e-10
 """Share of the largest eigenvalue: directions with less are not inverted."""
 _ROWS = 2**13
 """Rows of a head processed at once in float64: a whole head of a large vocabulary would take gigabytes."""
-_COMPARED_TOKENS = 4096
-"""Tokens on which the two maps from codes to logits are compared."""
+_COMPARED_SHARE = 4
+"""The two maps from codes to logits are compared on one token of so many, which the regression is not fitted to."""
 
 
 @dataclass(frozen=True)
@@ -148,16 +148,26 @@ def states_of(outputs: TeacherOutputs) -> Tensor:
     return torch.cat(list(outputs.last.values()), dim=-1)
 
 
-def _tokens(sample: Iterable[TeacherOutputs]) -> Iterator[tuple[Tensor, Tensor]]:
+def _tokens(sample: Iterable[TeacherOutputs], compared: bool | None = None) -> Iterator[tuple[Tensor, Tensor]]:
     """The sample a few tokens at a time: states [n, W] and logits [n, V] in float32.
 
     These are copies, so that a reference to the last of them does not keep all logits of a pass, up to a gigabyte.
+
+    Args:
+        sample: all outputs.
+        compared: yield only the tokens on which maps are compared, or only the others; default: all.
     """
+    first = 0
     for outputs in sample:
         states, start = states_of(outputs).flatten(0, -2), 0
         for few in token_chunks(outputs.logits.flatten(0, -2)):
-            yield states[start : start + len(few)].float(), few.to(torch.float32, copy=True)
+            rows = torch.arange(start, start + len(few), device=few.device)
             start += len(few)
+            if compared is not None:
+                # By the place in the whole sample, so that the choice does not depend on how it is cut into passes.
+                rows = rows[((first + rows) % _COMPARED_SHARE == 0) == compared]
+            yield states[rows].float(), few[rows - (start - len(few))].float()
+        first += start
         del outputs, few
 
 
@@ -204,7 +214,7 @@ def _root_and_inverse(matrix: Tensor) -> tuple[Tensor, Tensor]:
 def _regressed(sample: Iterable[TeacherOutputs], plain: LowRankMap) -> LowRankMap:
     """The map whose logits are closest to the centred log-probabilities: least squares for every token, float64."""
     gram, moments = torch.zeros(()), torch.zeros(())
-    for states, logits in _tokens(sample):
+    for states, logits in _tokens(sample, compared=False):
         codes = plain.codes(states)
         design = torch.cat([codes, torch.ones_like(codes[:, :1])], dim=-1)
         centred = logits - logits.mean(dim=-1, keepdim=True)
@@ -222,7 +232,7 @@ def _error(
 ) -> float:
     """KL in nats a token that is left of the tokens outside the k most probable, a mean over the temperatures."""
     total, count = 0.0, 0
-    for states, logits in _tokens(sample):
+    for states, logits in _tokens(sample, compared=True):
         device = logits.device
         codes = found.codes(states)
         approximate = torch.addmm(found.centre.to(device), codes, found.basis.to(device).T)
@@ -235,6 +245,4 @@ def _error(
             difference = torch.where(outside > -math.inf, outside.exp() * (outside - others), 0.0)
             total += float(difference.sum()) / len(temperatures)
         count += len(logits)
-        if count >= _COMPARED_TOKENS:
-            break
     return total / count
