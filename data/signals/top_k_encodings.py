@@ -148,7 +148,7 @@ class LowRankEncoding(TopKEncoding):
         """
         import torch
 
-        from palenka.data.signals.code_prediction import CodeRegression
+        from palenka.data.signals.code_prediction import CodeRegression, gains
         from palenka.data.signals.low_rank import measure, states_of
         from palenka.data.signals.top_k import log_odds, top_k
 
@@ -159,7 +159,9 @@ class LowRankEncoding(TopKEncoding):
             if kept.ids is not None:
                 regression.add(kept.ids.cpu(), log_odds(kept.log_tail).cpu(), found.codes(states_of(outputs)).cpu())
         errors_left = torch.tensor([errors.get(name, torch.nan) for name in ("head", "regression")])
-        return {**vars(found), "errors": errors_left, "prediction": regression.weights()}
+        prediction, variance = regression.finish()
+        added = {"errors": errors_left, "prediction": prediction, "gain": gains(variance, self.step)}
+        return {**vars(found), **added}
 
     def encode(self, outputs: TeacherOutputs, statics: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """See `LogitEncoding`."""
@@ -215,7 +217,10 @@ class LowRankEncoding(TopKEncoding):
 
     def _codes(self, arrays: Mapping[str, Tensor], statics: Mapping[str, Tensor]) -> Tensor:
         """All codes, at T = 1: the prediction and the stored residuals."""
-        return self._predicted_codes(arrays, statics) + self._fine(arrays["codes"])
+        residuals = arrays["codes"]
+        if self.codes == "int8":
+            residuals = residuals.float() * (self.step * statics["gain"])
+        return self._predicted_codes(arrays, statics) + residuals
 
     def _predicted_codes(self, arrays: Mapping[str, Tensor], statics: Mapping[str, Tensor]) -> Tensor:
         """The codes predicted from the kept tokens, [..., r]; 0 where all tokens are kept."""
@@ -245,9 +250,6 @@ class LowRankEncoding(TopKEncoding):
         from palenka.data.signals.rounding import to_int8
 
         return codes if self.codes == "float32" else to_int8(codes / self.step)
-
-    def _fine(self, codes: Tensor) -> Tensor:
-        return codes if self.codes == "float32" else codes.float() * self.step
 
 
 def _no_more(asked: int | None, kept: int, name: str, subject: str) -> int:

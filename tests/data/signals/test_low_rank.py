@@ -160,7 +160,7 @@ def test_a_capture_keeps_what_it_measured_and_goes_on_with_it(
     capture(settings)
     assert contents(settings.output) == whole
     cache = TeacherCache(settings.output)
-    assert set(cache.measured.statics) == {"mean", "project", "basis", "centre", "errors", "prediction"}
+    assert set(cache.measured.statics) == {"mean", "project", "basis", "centre", "errors", "prediction", "gain"}
     found = cache.read(0, np.arange(20, dtype=np.int64)).at(2.0)
     everything = found.log_probabilities(cache.manifest.vocabulary_size).exp().sum(-1)
     torch.testing.assert_close(everything, torch.ones_like(everything), rtol=0, atol=1e-5)
