@@ -19,6 +19,7 @@ from palenka.data.signals.cache import TeacherCache
 from palenka.data.signals.cache_writer import CacheWriter, create_cache, is_begun
 from palenka.data.signals.encodings import LowRankEncoding, SampledEncoding, TopKEncoding
 from palenka.data.signals.hidden import ComponentsEncoding, HiddenLayers
+from palenka.data.signals.low_rank import LowRankOthers
 from palenka.data.signals.manifest import CacheManifest, TeacherIdentity, blosc_of, windows_per_shard
 from palenka.data.signals.store import Measured, chunk_windows, damage_of_shard, read_manifest
 from palenka.data.windows import WindowRule, gather
@@ -228,10 +229,10 @@ def test_less_is_read_than_was_kept(kind: str, capture_settings: CaptureSettings
             size = whole.manifest.vocabulary_size
             torch.testing.assert_close(found.log_probabilities(size).exp().sum(-1), torch.ones(found.log_tail.shape))
             assert found.others is not None
-            codes = torch.from_numpy(whole.codes(0, slots)["logits/codes"][..., :2].copy())
+            assert isinstance(all_kept.others, LowRankOthers)
             statics = whole.measured.statics
-            exact = statics["centre"] + codes @ statics["basis"][:, :2].T
-            torch.testing.assert_close(found.others.logits(), exact / temperature, rtol=1e-4, atol=1e-4)
+            exact = statics["centre"] / temperature + all_kept.others.codes[..., :2] @ statics["basis"][:, :2].T
+            torch.testing.assert_close(found.others.logits(), exact, rtol=1e-4, atol=1e-4)
 
 
 def test_more_than_was_kept_is_not_read() -> None:
