@@ -19,7 +19,7 @@ from palenka.data.signals.cache import TeacherCache
 
 FRACTION, EPOCHS = 0.02, 1
 ENCODINGS: dict[str, dict[str, Any]] = {
-    "low rank, 7 and 64": {"kind": "low_rank", "k": 6, "rank": 48},
+    "low rank, 7 and 64": {"kind": "low_rank", "k": 7, "rank": 64},
     "topk 32": {"kind": "topk", "k": 32},
     "32 draws at T=1": {"kind": "sampled", "draws": 32, "temperatures": [1.0]},
     "32 draws at T=2": {"kind": "sampled", "draws": 32, "temperatures": [2.0]},
