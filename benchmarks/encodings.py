@@ -24,10 +24,14 @@ TEMPERATURES = (1.0, 2.0)
 ENCODINGS: dict[str, LogitEncoding] = {
     **{f"top {k}": TopKEncoding(k=k) for k in (8, 32, 128)},
     "top 32, float32": TopKEncoding(k=32, values="float32"),
-    **{f"top {k} and rank {rank}": LowRankEncoding(k=k, rank=rank) for k in (6, 8, 16) for rank in (16, 32, 48)},
-    "top 8 and rank 32, step 0.12": LowRankEncoding(k=8, rank=32, step=0.12),
-    "top 6 and rank 48, float32": LowRankEncoding(codes="float32", values="float32"),
-    **{f"50 draws at T = {t:g}": SampledEncoding(draws=50, temperatures=(t,)) for t in TEMPERATURES},
+    **{f"top {k} and rank {rank}": LowRankEncoding(k=k, rank=rank) for k in (4, 7, 16) for rank in (16, 32, 64)},
+    "top 7 and rank 64, step 0.1": LowRankEncoding(step=0.1),
+    "top 7 and rank 64, float32": LowRankEncoding(codes="float32", values="float32"),
+    **{
+        f"{draws} draws at T = {t:g}": SampledEncoding(draws=draws, temperatures=(t,))
+        for draws in (12, 50)
+        for t in TEMPERATURES
+    },
 }
 
 
