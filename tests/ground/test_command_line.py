@@ -120,7 +120,7 @@ def test_lists_groups_and_numbers_are_written_as_in_yaml(student: str) -> None:
         (["--logits.kind", "sampled"], None, 50),
         (["--logits.kind=sampled", "--logits.draws=20"], None, 20),
         (["--logits.kind", "topk"], 32, None),
-        ([], 6, None),
+        ([], 7, None),
     ],
 )
 def test_defaults_may_depend_on_what_is_given(arguments: list[str], k: int | None, draws: int | None) -> None:
