@@ -80,6 +80,7 @@ def student_of(given: argparse.Namespace, arm: str, output: Path) -> TrainSettin
     plain |= {"corpus": given.corpus, "output": output, "epochs": 1, "log_every": 1}
     plain |= {"global_batch": given.windows, "micro_batch": given.windows, "fraction": fraction_of(given)}
     plain |= {"validation": {"windows": 1}, "precision": given.precision}
+    plain["optimizer"] |= {"warmup_steps": 1}  # the file's own is longer than these few steps
     captured = captures_of(given)
     if arm == "control":
         plain |= {"teachers": {}, "objective": {"hard": 1.0}}
