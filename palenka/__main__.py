@@ -19,7 +19,7 @@ _PROGRAMS = {
     "eval": ("palenka.eval.__main__", "measure a model"),
     "generate": ("palenka.generate", "let a model go on with the beginning of a text"),
     "report": ("palenka.report.__main__", "write a page about runs, caches and results"),
-    "status": ("palenka.status", "list runs, caches and grids: done, running, interrupted or damaged"),
+    "status": ("palenka.status", "list runs, caches and grids, and how far each is"),
     "configs": ("palenka.config_files", "list the YAML files that come with Palenka, copy some to change and run"),
     "study": ("palenka.study", "run all stages of a study, from raw text to a report"),
     "grid": ("palenka.grid.__main__", "train many students over shared caches, rank them, train the best again"),

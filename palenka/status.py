@@ -4,8 +4,10 @@ done          finished; damage is noticed by file sizes, contents are not read
 running       a process holds its lock
 interrupted   begun, and no process continues it
 damaged       a file is missing, or differs from its record
+unknown       made with a plug-in that was not named (--plugins)
 """
 
+import glob
 import json
 import os
 import sys
@@ -19,18 +21,18 @@ from pydantic import Field
 
 from palenka.ground.command_line import parse, run
 from palenka.ground.console import console, plain_table
-from palenka.ground.errors import UserError
+from palenka.ground.errors import NeedsPluginsError, UserError
 from palenka.ground.files import is_partial
 from palenka.ground.lock import holder_of
 from palenka.ground.progress import info
 from palenka.ground.records import damage_of
 from palenka.ground.settings import Printing
 
-State = Literal["done", "running", "interrupted", "damaged"]
+State = Literal["done", "running", "interrupted", "damaged", "unknown"]
 
 
 class StatusSettings(Printing):
-    """List the runs, teacher caches and grids under some folders: done, running, interrupted, or damaged."""
+    """List the runs, teacher caches and grids under some folders: done, running, interrupted, damaged or unknown."""
 
     positional: ClassVar[tuple[str, ...]] = ("directories",)
 
@@ -45,7 +47,7 @@ class Status:
     Attributes:
         path: of its folder.
         kind: what it is.
-        state: done, running, interrupted or damaged.
+        state: done, running, interrupted, damaged, or unknown without a plug-in.
         detail: its progress, its process, or its damage.
     """
 
@@ -99,6 +101,8 @@ def _of_run(folder: Path) -> Status:
             best = f"validation {result.validation_cross_entropy:.4f} at step {result.best_step:,}"
             return Status(folder, "run", "done", f"{result.steps:,} steps, {best}")
         begun = Run(folder).so_far()
+    except NeedsPluginsError as error:
+        return Status(folder, "run", "running" if holder else "interrupted", str(error))
     except UserError as error:
         return Status(folder, "run", "damaged", str(error))
     if holder:
@@ -115,18 +119,25 @@ def _of_cache(folder: Path) -> Status:
         asked, captured = cache.asked, cache.committed()
         wanted = list(cache.manifest.shards(asked))
         damages = [damage for shard in captured if (damage := damage_of_shard(folder, shard, contents=False))]
+    except NeedsPluginsError as error:
+        return Status(folder, "cache", "running" if _holders_of_cache(folder) else "unknown", str(error))
     except UserError as error:
         return Status(folder, "cache", "damaged", str(error))
     far = f"{len(captured):,} of {len(wanted):,} shards" + (f", a fraction of {asked:g}" if asked < 1 else "")
-    parts = sorted(folder.parent.glob(f"{folder.name}.part-*.lock"))
-    holders = [holder for part in (folder, *(part.with_suffix("") for part in parts)) if (holder := holder_of(part))]
-    if holders:
+    if holders := _holders_of_cache(folder):
         return Status(folder, "cache", "running", f"{far}, by {', '.join(holders)}")
     if damages:
         return Status(folder, "cache", "damaged", f"{damages[0]} ({len(damages)} of {far}); capture it again")
     if not set(wanted) <= set(captured):
         return Status(folder, "cache", "interrupted", far)
     return Status(folder, "cache", "done", far)
+
+
+def _holders_of_cache(folder: Path) -> list[str]:
+    """The processes that write a cache, or parts of it."""
+    locks = folder.parent.glob(f"{glob.escape(folder.name)}.part-*.lock*")  # or .lock.holder, without flock
+    parts = {lock.with_name(lock.name.removesuffix(".holder").removesuffix(".lock")) for lock in locks}
+    return [holder for part in (folder, *sorted(parts)) if (holder := holder_of(part))]
 
 
 def _of_grid(folder: Path) -> Status:

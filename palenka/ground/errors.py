@@ -20,6 +20,10 @@ class UserError(Exception):
     """A mistake of the user's: a command prints its one sentence and exits with status 2."""
 
 
+class NeedsPluginsError(UserError):
+    """A file made with the user's plug-ins, none of which was named: it is not damaged, but cannot be understood."""
+
+
 def system_error(what: str, error: OSError) -> UserError:
     """An error of the operating system as a user's mistake, with a fitting remedy.
 

@@ -16,7 +16,7 @@ from pydantic import Field, GetCoreSchemaHandler, ValidationError, model_seriali
 from pydantic_core import InitErrorDetails, PydanticCustomError, core_schema
 
 from palenka.ground.errors import UserError, refusing
-from palenka.ground.settings import Settings
+from palenka.ground.settings import NOT_REGISTERED, Settings
 
 Entry = TypeVar("Entry")
 
@@ -115,7 +115,7 @@ class OneOf:
             return self.registry[names[0] if names else self.default].model_validate(given)
         kind = given.get(self.key, self.default)
         if not isinstance(kind, str) or kind not in self.registry:
-            raise _line_error("literal_error", _choices(self.registry), (self.key,), kind)
+            raise _line_error(NOT_REGISTERED, _choices(self.registry), (self.key,), kind)
         return self.registry[kind].model_validate({self.key: kind, **given})
 
     def choice(self, name: str) -> str:
@@ -143,7 +143,7 @@ class NameIn:
             ValueError: if nothing is registered under it; lists the names that exist.
         """
         if name not in self.registry:
-            raise PydanticCustomError("literal_error", "{text}", {"text": _choices(self.registry)})
+            raise PydanticCustomError(NOT_REGISTERED, "{text}", {"text": _choices(self.registry)})
         return name
 
     def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:

@@ -2,6 +2,7 @@
 
 import os
 import re
+import sys
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -21,7 +22,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from palenka.ground.errors import UserError
+from palenka.ground.errors import NeedsPluginsError, UserError
 from palenka.ground.files import read_text, size_of, write_whole
 from palenka.ground.plain_yaml import load_yaml
 
@@ -47,6 +48,8 @@ def seconds_of(duration: str) -> int:
 Duration = Annotated[str, AfterValidator(_require_duration)]
 """A time in seconds, minutes or hours: 90s, 10m, 2h."""
 
+NOT_REGISTERED = "not_registered"
+"""The type of pydantic's error for a name that no registry knows, which a plug-in may register."""
 _LONGEST_BYTES = 2**20
 """Maximum bytes of a file of settings."""
 _BOUND = 2**53
@@ -173,6 +176,7 @@ def read_as(schema: type[Schema], content: Mapping[str, object], source: Path) -
     """The contents of one of our files as a typed record.
 
     Raises:
+        NeedsPluginsError: if it was made with plug-ins that are not imported.
         UserError: if something in it is missing, unknown or of the wrong type; with the file and the field.
     """
     try:
@@ -181,9 +185,15 @@ def read_as(schema: type[Schema], content: Mapping[str, object], source: Path) -
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
         what = f"{field}: {first['msg'].lower()}" if field else first["msg"]
+        plugins = content.get("plugins")
+        missing = [str(name) for name in plugins if name not in sys.modules] if isinstance(plugins, list) else []
+        if first["type"] == NOT_REGISTERED:
+            what = f"{field} is {first['input']!r}, which comes from a plug-in"
+            missing = missing or ["MODULE"]
+        if missing:
+            remedy = f"it was made with plugins of yours: give --plugins {' '.join(missing)}"
+            raise NeedsPluginsError(f"{source} cannot be read: {what}; {remedy}") from None
         remedy = "make it again, or leave its folder out"
-        if plugins := content.get("plugins"):  # they may be missing here, or be others today
-            remedy += f"; its plugins are {plugins}: give them with --plugins"
         raise UserError(f"{source} cannot be read: {what}; {remedy}") from None
 
 

@@ -222,8 +222,9 @@ def test_plugins_are_imported_before_settings_are_read(
 @pytest.mark.parametrize(
     ("plugins", "remedy"),
     [
-        (["mine", "other"], r"its plugins are \['mine', 'other'\]: give them with --plugins$"),
-        ([], "leave its folder out$"),
+        (["mine", "other"], "give --plugins mine other$"),
+        (["mine", "json"], "give --plugins mine$"),
+        ([], "make it again"),
     ],
 )
 def test_a_record_that_needs_plugins_says_so(plugins: list[str], remedy: str) -> None:

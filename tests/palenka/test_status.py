@@ -11,6 +11,8 @@ import pytest
 from palenka.__main__ import main
 from palenka.cache_teachers.capture import capture
 from palenka.cache_teachers.settings import CaptureSettings
+from palenka.data.signals.encoding import ENCODINGS
+from palenka.ground.holder_file import HolderFile
 from palenka.ground.lock import sole_writer
 from palenka.train_student.settings import TrainSettings
 from palenka.train_student.train import train
@@ -74,6 +76,39 @@ def test_a_fraction_that_was_asked_for_is_a_whole_cache(
         assert statuses(tmp_path, capsys)["cache"][1:] == ("done", "2 of 2 shards, a fraction of 0.1")
     (output / "commits" / "1-0.json").unlink()
     assert statuses(tmp_path, capsys)["cache"][1:] == ("interrupted", "1 of 2 shards, a fraction of 0.1")
+
+
+def test_what_a_plug_in_made_is_not_damaged_without_it(
+    folder: Path,
+    capture_settings: CaptureSettings,
+    settings_of_run: Callable[..., TrainSettings],
+    plug_in: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with monkeypatch.context() as named:
+        named.setattr(ENCODINGS, "_entries", dict(ENCODINGS))
+        plug_in(Path(__file__).parents[1] / "plugins", "toy_encoding")
+        output = folder / "[own] cache"
+        capture(
+            CaptureSettings.model_validate(
+                capture_settings.as_plain() | {"output": str(output), "logits": {"kind": "whole"}}
+            )
+        )
+        assert statuses(folder, capsys)[output.name] == ("cache", "done", "2 of 2 shards")
+    kind, state, detail = statuses(folder, capsys)[output.name]
+    assert (kind, state) == ("cache", "unknown")
+    assert f"{output} cannot be read: logits.kind is 'whole', which comes from a plug-in; " in detail
+    assert detail.endswith("give --plugins MODULE")
+    with HolderFile(folder / f"{output.name}.part-1-of-2.lock.holder", output).held(wait=False):
+        assert statuses(folder, capsys)[output.name][1] == "running"
+    config = folder / "part" / "config.yaml"
+    config.write_text(
+        "plugins: [last_cosine]\n" + config.read_text().replace("objective:\n", "objective:\n  last_cosine: 1\n")
+    )
+    kind, state, detail = statuses(folder, capsys)["part"]
+    assert (kind, state) == ("run", "interrupted")
+    assert detail.endswith("give --plugins last_cosine")
 
 
 def test_a_grid_is_one_line_with_its_points_counted(
