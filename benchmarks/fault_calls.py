@@ -39,9 +39,18 @@ class LivesOnError(Exception):
 
 
 def call(
-    arguments: Sequence[str], meanwhile: Callable[[], None] | None = None, kill_after: float | None = None
+    arguments: Sequence[str],
+    meanwhile: Callable[[], None] | None = None,
+    kill_after: float | None = None,
+    confine: Callable[[], None] | None = None,
 ) -> Ended:
     """A command in a process of its own, forked from this one.
+
+    Args:
+        arguments: of `palenka`.
+        meanwhile: called here while it runs.
+        kill_after: these seconds.
+        confine: called there before it begins.
 
     Raises:
         LivesOnError: if a process of it is there at its end.
@@ -50,7 +59,7 @@ def call(
     began = time.perf_counter()
     child = os.fork()
     if not child:
-        _become(arguments, write)
+        _become(arguments, write, confine)
     os.close(write)
     if meanwhile is not None:
         meanwhile()
@@ -79,7 +88,7 @@ def call(
     return Ended(status, said.decode(errors="replace"), time.perf_counter() - began)
 
 
-def _become(arguments: Sequence[str], write: int) -> None:
+def _become(arguments: Sequence[str], write: int, confine: Callable[[], None] | None) -> None:
     """Run a command in this forked process, which leads a session of its own, and end with it."""
     os.setsid()
     for number in (1, 2):
@@ -88,6 +97,8 @@ def _become(arguments: Sequence[str], write: int) -> None:
     with contextlib.suppress(BaseException):
         sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", 1, errors="backslashreplace")
         try:
+            if confine is not None:
+                confine()
             ending = palenka(list(arguments))
         except SystemExit as end:
             ending = int(end.code or 0)

@@ -32,7 +32,7 @@ import torch
 from benchmarks.fault_calls import Ended, Launch, LivesOnError, call
 from benchmarks.fault_stages import NOT_DAMAGED, Stage, Workshop, files_of
 
-_BEFORE_THE_FORKS = (
+BEFORE_THE_FORKS = (
     *("matplotlib.pyplot", "pyarrow.compute", "pyarrow.parquet", "transformers.models.llama.modeling_llama", "zarr"),
     *("palenka.data.text.prepare", "palenka.cache_teachers.capture", "palenka.train_student.train", "palenka.export"),
     *("palenka.eval.__main__", "palenka.eval.measure", "palenka.eval.compare", "palenka.eval.tables"),
@@ -286,7 +286,7 @@ def main() -> None:
     parser.add_argument("--record", type=Path)
     given = parser.parse_args()
     torch.set_num_threads(1)
-    for module in _BEFORE_THE_FORKS:
+    for module in BEFORE_THE_FORKS:
         importlib.import_module(module)
     folder = given.folder.absolute()
     log = folder / "done.jsonl"

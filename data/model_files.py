@@ -31,6 +31,10 @@ MODEL_RECORD = "model.commit.json"
 _NOT_IDENTITY = ("_name_or_path", "dtype", "torch_dtype", "transformers_version")
 
 
+MOST_LAYERS = 1000
+"""Transformers takes milliseconds for each, even before it reads a weight."""
+_DROPOUTS = ("dropout", "pdrop", "dropout_prob", "dropout_rate", "dropout_p")
+"""Ends of names of probabilities in configurations."""
 _POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx")
 """Names of the number of positions in configurations; a model without a bound has none of them."""
 
@@ -99,7 +103,27 @@ def config_of(directory: Path) -> PretrainedConfig:
         )
     with _refusing(directory):
         config: PretrainedConfig = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    require_bounds(f"model {directory}", config)
     return config
+
+
+def require_bounds(subject: str, config: PretrainedConfig) -> None:
+    """Refuse a configuration whose model would take hours to build, or drops out with an impossible probability.
+
+    Args:
+        subject: the model, as the sentence's subject.
+        config: of it.
+
+    Raises:
+        UserError: with the field.
+    """
+    text = config.get_text_config()
+    layers = getattr(text, "num_hidden_layers", None)
+    if isinstance(layers, int) and layers > MOST_LAYERS:
+        raise UserError(f"{subject} has num_hidden_layers {layers:,}, but {MOST_LAYERS:,} at most are built; fix that")
+    for name, value in text.to_dict().items():
+        if name.endswith(_DROPOUTS) and isinstance(value, int | float) and not 0 <= value <= 1:
+            raise UserError(f"{subject} has {name} {value}, but it should be a probability; fix that")
 
 
 def positions_of(config: PretrainedConfig) -> int | None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 
 from palenka.ground.command_line import parse, run
-from palenka.ground.errors import UserError
+from palenka.ground.errors import UserError, refusing
 from palenka.ground.processes import Device
 from palenka.ground.settings import Printing
 
@@ -130,7 +130,8 @@ def _added(model: "EvaluatedModel", tokens: list[int], count: int, settings: Gen
             raise UserError(f"model {model.directory} gives logits that are not finite; it is broken")
         return scores
 
-    with torch.random.fork_rng(), torch.inference_mode():
+    reads = refusing(f"model {model.directory} cannot generate", "see its config.json and generation_config.json")
+    with torch.random.fork_rng(), torch.inference_mode(), reads:
         torch.manual_seed(seed)
         made = loaded.generate(
             given, attention_mask=torch.ones_like(given), generation_config=config, logits_processor=[finite]

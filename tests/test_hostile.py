@@ -5,6 +5,7 @@ import io
 import json
 import os
 import resource
+import shutil
 import string
 import sys
 import time
@@ -18,6 +19,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from palenka.__main__ import main
+from palenka.data.corpus import Corpus
 
 SECONDS = 10
 MOST_BYTES = 2 * 2**30
@@ -227,6 +229,32 @@ def test_records_that_are_none_are_refused(text: str, tmp_path: Path) -> None:
     outcome("eval", "compare", str(tmp_path / "x.json"), str(tmp_path / "x.json"))
     outcome("report", str(tmp_path), "--out", str(tmp_path / "report.html"))
     outcome("export", str(tmp_path), "--out", str(tmp_path / "exported"))
+
+
+MODELS = [
+    ("config.json", "num_hidden_layers", 2**63, "num_hidden_layers 9,223,372,036,854,775,808, but 1,000 at most"),
+    ("config.json", "attention_dropout", 1e9, "attention_dropout 1000000000.0, but it should be a probability"),
+    ("generation_config.json", "bos_token_id", 2**70, "cannot generate"),
+    ("tokenizer_config.json", "model_max_length", [1], "the tokenizer in "),
+]
+
+
+@pytest.mark.parametrize(("name", "field", "value", "told"), MODELS)
+def test_files_of_models_are_refused(
+    name: str, field: str, value: Any, told: str, teacher: Path, tmp_path: Path
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(teacher, model)
+    content = json.loads((model / name).read_text()) | {field: value}
+    (model / name).write_text(json.dumps(content))
+    assert told in outcome("generate", str(model), "--prompt", "a", "--tokens", "2", "--device", "cpu")
+
+
+def test_fields_of_configurations_have_bounds(corpus: Corpus, tmp_path: Path) -> None:
+    run = RUN | {"corpus": str(corpus.directory), "output": str(tmp_path / "run")}
+    for field in ({"num_hidden_layers": 10**5}, {"attention_dropout": 7.0}):
+        (tmp_path / "run.yaml").write_text(yaml.safe_dump(run | {"model": {"model_type": "qwen3", **field}}))
+        assert f"qwen3 has {next(iter(field))}" in outcome("train", str(tmp_path / "run.yaml"))
 
 
 def test_names_with_markup_are_printed_as_they_are(tmp_path: Path) -> None:

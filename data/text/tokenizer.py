@@ -80,6 +80,7 @@ def load_tokenizer(directory: Path) -> "PreTrainedTokenizerFast":
         f"the tokenizer in {directory} cannot be read", "save it again with save_pretrained, as tokenizer.json"
     ):
         tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+        tokenizer(_PROBE, verbose=False)  # some mistakes in its files show only now
     # A tokenizer in Python has no pipeline to compare, and does not run on all cores.
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise UserError(

@@ -44,6 +44,8 @@ class ConfiguredModel(StudentModel):
         """See `StudentModel`."""
         from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING
 
+        from palenka.data.model_files import require_bounds
+
         types = [name for name, kind in CONFIG_MAPPING.items() if kind in MODEL_FOR_CAUSAL_LM_MAPPING]
         if self.model_type not in types:
             raise UserError(
@@ -63,6 +65,7 @@ class ConfiguredModel(StudentModel):
                 )
         with building(self.summary()):
             config: PretrainedConfig = kind(**self.fields, vocab_size=vocabulary_size, **special_tokens)
+        require_bounds(f"model: {self.summary()}", config)
         return config
 
     def summary(self) -> str:
