@@ -10,11 +10,14 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from palenka.__main__ import main as palenka
 
 LIMIT_SECONDS = 120
 PATIENCE_SECONDS = 30
+Target = Literal["all", "launcher", "group", "any"]
+"""Processes of a launch: all, the one that launched the others, its process group, or any one."""
 LAUNCHED = {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
 """Environment of launched commands: one thread, as forked ones have."""
 
@@ -132,14 +135,25 @@ class Launch:
         )
         self.mine = {self._process.pid}
 
-    def kill(self, draw: random.Random) -> bool:
-        """Kill all its processes, the one that launched the others, or any one; False where it has ended already."""
-        if self._process.poll() is not None:
+    def is_running(self) -> bool:
+        """Whether the process that launched the others has not ended."""
+        return self._process.poll() is None
+
+    def send(self, number: signal.Signals, to: Target, draw: random.Random) -> bool:
+        """Send a signal; False where the launch has ended already."""
+        if not self.is_running():
             return False
         self.mine |= {*named(self._folder)}
+        if to == "group":
+            os.killpg(self._process.pid, number)
+            return True
         there = sorted(self.mine)
-        _kill(draw.choice([there, [self._process.pid], [draw.choice(there)]]))
+        _send({"all": there, "launcher": [self._process.pid], "any": [draw.choice(there)]}[to], number)
         return True
+
+    def kill(self, draw: random.Random) -> bool:
+        """Kill all its processes, the one that launched the others, or any one; False where it has ended already."""
+        return self.send(signal.SIGKILL, draw.choice(["all", "launcher", "any"]), draw)
 
     def end(self) -> Ended:
         """Wait for its end."""
@@ -194,6 +208,10 @@ def _fields(stat: Path) -> list[str]:
 
 
 def _kill(processes: Sequence[int]) -> None:
+    _send(processes, signal.SIGKILL)
+
+
+def _send(processes: Sequence[int], number: signal.Signals) -> None:
     for process in processes:
         with contextlib.suppress(ProcessLookupError):
-            os.kill(process, signal.SIGKILL)
+            os.kill(process, number)

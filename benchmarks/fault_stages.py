@@ -6,6 +6,7 @@ What a stage made is compared file by file, without the times that records tell.
 import json
 import random
 import re
+import shutil
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -95,6 +96,22 @@ class Workshop:
 
     folder: Path
     stages: list[Stage] = field(default_factory=list)
+
+    @classmethod
+    def made(cls, folder: Path) -> "tuple[Workshop, dict[str, float]]":
+        """A new one with all stages that run in one process, and their seconds by what they make."""
+        shutil.rmtree(folder, ignore_errors=True)
+        workshop = cls(folder)
+        workshop.write_text()
+        workshop.plan()
+        workshop.stages = [stage for stage in workshop.stages if not stage.launched]
+        return workshop, workshop.make_everything()
+
+    def launches(self) -> "list[Stage]":
+        """The stages with processes of their own; their files of settings are there."""
+        whole = Workshop(self.folder)
+        whole.plan()
+        return [stage for stage in whole.stages if stage.launched]
 
     def at(self, name: str) -> Path:
         """Where something is."""

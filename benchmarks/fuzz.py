@@ -3,8 +3,8 @@
     python -m benchmarks.fuzz --folder FOLDER --cases 200
 
 Each case is a whole command with something hostile in it (`fuzz_cases.py`), forked from this process once torch is
-loaded. It must end within 10 s, with at most 2 GB beside what was loaded, with status 0, or 2 and one sentence, or 1
-where a grid's points failed: no traceback, no abort, no temporary file, no process left. The seed decides all cases;
+loaded. It must end with status 0, or 2 and one sentence within 10 s, or 1 where a grid's points failed, and need at
+most 2 GB beside what was loaded: no traceback, no abort, no temporary file, no process left. The seed decides all cases;
 `--only KIND:NUMBER` repeats one.
 """
 
@@ -34,8 +34,8 @@ from tests.test_hostile import VALUES
 
 SECONDS = 10.0
 MOST_BYTES = 2 * 2**30
-_LIMIT_SECONDS = 30.0
-"""After which a case that should have ended is killed."""
+_LIMIT_SECONDS = 120.0
+"""After which a case is killed; a hostile number may be a right one, and its work long."""
 
 
 def values(count: int, seed: int) -> list[Any]:
@@ -79,7 +79,7 @@ def fault_of(ended: Ended, command: Sequence[str], folder: Path) -> str | None:
         return f"status {ended.status}: {ended.said[-1500:]}"
     if ended.status == 2 and (len(sentences) != 1 or ended.said.rstrip().splitlines()[-1:] != sentences):
         return f"{len(sentences)} sentences: {ended.said[-500:]}"
-    if ended.seconds > SECONDS:
+    if ended.status == 2 and ended.seconds > SECONDS:
         return f"it took {ended.seconds:.1f} s"
     return f"it left {left}" if left else None
 
@@ -104,14 +104,7 @@ def main() -> None:
     torch.set_num_threads(1)
     for module in BEFORE_THE_FORKS:
         importlib.import_module(module)
-    workshop = Workshop(given.folder.absolute() / "workshop")
-    if not workshop.folder.exists():
-        workshop.write_text()
-        workshop.plan()
-        workshop.stages = [stage for stage in workshop.stages if not stage.launched]
-        workshop.make_everything()
-    else:
-        workshop.plan()
+    workshop, _ = Workshop.made(given.folder.absolute() / "workshop")
     hostile = values(2000, given.seed)
     folder = given.folder.absolute() / "trial"
     counts: dict[str, Counter[str]] = {kind: Counter() for kind in given.kinds}

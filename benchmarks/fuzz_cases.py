@@ -63,7 +63,11 @@ ROWS: Mapping[str, Sequence[dict[str, Any]]] = {
 }
 """Rows of a suite's file, or of a source of text."""
 MORE: tuple[tuple[str, ...], ...] = (
-    *(("cache", "inspect", "AT/cache-topk"), ("cache", "plan", "AT/cache-topk.yaml", "--output", "OUT"), ("status", "AT")),
+    *(
+        ("cache", "inspect", "AT/cache-topk"),
+        ("cache", "plan", "AT/cache-topk.yaml", "--output", "OUT"),
+        ("status", "AT"),
+    ),
     *(("cache", "verify", "--config", "AT/cache-topk.yaml", "--output", "AT/cache-topk"), ("configs", "list")),
     *(("parameters", "AT/student.yaml"), ("configs", "copy", "demo", "OUT"), ("data", "fetch", "babylm")),
     *(("train", "AT/student.yaml", "--plan"), ("data", "convert", "x.gguf"), ("train", "AT/student.yaml", "--dry_run")),

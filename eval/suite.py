@@ -59,6 +59,8 @@ class Conditions(Settings):
     def _seeds_differ(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
         if len(set(seeds)) < len(seeds):
             raise ValueError(f"seeds are {list(seeds)}, but each should be given once")
+        if wrong := [seed for seed in seeds if not 0 <= seed < 2**32]:  # NumPy's bound
+            raise ValueError(f"seeds has {wrong[0]}, but each should be from 0 to 2^32 - 1")
         return seeds
 
 

@@ -147,6 +147,16 @@ def test_numbers_have_bounds(option: str, number: float, tmp_path: Path) -> None
     assert option.split(".")[-1] in outcome("train", str(tmp_path / "run.yaml"), f"--{option}", str(number))
 
 
+@pytest.mark.parametrize("seeds", [[str(2**53)], [str(2**32)], ["1", "-1"], ["1" * 30]])
+def test_numbers_in_lists_have_bounds(seeds: list[str], tmp_path: Path) -> None:
+    said = outcome(
+        "eval", "none", "--suite", "glue", "--data", "none", "--out", str(tmp_path / "x.json"), "--seeds", *seeds
+    )
+    assert "seeds" in said
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(RUN))
+    assert "revisions" in outcome("train", str(tmp_path / "run.yaml"), "--revisions", seeds[-1] * 4)
+
+
 def test_a_vocabulary_has_a_bound(tmp_path: Path) -> None:
     (tmp_path / "corpus.yaml").write_text(yaml.safe_dump(CORPUS))
     assert "vocabulary_size" in outcome("data", "prepare", str(tmp_path / "corpus.yaml"), "--vocabulary_size", "1" * 13)

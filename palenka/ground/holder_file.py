@@ -7,6 +7,7 @@ clock of the file system, since the clocks of two hosts may differ.
 
 import json
 import os
+import signal
 import socket
 import threading
 import time
@@ -140,7 +141,13 @@ class HolderFile:
         aside.path.unlink(missing_ok=True)
 
     def _beat(self, ended: threading.Event) -> None:
+        """Show that this process lives; stop it if another took the lock over while it was suspended."""
         while not ended.wait(HEARTBEAT_SECONDS):
+            found = self._read()
+            if found.get("token", self._mine["token"]) != self._mine["token"]:
+                info(f"this process was silent for too long: {self.output} is now written by {found.get('name')}")
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
             try:
                 os.utime(self.path)
             except OSError:

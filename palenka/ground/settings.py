@@ -146,8 +146,9 @@ class Settings(BaseModel):
     @field_validator("*")
     @classmethod
     def _whole_numbers_have_a_bound(cls, value: Any) -> Any:  # noqa: ANN401 - of any field
-        if isinstance(value, int) and abs(value) >= _BOUND:
-            raise PydanticCustomError("bound", "Input should be a whole number below 2^53")
+        for number in _whole_numbers(value):
+            if abs(number) >= _BOUND:
+                raise PydanticCustomError("bound", "Input should be a whole number below 2^53")
         return value
 
     @field_validator("*")
@@ -247,6 +248,15 @@ def _texts(value: Any) -> Iterator[str]:  # noqa: ANN401 - whatever was given
     elif isinstance(value, list | tuple):
         for inner in value:
             yield from _texts(inner)
+
+
+def _whole_numbers(value: Any) -> Iterator[int]:  # noqa: ANN401 - of any field
+    """Every whole number in a value, inside any lists and mappings."""
+    if isinstance(value, int):
+        yield value
+    elif isinstance(value, Mapping | list | tuple):
+        for inner in value.values() if isinstance(value, Mapping) else value:
+            yield from _whole_numbers(inner)
 
 
 def _is_unicode(text: str) -> bool:

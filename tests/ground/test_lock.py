@@ -22,6 +22,7 @@ from palenka.ground import holder_file
 from palenka.ground.errors import UserError
 from palenka.ground.holder_file import HolderFile
 from palenka.ground.lock import sole_writer
+from palenka.ground.stopping import Stopped, stopped_at_once
 
 HOLD = """
 import signal, sys
@@ -217,6 +218,27 @@ def test_a_holders_file_is_of_a_process_that_lives(tmp_path: Path, monkeypatch: 
             time.sleep(0.02)
         assert path.stat().st_mtime > silent
     assert not list(tmp_path.iterdir())
+
+
+def test_a_holder_that_was_suspended_for_too_long_stops(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, output = tmp_path / "run.lock.holder", tmp_path / "run"
+    monkeypatch.setattr(holder_file, "HEARTBEAT_SECONDS", 0.01)
+    theirs = {"name": "process 7 on elsewhere", "token": "another"}
+
+    def hold() -> None:
+        with stopped_at_once(), HolderFile(path, output).held(wait=False):
+            path.unlink()  # by hand: nobody else has it
+            time.sleep(0.1)
+            path.write_text(json.dumps(theirs))
+            time.sleep(10)
+
+    with pytest.raises(Stopped) as stop:
+        hold()
+    assert stop.value.status == 143
+    assert f"{output} is now written by process 7 on elsewhere" in " ".join(capsys.readouterr().err.split())
+    assert json.loads(path.read_text()) == theirs
 
 
 def test_a_full_disk_leaves_no_holders_file_and_a_lock_needs_no_room(tmp_path: Path) -> None:

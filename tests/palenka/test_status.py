@@ -81,7 +81,6 @@ def test_a_fraction_that_was_asked_for_is_a_whole_cache(
 def test_what_a_plug_in_made_is_not_damaged_without_it(
     folder: Path,
     capture_settings: CaptureSettings,
-    settings_of_run: Callable[..., TrainSettings],
     plug_in: Callable[..., None],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
