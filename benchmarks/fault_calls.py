@@ -14,7 +14,7 @@ from typing import Literal
 
 from palenka.__main__ import main as palenka
 
-LIMIT_SECONDS = 120
+LIMIT_SECONDS = 300
 PATIENCE_SECONDS = 30
 Target = Literal["all", "launcher", "group", "any"]
 """Processes of a launch: all, the one that launched the others, its process group, or any one."""

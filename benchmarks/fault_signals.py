@@ -127,13 +127,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--launches", nargs="+", default=["launched", "points"], help="by what they make")
     given = parser.parse_args(arguments)
     signal.signal(Signals.SIGINT, signal.default_int_handler)  # a background job ignores it, and so would its children
     shutil.rmtree(given.folder, ignore_errors=True)
     workshop = Workshop(given.folder.absolute() / "workshop")
     workshop.write_text()
     workshop.plan()
-    stages = launches(workshop)
+    stages = [stage for stage in launches(workshop) if stage.out in given.launches]
     needed = {name for stage in stages for name in (stage.out, *stage.reads)} | {"teacher"}
     workshop.stages = [stage for stage in workshop.stages if stage.out in needed and not stage.launched] + stages
     seconds = workshop.make_everything()

@@ -4,8 +4,8 @@
 
 Each case is a whole command with something hostile in it (`fuzz_cases.py`), forked from this process once torch is
 loaded. It must end with status 0, or 2 and one sentence within 10 s, or 1 where a grid's points failed, and need at
-most 2 GB beside what was loaded: no traceback, no abort, no temporary file, no process left. The seed decides all cases;
-`--only KIND:NUMBER` repeats one.
+most 2 GB beside what was loaded: no traceback, no abort, no temporary file, no process left. The seed decides all
+cases; `--only KIND:NUMBER` repeats one.
 """
 
 import argparse

@@ -242,7 +242,7 @@ def test_records_that_are_none_are_refused(text: str, tmp_path: Path) -> None:
 
 
 MODELS = [
-    ("config.json", "num_hidden_layers", 2**63, "num_hidden_layers 9,223,372,036,854,775,808, but 1,000 at most"),
+    ("config.json", "num_hidden_layers", 10**5, "num_hidden_layers 100,000, but 1,000 at most"),
     ("config.json", "attention_dropout", 1e9, "attention_dropout 1000000000.0, but it should be a probability"),
     ("generation_config.json", "bos_token_id", 2**70, "cannot generate"),
     ("tokenizer_config.json", "model_max_length", [1], "the tokenizer in "),

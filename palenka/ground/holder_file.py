@@ -5,6 +5,7 @@ host can see), or was silent for too long, the lock is free and the file is remo
 clock of the file system, since the clocks of two hosts may differ.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -143,15 +144,13 @@ class HolderFile:
     def _beat(self, ended: threading.Event) -> None:
         """Show that this process lives; stop it if another took the lock over while it was suspended."""
         while not ended.wait(HEARTBEAT_SECONDS):
-            found = self._read()
-            if found.get("token", self._mine["token"]) != self._mine["token"]:
-                info(f"this process was silent for too long: {self.output} is now written by {found.get('name')}")
-                os.kill(os.getpid(), signal.SIGTERM)
-                return
-            try:
+            with contextlib.suppress(OSError):  # of a network's disk, for a moment
+                found = self._read()
+                if found.get("token", self._mine["token"]) != self._mine["token"]:
+                    info(f"this process was silent for too long: {self.output} is now written by {found.get('name')}")
+                    os.kill(os.getpid(), signal.SIGTERM)
+                    return
                 os.utime(self.path)
-            except OSError:
-                return
 
 
 def _namespace() -> str:
