@@ -39,7 +39,7 @@ def without_flock(number: int) -> Callable[[], None]:
         raise OSError(number, os.strerror(number))
 
     def confine() -> None:
-        fcntl.flock = fail
+        vars(fcntl)["flock"] = fail
 
     return confine
 

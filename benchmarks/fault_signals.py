@@ -114,8 +114,8 @@ def trial(workshop: Workshop, stage: Stage, way: Way, seconds: float, draw: rand
         return str(error)
     if ended.status != 0:
         problems.append(f"again: status {ended.status}: {ended.said[-300:]}")
-    expected, found = files_of(workshop.at(stage.out)), files_of(place) if place.exists() else {}
-    differ = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+    expected, made = files_of(workshop.at(stage.out)), files_of(place) if place.exists() else {}
+    differ = sorted(name for name in expected.keys() | made.keys() if expected.get(name) != made.get(name))
     problems += [f"other files: {differ[:6]}"] if differ else []
     problems += [f"left behind: {left}"] if (left := beside(place)) else []
     return "; ".join(problems) or "same"
@@ -147,8 +147,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 outcome = trial(workshop, stage, way, seconds[stage.out], draw)
                 counts[stage.name, str(way), outcome == "same"] += 1
                 print(f"{number} {stage.name}, {way}: {outcome}", flush=True)
-    for (name, way, is_same), count in sorted(counts.items()):
-        print(f"| {name} | {way} | {'same' if is_same else 'OTHER'} | {count} |")
+    for (name, told, is_same), count in sorted(counts.items()):
+        print(f"| {name} | {told} | {'same' if is_same else 'OTHER'} | {count} |")
 
 
 if __name__ == "__main__":
