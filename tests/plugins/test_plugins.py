@@ -162,7 +162,7 @@ def test_a_cache_of_a_plugin_that_was_not_named(
 ) -> None:
     capture(changed(capture_settings, fraction=0.1, logits={"kind": "whole"}))
     monkeypatch.setattr(ENCODINGS, "_entries", {name: each for name, each in ENCODINGS.items() if name != "whole"})
-    with pytest.raises(UserError, match="logits.kind: input should be .* what a module named in plugins registers"):
+    with pytest.raises(UserError, match="logits.kind is 'whole', which comes from a plug-in; .* give --plugins MODULE"):
         TeacherCache(capture_settings.output)
 
 
