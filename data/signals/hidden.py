@@ -97,7 +97,7 @@ class Layer(ABC):
         components = self.components(codes).to(where)
         decoded = components if self.basis is None else components @ self.basis.to(where)
         both = (centred - decoded, centred)
-        # A token in float32, all of them in float64, which takes twenty times as long for every number.
+        # A token in float32, all of them in float64, which takes some twenty times as long for every number.
         return torch.stack([part.square().sum(-1).sum(-1, dtype=torch.float64) for part in both], dim=-1)
 
 
