@@ -21,8 +21,8 @@ from pathlib import Path
 import torch
 
 from benchmarks.fault_calls import Ended, Launch, LivesOnError, call
-from benchmarks.fault_stages import Stage, Workshop, files_of
-from benchmarks.faults import BEFORE_THE_FORKS, beside
+from benchmarks.fault_stages import Stage, Workshop
+from benchmarks.faults import BEFORE_THE_FORKS, wrong_files
 
 DISK = "trial"
 """The folder of the workshop that the disk is mounted on."""
@@ -76,10 +76,7 @@ def trial(workshop: Workshop, stage: Stage, draw: random.Random) -> tuple[str, s
         problems.append(f"{len(sentences)} sentences: {full.said[-500:]}")
     if room.status != 0:
         problems.append(f"with room: status {room.status}: {room.said[-500:]}")
-    expected, found = files_of(made), files_of(place) if place.exists() else {}
-    differ = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
-    problems += [f"other files: {differ[:5]}"] if differ else []
-    problems += [f"left behind: {left}"] if (left := beside(place)) else []
+    problems += wrong_files(made, place)
     said = sentences[0] if sentences else "done" if full.status == 0 else full.said[-200:]
     return f"status {full.status}, {said}", "; ".join(problems) or "same"
 

@@ -23,8 +23,8 @@ from pathlib import Path
 import torch
 
 from benchmarks.fault_calls import Ended, LivesOnError, call
-from benchmarks.fault_stages import Stage, Workshop, files_of
-from benchmarks.faults import BEFORE_THE_FORKS, beside, new_trial
+from benchmarks.fault_stages import Stage, Workshop
+from benchmarks.faults import BEFORE_THE_FORKS, new_trial, wrong_files
 from palenka.ground.holder_file import SILENT_SECONDS
 
 NUMBERS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
@@ -111,10 +111,7 @@ def trial(workshop: Workshop, stage: Stage, number: int, seconds: float, draw: r
         wrong = [each for each in ended if not (each.status == 0 or is_refusal(each))]
         wrong += [] if last.status == 0 or is_there else [last]
         problems = [f"status {each.status}: {each.said[-300:]}" for each in wrong]
-        expected, found = files_of(workshop.at(stage.out)), files_of(place) if place.exists() else {}
-        differ = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
-        problems += [f"other files: {differ[:4]}"] if differ else []
-        problems += [f"left behind: {left}"] if (left := beside(place)) else []
+        problems += wrong_files(workshop.at(stage.out), place)
         if case is two_at_once and not any(SAID in each.said for each in ended):
             problems.append("nothing said of flock")
         outcomes[case.__name__] = "; ".join(problems) or "same"

@@ -21,8 +21,8 @@ from pathlib import Path
 from signal import Signals
 
 from benchmarks.fault_calls import Ended, Launch, LivesOnError, Target
-from benchmarks.fault_stages import Stage, Workshop, files_of
-from benchmarks.faults import beside, new_trial
+from benchmarks.fault_stages import Stage, Workshop
+from benchmarks.faults import new_trial, wrong_files
 
 EPOCHS = 8
 """Of the runs, so that they take seconds."""
@@ -114,10 +114,7 @@ def trial(workshop: Workshop, stage: Stage, way: Way, seconds: float, draw: rand
         return str(error)
     if ended.status != 0:
         problems.append(f"again: status {ended.status}: {ended.said[-300:]}")
-    expected, made = files_of(workshop.at(stage.out)), files_of(place) if place.exists() else {}
-    differ = sorted(name for name in expected.keys() | made.keys() if expected.get(name) != made.get(name))
-    problems += [f"other files: {differ[:6]}"] if differ else []
-    problems += [f"left behind: {left}"] if (left := beside(place)) else []
+    problems += wrong_files(workshop.at(stage.out), place)
     return "; ".join(problems) or "same"
 
 

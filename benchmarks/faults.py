@@ -47,6 +47,14 @@ def beside(place: Path) -> list[str]:
     return [path.name for path in place.parent.iterdir() if path != place]
 
 
+def wrong_files(made: Path, place: Path) -> list[str]:
+    """What differs from an undisturbed output, times excluded, and what was left beside; empty if nothing."""
+    expected, found = files_of(made), files_of(place) if place.exists() else {}
+    differ = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+    problems = [f"other files: {differ[:4]}"] if differ else []
+    return problems + ([f"left behind: {left}"] if (left := beside(place)) else [])
+
+
 def new_trial(workshop: Workshop) -> Path:
     """An empty folder for what a trial makes."""
     trial = workshop.at("trial")
@@ -68,17 +76,13 @@ def kill(workshop: Workshop, stage: Stage, seconds: dict[str, float], draw: rand
         if killed is not None:
             break
         seconds[stage.out] = 0.9 * moment
-    expected, found = files_of(workshop.at(stage.out)), files_of(place) if place.exists() else {}
-    differ = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
     outcome = "same"
     # It was whole when the signal came.
     is_there = stage.name.startswith("export") and "exists; delete it" in killed.said
     if killed.status != 0 and not is_there:
         outcome = f"status {killed.status}: {killed.said[-400:]}"
-    elif differ:
-        outcome = f"other files: {differ[:4]}"
-    elif left := beside(place):
-        outcome = f"left behind: {left}"
+    elif problems := wrong_files(workshop.at(stage.out), place):
+        outcome = "; ".join(problems)
     return said | {"outcome": outcome}
 
 

@@ -43,8 +43,8 @@ def gains(variance: Tensor, step: float) -> Tensor:
     """By how much rounded residuals are multiplied, [r] float32 of 1 to 1.5.
 
     If z is normal with standard deviation s and q is z rounded to steps of Δ, then E[z q] = 2 Δ s Σ_k φ((k + ½) Δ / s)
-    with the normal density φ, since q rises by Δ at every (k + ½) Δ. The gain is s² / E[z q]: with it q is z on average
-    over what rounds alike, except where the gain is limited.
+    with the normal density φ, since q rises by Δ at every (k + ½) Δ. The gain is g = s² / E[z q]: g q has a slope of
+    1 over z, that is, on average what is decoded is neither larger nor smaller than z, unless the gain is limited.
 
     Args:
         variance: of the residuals, [r].

@@ -27,7 +27,7 @@ _LEAST_SHARE = 1e-10
 """Share of the largest eigenvalue: directions with less are not inverted."""
 _ROWS = 2**13
 """Rows of a head processed at once in float64: a whole head of a large vocabulary would take gigabytes."""
-_COMPARED_SHARE = 4
+_COMPARED_EVERY = 4
 """The two maps from codes to logits are compared on one token of so many, which the regression is not fitted to."""
 
 
@@ -165,7 +165,7 @@ def _tokens(sample: Iterable[TeacherOutputs], compared: bool | None = None) -> I
             start += len(few)
             if compared is not None:
                 # By the place in the whole sample, so that the choice does not depend on how it is cut into passes.
-                rows = rows[((first + rows) % _COMPARED_SHARE == 0) == compared]
+                rows = rows[((first + rows) % _COMPARED_EVERY == 0) == compared]
             yield states[rows].float(), few[rows - (start - len(few))].float()
         first += start
         del outputs, few
