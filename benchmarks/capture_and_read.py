@@ -33,7 +33,9 @@ from palenka.data.windows import gather
 from palenka.ground.settings import read_yaml
 from palenka.train_student.model.shapes import ModelShape
 
-ROUNDS, WINDOWS, MICRO_BATCH = 3, 16, 8
+ROUNDS, WINDOWS, MICRO_BATCH = 3, 128, 8
+SHARDS = 4
+"""Shards of a measured capture: all but the last are compressed beside the forward passes, as in a real one."""
 HIDDEN = {"sample_windows": MICRO_BATCH}
 
 
@@ -102,6 +104,8 @@ def forward_and_capture(
     where = device or torch.device("cpu")
     teacher, bare = (Teacher(each, corpus, rule, where) for each in (settings, without_states))
     manifest = manifest_of(settings, corpus, teacher)
+    most = max(1, windows // SHARDS)
+    manifest = manifest.model_copy(update={"windows_per_shard": min(manifest.windows_per_shard, most)})
     teacher.measure(batch)
     create_cache(settings.output, manifest, teacher.measured.to(torch.device("cpu")))
     writer = CacheWriter(settings.output, manifest)
