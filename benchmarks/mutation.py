@@ -7,8 +7,8 @@ It changes files of the checkout that it lies in, one at a time, and puts them b
     $ python -m benchmarks.mutation --log mutants.jsonl --most 300   # goes on where it was stopped
     $ python -m benchmarks.mutation --log mutants.jsonl --table
 
-A sample has at most one mutant a place of the code. First some forty tests that run its line are tried, then the whole
-files of these tests; of a line that only an import runs, the files that run most of its module. Every mutant has a
+A sample has at most one mutant a place of the code. It is tried with all tests that run its line, those that run the
+fewest lines first; for a line that only an import runs, with the files that run most of its module. Every mutant has a
 process of its own, forked from one that has imported torch and nothing of the project.
 """
 
@@ -34,6 +34,7 @@ MODULES = (
 )
 HEAVY = ("torch", "transformers", "accelerate", "scipy.stats")
 FIRST_TESTS = 40
+"""Tests that are tried before the others, so that few mutants are tried with all."""
 SECONDS = 400.0
 _NO_TESTS_RUN = (3, 4, 5)
 """Exit statuses of pytest that say nothing of a mutant: an internal error, a wrong call, no tests."""
@@ -113,13 +114,18 @@ def tests_of_lines() -> dict[str, dict[int, list[str]]]:
     return found
 
 
-def tries(mutant: Mutant, by_line: dict[int, list[str]]) -> Iterator[list[str]]:
-    """The tests that a mutant has to pass: some of its line first, then whole files."""
-    tests = by_line.get(mutant.line, [])
+def lines_run(by_file: dict[str, dict[int, list[str]]]) -> Counter[str]:
+    """How many lines each test runs: the fewer, the more it is about them."""
+    return Counter(test for by_line in by_file.values() for tests in by_line.values() for test in tests)
+
+
+def tries(mutant: Mutant, by_line: dict[int, list[str]], breadth: Counter[str]) -> Iterator[list[str]]:
+    """The tests that a mutant has to pass, in two groups: those that run the fewest lines first."""
+    tests = sorted(by_line.get(mutant.line, []), key=lambda test: (breadth[test], test))
     if tests:
-        draw = random.Random(f"{mutant.path} {mutant.line}")
-        yield draw.sample(tests, min(FIRST_TESTS, len(tests)))
-        yield sorted({test.split("::")[0] for test in tests})
+        yield tests[:FIRST_TESTS]
+        if len(tests) > FIRST_TESTS:
+            yield tests[FIRST_TESTS:]
     elif mutant.line in by_line:
         lines = Counter(file for tests in by_line.values() for file in {test.split("::")[0] for test in tests})
         yield [file for file, _ in lines.most_common(8)]
@@ -180,12 +186,13 @@ def try_mutants(log: Path, most: int, at_once: int, seed: int) -> int:
         sys.exit(f"files of this checkout differ from its commit:\n{changed}put them back (git checkout .) first")
     done = len(log.read_text().splitlines()) if log.exists() else 0
     by_file = tests_of_lines()
+    breadth = lines_run(by_file)
     for name in HEAVY:
         __import__(name)
     os.chdir(ROOT)
     sample = mutants(seed)[:most][done : done + at_once]
     # Before anything is called killed: without a change, the tests pass.
-    tests = next((tests for mutant in sample for tests in tries(mutant, by_file.get(mutant.path, {}))), None)
+    tests = next((tests for mutant in sample for tests in tries(mutant, by_file.get(mutant.path, {}), breadth)), None)
     if tests and not passes(tests, log.with_suffix(".out")):
         sys.exit(f"the tests fail without a mutant too; see {log.with_suffix('.out')}")
     for mutant in sample:
@@ -196,7 +203,7 @@ def try_mutants(log: Path, most: int, at_once: int, seed: int) -> int:
             now = path.read_text(encoding="utf-8").splitlines()
             is_code = _compiles("\n".join(now))
             outcome = "not run" if is_code else "no Python"
-            for tests in tries(mutant, by_file.get(mutant.path, {})) if is_code else ():
+            for tests in tries(mutant, by_file.get(mutant.path, {}), breadth) if is_code else ():
                 ran += len(tests)
                 outcome = "survived" if passes(tests, log.with_suffix(".out")) else "killed"
                 if outcome == "killed":

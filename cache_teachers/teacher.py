@@ -32,6 +32,7 @@ from palenka.data.moving import to_device
 from palenka.data.signals.distribution import token_chunks
 from palenka.data.signals.encoding import OutputMatrix, TeacherOutputs
 from palenka.data.signals.hidden import HiddenLayers, LayerFit
+from palenka.data.signals.layers import finished
 from palenka.data.signals.manifest import LOGITS, codes_of, hidden_key
 from palenka.data.signals.signal import TeacherSignal, at_positions
 from palenka.data.signals.store import Measured
@@ -195,7 +196,7 @@ class Teacher:
                     layers.setdefault(key, self.hidden.fit()).add(layer[:, 1:])
                 del outputs  # freed before the next pass: logits of a large vocabulary may take a gigabyte
         statics = self.logits.measure(self._sample(-(-_SAMPLE_TOKENS // self._rule.length), micro_batch))
-        self.use(Measured(statics, {key: fit.finish() for key, fit in layers.items()}))
+        self.use(Measured(statics, finished(layers)))
 
     def use(self, measured: Measured) -> None:
         """Encode with these statics and coordinates, for instance those of a cache."""

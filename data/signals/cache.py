@@ -2,7 +2,7 @@
 
     zarr.json            the manifest, as the group's attributes
     logits/ARRAY         [views, windows, length, …]  the arrays of the encoding (`encoding.py`)
-    hidden/MODEL/LAYER/  codes [views, windows, positions, components], and the layer's mean, variance, scale, basis
+    hidden/MODEL/LAYER/  codes [views, windows, positions, components], and the layer's coordinates
     commits/store.json   checksums of the metadata and of the layers' statistics
     commits/V-S.json     checksums of shard S of view V, and the error of its hidden states
     commits/asked.json     the largest fraction requested: if fewer shards exist, a capture was interrupted
@@ -59,7 +59,8 @@ class TeacherCache:
 
     Args:
         directory: of the cache.
-        hidden: layers whose states are read, among `manifest.hidden_keys()`; default: none.
+        hidden: layers whose states are wanted, among `manifest.hidden_keys()`; default: none. Layers that they are
+            predicted from are read too.
         logits: whether distributions are read.
         read_as: how they are decoded (`LogitEncoding.reading`); default: as they were encoded.
 
@@ -82,10 +83,11 @@ class TeacherCache:
         self._encoding = read_as or self.manifest.logits
         group = zarr.open_group(directory, mode="r")
         names = [name for name in self.manifest.arrays() if name.startswith(f"{LOGITS}/")] if logits else []
+        self._hidden, decoded = tuple(hidden), self.manifest.keys_to_decode(hidden)
         self._arrays = {
-            name: ArrayChunks.of(directory, self.manifest, name) for name in [*names, *map(codes_of, hidden)]
+            name: ArrayChunks.of(directory, self.manifest, name) for name in [*names, *map(codes_of, decoded)]
         }
-        self.measured = read_measured(directory, group, self.manifest, hidden)
+        self.measured = read_measured(directory, group, self.manifest, decoded)
         self._chunk_windows = chunk_windows(self.manifest)
         self._checked: dict[Shard, dict[str, object]] = {}
         self._chunks: OrderedDict[tuple[int, int], dict[str, Future[NDArray[Any]]]] = OrderedDict()
@@ -173,7 +175,8 @@ class TeacherCache:
         measured = self._measured_on[device]
         logits = {name.split("/", 1)[1]: part for name, part in codes.items() if name.startswith(f"{LOGITS}/")}
         hidden = measured.stacks.decode({key: codes[codes_of(key)] for key in measured.layers})
-        return TeacherSignal(self._encoding, logits, measured.statics, hidden)
+        wanted = {key: hidden[key] for key in self._hidden}
+        return TeacherSignal(self._encoding, logits, measured.statics, wanted)
 
     def bytes_per_token(self) -> dict[str, float]:
         """Bytes on disk per token of the committed shards, by array."""

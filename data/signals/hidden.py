@@ -31,8 +31,8 @@ class Layer(ABC):
     """One layer's coordinates: how its states are encoded, and the statistics that terms use.
 
     A subclass is a frozen dataclass with `mean` and `rms_deviation`; its tensors, [C, W], [W], [C] or scalars, are kept
-    in the store. `stacked` makes one of n layers of equal widths: states [n, m, W], codes [n, m, C]. So `encode` and
-    `components` must broadcast (`matrix.mT`, not `matrix.T`).
+    in the store. `stacked` makes one of the n layers of a model that have equal widths, in their order: states
+    [n, m, W], codes [n, m, C]. So `encode` and `components` must broadcast (`matrix.mT`, not `matrix.T`).
     """
 
     basis: Tensor | None = None
@@ -116,8 +116,13 @@ class LayerFit(Protocol):
         """Count hidden states [..., W]."""
         ...
 
-    def finish(self) -> Layer:
-        """The coordinates of all that was added, on the CPU."""
+    def finish(self, before: LayerFit | None = None) -> Layer:
+        """The coordinates of all that was added, on the CPU.
+
+        Args:
+            before: the finished fit of the layer before among those kept of the same model, for codes that it predicts;
+                None for the first.
+        """
         ...
 
 
@@ -132,8 +137,8 @@ class _HeldSample:
         """Hold hidden states [..., W]."""
         self._parts.append(states.flatten(0, -2).float().cpu())
 
-    def finish(self) -> Layer:
-        """The coordinates of all that was added."""
+    def finish(self, before: LayerFit | None = None) -> Layer:
+        """The coordinates of all that was added; no layer predicts another."""
         import torch
 
         return self._encoding.measure(torch.cat(self._parts))
@@ -168,6 +173,11 @@ class HiddenEncoding(Settings):
             layer: index of the hidden state; 0 is the embeddings.
         """
         raise NotImplementedError
+
+    @property
+    def needs_before(self) -> bool:
+        """Whether a layer is decoded with the layers before it, among those kept of the same model."""
+        return False
 
     def measure(self, states: Tensor) -> Layer:
         """The coordinates of a layer, from a sample of its states [n, W], float32 on the CPU."""
@@ -238,12 +248,20 @@ class ComponentsEncoding(HiddenEncoding):
     components: int | None = Field(default=64, ge=1, le=2**16)
     """The codes are as exact as this many principal components per layer; null keeps all of the teacher's own
     coordinates, each with its own step."""
-    error: float = Field(default=0.03, gt=0, lt=1)
+    error: float = Field(default=0.005, gt=0, lt=1)
     """Mean relative squared error that int8 codes may have if the components' own error is smaller."""
     values: Literal["int8", "float32"] = "int8"
     """Type of the stored values."""
+    predicted: bool = True
+    """Store only what the layer before, among those kept, does not predict: a third fewer bytes. A layer is then read
+    with all kept layers before it; choose false for students that read few of the layers."""
     sample_windows: int = Field(default=256, ge=2, le=2**20)
     """Windows from which mean, variance, scale and basis are measured before a capture."""
+
+    @property
+    def needs_before(self) -> bool:
+        """See `HiddenEncoding`."""
+        return self.predicted and self.values == "int8" and self.components is not None
 
     def array(self, width: int, layer: int) -> ArrayType:
         """See `HiddenEncoding`; embeddings row by row, since they repeat as a whole with their tokens."""

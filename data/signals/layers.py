@@ -1,6 +1,6 @@
 """Layers: the hidden states of all of a teacher's layers, encoded and decoded in as few operations as those of one.
 
-Layers of equal widths are stacked and worked on as one (`Layer.stacked`). One by one, decoding alone was some ten
+The layers of a model are stacked and worked on as one (`Layer.stacked`). One by one, decoding alone was some ten
 operations for each, and the host of a GPU took longer to hand them over than the GPU to work on them.
 
 Shapes: n layers of a stack, B batch, P positions, W width of a teacher, C components.
@@ -13,12 +13,13 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from palenka.data.signals.hidden import Layer
+from palenka.data.signals.hidden import Layer, LayerFit
+from palenka.data.signals.manifest import model_of
 
 
 @dataclass(frozen=True)
 class LayerStacks:
-    """The layers of a teacher by "model/layer", those of equal widths stacked.
+    """The layers of a teacher by "model/layer", those of a model stacked in their order.
 
     Attributes:
         stacks: the keys of each stack, and their layers as one.
@@ -29,9 +30,9 @@ class LayerStacks:
     @classmethod
     def of(cls, layers: Mapping[str, Layer]) -> Self:
         """The stacks of some layers, all of one encoding."""
-        alike: dict[tuple[int, int], list[str]] = {}
+        alike: dict[tuple[str, int, int], list[str]] = {}
         for key, layer in layers.items():
-            alike.setdefault((len(layer.mean), layer.num_components), []).append(key)
+            alike.setdefault((model_of(key), len(layer.mean), layer.num_components), []).append(key)
         several = ((tuple(keys), [layers[key] for key in keys]) for keys in alike.values())
         return cls(tuple((keys, type(some[0]).stacked(some)) for keys, some in several))
 
@@ -57,6 +58,16 @@ class LayerStacks:
             changed = change(layer, _stack(keys, parts)).unflatten(1, parts[keys[0]].shape[:-1])
             found |= zip(keys, changed.unbind(), strict=True)
         return {key: found[key] for key in parts}
+
+
+def finished(fits: Mapping[str, LayerFit]) -> dict[str, Layer]:
+    """The layers by "model/layer" whose measurements are complete; each model's in their order."""
+    layers: dict[str, Layer] = {}
+    before: dict[str, LayerFit] = {}
+    for key, fit in fits.items():
+        layers[key] = fit.finish(before.get(model_of(key)))
+        before[model_of(key)] = fit
+    return layers
 
 
 def _stack(keys: tuple[str, ...], parts: Mapping[str, Tensor]) -> Tensor:

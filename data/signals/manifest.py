@@ -4,7 +4,7 @@ The manifest holds everything that must match for the cache to be of use, and no
 same capture gives the same bytes anywhere.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -62,7 +62,7 @@ class TeacherIdentity(Settings):
 class CacheManifest(Settings):
     """Everything that must match for a cache to be of use; it holds no path and no date."""
 
-    format_version: Literal[4] = 4
+    format_version: Literal[5] = 5
     corpus: str
     """Fingerprint of the corpus store."""
     tokenizer: str
@@ -87,6 +87,14 @@ class CacheManifest(Settings):
     def hidden_keys(self) -> tuple[str, ...]:
         """The names of the layers kept, in the order of teachers and layers."""
         return tuple(hidden_key(model, layer) for model, kept in self.hidden_layers.items() for layer in kept.layers)
+
+    def keys_to_decode(self, keys: Collection[str]) -> tuple[str, ...]:
+        """All layers that are read to decode some of them, in order."""
+        order = self.hidden_keys()
+        if self.hidden is None or not self.hidden.needs_before:
+            return tuple(key for key in order if key in keys)
+        last = {model_of(key): order.index(key) for key in order if key in keys}  # the last one of each model counts
+        return tuple(key for place, key in enumerate(order) if place <= last.get(model_of(key), -1))
 
     def arrays(self) -> dict[str, "StoredArray"]:
         """The arrays of the cache by their path in it."""
@@ -208,6 +216,11 @@ def blosc_block(row: ArrayType, size: int) -> int:
 def hidden_key(model: str, layer: int) -> str:
     """The name of a model's layer among the hidden states of a signal."""
     return f"{model}/{layer}"
+
+
+def model_of(key: str) -> str:
+    """The model of a hidden state's name."""
+    return key.rpartition("/")[0]
 
 
 def codes_of(key: str) -> str:

@@ -328,10 +328,13 @@ def test_what_is_read_is_fixed_when_a_cache_is_opened(
     more = {"hidden": {"positions": 4, "sample_windows": 40}, "fraction": 0.5}
     capture(CaptureSettings.model_validate(capture_settings.as_plain() | more))
     cache = TeacherCache(capture_settings.output, hidden, logits=logits)
-    names = {f"hidden/{key}/codes" for key in hidden} | (
+    # Layers that others are predicted from are read with them.
+    layers = [f"teacher/{layer}" for layer in range(1 + max((int(key[-1]) for key in hidden), default=-1))]
+    names = {f"hidden/{key}/codes" for key in layers} | (
         {"logits/ids", "logits/values", "logits/log_odds"} if logits else set()
     )
-    assert cache.measured.layers.keys() == set(hidden)
+    assert cache.measured.layers.keys() == set(layers)
+    assert cache.read(0, [0]).hidden.keys() == set(hidden)
     group = zarr.open_group(capture_settings.output, mode="r")
     # Chunks that were read before, chunks that were not, and what another reader of the same files does meanwhile.
     for start, stop in ((0, 50), (10, 200), (0, 256), (100, 130)):

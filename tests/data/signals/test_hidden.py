@@ -1,7 +1,7 @@
 """Hidden states: codes against float64 linear algebra, and what a cache holds of a teacher's."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from palenka.data.corpus import Corpus
 from palenka.data.signals.cache import TeacherCache
 from palenka.data.signals.components import Components, ComponentsFit
 from palenka.data.signals.hidden import ComponentsEncoding, Layer
-from palenka.data.signals.layers import LayerStacks
+from palenka.data.signals.layers import LayerStacks, finished
 from palenka.data.signals.signal import at_positions
 from palenka.data.signals.stream import ReadingOrder, read_batch
 from palenka.data.windows import WindowRule
@@ -73,6 +73,13 @@ def test_seven_eighths_of_the_positions_and_no_more_components_than_there_are() 
     assert [ComponentsEncoding().array(width, 1).width for width in (16, 64, 1536)] == [16, 64, 80]
     assert ComponentsEncoding(values="float32").array(1536, 1).width == 64
     assert ComponentsEncoding(components=None).array(1536, 1).width == 1536
+
+
+def test_a_layer_named_twice_is_refused() -> None:
+    with pytest.raises(ValidationError, match=r"layers is \[0, 3, 0\], but it should name each layer once"):
+        ComponentsEncoding(layers=(0, 3, 0))
+    with pytest.raises(ValidationError, match="should name each layer once"):
+        ComponentsEncoding(layers=())
 
 
 def test_as_many_components_as_65536_and_no_more() -> None:
@@ -211,6 +218,105 @@ def test_layers_at_once_are_each_by_itself(settings: dict[str, Any]) -> None:
         assert float((codes[key] != alone).float().mean()) < (0.01 if alone.dtype == torch.int8 else 1.1)
         torch.testing.assert_close(decoded[key], layer.decode(codes[key]))
         torch.testing.assert_close(errors[key], layer.squared_error(states[key], codes[key].flatten(0, 1)))
+
+
+def blocks(seed: int, depth: int = 3, count: int = 4000, width: int = 24) -> dict[str, Tensor]:
+    """States of a model's layers by key, each the one before plus less: a linear map of it, and noise."""
+    generator = torch.Generator().manual_seed(99)
+    maps = 0.05 * torch.randn(depth - 1, width, width, generator=generator)
+    generator.manual_seed(seed)
+    layers = [torch.randn(count, width, generator=generator) * torch.linspace(3, 1, width) + 5]
+    for added in maps:
+        noise = 0.3 * torch.randn(count, width, generator=generator)
+        layers.append(layers[-1] + layers[-1] @ added + noise)
+    return {f"m/{number}": states for number, states in enumerate(layers)}
+
+
+def measured(states: Mapping[str, Tensor], **settings: Any) -> dict[str, Layer]:
+    fits = {key: ComponentsFit(ComponentsEncoding(**settings)) for key in states}
+    for key, some in states.items():
+        fits[key].add(some.unsqueeze(0))
+    return finished(fits)
+
+
+def entropy(codes: Tensor) -> float:
+    """Bits per state of codes [m, C], each component by itself."""
+    columns = [column.unique(return_counts=True)[1].double() / len(column) for column in codes.unbind(-1)]
+    return float(sum(-(share * share.log2()).sum() for share in columns))
+
+
+def test_what_the_layer_before_predicts_is_not_stored() -> None:
+    states = blocks(0)
+    unseen = {key: some.unsqueeze(0) for key, some in blocks(7).items()}
+    layers = measured(states, components=16)
+    stacks = LayerStacks.of(layers)
+    codes = stacks.encode(unseen)
+    decoded = stacks.decode(codes)
+    for number, (key, layer) in enumerate(layers.items()):
+        alone = fitted(states[key], components=16)
+        # As exact as codes that nothing predicts, and shorter.
+        centred = unseen[key][0].double() - layer.mean.double()
+        unit = layer.statics()["variance"].double().mean().sqrt()
+        assert layer.basis is not None
+        lost = (centred - decoded[key][0].double() * unit @ layer.basis.double()).square().sum(-1)
+        part = float((lost / centred.square().sum(-1)).mean())
+        assert part == pytest.approx(part_lost(alone, unseen[key][0]), rel=0.05)
+        saved = entropy(alone.encode(unseen[key][0])) - entropy(codes[key][0])
+        assert (saved > 20) if number else (abs(saved) < 1)
+
+
+def test_decoding_is_what_the_statics_say_in_float64() -> None:
+    layers = measured(blocks(1), components=16)
+    stacks = LayerStacks.of(layers)
+    seen = {key: some[:50].unsqueeze(0) for key, some in blocks(2).items()}
+    codes = stacks.encode(seen)
+    decoded, before = stacks.decode(codes), torch.zeros(50, 20, dtype=torch.float64)
+    for key, layer in layers.items():
+        said = {name: value.double() for name, value in layer.statics().items()}
+        code = codes[key][0].double()
+        # Steps are twice as wide at 24.
+        left = code.sign() * torch.expm1(code.abs() / 24) * 24 * said["scale"] @ said["directions"]
+        before = before @ said["prediction"].T + left
+        torch.testing.assert_close(
+            decoded[key][0].double(), before / said["variance"].mean().sqrt(), rtol=1e-5, atol=1e-5
+        )
+        # Closed loop: what is lost of a component is rounded off it in its own layer.
+        exact = (seen[key][0].double() - said["mean"]) @ said["basis"].T
+        steps = ((exact - before) @ said["directions"].T / said["scale"]).abs()
+        assert bool((steps <= 0.51 * torch.exp((code.abs() + 0.5) / 24)).all())
+
+
+def test_layers_are_decoded_without_those_after_them_and_without_another_model() -> None:
+    states = blocks(3) | {f"n/{number}": some for number, some in enumerate(blocks(4).values())}
+    seen = {key: some[:40].view(2, 20, -1) for key, some in states.items()}
+    layers = measured(states, components=8)
+    codes = LayerStacks.of(layers).encode(seen)
+    whole = LayerStacks.of(layers).decode(codes)
+    for wanted in (("m/0", "m/1"), ("n/0",), ("m/0", "n/0", "n/1", "n/2")):
+        few = LayerStacks.of({key: layers[key] for key in wanted}).decode({key: codes[key] for key in wanted})
+        for key in wanted:
+            torch.testing.assert_close(few[key], whole[key])
+
+
+def test_layers_by_themselves_need_no_others() -> None:
+    states = blocks(8)
+    layers = measured(states, components=16, predicted=False)
+    assert all("prediction" not in layer.statics() for layer in layers.values())
+    seen = {"m/2": states["m/2"][:40].unsqueeze(0)}
+    codes = LayerStacks.of({"m/2": layers["m/2"]}).encode(seen)["m/2"]
+    assert torch.equal(codes[0], fitted(states["m/2"], components=16, predicted=False).encode(seen["m/2"][0]))
+    assert not ComponentsEncoding(predicted=False).needs_before
+    assert not ComponentsEncoding(values="float32").needs_before
+    assert ComponentsEncoding().needs_before
+
+
+def test_a_sample_with_fewer_tokens_than_components_still_decodes_to_what_was_encoded() -> None:
+    stacks = LayerStacks.of(measured(blocks(5, count=12)))
+    seen = {key: some[:200].unsqueeze(0) for key, some in blocks(6).items()}
+    ((_, layer),) = stacks.stacks
+    exact = (torch.cat(list(seen.values())) - layer.mean) @ layer.statics()["basis"].mT
+    decoded = layer.components(torch.cat(list(stacks.encode(seen).values())))
+    assert float((exact - decoded).norm() / exact.norm()) < 0.25
 
 
 def in_own_units(layer: Layer, components: Tensor) -> Tensor:
