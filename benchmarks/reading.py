@@ -90,7 +90,7 @@ def _numbers(name: str, room: NDArray[np.generic], random: np.random.RandomState
         sets = random.randint(0, VOCABULARY, (4000, room.shape[-1]))
         return sets[random.choice(4000, room.shape[:2], p=frequencies / frequencies.sum())].astype(room.dtype)
     spreads = {"logits/values": (4.0, 4.0), "logits/log_odds": (40.0, 40.0), "logits/codes": (6.0, 0.6)}
-    largest, smallest = spreads.get(name, (2.2, 0.6))
+    largest, smallest = spreads.get(name, (2.0, 0.12))
     values = random.standard_normal(room.shape) * np.geomspace(largest, smallest, room.shape[-1])
     rounded: NDArray[np.generic] = values.round().clip(-127, 127).astype(room.dtype)
     return rounded
