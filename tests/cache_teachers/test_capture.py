@@ -108,6 +108,13 @@ def test_a_fraction_and_then_the_rest_are_the_whole(
     assert contents(capture_settings.output) == contents(whole.output)
 
 
+def test_progress_ends_at_all_tokens(capture_settings: CaptureSettings, capsys: pytest.CaptureFixture[str]) -> None:
+    capture(capture_settings)
+    bar = capsys.readouterr().err.splitlines()[-1]
+    assert bar.startswith("capture ")
+    assert " 100 % " in bar
+
+
 def test_tail_mass_is_kept_at_the_temperatures_asked_for(capture_settings: CaptureSettings, changed: Changed) -> None:
     settings = changed(capture_settings, logits={"k": 4, "temperatures": [1.0, 3.0]})
     capture(settings)
