@@ -26,7 +26,7 @@ def main() -> None:
     import numpy as np
     from tokenizers import Tokenizer
 
-    from palenka.data.corpus import CorpusWriter
+    from palenka.data.corpus_writer import CorpusWriter
     from palenka.data.text.encoder import DocumentEncoder
     from palenka.data.text.readers import Piece
 

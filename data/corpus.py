@@ -10,17 +10,17 @@ A prepared corpus is a directory::
         document_starts  [D] int64, the position of each document's first token, ascending
         document_words   [D] int64, the words of each document
 
-`tokens` is a single chunk without codecs, so the chunk's file is the array: the writer appends to it without knowing N,
-every Zarr reader reads it, and `Corpus` maps it into memory. Memory does not depend on N on either side.
+`tokens` is a single chunk without codecs, so the chunk's file is the array: the writer (`corpus_writer.py`) appends to
+it without knowing N, every Zarr reader reads it, and `Corpus` maps it into memory. Memory does not depend on N on
+either side.
 """
 
-import array
 import hashlib
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,11 +29,10 @@ from pydantic import ValidationError
 from palenka.data.windows import WindowRule, gather
 from palenka.ground.errors import UserError
 from palenka.ground.files import size_of, state_of
-from palenka.ground.records import commit, damage_of, read_record
+from palenka.ground.records import damage_of, read_record
 from palenka.ground.settings import Settings, path_of
 
 if TYPE_CHECKING:
-    import zarr
     from transformers import PreTrainedTokenizerFast
 
 SPLITS = ("train", "dev", "test")
@@ -165,12 +164,12 @@ class Corpus:
             record, starts, words, shape, dtype = _read_group(store)
         except (ValidationError, ValueError, KeyError, TypeError, OSError) as error:
             raise _damaged(store, f"its records cannot be read ({type(error).__name__})") from error
-        file = _chunk_file(store)
+        file = chunk_file(store)
         state = state_of(file)
         found = size_of(file) or 0
         if found != (expected := shape * dtype.itemsize):
             raise _damaged(store, f"tokens hold {found} bytes, but {expected} are expected")
-        fingerprint = fingerprint_of(_blocks(file), dtype, starts, record.tokenizer)
+        fingerprint = fingerprint_of(blocks_of(file), dtype, starts, record.tokenizer)
         if fingerprint != record.fingerprint:
             raise _damaged(store, f"its fingerprint is {fingerprint}, but {record.fingerprint} was recorded")
         require_files(directory)
@@ -217,7 +216,7 @@ class Corpus:
 
     def _require_unchanged(self) -> None:
         store = self.directory / f"{self.split}.zarr"
-        if state_of(_chunk_file(store)) != self.state:
+        if state_of(chunk_file(store)) != self.state:
             raise UserError(
                 f"corpus store {store} was changed while it was read; leave it alone, and run the same command again"
             )
@@ -227,92 +226,6 @@ class Corpus:
         from palenka.data.text.tokenizer import load_tokenizer
 
         return load_tokenizer(self.directory / TOKENIZER_FOLDER)
-
-
-@dataclass
-class CorpusWriter:
-    """Writes one split: tokens go to disk as they come, and the store cannot be opened before `finish`.
-
-    A context manager that always closes the file.
-
-    Args:
-        directory: of the corpus being made.
-        split: such as ``"train"``.
-        tokenizer_hash: of the tokenizer.
-        vocabulary_size: decides the type of the tokens.
-    """
-
-    directory: Path
-    split: str
-    tokenizer_hash: str
-    vocabulary_size: int
-    num_tokens: int = field(default=0, init=False)
-
-    def __post_init__(self) -> None:
-        self._dtype = token_dtype(self.vocabulary_size)
-        self._spool = self.directory / f"{self.split}.tokens"
-        self._file = self._spool.open("wb")
-        self._starts, self._words = array.array("q"), array.array("q")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._file.close()
-
-    def start_document(self) -> None:
-        """The next token appended is a document's first."""
-        self._starts.append(self.num_tokens)
-
-    def add_words(self, words: Iterable[int]) -> None:
-        """Add the numbers of words of the next documents, in their order."""
-        self._words.extend(words)
-
-    def append(self, tokens: NDArray[np.integer]) -> None:
-        """Add tokens [n] at the end of the stream."""
-        self._file.write(np.ascontiguousarray(tokens, dtype=self._dtype).data)
-        self.num_tokens += len(tokens)
-
-    def finish(self, sources: tuple[Source, ...], repeated: Repeated | None = None) -> None:
-        """Turn what was appended into ``<split>.zarr``.
-
-        Raises:
-            UserError: if nothing was appended.
-        """
-        self._file.close()
-        if self.num_tokens == 0:
-            raise UserError(
-                f"the {self.split} split has no text: its sources are empty, or dev_fraction is too small for them; "
-                "add text, remove them, or raise it"
-            )
-        starts, words = (np.array(of_documents, dtype="<i8") for of_documents in (self._starts, self._words))
-        assert len(words) == len(starts), "the words of some documents are not known"
-        record = StoreRecord(
-            format_version=FORMAT_VERSION,
-            split=self.split,
-            tokenizer=self.tokenizer_hash,
-            vocabulary_size=self.vocabulary_size,
-            fingerprint=fingerprint_of(_blocks(self._spool), self._dtype, starts, self.tokenizer_hash),
-            counts=sum((source.counts for source in sources), Counts()),
-            repeated=repeated or Repeated(),
-            sources=sources,
-        )
-        import zarr
-
-        store = self.directory / f"{self.split}.zarr"
-        group = zarr.create_group(store, attributes=record.as_plain())
-        _create_array(group, "tokens", (self.num_tokens,), self._dtype)
-        _create_array(group, "document_starts", starts.shape, starts.dtype)[:] = starts
-        _create_array(group, "document_words", words.shape, words.dtype)[:] = words
-        _chunk_file(store).parent.mkdir(parents=True)
-        self._spool.rename(_chunk_file(store))
-
-
-def seal(directory: Path) -> None:
-    """Record the checksums of a complete corpus; from here on it can be opened."""
-    files = (path.relative_to(directory) for path in directory.rglob("*") if path.is_file())
-    tokens = {_chunk_file(Path(f"{split}.zarr")) for split in SPLITS}
-    commit(directory, FILES_RECORD, sorted(file.as_posix() for file in files if file not in tokens))
 
 
 def token_dtype(vocabulary_size: int) -> np.dtype[np.uint16] | np.dtype[np.uint32]:
@@ -388,33 +301,16 @@ def require_files(directory: Path) -> None:
         )
 
 
-def _create_array(
-    group: "zarr.Group", name: str, shape: tuple[int, ...], dtype: np.dtype[np.integer]
-) -> "zarr.Array[Any]":
-    """Create an array of one chunk without codecs: its file has the array's little-endian bytes."""
-    from zarr.codecs import BytesCodec
-
-    return group.create_array(
-        name,
-        shape=shape,
-        chunks=shape,
-        dtype=dtype,
-        serializer=BytesCodec(endian="little"),
-        filters=None,
-        compressors=None,
-        config={"write_empty_chunks": True},
-    )
-
-
 def _damaged(store: Path, how: str) -> UserError:
     return UserError(f"corpus store {store} is damaged: {how}; delete {store.parent} and prepare it again")
 
 
-def _chunk_file(store: Path) -> Path:
+def chunk_file(store: Path) -> Path:
+    """The file of a store that is its tokens."""
     return store / "tokens" / "c" / "0"
 
 
-def _blocks(path: Path) -> Iterator[bytes]:
+def blocks_of(path: Path) -> Iterator[bytes]:
     """A file's bytes; read, not mapped, so that checking a store does not make it resident."""
     with path.open("rb") as file:
         while block := file.read(_BLOCK_BYTES):

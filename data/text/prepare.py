@@ -21,12 +21,11 @@ from palenka.data.corpus import (
     CONFIG_FILE,
     TOKENIZER_FOLDER,
     Corpus,
-    CorpusWriter,
     Repeated,
     Source,
-    seal,
     splits_of,
 )
+from palenka.data.corpus_writer import CorpusWriter, seal
 from palenka.data.hub import Located, locate_tokenizer
 from palenka.data.text.bos import add_bos
 from palenka.data.text.documents import Repeats, Sorting

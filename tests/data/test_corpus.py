@@ -12,7 +12,8 @@ import zarr
 from hypothesis import given
 from hypothesis import strategies as st
 
-from palenka.data.corpus import Corpus, CorpusWriter, Counts, Source, seal
+from palenka.data.corpus import Corpus, Counts, Source
+from palenka.data.corpus_writer import CorpusWriter, seal
 from palenka.ground.errors import UserError
 
 TOKENIZER = b"{}"
