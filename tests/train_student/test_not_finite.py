@@ -1,6 +1,7 @@
 """NaN and infinity: a run stops at the next line of its log, and says which step, term and window, and whose side."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 import torch
 import zarr
 from accelerate import Accelerator
+from torch import Tensor
 
 from palenka.cache_teachers.capture import capture
 from palenka.cache_teachers.settings import CaptureSettings
@@ -18,6 +20,7 @@ from palenka.data.signals.stream import ReadingOrder
 from palenka.ground.errors import UserError
 from palenka.ground.records import commit, read_record
 from palenka.train_student.meter import GRADIENT, Meter, NotFinite
+from palenka.train_student.objective.divergences import DIVERGENCES, Divergence
 from palenka.train_student.settings import TrainSettings
 from palenka.train_student.train import train
 
@@ -72,6 +75,30 @@ def test_a_student_that_overflows_is_told_from_its_teachers(settings: TrainSetti
     assert "is not finite at step 2, in window" in told
     assert told.count("of view 0") == 1
     assert "it came from the student's side; lower optimizer.learning_rate (1e+30)" in told
+
+
+def test_a_gradient_alone_is_named_with_all_windows_of_its_step(
+    settings: TrainSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cusp(_teacher: Tensor, student: Tensor) -> Tensor:
+        """0, whose gradient is infinite."""
+        return (student - student.detach()).sqrt().sum(-1)
+
+    monkeypatch.setitem(DIVERGENCES._entries, "reverse", Divergence(cusp))
+    objective = settings.objective.model_copy(update={"divergence": "reverse"})
+    corpus = Corpus.open(settings.corpus, "train")
+    order = ReadingOrder(settings.windows, len(corpus.tokens), settings.seed, 1, 0.3, batch=16)
+    ((_, _, indices),) = order.pieces(0, 16)
+    with pytest.raises(UserError) as stop:
+        train(settings.model_copy(update={"objective": objective}))
+    told = str(stop.value)
+    assert told.startswith("the gradient is not finite at step 1, in windows ")
+    shown = re.search(r"windows ([\d, ]+) and (\d+) more of view 0", told)
+    assert shown
+    named = [int(number) for number in shown[1].split(", ")]
+    assert named == indices[: len(named)].tolist()
+    assert len(named) + int(shown[2]) == 16
+    assert "and it came from the student's side" in told
 
 
 def test_no_checkpoint_is_written_of_weights_that_are_not_finite(settings: TrainSettings) -> None:
