@@ -26,7 +26,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-TESTS = ("tests/cache_teachers", "tests/data", "tests/ground", "tests/plugins", "tests/train_student")
+TESTS = (
+    *("tests/cache_teachers", "tests/data", "tests/ground", "tests/plugins", "tests/train_student"),
+    "tests/palenka/test_python.py",
+)
 MODULES = (
     *("train_student/optimizer.py", "train_student/trainer.py", "train_student/model/head.py"),
     *("train_student/objective/*.py", "data/signals/*.py", "data/windows.py"),

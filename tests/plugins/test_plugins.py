@@ -133,6 +133,8 @@ def test_an_encoding_of_hidden_states(
     # Measured on the first windows on disk, without position 0.
     states = outputs_of(teacher, corpus_windows(corpus, settings)).hidden_states
     layers = TeacherCache(settings.output, ["teacher/0", "teacher/2"]).measured.layers
+    # Nothing predicts such codes: a layer is read by itself.
+    assert TeacherCache(settings.output, ["teacher/2"]).measured.layers.keys() == {"teacher/2"}
     for index in (0, 2):
         sample = states[index][:, 1:].flatten(0, 1)
         mean, deviation = sample.mean(0), sample.var(0, correction=0).mean().sqrt()
