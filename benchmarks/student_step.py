@@ -66,6 +66,7 @@ def fraction_of(given: argparse.Namespace) -> float:
 def capture_rates(given: argparse.Namespace) -> dict[str, float]:
     """Captures what the students read; returns what each teacher's capture takes, in seconds a token."""
     rates = {}
+    given.output.mkdir(parents=True, exist_ok=True)
     for name, settings in captures_of(given).items():
         with tempfile.TemporaryDirectory(dir=given.output) as folder:
             elsewhere = settings.model_copy(update={"output": Path(folder) / "cache"})

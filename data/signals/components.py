@@ -126,10 +126,9 @@ class Components(Layer):
         left = left @ self.directions
         if self.prediction.dim() == 2:
             return left
-        found = [left[0]]
-        for more, matrix in zip(left[1:], self.prediction[1:], strict=True):
-            found.append(torch.addmm(more, found[-1], matrix.T))
-        return torch.stack(found)
+        for before, more, matrix in zip(left[:-1], left[1:], self.prediction[1:], strict=True):
+            more.addmm_(before, matrix.T)  # in place: now this layer, and what the next is predicted from
+        return left
 
 
 def _rounded(units: Tensor) -> Tensor:
