@@ -20,6 +20,7 @@ from palenka.data.signals.distribution import Distribution
 from palenka.data.signals.low_rank import LowRankOthers
 from palenka.ground.command_line import parse
 from palenka.ground.processes import is_compiled
+from palenka.train_student.objective import next_token
 from palenka.train_student.objective.divergences import DIVERGENCES
 from palenka.train_student.objective.next_token import NextTokenTerms
 from palenka.train_student.settings import TrainSettings
@@ -126,6 +127,23 @@ def test_compiled_terms_are_the_plain_ones_and_compiled_once_for_all_weights(*, 
             found.append((gradient, sums))
         torch.testing.assert_close(found[0], found[1])
     assert counters["stats"]["unique_graphs"] == 1
+
+
+def test_terms_whose_gradient_autograd_computes_are_not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    def compiled() -> None:
+        raise AssertionError("compiled")
+
+    monkeypatch.setattr(next_token, "_compiled", compiled)
+    kept, ids = torch.randn(64, 50).log_softmax(-1).topk(8)
+    teacher = Distribution(ids.view(4, 16, 8), kept.view(4, 16, 8), torch.log1p(-kept.exp().sum(-1)).view(4, 16))
+    tokens, logits, sums = torch.randint(50, (4, 16)), torch.randn(64, 50), torch.zeros(2)
+    for name, has_gradient in (("reverse", False), ("js", False), ("forward", True)):
+        terms = NextTokenTerms(tokens, 0.5, [teacher], [0.5], DIVERGENCES[name], 1.0, compiled=True)
+        if has_gradient:
+            with pytest.raises(AssertionError, match="compiled"):
+                terms.to_gradient(logits, sums)
+        else:
+            terms.to_gradient(logits, sums)
 
 
 @pytest.mark.slow

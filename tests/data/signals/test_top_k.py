@@ -77,6 +77,12 @@ def test_distances_come_back_within_half_a_step_and_in_their_order(one: float, o
         assert found[0] <= found[1]
 
 
+def test_the_share_of_clipped_distances_is_counted_where_values_are_distances() -> None:
+    stored = {"values": torch.tensor([[0, 255, 255, 10], [0, 1, 2, 255]], dtype=torch.uint8)}
+    assert TopKEncoding(k=4, values="uint8").clipped(stored) == {"values": 3 / 8}
+    assert TopKEncoding(k=4, values="float32").clipped({"values": stored["values"].float()}) == {}
+
+
 def test_distances_beyond_the_last_step_are_clipped_not_wrapped() -> None:
     assert pack_gaps(torch.tensor([0.0, 50.0, 60.0, 1e9])).tolist()[-2:] == [LARGEST_GAP_CODE] * 2
     assert unpack_gaps(pack_gaps(torch.tensor([1e9]))).item() == pytest.approx(50.6, abs=0.1)
