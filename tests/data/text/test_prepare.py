@@ -126,7 +126,7 @@ def test_a_failure_leaves_nothing(
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(palenka.data.corpus.CorpusWriter, "finish", fail)
+    monkeypatch.setattr(palenka.data.corpus_writer.CorpusWriter, "finish", fail)
     with pytest.raises((UserError, KeyboardInterrupt), match=r"No space left on device; make room|^$"):
         prepare(settings)
     assert list(settings.output.parent.iterdir()) == []
