@@ -133,7 +133,7 @@ def positions_of(config: PretrainedConfig) -> int | None:
 
 
 def require_fit(what: str, model: Located, corpus: Corpus, length: int) -> None:
-    """Refuse a model whose tokenizer differs from a corpus's, or that has too few positions for its windows.
+    """Refuse a model whose tokenizer differs from a corpus's, or without blocks or positions for its windows.
 
     A model may have more logits than the tokenizer has tokens (many round the number up); these are dropped.
 
@@ -161,6 +161,10 @@ def require_fit(what: str, model: Located, corpus: Corpus, length: int) -> None:
         raise UserError(
             f"{subject} has logits for {vocabulary_size:,} tokens, but its tokenizer, that of corpus "
             f"{corpus.directory}, has {corpus.vocabulary_size:,}; give the model that the tokenizer belongs to"
+        )
+    if getattr(config.get_text_config(), "num_hidden_layers", 1) == 0:
+        raise UserError(
+            f"{subject} has no blocks: num_hidden_layers is 0 in its config.json; give a {what} that has some"
         )
     require_positions(subject, positions_of(config), length)
 

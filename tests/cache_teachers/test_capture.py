@@ -1,5 +1,6 @@
 """Capture: the cache is the teacher, whatever interrupted it; what does not fit is refused."""
 
+import json
 import math
 import threading
 from collections.abc import Callable
@@ -266,6 +267,16 @@ def test_a_model_that_cannot_be_read_is_one_sentence(
     with pytest.raises(UserError, match=f"{directory} is not a causal language model that can be read") as refusal:
         capture(changed(capture_settings, teacher=str(directory)))
     assert "\n" not in str(refusal.value)
+
+
+def test_a_teacher_without_blocks_is_refused(
+    capture_settings: CaptureSettings, make_teacher: Callable[..., Path], changed: Changed
+) -> None:
+    directory = make_teacher("llama", seed=9)
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 0}))
+    with pytest.raises(UserError, match="has no blocks: num_hidden_layers is 0 in its config"):
+        capture(changed(capture_settings, teacher=str(directory), logits={"kind": "low_rank"}))
 
 
 def test_a_teacher_that_lacks_a_tensor_is_refused(
