@@ -68,7 +68,7 @@ def overhead(given: argparse.Namespace) -> None:
 
 
 def _compare(corpus: Corpus, settings: CaptureSettings, windows: int) -> None:
-    took = forward_and_capture(corpus, settings, windows)
+    took = forward_and_capture(corpus, settings, windows, shards=SHARDS)
     ratios = [whole / forward for forward, whole in zip(took.forward, took.capture, strict=True)]
     forward, whole = statistics.median(took.forward), statistics.median(took.capture)
     spread = f"{min(ratios):.3f} to {max(ratios):.3f}, n = {ROUNDS}"
@@ -96,20 +96,24 @@ class CaptureTimes:
 
 
 def forward_and_capture(
-    corpus: Corpus, settings: CaptureSettings, windows: int, device: torch.device | None = None
+    corpus: Corpus, settings: CaptureSettings, windows: int, device: torch.device | None = None, shards: int = 0
 ) -> CaptureTimes:
-    """Alternating forward passes and captures of the same windows; the first round warms up and is not counted."""
+    """Alternating forward passes and captures of the same windows; the first round warms up and is not counted.
+
+    With a number of shards, the cache has at least so many; a capture with the same settings cannot go on from it then.
+    """
     rule, batch = settings.windows, settings.micro_batch
     without_states = settings.model_copy(update={"hidden": None})
     where = device or torch.device("cpu")
     teacher, bare = (Teacher(each, corpus, rule, where) for each in (settings, without_states))
     manifest = manifest_of(settings, corpus, teacher)
-    most = max(1, windows // SHARDS)
-    manifest = manifest.model_copy(update={"windows_per_shard": min(manifest.windows_per_shard, most)})
+    if shards:
+        most = max(1, windows // shards)
+        manifest = manifest.model_copy(update={"windows_per_shard": min(manifest.windows_per_shard, most)})
     teacher.measure(batch)
     create_cache(settings.output, manifest, teacher.measured.to(torch.device("cpu")))
     writer = CacheWriter(settings.output, manifest)
-    shards = [replace(each, stop=min(each.stop, windows)) for each in manifest.shards_over(0, 0, windows)]
+    measured = [replace(each, stop=min(each.stop, windows)) for each in manifest.shards_over(0, 0, windows)]
     indices = rule.slots(len(corpus.tokens), 0)[:windows]
     tokens = torch.from_numpy(gather(corpus.tokens, rule, 0, indices))
 
@@ -126,7 +130,7 @@ def forward_and_capture(
         for seconds, work in (
             (took.forward, forward),
             (took.encode, encode),
-            (took.capture, lambda: capture_shards(shards, corpus, teacher, writer, batch, verbose=False)),
+            (took.capture, lambda: capture_shards(measured, corpus, teacher, writer, batch, verbose=False)),
         ):
             started = time.perf_counter()
             work()
