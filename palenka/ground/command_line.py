@@ -8,7 +8,7 @@ import sys
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import yaml
 from pydantic import ValidationError
@@ -102,7 +102,19 @@ def run(command: Callable[[Sequence[str]], int | None], arguments: Sequence[str]
     except Stopped as stop:
         if str(stop):
             _tell(f"stopped by {stop.by.name}: {stop}")
+        if "LOCAL_RANK" in os.environ:  # started by a launcher
+            _end_now(stop.status)
         return stop.status
+
+
+def _end_now(status: int) -> NoReturn:
+    """End a process of several whose others may be gone, without destructors.
+
+    That of a process group of gloo can wait for them without end. All files are written and all locks released by now.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def _tell(sentence: str) -> None:
