@@ -28,7 +28,7 @@ from palenka.data.signals.components import ComponentsFit
 from palenka.data.signals.encoding import ArrayType
 from palenka.data.signals.hidden import ComponentsEncoding, HiddenLayers, Layer
 from palenka.data.signals.layers import LayerStacks, finished
-from palenka.data.signals.manifest import compressed_bytes, hidden_key
+from palenka.data.signals.manifest import compressed_bytes, hidden_key, model_and_layer
 from palenka.data.windows import CHUNK_WINDOWS, WindowRule
 
 RULE = WindowRule()
@@ -78,15 +78,13 @@ def _chunk(
     for part, states in _forward(model, corpus, indices):
         positions = torch.from_numpy(RULE.positions(0, part, ENCODING.num_positions()))
         for key, some in held.items():
-            some.append(states[_number_of(key)].float().take_along_dim(positions[..., None], dim=1))
+            some.append(states[model_and_layer(key)[1]].float().take_along_dim(positions[..., None], dim=1))
     seen, stacks = {key: torch.cat(some) for key, some in held.items()}, LayerStacks.of(layers)
     codes = stacks.encode(seen)
     decoded = stacks.decode(codes)
-    return [_layer(layer, _number_of(key), seen[key], codes[key], decoded[key]) for key, layer in layers.items()]
-
-
-def _number_of(key: str) -> int:
-    return int(key.rpartition("/")[2])
+    return [
+        _layer(layer, model_and_layer(key)[1], seen[key], codes[key], decoded[key]) for key, layer in layers.items()
+    ]
 
 
 def _layer(layer: Layer, number: int, states: Tensor, codes: Tensor, decoded: Tensor) -> list[float]:

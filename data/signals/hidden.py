@@ -256,7 +256,7 @@ class ComponentsEncoding(HiddenEncoding):
     """Store only what the layer before, among those kept, does not predict: a third fewer bytes. A layer is then read
     with all kept layers before it; choose false for students that read few of the layers."""
     sample_windows: int = Field(default=256, ge=2, le=2**20)
-    """Windows from which mean, variance, scale and basis are measured before a capture."""
+    """Windows from which the coordinates are measured before a capture."""
 
     @property
     def needs_before(self) -> bool:

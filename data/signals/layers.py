@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from palenka.data.signals.hidden import Layer, LayerFit
-from palenka.data.signals.manifest import model_of
+from palenka.data.signals.manifest import model_and_layer
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class LayerStacks:
         """The stacks of some layers, all of one encoding."""
         alike: dict[tuple[str, int, int], list[str]] = {}
         for key, layer in layers.items():
-            alike.setdefault((model_of(key), len(layer.mean), layer.num_components), []).append(key)
+            alike.setdefault((model_and_layer(key)[0], len(layer.mean), layer.num_components), []).append(key)
         several = ((tuple(keys), [layers[key] for key in keys]) for keys in alike.values())
         return cls(tuple((keys, type(some[0]).stacked(some)) for keys, some in several))
 
@@ -65,8 +65,9 @@ def finished(fits: Mapping[str, LayerFit]) -> dict[str, Layer]:
     layers: dict[str, Layer] = {}
     before: dict[str, LayerFit] = {}
     for key, fit in fits.items():
-        layers[key] = fit.finish(before.get(model_of(key)))
-        before[model_of(key)] = fit
+        model, _ = model_and_layer(key)
+        layers[key] = fit.finish(before.get(model))
+        before[model] = fit
     return layers
 
 

@@ -89,12 +89,20 @@ class CacheManifest(Settings):
         return tuple(hidden_key(model, layer) for model, kept in self.hidden_layers.items() for layer in kept.layers)
 
     def keys_to_decode(self, keys: Collection[str]) -> tuple[str, ...]:
-        """All layers that are read to decode some of them, in order."""
+        """All layers that are read to decode some of them, in order.
+
+        Raises:
+            UserError: if a layer is not kept; lists those that are.
+        """
         order = self.hidden_keys()
+        if unknown := [key for key in keys if key not in order]:
+            kept = f"choose from {', '.join(order)}" if order else "it has none; capture them"
+            raise UserError(f"hidden states {unknown[0]} are not in the cache; {kept}")
         if self.hidden is None or not self.hidden.needs_before:
             return tuple(key for key in order if key in keys)
-        last = {model_of(key): order.index(key) for key in order if key in keys}  # the last one of each model counts
-        return tuple(key for place, key in enumerate(order) if place <= last.get(model_of(key), -1))
+        # A later key of a model replaces an earlier one: the last place of each model.
+        last = {model_and_layer(key)[0]: place for place, key in enumerate(order) if key in keys}
+        return tuple(key for place, key in enumerate(order) if place <= last.get(model_and_layer(key)[0], -1))
 
     def arrays(self) -> dict[str, "StoredArray"]:
         """The arrays of the cache by their path in it."""
@@ -218,9 +226,10 @@ def hidden_key(model: str, layer: int) -> str:
     return f"{model}/{layer}"
 
 
-def model_of(key: str) -> str:
-    """The model of a hidden state's name."""
-    return key.rpartition("/")[0]
+def model_and_layer(key: str) -> tuple[str, int]:
+    """What `hidden_key` made the name of a hidden state from."""
+    model, _, layer = key.rpartition("/")
+    return model, int(layer)
 
 
 def codes_of(key: str) -> str:

@@ -8,7 +8,7 @@ import sys
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import ValidationError
@@ -88,33 +88,33 @@ def run(command: Callable[[Sequence[str]], int | None], arguments: Sequence[str]
             return status
     except UserError as error:
         _tell(f"error: {error}")
-        return USER_MISTAKE
+        return _failed(USER_MISTAKE)
     except BrokenPipeError:
-        _give_up_output()
-        return PIPE_CLOSED
+        _flush_or_discard()
+        return _failed(PIPE_CLOSED)
     except OSError as error:
         _tell(f"error: {system_error('cannot read or write', error)}")
-        _give_up_output()
-        return USER_MISTAKE
+        _flush_or_discard()
+        return _failed(USER_MISTAKE)
     except KeyboardInterrupt:
         sys.stderr.write("interrupted; run the same command again: what is finished is kept\n")
-        return INTERRUPTED
+        return _failed(INTERRUPTED)
     except Stopped as stop:
         if str(stop):
             _tell(f"stopped by {stop.by.name}: {stop}")
-        if "LOCAL_RANK" in os.environ:  # started by a launcher
-            _end_now(stop.status)
-        return stop.status
+        return _failed(stop.status)
 
 
-def _end_now(status: int) -> NoReturn:
-    """End a process of several whose others may be gone, without destructors.
+def _failed(status: int) -> int:
+    """The status of a command that did not end well; ends a process of a launch at once.
 
-    That of a process group of gloo can wait for them without end. All files are written and all locks released by now.
+    Its destructors would run with the traceback, and that of gloo's process group can wait without end for processes
+    that are gone. All files are written and all locks released by now.
     """
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
+    if "LOCAL_RANK" in os.environ:
+        _flush_or_discard()
+        os._exit(status)
+    return status
 
 
 def _tell(sentence: str) -> None:
@@ -122,8 +122,8 @@ def _tell(sentence: str) -> None:
     tell(console(to_errors=True), " ".join(sentence.splitlines()))
 
 
-def _give_up_output() -> None:
-    """Discard the rest of the output: writing it at exit would fail again, with a traceback."""
+def _flush_or_discard() -> None:
+    """Write the rest of the output, or discard it: writing it at exit would fail again, with a traceback."""
     try:
         sys.stdout.flush()
     except OSError:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from palenka.data.signals.hidden import Layer
+from palenka.data.signals.manifest import model_and_layer
 from palenka.data.signals.signal import TeacherSignal, at_positions
 from palenka.data.signals.stream import Batch
 from palenka.ground.errors import UserError
@@ -46,8 +47,8 @@ def last_pairs(pairs: Sequence[LayerPair]) -> list[LayerPair]:
     """The pair with the last teacher layer, one for each model of a teacher."""
     by_model: dict[str, dict[int, LayerPair]] = {}
     for pair in pairs:
-        model, layer = pair.key.rsplit("/", 1)
-        by_model.setdefault(model, {})[int(layer)] = pair
+        model, layer = model_and_layer(pair.key)
+        by_model.setdefault(model, {})[layer] = pair
     return [layers[max(layers)] for layers in by_model.values()]
 
 

@@ -319,6 +319,12 @@ def test_kept_mass_and_size_are_those_of_the_store(cache_directory: Path) -> Non
         assert mass == pytest.approx(kept.double().exp().sum(-1).mean().item(), rel=1e-6)
 
 
+def test_a_layer_that_is_not_kept_is_refused(hidden_capture: CaptureSettings) -> None:
+    capture(hidden_capture)
+    with pytest.raises(UserError, match="teacher/7 are not in the cache; choose from teacher/0, teacher/1"):
+        TeacherCache(hidden_capture.output, ["teacher/1", "teacher/7"])
+
+
 @pytest.mark.parametrize(
     ("hidden", "logits"), [((), True), (("teacher/1",), True), (("teacher/2", "teacher/0"), False)]
 )
