@@ -1,7 +1,9 @@
 """A small real corpus and small real teachers, made once for all tests."""
 
+import json
 import os
 import random
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -12,10 +14,11 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from hypothesis import settings
+from hypothesis import settings as hypothesis_settings
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
+from palenka.__main__ import main
 from palenka.cache_teachers.capture import capture
 from palenka.cache_teachers.settings import CaptureSettings
 from palenka.data.corpus import Corpus
@@ -26,7 +29,9 @@ from palenka.data.signals.signal import TeacherSignal
 from palenka.data.text.prepare import CorpusSettings, prepare
 from palenka.data.text.readers import READERS
 from palenka.eval.suites import SUITES
+from palenka.ground.command_line import USER_MISTAKE
 from palenka.ground.registry import Registry, import_plugins
+from palenka.ground.settings import Settings
 from palenka.train_student.model.head import head_terms
 from palenka.train_student.model.shapes import ModelShape
 from palenka.train_student.objective.divergences import DIVERGENCES
@@ -35,8 +40,8 @@ from palenka.train_student.objective.term import TERMS
 from palenka.train_student.settings import TrainSettings
 
 # A busy machine is no failure.
-settings.register_profile("palenka", deadline=None)
-settings.load_profile("palenka")
+hypothesis_settings.register_profile("palenka", deadline=None)
+hypothesis_settings.load_profile("palenka")
 
 LENGTH = 16
 VOCABULARY = 320
@@ -192,7 +197,7 @@ def make_shape() -> Callable[..., ModelShape]:
 
 @pytest.fixture(scope="session")
 def settings_of_run(corpus_directory: Path) -> Callable[..., TrainSettings]:
-    """Makes settings of runs on the corpus that are opened and looked at, not run; changes replace whole groups."""
+    """Makes settings of runs on the corpus, to be run only with an output; changes replace whole groups."""
 
     def make(**changes: object) -> TrainSettings:
         fields = {"corpus": corpus_directory, "output": "run", "model": shape(), "windows": {"length": LENGTH}}
@@ -225,28 +230,68 @@ def teacher(make_teacher: Callable[..., Path]) -> Path:
     return make_teacher("llama", seed=1)
 
 
-@pytest.fixture
-def capture_settings(teacher: Path, corpus_directory: Path, tmp_path: Path) -> CaptureSettings:
-    """Settings of a small capture into a directory of the test's own."""
-    return CaptureSettings.model_validate(
-        {
+@pytest.fixture(scope="session")
+def settings_of_capture(teacher: Path, corpus_directory: Path) -> Callable[..., CaptureSettings]:
+    """Makes settings of small captures from the corpus; changes replace whole groups."""
+
+    def make(**changes: object) -> CaptureSettings:
+        fields = {
             "teacher": teacher,
             "corpus": corpus_directory,
-            "output": tmp_path / "cache",
+            "output": "cache",
             "windows": {"length": LENGTH},
             "logits": {"kind": "topk", "k": 8},
         }
-    )
+        return CaptureSettings.model_validate(fields | changes)
+
+    return make
+
+
+@pytest.fixture
+def capture_settings(settings_of_capture: Callable[..., CaptureSettings], tmp_path: Path) -> CaptureSettings:
+    """Settings of a small capture into a directory of the test's own."""
+    return settings_of_capture(output=tmp_path / "cache")
+
+
+@pytest.fixture
+def hidden_capture(settings_of_capture: Callable[..., CaptureSettings], tmp_path: Path) -> CaptureSettings:
+    """The same with hidden states of every layer at five positions, beside the logits."""
+    hidden = {"positions": 5, "components": None, "sample_windows": 40}
+    return settings_of_capture(output=tmp_path / "cache", hidden=hidden)
 
 
 @pytest.fixture(scope="session")
-def changed() -> Callable[..., CaptureSettings]:
-    """Settings of a capture with some of them changed; changes replace whole groups."""
+def changed() -> Callable[..., Settings]:
+    """Settings of any kind with some of them changed; changes replace whole groups."""
 
-    def change(settings: CaptureSettings, **changes: object) -> CaptureSettings:
-        return CaptureSettings.model_validate(settings.as_plain() | changes)
+    def change(settings: Settings, **changes: object) -> Settings:
+        return type(settings).model_validate(settings.as_plain() | changes)
 
     return change
+
+
+@pytest.fixture(scope="session")
+def normal() -> Callable[..., Tensor]:
+    """Draws standard normal numbers by a seed and a shape."""
+
+    def draw(seed: int, *shape: int) -> Tensor:
+        return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+    return draw
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Runs a command that ends with status 2; returns what it says, which is one sentence on one line."""
+
+    def call(*words: object) -> str:
+        capsys.readouterr()
+        assert main([*map(str, words)]) == USER_MISTAKE
+        said = capsys.readouterr().err
+        assert re.fullmatch(r"error: [^\n]+\n", said)
+        return said
+
+    return call
 
 
 @pytest.fixture(scope="session")
@@ -273,21 +318,42 @@ def states_of() -> Callable[[Path, Tensor], tuple[Tensor, tuple[Tensor, ...]]]:
 
 
 @pytest.fixture
-def student_of_cache(
-    capture_settings: CaptureSettings, settings_of_run: Callable[..., TrainSettings], tmp_path: Path
-) -> Callable[..., TrainSettings]:
-    """Makes settings of a student with the cache of `capture_settings` as teacher t; changes replace whole groups."""
+def student_of_text(settings_of_run: Callable[..., TrainSettings], tmp_path: Path) -> Callable[..., TrainSettings]:
+    """Makes settings of a student without teachers, 16 windows in a step; changes replace whole groups."""
 
     def make(**changes: object) -> TrainSettings:
-        fields: dict[str, object] = {
-            "output": tmp_path / "run",
-            "windows": capture_settings.windows,
-            "teachers": {"t": {"cache": capture_settings.output}},
-            "global_batch": 16,
-        }
-        return settings_of_run(**(fields | changes))
+        return settings_of_run(**({"output": tmp_path / "run", "global_batch": 16} | changes))
 
     return make
+
+
+@pytest.fixture
+def student_of_cache(
+    capture_settings: CaptureSettings, student_of_text: Callable[..., TrainSettings]
+) -> Callable[..., TrainSettings]:
+    """The same with the cache of `capture_settings` as teacher t, and with its windows."""
+
+    def make(**changes: object) -> TrainSettings:
+        teachers = {"t": {"cache": capture_settings.output}}
+        return student_of_text(**({"windows": capture_settings.windows, "teachers": teachers} | changes))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def log_of() -> Callable[..., list[dict[str, Any]]]:
+    """Reads the lines of a run's log that have a key, or all; what depends on the machine's speed only with `speeds`."""
+
+    def read(settings: TrainSettings, key: str | None = None, *, speeds: bool = False) -> list[dict[str, Any]]:
+        lines = map(json.loads, (settings.output / "metrics.jsonl").read_text().splitlines())
+        hidden = () if speeds else ("tokens_per_second", "data_wait")
+        return [
+            {name: value for name, value in line.items() if name not in hidden}
+            for line in lines
+            if key is None or key in line
+        ]
+
+    return read
 
 
 @pytest.fixture
@@ -323,10 +389,3 @@ def grid_file(capture_settings: CaptureSettings, tmp_path: Path) -> Path:
     (tmp_path / "student.yaml").write_text(yaml.safe_dump(student))
     (tmp_path / "grid.yaml").write_text(yaml.safe_dump(grid))
     return tmp_path / "grid.yaml"
-
-
-@pytest.fixture
-def hidden_capture(capture_settings: CaptureSettings) -> CaptureSettings:
-    """The same with hidden states of every layer at five positions, beside the logits."""
-    hidden = {"positions": 5, "components": None, "sample_windows": 40}
-    return CaptureSettings.model_validate(capture_settings.as_plain() | {"hidden": hidden})

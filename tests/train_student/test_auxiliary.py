@@ -20,7 +20,6 @@ from palenka.train_student.teachers import Teachers, open_teachers
 
 CPU = torch.device("cpu")
 SettingsOfRun = Callable[..., TrainSettings]
-LENGTH = 16
 DEPTH = 4
 
 
@@ -45,8 +44,9 @@ def settings_with(
 def opened(settings: TrainSettings, corpus: Corpus) -> tuple[Teachers, Batch]:
     """The teachers, and what they say of ten windows."""
     teachers = open_teachers(settings, corpus, CPU)
-    tokens = torch.from_numpy(corpus.tokens[: 10 * LENGTH].astype("int64")).view(10, LENGTH)
-    positions = torch.stack([torch.randperm(LENGTH - 1, generator=torch.Generator().manual_seed(n)) for n in range(10)])
+    length = settings.windows.length
+    tokens = torch.from_numpy(corpus.tokens[: 10 * length].astype("int64")).view(10, length)
+    positions = torch.stack([torch.randperm(length - 1, generator=torch.Generator().manual_seed(n)) for n in range(10)])
     return teachers, teachers.complete(EncodedBatch(tokens, positions[:, :5] + 1, {}))
 
 

@@ -50,6 +50,7 @@ def test_a_compiled_run_is_the_plain_one_within_rounding(
     student_of_cache: Callable[..., TrainSettings],
     make_shape: Callable[..., Any],
     tmp_path: Path,
+    log_of: Callable[..., list[dict[str, Any]]],
 ) -> None:
     capture(hidden_capture)
     found = {}
@@ -65,8 +66,7 @@ def test_a_compiled_run_is_the_plain_one_within_rounding(
             compile=compiled,
         )
         train(settings)
-        log = [json.loads(line) for line in (settings.output / "metrics.jsonl").read_text().splitlines()]
-        losses = [line["loss"] for line in log if "loss" in line]
+        losses = [line["loss"] for line in log_of(settings, "loss")]
         model = load_file(next(settings.output.glob("**/model.safetensors")))
         checkpoint = load_file(sorted(settings.output.glob("checkpoints/*/objective.safetensors"))[-1])
         found[compiled] = losses, model, checkpoint
@@ -81,11 +81,12 @@ def test_a_compiled_run_is_the_plain_one_within_rounding(
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
-def test_a_compiled_teacher_says_the_same_within_rounding(hidden_capture: CaptureSettings, tmp_path: Path) -> None:
+def test_a_compiled_teacher_says_the_same_within_rounding(
+    hidden_capture: CaptureSettings, changed: Callable[..., CaptureSettings], tmp_path: Path
+) -> None:
     caches = []
     for compiled in (False, True):
-        changes = {"output": str(tmp_path / f"compiled-{compiled}"), "compile": compiled, "fraction": 0.1}
-        settings = CaptureSettings.model_validate(hidden_capture.as_plain() | changes)
+        settings = changed(hidden_capture, output=tmp_path / f"compiled-{compiled}", compile=compiled, fraction=0.1)
         capture(settings)
         caches.append(TeacherCache(settings.output, settings_keys(settings)))
     plain, compiled_cache = (cache.read(0, np.arange(40)) for cache in caches)

@@ -18,7 +18,6 @@ from palenka.data.corpus import Corpus
 from palenka.data.signals.components import Components
 from palenka.data.signals.stream import ReadingOrder, read_batch
 from palenka.ground.errors import UserError
-from palenka.train_student.model.shapes import ModelShape
 from palenka.train_student.objective.contrastive import info_nce
 from palenka.train_student.objective.module import LayerPair, last_pairs
 from palenka.train_student.objective.objective import Objective
@@ -93,6 +92,7 @@ def test_the_term_is_its_definition_over_the_states_of_student_and_teachers(
     corpus: Corpus,
     make_teacher: Callable[..., Path],
     settings_of_run: Callable[..., TrainSettings],
+    changed: Callable[..., CaptureSettings],
     tmp_path: Path,
 ) -> None:
     """Two teachers of different width, an ensemble among them; one student map."""
@@ -103,7 +103,7 @@ def test_the_term_is_its_definition_over_the_states_of_student_and_teachers(
     for name, ensemble in models.items():
         teacher = {"teacher": None, "ensemble": ensemble} if ensemble else {"teacher": single}
         more = {"hidden": hidden, "fraction": 0.1, "output": tmp_path / name}
-        capture(CaptureSettings.model_validate(capture_settings.as_plain() | teacher | more))
+        capture(changed(capture_settings, **teacher, **more))
         sources[name] = {"cache": tmp_path / name, "weight": {"wide": 0.5, "one": 2.0}[name]}
     contrastive = {"weight": 1.0, "width": 8, "negatives": 7}
     settings = settings_of_run(fraction=0.1, teachers=sources, objective={"hard": 0.0, "contrastive": contrastive})
@@ -145,25 +145,19 @@ def test_the_term_is_its_definition_over_the_states_of_student_and_teachers(
 
 
 def test_what_cannot_be_compared_is_refused(
-    capture_settings: CaptureSettings, cache_directory: Path, tmp_path: Path, make_shape: Callable[..., ModelShape]
+    capture_settings: CaptureSettings,
+    cache_directory: Path,
+    student_of_cache: Callable[..., TrainSettings],
+    changed: Callable[..., CaptureSettings],
+    tmp_path: Path,
 ) -> None:
-    more = {"hidden": {"positions": 1}, "fraction": 0.1, "output": tmp_path / "one"}
-    capture(CaptureSettings.model_validate(capture_settings.as_plain() | more))
+    capture(changed(capture_settings, hidden={"positions": 1}, fraction=0.1, output=tmp_path / "one"))
     for cache, message in (
         (cache_directory, "teacher t holds no hidden states, but objective.contrastive is 0.1; capture it again"),
         (tmp_path / "one", r"a micro-batch of 1 window\(s\) has 1 position\(s\), and so no negatives; raise micro"),
     ):
-        settings = TrainSettings.model_validate(
-            {
-                "corpus": capture_settings.corpus,
-                "output": tmp_path / "run",
-                "model": make_shape(),
-                "windows": capture_settings.windows,
-                "fraction": 0.1,
-                "micro_batch": 1,
-                "teachers": {"t": {"cache": cache}},
-                "objective": {"contrastive": 0.1},
-            }
+        settings = student_of_cache(
+            fraction=0.1, micro_batch=1, teachers={"t": {"cache": cache}}, objective={"contrastive": 0.1}
         )
         with pytest.raises(UserError, match=message):
             train(settings)

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -174,11 +173,9 @@ def test_draws_are_refused_for_what_they_estimate_with_a_bias(
     capture_settings: CaptureSettings,
     corpus: Corpus,
     settings_of_run: Callable[..., TrainSettings],
-    tmp_path: Path,
+    changed: Callable[..., CaptureSettings],
 ) -> None:
-    settings = CaptureSettings.model_validate(
-        capture_settings.as_plain() | {"logits": encoding, "fraction": 0.05, "output": tmp_path / "draws"}
-    )
+    settings = changed(capture_settings, logits=encoding, fraction=0.05)
     capture(settings)
     for kind in KINDS:
         objective = {"logit": 1.0, "temperature": 1.0, "divergence": kind}

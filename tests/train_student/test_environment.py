@@ -1,6 +1,5 @@
 """What stands in the shell, or in a user's configuration of accelerate, changes nothing of a run."""
 
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,6 @@ import pytest
 from accelerate import PartialState
 from accelerate.state import GradientState
 
-from palenka.train_student.model.shapes import ModelShape
 from palenka.train_student.settings import TrainSettings
 from palenka.train_student.train import train
 
@@ -35,29 +33,16 @@ def fresh_state() -> Iterator[None]:
 
 @pytest.fixture
 def measured(
-    corpus_directory: Path, tmp_path: Path, make_shape: Callable[..., ModelShape]
+    student_of_text: Callable[..., TrainSettings], tmp_path: Path, log_of: Callable[..., list[dict[str, Any]]]
 ) -> Callable[[str], list[dict[str, Any]]]:
-    """Trains for 6 steps of two micro-batches in a fresh state; the log, without speeds."""
+    """Trains for 6 steps of two micro-batches in a fresh state; the log."""
 
     def measure(name: str) -> list[dict[str, Any]]:
         PartialState._reset_state()
         GradientState._reset_state()
-        fields: dict[str, object] = {
-            "corpus": corpus_directory,
-            "output": tmp_path / name,
-            "model": make_shape(),
-            "windows": {"length": 16},
-            "fraction": 0.1,
-            "global_batch": 16,
-            "micro_batch": 8,
-            "log_every": 1,
-            "device": "cpu",
-        }
-        settings = TrainSettings.model_validate(fields)
+        settings = student_of_text(output=tmp_path / name, fraction=0.1, micro_batch=8, log_every=1, device="cpu")
         train(settings)
-        lines = [json.loads(line) for line in (settings.output / "metrics.jsonl").read_text().splitlines()]
-        own = {"tokens_per_second", "data_wait"}
-        return [{key: value for key, value in line.items() if key not in own} for line in lines]
+        return log_of(settings)
 
     return measure
 

@@ -25,19 +25,18 @@ MakeSettings = Callable[..., TrainSettings]
 
 
 @pytest.fixture
-def make_settings(settings_of_run: MakeSettings, tmp_path: Path) -> MakeSettings:
+def make_settings(student_of_text: MakeSettings, tmp_path: Path) -> MakeSettings:
     """Settings of a run of 20 steps an epoch; changes replace whole groups."""
 
     def make(name: str = "run", **changes: object) -> TrainSettings:
         fields: dict[str, object] = {
             "output": tmp_path / name,
             "fraction": 0.3,
-            "global_batch": 16,
             "micro_batch": 8,
             "optimizer": {"learning_rate": 1e-2},
             "checkpoint_every": 6,
         }
-        return settings_of_run(**(fields | changes))
+        return student_of_text(**(fields | changes))
 
     return make
 

@@ -29,7 +29,6 @@ from palenka.train_student.train import train
 Changed = Callable[..., CaptureSettings]
 StatesOf = Callable[[Path, Tensor], tuple[Tensor, tuple[Tensor, ...]]]
 
-LENGTH = 16
 CPU = torch.device("cpu")
 SettingsOfRun = Callable[..., TrainSettings]
 
@@ -106,7 +105,12 @@ def test_a_live_teacher_and_a_float32_cache_of_all_positions_give_the_same_loss_
     settings_of_run: SettingsOfRun,
     changed: Changed,
 ) -> None:
-    everything = {"positions": LENGTH - 1, "values": "float32", "sample_windows": 50, "components": None}
+    everything = {
+        "positions": capture_settings.windows.length - 1,
+        "values": "float32",
+        "sample_windows": 50,
+        "components": None,
+    }
     logits = {"k": corpus.vocabulary_size, "values": "float32"}
     capture(changed(capture_settings, hidden=everything, logits=logits))
     live = {"source": "live", "model": teacher, "hidden": everything}
@@ -271,18 +275,13 @@ def test_without_a_projection_it_is_the_mean_squared_difference_of_the_states_th
 
 
 def test_without_a_projection_widths_must_be_equal(
-    hidden_capture: CaptureSettings, make_shape: Callable[..., ModelShape], tmp_path: Path
+    hidden_capture: CaptureSettings,
+    make_shape: Callable[..., ModelShape],
+    student_of_cache: SettingsOfRun,
 ) -> None:
     capture(hidden_capture)
-    settings = TrainSettings.model_validate(
-        {
-            "corpus": hidden_capture.corpus,
-            "output": tmp_path / "run",
-            "model": make_shape(hidden_size=24),
-            "windows": hidden_capture.windows,
-            "teachers": {"t": {"cache": hidden_capture.output}},
-            "objective": {"hidden": {"weight": 1.0, "projection": "none"}},
-        }
+    settings = student_of_cache(
+        model=make_shape(hidden_size=24), objective={"hidden": {"weight": 1.0, "projection": "none"}}
     )
     sides = r"the student has the width 24 and teacher t \(teacher/0\) 16; choose linear"
     with pytest.raises(UserError, match=f"objective.hidden.projection is none, but {sides}"):

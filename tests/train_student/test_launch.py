@@ -19,17 +19,15 @@ from safetensors.torch import load_file
 from palenka.cache_teachers.capture import capture
 from palenka.cache_teachers.settings import CaptureSettings
 from palenka.ground.settings import Settings
-from palenka.train_student.model.shapes import ModelShape
 from palenka.train_student.objective.settings import ObjectiveSettings
 from palenka.train_student.settings import TrainSettings
 from palenka.train_student.train import train
 
 Contents = Callable[[Path], dict[str, bytes]]
-Changed = Callable[..., CaptureSettings]
+Changed = Callable[..., Any]
 
 pytestmark = pytest.mark.slow
 
-LENGTH = 16
 SECONDS = 240
 # One thread, as in this process: the number of threads decides the order of sums, and so the last bits.
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
@@ -57,30 +55,22 @@ def configuration(settings: Settings, folder: Path) -> str:
 @pytest.fixture
 def long_capture(capture_settings: CaptureSettings, changed: Changed) -> CaptureSettings:
     """A capture of 12 shards that takes seconds."""
-    return changed(capture_settings, windows={"length": LENGTH, "views": 6}, micro_batch=1)
+    return changed(capture_settings, windows={"length": 16, "views": 6}, micro_batch=1)
 
 
 @pytest.fixture
 def student_settings(
-    capture_settings: CaptureSettings, make_shape: Callable[..., ModelShape], tmp_path: Path, changed: Changed
+    capture_settings: CaptureSettings, student_of_cache: Callable[..., TrainSettings], changed: Changed
 ) -> TrainSettings:
     """A student with a cached teacher, logits and hidden states: 20 steps."""
     capture(changed(capture_settings, hidden={"positions": 3, "sample_windows": 40}))
-    return TrainSettings.model_validate(
-        {
-            "corpus": capture_settings.corpus,
-            "output": tmp_path / "run",
-            "model": make_shape(),
-            "windows": capture_settings.windows,
-            "fraction": 0.3,
-            "teachers": {"t": {"cache": capture_settings.output}},
-            "objective": {"hard": 0.5, "logit": 0.5, "hidden": 0.5},
-            "global_batch": 16,
-            "micro_batch": 4,
-            "optimizer": {"learning_rate": 3e-3, "warmup_steps": 3},
-            "validation": {"every": 5},
-            "log_every": 1,
-        }
+    return student_of_cache(
+        fraction=0.3,
+        objective={"hard": 0.5, "logit": 0.5, "hidden": 0.5},
+        micro_batch=4,
+        optimizer={"learning_rate": 3e-3, "warmup_steps": 3},
+        validation={"every": 5},
+        log_every=1,
     )
 
 
@@ -103,10 +93,10 @@ EVERY_OTHER_TERM = {
 
 @pytest.mark.parametrize("objective", [{}, EVERY_OTHER_TERM], ids=["hidden", "every other term"])
 def test_two_processes_train_as_one(
-    student_settings: TrainSettings, tmp_path: Path, objective: dict[str, object]
+    student_settings: TrainSettings, tmp_path: Path, objective: dict[str, object], changed: Changed
 ) -> None:
     if objective:
-        student_settings = TrainSettings.model_validate(student_settings.as_plain() | {"objective": objective})
+        student_settings = changed(student_settings, objective=objective)
     one, two = elsewhere(student_settings, "one"), elsewhere(student_settings, "two")
     result = train(one)
     told = call([*TWO_PROCESSES, "palenka.train_student", "--config", configuration(two, tmp_path)], tmp_path)
@@ -379,7 +369,7 @@ def test_the_programs_work_from_any_directory_with_paths_relative_to_it(tmp_path
         (text / f"switchboard.{split}").write_text("the teacher sees the river .\n" * 400)
     palenka, python = str(PROGRAMS / "palenka"), [sys.executable, "-m"]
     shape = ["--model", "{architecture: llama, hidden_size: 8, num_hidden_layers: 1, num_attention_heads: 2}"]
-    windows, corpus = ["--windows.length", str(LENGTH)], ["--corpus", "runs/corpus"]
+    windows, corpus = ["--windows.length", "16"], ["--corpus", "runs/corpus"]
     commands = [
         [palenka, "data", "prepare", "--sources", "text", "--output", "runs/corpus", "--vocabulary_size", "280"],
         [

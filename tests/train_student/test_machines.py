@@ -30,20 +30,12 @@ ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.sta
 
 
 @pytest.fixture
-def settings(corpus_directory: Path, make_shape: Callable[..., ModelShape], tmp_path: Path) -> TrainSettings:
+def settings(
+    student_of_text: Callable[..., TrainSettings], make_shape: Callable[..., ModelShape], tmp_path: Path
+) -> TrainSettings:
     """A run of 60 steps."""
-    return TrainSettings.model_validate(
-        {
-            "corpus": corpus_directory,
-            "output": tmp_path / "runs" / "run",
-            "model": make_shape(hidden_size=64),
-            "windows": {"length": 16},
-            "global_batch": 16,
-            "micro_batch": 8,
-            "checkpoint_every": 5,
-            "log_every": 7,
-        }
-    )
+    output, model = tmp_path / "runs" / "run", make_shape(hidden_size=64)
+    return student_of_text(output=output, model=model, micro_batch=8, checkpoint_every=5, log_every=7)
 
 
 def call(settings: TrainSettings, *options: str, expected: int = 0, more: Mapping[str, str] | None = None) -> str:

@@ -19,14 +19,15 @@ from palenka.train_student.settings import TrainSettings
 from palenka.train_student.train import train
 
 STUDENTS = Path(__file__).parents[2] / "configs" / "students"
-LENGTH = 16
 METHODS = ("contrastive-58m", "dskd-one-teacher-58m", "dskd-ensemble-58m", "hidden-state-58m", "palenka-58m-l0.1-h0.3")
 PULLING = {"contrastive-58m": "contrastive", "hidden-state-58m": "hidden", "palenka-58m-l0.1-h0.3": "hidden"}
 
 
 @pytest.fixture(scope="module")
 def sources(
-    corpus_directory: Path, make_teacher: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+    settings_of_capture: Callable[..., CaptureSettings],
+    make_teacher: Callable[..., Path],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[str, dict[str, dict[str, Any]]]:
     """Two teachers and their ensemble by name, each as a cache and live."""
     folder = tmp_path_factory.mktemp("caches")
@@ -36,16 +37,14 @@ def sources(
     found = {}
     for name, speaker in spoken.items():
         hidden = {"positions": 5, "sample_windows": 32, "values": "float32", "components": None}
-        fields: dict[str, Any] = {
-            "teacher": speaker.get("model"),
-            "ensemble": speaker.get("ensemble", {}),
-            "corpus": corpus_directory,
-            "output": folder / name,
-            "windows": {"length": LENGTH},
-            "logits": {"kind": "topk", "k": 32, "values": "float32"},
-            "hidden": hidden,
-        }
-        capture(CaptureSettings.model_validate(fields))
+        settings = settings_of_capture(
+            teacher=speaker.get("model"),
+            ensemble=speaker.get("ensemble", {}),
+            output=folder / name,
+            logits={"kind": "topk", "k": 32, "values": "float32"},
+            hidden=hidden,
+        )
+        capture(settings)
         live = {"source": "live", "k": 32, "hidden": hidden, **speaker}
         found[name] = {"cache": {"cache": folder / name}, "live": live}
     return found
@@ -58,6 +57,7 @@ def test_a_method_trains_from_its_file_the_same_from_caches_and_from_live_teache
     corpus_directory: Path,
     tmp_path: Path,
     make_shape: Callable[..., ModelShape],
+    log_of: Callable[..., list[dict[str, Any]]],
 ) -> None:
     published = yaml.safe_load((STUDENTS / f"{name}.yaml").read_text())
     logs = {}
@@ -66,7 +66,7 @@ def test_a_method_trains_from_its_file_the_same_from_caches_and_from_live_teache
             "corpus": str(corpus_directory),
             "output": str(tmp_path / source),
             "model": make_shape(num_hidden_layers=3).as_plain(),
-            "windows": {"length": LENGTH},
+            "windows": {"length": 16},
             "fraction": 0.2,
             "epochs": 1,
             "global_batch": 8,
@@ -83,8 +83,7 @@ def test_a_method_trains_from_its_file_the_same_from_caches_and_from_live_teache
         settings = parse(TrainSettings, ["--config", str(tmp_path / f"{source}.yaml")], "palenka train")
         assert settings.objective == parse_published(name).objective
         train(settings)
-        lines = (settings.output / "metrics.jsonl").read_text().splitlines()
-        logs[source] = [json.loads(line) for line in lines]
+        logs[source] = log_of(settings)
     first = logs["cache"][0]
     ratios = {key: value for key, value in first.items() if key.startswith("gradient_ratio/")}
     kind = PULLING.get(name, "auxiliary")

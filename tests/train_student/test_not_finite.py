@@ -1,6 +1,5 @@
 """NaN and infinity: a run stops at the next line of its log, and says which step, term and window, and whose side."""
 
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -24,14 +23,15 @@ from palenka.train_student.objective.divergences import DIVERGENCES, Divergence
 from palenka.train_student.settings import TrainSettings
 from palenka.train_student.train import train
 
-LENGTH = 16
-
 
 @pytest.fixture
-def settings(capture_settings: CaptureSettings, student_of_cache: Callable[..., TrainSettings]) -> TrainSettings:
+def settings(
+    capture_settings: CaptureSettings,
+    changed: Callable[..., CaptureSettings],
+    student_of_cache: Callable[..., TrainSettings],
+) -> TrainSettings:
     """20 steps with a cached teacher, logged seldom; the cache keeps logits as float32."""
-    logits = {"kind": "topk", "k": 8, "values": "float32"}
-    capture(CaptureSettings.model_validate(capture_settings.as_plain() | {"logits": logits, "fraction": 0.3}))
+    capture(changed(capture_settings, logits={"kind": "topk", "k": 8, "values": "float32"}, fraction=0.3))
     return student_of_cache(
         fraction=0.3,
         objective={"hard": 0.5, "logit": 0.5},
@@ -50,7 +50,9 @@ def spoil(cache: Path, slot: int) -> None:
     commit(cache, "commits/0-0.json", record["files"], **facts)
 
 
-def test_a_nan_in_a_cache_is_named_by_step_term_and_window(settings: TrainSettings) -> None:
+def test_a_nan_in_a_cache_is_named_by_step_term_and_window(
+    settings: TrainSettings, log_of: Callable[..., list[dict[str, Any]]]
+) -> None:
     cache = settings.teachers["t"].cache
     assert cache is not None
     corpus = Corpus.open(settings.corpus, "train")
@@ -63,8 +65,7 @@ def test_a_nan_in_a_cache_is_named_by_step_term_and_window(settings: TrainSettin
     assert told.startswith("term logit/t is not finite at step 4, and it came from the teacher's side: t gives numbers")
     assert f"for window {indices[6]} of view {view}; capture {cache} again" in told
     assert not (settings.output / "result.json").exists()
-    log = [json.loads(line) for line in (settings.output / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in log if "loss" in line] == [1]
+    assert [line["step"] for line in log_of(settings, "loss")] == [1]
 
 
 def test_a_student_that_overflows_is_told_from_its_teachers(settings: TrainSettings) -> None:

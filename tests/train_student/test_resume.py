@@ -1,8 +1,6 @@
 """Going on: what an interrupted run ends with is what an undisturbed one does, bit for bit."""
 
-import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,48 +14,37 @@ from palenka.train_student.model.shapes import ModelShape
 from palenka.train_student.settings import TrainSettings
 from palenka.train_student.train import train
 
-LENGTH = 16
-
-Interrupted = Callable[[TrainSettings, str, int], TrainSettings]
+LogOf = Callable[..., list[dict[str, Any]]]
+Interrupted = Callable[..., TrainSettings]
 
 
 @pytest.fixture
-def settings(capture_settings: CaptureSettings, make_shape: Callable[..., ModelShape], tmp_path: Path) -> TrainSettings:
+def settings(
+    capture_settings: CaptureSettings,
+    changed: Callable[..., CaptureSettings],
+    student_of_cache: Callable[..., TrainSettings],
+    make_shape: Callable[..., ModelShape],
+) -> TrainSettings:
     """Logits and hidden states of a cached teacher, dropout, three epochs of 6 or 7 steps over two views."""
-    windows = {"length": LENGTH, "views": 2}
-    cached = capture_settings.as_plain() | {"windows": windows, "hidden": {"positions": 3, "sample_windows": 40}}
-    capture(CaptureSettings.model_validate(cached))
-    return TrainSettings.model_validate(
-        {
-            "corpus": capture_settings.corpus,
-            "output": tmp_path / "whole",
-            "model": make_shape("gpt2", dropout=0.2),
-            "windows": windows,
-            "fraction": 0.1,
-            "epochs": 3,
-            "teachers": {"t": {"cache": capture_settings.output}},
-            "objective": {"hard": 1.0, "logit": 0.5, "hidden": 0.3},
-            "global_batch": 16,
-            "micro_batch": 8,
-            "optimizer": {"learning_rate": 1e-2, "warmup_steps": 3},
-            "validation": {"every": 4, "windows": 40},
-            "log_every": 3,
-            "gradient_ratios_every": 5,
-            "checkpoint_every": 4,
-        }
+    windows = {"length": 16, "views": 2}
+    capture(changed(capture_settings, windows=windows, hidden={"positions": 3, "sample_windows": 40}))
+    return student_of_cache(
+        model=make_shape("gpt2", dropout=0.2),
+        windows=windows,
+        fraction=0.1,
+        epochs=3,
+        objective={"hard": 1.0, "logit": 0.5, "hidden": 0.3},
+        micro_batch=8,
+        optimizer={"learning_rate": 1e-2, "warmup_steps": 3},
+        validation={"every": 4, "windows": 40},
+        log_every=3,
+        gradient_ratios_every=5,
+        checkpoint_every=4,
     )
 
 
-def metrics(directory: Path) -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
-    for line in lines:
-        for own in ("tokens_per_second", "data_wait"):
-            line.pop(own, None)
-    return lines
-
-
 def test_a_run_goes_on_at_its_last_checkpoint_and_ends_with_the_same_bits(
-    settings: TrainSettings, interrupted: Interrupted, capsys: pytest.CaptureFixture[str]
+    settings: TrainSettings, interrupted: Interrupted, log_of: LogOf, capsys: pytest.CaptureFixture[str]
 ) -> None:
     result = train(settings)
     assert result.steps == 21
@@ -76,7 +63,7 @@ def test_a_run_goes_on_at_its_last_checkpoint_and_ends_with_the_same_bits(
         )
         assert ours.keys() == theirs.keys()
         assert all((ours[name] == theirs[name]).all() for name in ours)
-        assert metrics(again.output) == metrics(settings.output)
+        assert log_of(again) == log_of(settings)
 
 
 def test_a_checkpoint_is_safetensors_and_json(settings: TrainSettings) -> None:

@@ -16,35 +16,28 @@ from palenka.data.model_files import load_model
 from palenka.data.signals.stream import ReadingOrder
 from palenka.data.windows import WindowRule
 from palenka.ground.errors import UserError
-from palenka.train_student.model.shapes import ModelShape
 from palenka.train_student.revisions import MILLION, Revisions, planned_revisions
 from palenka.train_student.run import Run
 from palenka.train_student.settings import TrainSettings
 from palenka.train_student.train import train
 from palenka.train_student.words import words_after_steps
 
-LENGTH = 16
-
-Interrupted = Callable[[TrainSettings, str, int], TrainSettings]
+Contents = Callable[[Path], dict[str, bytes]]
+Interrupted = Callable[..., TrainSettings]
 
 
 @pytest.fixture
-def settings(corpus_directory: Path, make_shape: Callable[..., ModelShape], tmp_path: Path) -> TrainSettings:
+def settings(student_of_text: Callable[..., TrainSettings]) -> TrainSettings:
     """Two epochs of 14 steps, of some 70 words each."""
-    return TrainSettings.model_validate(
-        {
-            "corpus": corpus_directory,
-            "output": tmp_path / "run",
-            "model": make_shape(),
-            "windows": {"length": LENGTH, "views": 2},
-            "fraction": 0.1,
-            "epochs": 2,
-            "global_batch": 8,
-            "optimizer": {"learning_rate": 1e-2},
-            "validation": {"windows": 8},
-            "checkpoint_every": 3,
-            "revisions": [100, 101, 500, 1900],
-        }
+    return student_of_text(
+        windows={"length": 16, "views": 2},
+        fraction=0.1,
+        epochs=2,
+        global_batch=8,
+        optimizer={"learning_rate": 1e-2},
+        validation={"windows": 8},
+        checkpoint_every=3,
+        revisions=[100, 101, 500, 1900],
     )
 
 
@@ -97,7 +90,7 @@ def test_the_first_model_that_has_read_so_many_words_is_kept_with_its_tokenizer(
 
 
 def test_words_do_not_depend_on_how_steps_are_counted_together(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
-    order = ReadingOrder(WindowRule(length=LENGTH, views=2), len(corpus.tokens), 3, 3, 0.4, batch=4)
+    order = ReadingOrder(WindowRule(length=16, views=2), len(corpus.tokens), 3, 3, 0.4, batch=4)
     whole = words_after_steps(corpus, order, 4, len(order) // 4)
     monkeypatch.setattr("palenka.train_student.words._STEPS_AT_ONCE", 7)
     assert words_after_steps(corpus, order, 4, len(order) // 4) == pytest.approx(whole, rel=1e-12)
@@ -106,22 +99,18 @@ def test_words_do_not_depend_on_how_steps_are_counted_together(corpus: Corpus, m
     assert read == pytest.approx(corpus.counts.words, abs=1)  # a last odd token is in no window
 
 
-def files_of(place: Path) -> dict[str, bytes]:
-    return {path.relative_to(place).as_posix(): path.read_bytes() for path in place.rglob("*") if path.is_file()}
-
-
 def test_a_run_that_goes_on_keeps_its_revisions_and_makes_later_ones_again(
-    settings: TrainSettings, interrupted: Interrupted
+    settings: TrainSettings, interrupted: Interrupted, contents: Contents
 ) -> None:
     train(settings)
-    whole = files_of(settings.output / "revisions")
+    whole = contents(settings.output / "revisions")
     for step in (27, 24, 0):
         again = interrupted(settings, f"from-{step}", step)
         kept = [again.output / "revisions" / each.name for each in Revisions(again.output).read() if each.step > step]
         for place in kept:  # as another machine may have left them
             (place / "model.safetensors").write_bytes(b"of steps that are done again")
         train(again)
-        assert files_of(again.output / "revisions") == whole
+        assert contents(again.output / "revisions") == whole
     place = interrupted(settings, "damaged", 24).output / "revisions" / "chck_500"
     (place / "model.safetensors").write_bytes(b"changed")
     with pytest.raises(UserError, match=r"revision .*chck_500 is damaged: model\.safetensors has 7 bytes"):
@@ -163,29 +152,23 @@ def test_the_revisions_of_the_tracks() -> None:
     assert names(0, 0.5) == {}
 
 
-def test_a_student_knows_what_its_teachers_have_read(settings: TrainSettings, tmp_path: Path) -> None:
+def test_a_student_knows_what_its_teachers_have_read(
+    settings: TrainSettings, changed: Callable[..., TrainSettings], tmp_path: Path
+) -> None:
     teacher = settings.model_copy(update={"output": tmp_path / "teacher", "revisions": ()})
     taught = train(teacher).words
-    fields = settings.as_plain() | {
-        "output": tmp_path / "student",
-        "revisions": [],
-        "model": {"from": str(teacher.output)},
-        "teachers": {"llama": {"source": "live", "model": str(teacher.output)}},
-        "objective": {"logit": 1.0},
-    }
-    student = train(TrainSettings.model_validate(fields))
+    student_settings = changed(
+        teacher,
+        output=tmp_path / "student",
+        model={"from": teacher.output},
+        teachers={"llama": {"source": "live", "model": teacher.output}},
+        objective={"logit": 1.0},
+    )
+    student = train(student_settings)
     assert student.learnt_from == {"from": taught, "llama": taught}
     shutil.copytree(teacher.output, tmp_path / "bare", ignore=shutil.ignore_patterns("result.json"))
-    grand = TrainSettings.model_validate(
-        fields
-        | {
-            "output": tmp_path / "grand",
-            "model": settings.as_plain()["model"],
-            "teachers": {
-                "pair": {"source": "live", "ensemble": {"a": str(tmp_path / "student"), "b": str(tmp_path / "bare")}}
-            },
-        }
-    )
+    pair = {"source": "live", "ensemble": {"a": tmp_path / "student", "b": tmp_path / "bare"}}
+    grand = changed(student_settings, output=tmp_path / "grand", model=settings.model, teachers={"pair": pair})
     assert train(grand).learnt_from == {
         "pair/a": student.words,
         "pair/a/from": taught,
@@ -194,9 +177,9 @@ def test_a_student_knows_what_its_teachers_have_read(settings: TrainSettings, tm
     }
 
 
-def test_words_that_do_not_ascend_are_refused(settings: TrainSettings) -> None:
+def test_words_that_do_not_ascend_are_refused(settings_of_run: Callable[..., TrainSettings]) -> None:
     with pytest.raises(ValueError, match=r"revisions is \[200, 100\], but should be numbers of words in ascending"):
-        TrainSettings.model_validate(settings.as_plain() | {"revisions": [200, 100]})
+        settings_of_run(revisions=[200, 100])
 
 
 @pytest.mark.parametrize(("asked", "told"), [("babylm", "chck_1M"), ((500, 10**6, 700_001), "chck_1M, chck_700001")])

@@ -1,10 +1,10 @@
 """Schedules of weights: their closed forms, from files and overrides, and the weights in force while a run trains."""
 
 import itertools
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,8 +12,6 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from palenka.cache_teachers.capture import capture
-from palenka.cache_teachers.settings import CaptureSettings
 from palenka.ground.command_line import parse
 from palenka.ground.errors import UserError
 from palenka.train_student.model.shapes import ModelShape
@@ -100,29 +98,20 @@ def test_a_term_is_active_if_it_has_a_weight_at_any_step() -> None:
 
 
 def test_the_weights_in_force_are_those_of_the_step_and_stand_in_the_log(
-    capture_settings: CaptureSettings, tmp_path: Path, make_shape: Callable[..., ModelShape]
+    cache_directory: Path, student_of_cache: Callable[..., TrainSettings], log_of: Callable[..., list[dict[str, Any]]]
 ) -> None:
-    capture(capture_settings)
-    settings = TrainSettings.model_validate(
-        {
-            "corpus": capture_settings.corpus,
-            "output": tmp_path / "run",
-            "model": make_shape(),
-            "windows": {"length": 16},
-            "fraction": 0.2,
-            "global_batch": 16,
-            "teachers": {"t": {"cache": capture_settings.output, "weight": 0.5}},
-            "objective": {
-                "hard": {"weight": 0.0, "schedule": {"start": 1.0, "fraction": 0.5}},
-                "logit": {"weight": 0.8, "schedule": {"shape": "cosine", "steps": 10}},
-            },
-            "log_every": 1,
-            "gradient_ratios_every": 5,
-        }
+    settings = student_of_cache(
+        fraction=0.2,
+        teachers={"t": {"cache": cache_directory, "weight": 0.5}},
+        objective={
+            "hard": {"weight": 0.0, "schedule": {"start": 1.0, "fraction": 0.5}},
+            "logit": {"weight": 0.8, "schedule": {"shape": "cosine", "steps": 10}},
+        },
+        log_every=1,
+        gradient_ratios_every=5,
     )
     steps = train(settings).steps
-    log = [json.loads(line) for line in (settings.output / "metrics.jsonl").read_text().splitlines()]
-    logged = [line for line in log if "loss" in line]
+    logged = log_of(settings, "loss")
     assert len(logged) == steps > 10
     for line in logged:
         done = line["step"] - 1
@@ -130,7 +119,7 @@ def test_the_weights_in_force_are_those_of_the_step_and_stand_in_the_log(
         logit = 0.8 * (1 - math.cos(math.pi * min(1, done / 9))) / 2
         assert (line["weight/hard"], line["weight/logit"]) == pytest.approx((hard, logit))
         assert line["loss"] == pytest.approx(hard * line["hard"] + 0.5 * logit * line["logit/t"], rel=1e-5)
-    norms = [line["gradient_norm/logit/t"] for line in log if "gradient_norm/logit/t" in line]
+    norms = [line["gradient_norm/logit/t"] for line in log_of(settings, "gradient_norm/logit/t")]
     assert norms[0] == 0
     assert all(norm > 0 for norm in norms[1:])
     assert torch.isfinite(torch.tensor(norms)).all()

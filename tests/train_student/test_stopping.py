@@ -6,7 +6,6 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from signal import Signals
 from typing import Any
 
@@ -30,33 +29,24 @@ def heeds_ctrl_c() -> None:
 
 
 @pytest.fixture
-def settings(corpus_directory: Path, make_shape: Callable[..., ModelShape], tmp_path: Path) -> TrainSettings:
+def settings(student_of_text: Callable[..., TrainSettings], make_shape: Callable[..., ModelShape]) -> TrainSettings:
     """68 steps, some of which are slow enough to be met by a signal."""
-    return TrainSettings.model_validate(
-        {
-            "corpus": corpus_directory,
-            "output": tmp_path / "whole",
-            "model": make_shape("gpt2", dropout=0.2),
-            "windows": {"length": 16},
-            "global_batch": 16,
-            "micro_batch": 8,
-            "optimizer": {"learning_rate": 1e-2},
-            "validation": {"every": 20, "windows": 40},
-            "log_every": 7,
-        }
+    return student_of_text(
+        model=make_shape("gpt2", dropout=0.2),
+        micro_batch=8,
+        optimizer={"learning_rate": 1e-2},
+        validation={"every": 20, "windows": 40},
+        log_every=7,
     )
-
-
-def metrics(directory: Path) -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
-    return [
-        {key: value for key, value in line.items() if key not in ("tokens_per_second", "data_wait")} for line in lines
-    ]
 
 
 @pytest.mark.parametrize(("by", "status"), [(Signals.SIGTERM, 143), (Signals.SIGINT, 130)])
 def test_a_run_that_is_stopped_ends_as_an_undisturbed_one(
-    settings: TrainSettings, by: Signals, status: int, capsys: pytest.CaptureFixture[str]
+    settings: TrainSettings,
+    by: Signals,
+    status: int,
+    log_of: Callable[..., list[dict[str, Any]]],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     settings = settings.model_copy(update={"checkpoint_every": 20})
     train(settings)
@@ -77,7 +67,7 @@ def test_a_run_that_is_stopped_ends_as_an_undisturbed_one(
     capsys.readouterr()
     train(stopped)
     assert "going on after step" in capsys.readouterr().err
-    assert metrics(stopped.output) == metrics(settings.output)
+    assert log_of(stopped) == log_of(settings)
     weights = [(run.output / "model.safetensors").read_bytes() for run in (stopped, settings)]
     assert weights[0] == weights[1]
     for run in (stopped, settings):
@@ -140,13 +130,16 @@ def test_checkpoints_come_by_steps_or_by_the_clock(monkeypatch: pytest.MonkeyPat
     assert found == [(due, Signals.SIGTERM) for due in (False, False, True, False, False, True)]
 
 
-@pytest.mark.parametrize("given", ["0s", "10", "m", "-1m", "1d", True, 0])
-def test_what_is_no_time_and_no_number_of_steps_is_refused(settings: TrainSettings, given: object) -> None:
-    if given == "10":
-        assert TrainSettings.model_validate(settings.as_plain() | {"checkpoint_every": given}).checkpoint_every == 10
-        return
+@pytest.mark.parametrize("given", ["0s", "m", "-1m", "1d", True, 0])
+def test_what_is_no_time_and_no_number_of_steps_is_refused(
+    settings_of_run: Callable[..., TrainSettings], given: object
+) -> None:
     with pytest.raises(ValueError, match="checkpoint_every"):
-        TrainSettings.model_validate(settings.as_plain() | {"checkpoint_every": given})
+        settings_of_run(checkpoint_every=given)
+
+
+def test_a_number_in_quotes_is_a_number_of_steps(settings_of_run: Callable[..., TrainSettings]) -> None:
+    assert settings_of_run(checkpoint_every="10").checkpoint_every == 10
 
 
 def test_the_sums_of_a_meter_are_restored_to_the_bit() -> None:

@@ -108,9 +108,13 @@ def test_a_head_is_told_by_what_it_computes_even_where_its_logits_are_small(
 
 
 def test_training_any_of_them_says_which_head_it_has(
-    settings_of_run: SettingsOfRun, capture_settings: CaptureSettings, tmp_path: Path, capsys: Any
+    settings_of_run: SettingsOfRun,
+    capture_settings: CaptureSettings,
+    tmp_path: Path,
+    capsys: Any,
+    changed: Callable[..., CaptureSettings],
 ) -> None:
-    hidden = CaptureSettings.model_validate(capture_settings.as_plain() | {"hidden": {"positions": 5}})
+    hidden = changed(capture_settings, hidden={"positions": 5})
     capture(hidden)
     for model_type in ("gemma2", "qwen3"):
         settings = settings_of_run(

@@ -19,6 +19,8 @@ from palenka.train_student.run_facts import Best
 from palenka.train_student.settings import TrainSettings
 from palenka.train_student.train import train
 
+Interrupted = Callable[..., TrainSettings]
+
 
 @pytest.fixture
 def settings(capture_settings: CaptureSettings, student_of_cache: Callable[..., TrainSettings]) -> TrainSettings:
@@ -31,14 +33,6 @@ def settings(capture_settings: CaptureSettings, student_of_cache: Callable[..., 
         validation={"every": 3, "windows": 20},
         checkpoint_every=4,
     )
-
-
-def interrupted(settings: TrainSettings, name: str) -> TrainSettings:
-    """A run that was killed after its last step but one checkpoint."""
-    copy = settings.model_copy(update={"output": settings.output.with_name(name)})
-    shutil.copytree(settings.output, copy.output)
-    (copy.output / "result.json").unlink()
-    return copy
 
 
 def flip(path: Path, place: float = 0.5) -> None:
@@ -82,16 +76,18 @@ def test_a_finished_run_of_which_a_file_was_changed_is_refused_by_all_stages(
         train(settings)
 
 
-def test_a_model_that_was_changed_is_no_teacher(settings: TrainSettings, capture_settings: CaptureSettings) -> None:
+def test_a_model_that_was_changed_is_no_teacher(
+    settings: TrainSettings, capture_settings: CaptureSettings, changed: Callable[..., CaptureSettings]
+) -> None:
     train(settings)
-    other = capture_settings.as_plain() | {"teacher": str(settings.output), "output": str(settings.output) + "-cache"}
+    other = changed(capture_settings, teacher=settings.output, output=settings.output.with_name("run-cache"))
     flip(settings.output / "model.safetensors", 0.9)
     with pytest.raises(UserError, match=r"model .* is damaged: model\.safetensors differs from its checksum"):
-        capture(CaptureSettings.model_validate(other))
+        capture(other)
 
 
 def test_checkpoints_and_metrics_of_another_run_are_not_gone_on_from(
-    settings: TrainSettings, capsys: pytest.CaptureFixture[str]
+    settings: TrainSettings, interrupted: Interrupted, capsys: pytest.CaptureFixture[str]
 ) -> None:
     train(settings)
     other = settings.model_copy(update={"output": settings.output.with_name("other"), "seed": 1})
@@ -120,7 +116,9 @@ def test_checkpoints_and_metrics_of_another_run_are_not_gone_on_from(
         train(again)
 
 
-def test_a_best_model_that_was_changed_while_the_run_rested_is_refused(settings: TrainSettings) -> None:
+def test_a_best_model_that_was_changed_while_the_run_rested_is_refused(
+    settings: TrainSettings, interrupted: Interrupted
+) -> None:
     train(settings)
     again = interrupted(settings, "again")
     flip(again.output / "model.safetensors", 0.9)
@@ -138,16 +136,17 @@ def test_a_best_model_that_was_changed_while_the_run_rested_is_refused(settings:
         run.finish(result.model_copy(update={"best_step": 9}))
 
 
-def test_a_cache_and_a_corpus_may_be_moved(settings: TrainSettings, tmp_path: Path) -> None:
+def test_a_cache_and_a_corpus_may_be_moved(
+    settings: TrainSettings, changed: Callable[..., TrainSettings], interrupted: Interrupted, tmp_path: Path
+) -> None:
     result = train(settings)
     cache = settings.teachers["t"].cache
     assert cache is not None
     cache.rename(tmp_path / "moved")
     shutil.copytree(settings.corpus, tmp_path / "copied")
-    moved = settings.as_plain() | {"teachers": {"t": {"cache": tmp_path / "moved"}}, "corpus": tmp_path / "copied"}
-    assert train(TrainSettings.model_validate(moved)) == result
-    again = interrupted(TrainSettings.model_validate(moved), "again")
-    assert train(again).validation_cross_entropy == result.validation_cross_entropy
+    moved = changed(settings, teachers={"t": {"cache": tmp_path / "moved"}}, corpus=tmp_path / "copied")
+    assert train(moved) == result
+    assert train(interrupted(moved, "again")).validation_cross_entropy == result.validation_cross_entropy
 
 
 def test_metrics_of_a_finished_run_are_part_of_it(settings: TrainSettings) -> None:

@@ -34,70 +34,59 @@ from palenka.train_student.train import train
 
 Contents = Callable[[Path], dict[str, bytes]]
 
-LENGTH = 16
 MakeSettings = Callable[..., TrainSettings]
+LogOf = Callable[..., list[dict[str, Any]]]
 
 
 @pytest.fixture
-def make_settings(corpus_directory: Path, tmp_path: Path, make_shape: Callable[..., ModelShape]) -> MakeSettings:
+def make_settings(student_of_text: MakeSettings, tmp_path: Path) -> MakeSettings:
     """Settings of a run of 20 steps, a third of a second; changes replace whole groups."""
 
     def make(name: str = "run", **changes: object) -> TrainSettings:
         fields: dict[str, object] = {
-            "corpus": corpus_directory,
             "output": tmp_path / name,
-            "model": make_shape(),
-            "windows": {"length": LENGTH},
             "fraction": 0.3,
-            "global_batch": 16,
             "micro_batch": 16,
             "optimizer": {"learning_rate": 1e-2, "warmup_steps": 3},
         }
-        return TrainSettings.model_validate(fields | changes)
+        return student_of_text(**(fields | changes))
 
     return make
 
 
 @pytest.fixture(scope="module")
 def caches(
-    corpus_directory: Path, make_teacher: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+    settings_of_capture: Callable[..., CaptureSettings],
+    make_teacher: Callable[..., Path],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[str, CaptureSettings]:
     """The captures of two teachers of different architecture, by name; not to be damaged."""
     folder = tmp_path_factory.mktemp("caches")
     captured = {}
     for seed, architecture in enumerate(("llama", "gpt2"), start=1):
-        captured[architecture] = CaptureSettings.model_validate(
-            {
-                "teacher": make_teacher(architecture, seed=seed),
-                "corpus": corpus_directory,
-                "output": folder / architecture,
-                "windows": {"length": LENGTH, "views": 2},
-                "logits": {"kind": "topk", "k": 8, "values": "float32"},
-            }
+        captured[architecture] = settings_of_capture(
+            teacher=make_teacher(architecture, seed=seed),
+            output=folder / architecture,
+            windows={"length": 16, "views": 2},
+            logits={"kind": "topk", "k": 8, "values": "float32"},
         )
         capture(captured[architecture])
     return captured
-
-
-def lines(settings: TrainSettings, key: str) -> list[dict[str, Any]]:
-    """The lines of a run's metrics that have a key."""
-    text = (settings.output / "metrics.jsonl").read_text()
-    return [line for line in map(json.loads, text.splitlines()) if key in line]
 
 
 def weights(settings: TrainSettings) -> dict[str, Tensor]:
     return load_file(settings.output / "model.safetensors")
 
 
-def held_out(model: Any, corpus: Corpus) -> float:
+def held_out(model: Any, corpus: Corpus, length: int = 16) -> float:
     """Cross-entropy of a split in float64, window by window, from the definition."""
     model = model.double().eval()
     losses = []
-    for start in range(0, len(corpus.tokens) - LENGTH + 1, LENGTH):
-        tokens = torch.from_numpy(corpus.tokens[start : start + LENGTH].astype(np.int64))
+    for start in range(0, len(corpus.tokens) - length + 1, length):
+        tokens = torch.from_numpy(corpus.tokens[start : start + length].astype(np.int64))
         with torch.inference_mode():
             log_probabilities = model(input_ids=tokens.unsqueeze(0)).logits[0].log_softmax(-1)
-        losses += [-log_probabilities[place, tokens[place + 1]].item() for place in range(LENGTH - 1)]
+        losses += [-log_probabilities[place, tokens[place + 1]].item() for place in range(length - 1)]
     return math.fsum(losses) / len(losses)
 
 
@@ -117,8 +106,8 @@ def test_a_run_learns_and_what_it_keeps_loads_as_any_model_and_measures_the_same
     model = AutoModelForCausalLM.from_pretrained(settings.output)
     assert result.as_plain() == read_commit(settings.output, "result.json")
     assert result.parameters == model.num_parameters()
-    assert result.tokens == result.steps * 16 * LENGTH
-    assert result.steps == len(corpus.tokens) // LENGTH // 16
+    assert result.tokens == result.steps * settings.global_batch * settings.windows.length
+    assert result.steps == len(corpus.tokens) // settings.windows.length // settings.global_batch
     assert held_out(model, Corpus.open(settings.corpus, "dev")) == pytest.approx(best, abs=1e-5)
     tokenizer: Any = AutoTokenizer.from_pretrained(settings.output)
     text = "the teacher sees the lantern ."
@@ -135,10 +124,10 @@ def test_the_commands_that_a_run_ends_with_work(
     measure, export = re.search(r"next: palenka (.*), or palenka (.*)", said).groups()  # type: ignore[union-attr]
     for command in (measure, export):
         assert main(shlex.split(command)) == 0
-    assert json.loads((tmp_path / "a run-held-out.json").read_text())["suites"][0]["conditions"]["length"] == LENGTH
+    assert json.loads((tmp_path / "a run-held-out.json").read_text())["suites"][0]["conditions"]["length"] == 16
 
 
-def test_the_best_model_is_kept_not_the_last(make_settings: MakeSettings, tmp_path: Path) -> None:
+def test_the_best_model_is_kept_not_the_last(make_settings: MakeSettings, tmp_path: Path, log_of: LogOf) -> None:
     # The words of the held-out text are those of the train text, but their order is not: what a run learns first
     # helps there, what it learns later misleads.
     (tmp_path / "text").mkdir()
@@ -147,7 +136,7 @@ def test_the_best_model_is_kept_not_the_last(make_settings: MakeSettings, tmp_pa
     prepare(CorpusSettings(sources=tmp_path / "text", output=tmp_path / "corpus", vocabulary_size=300))
     settings = make_settings(corpus=tmp_path / "corpus", fraction=1.0, epochs=8, validation={"every": 5})
     result = train(settings)
-    measured = {line["step"]: line["validation_cross_entropy"] for line in lines(settings, "validation_cross_entropy")}
+    measured = {line["step"]: line["validation_cross_entropy"] for line in log_of(settings, "validation_cross_entropy")}
     assert result.validation_cross_entropy == min(measured.values()) == measured[result.best_step]
     assert measured[result.steps] > min(measured.values()) + 0.1
     model = AutoModelForCausalLM.from_pretrained(settings.output)
@@ -166,17 +155,17 @@ def test_the_best_model_is_kept_not_the_last(make_settings: MakeSettings, tmp_pa
     ],
 )
 def test_validation_comes_when_it_is_asked_for_and_at_the_end(
-    make_settings: MakeSettings, changes: dict[str, object], steps: list[int]
+    make_settings: MakeSettings, changes: dict[str, object], steps: list[int], log_of: LogOf
 ) -> None:
     settings = make_settings(**changes)
     train(settings)
-    assert [line["step"] for line in lines(settings, "validation_cross_entropy")] == steps
+    assert [line["step"] for line in log_of(settings, "validation_cross_entropy")] == steps
 
 
-def test_the_log_holds_rates_by_the_closed_form_and_a_speed(make_settings: MakeSettings) -> None:
+def test_the_log_holds_rates_by_the_closed_form_and_a_speed(make_settings: MakeSettings, log_of: LogOf) -> None:
     settings = make_settings(log_every=3)
     train(settings)
-    log = lines(settings, "loss")
+    log = log_of(settings, "loss", speeds=True)
     assert [line["step"] for line in log] == [1, 3, 6, 9, 12, 15, 18, 20]
     log.pop(0)  # the first step, for whoever watches
     assert log[0]["learning_rate"] == pytest.approx(1e-2)
@@ -185,7 +174,7 @@ def test_the_log_holds_rates_by_the_closed_form_and_a_speed(make_settings: MakeS
             *("step", "epoch", "tokens", "words", "learning_rate", "loss", "hard"),
             *("tokens_per_second", "data_wait", "gradient_norm"),
         }
-        assert line["tokens"] == line["step"] * 16 * LENGTH
+        assert line["tokens"] == line["step"] * settings.global_batch * settings.windows.length
         assert line["tokens_per_second"] > 0
         assert 0 <= line["data_wait"] < 1
         assert line["gradient_norm"] > 0
@@ -203,18 +192,18 @@ def tail_bucket(student: Tensor, teacher: Tensor, k: int, temperature: float) ->
 
 
 def test_a_step_with_two_teachers_is_the_one_that_live_teachers_in_float64_give(
-    make_settings: MakeSettings, caches: dict[str, CaptureSettings], corpus: Corpus
+    make_settings: MakeSettings, caches: dict[str, CaptureSettings], corpus: Corpus, log_of: LogOf
 ) -> None:
     shares = {"llama": 0.7, "gpt2": 0.2}
     settings = make_settings(
         teachers={name: {"cache": caches[name].output, "weight": share} for name, share in shares.items()},
         objective={"hard": 0.4, "logit": 0.6, "temperature": 2.0},
-        windows={"length": LENGTH, "views": 2},
+        windows={"length": 16, "views": 2},
         micro_batch=4,
         log_every=1,
     )
     train(settings)
-    logged = lines(settings, "loss")[0]
+    logged = log_of(settings, "loss")[0]
 
     tokens = first_windows(settings, corpus, stop=16)
     student = settings.model.build(corpus, settings.seed).double()
@@ -270,7 +259,7 @@ def test_the_same_seed_gives_the_same_bits_dropout_included(
 
 
 def test_a_control_reads_the_windows_of_a_student_in_the_same_order(
-    make_settings: MakeSettings, caches: dict[str, CaptureSettings]
+    make_settings: MakeSettings, caches: dict[str, CaptureSettings], log_of: LogOf
 ) -> None:
     # Weights that stand still make the cross-entropy of each step a fingerprint of its windows.
     still = {"optimizer": {"learning_rate": 1e-30, "weight_decay": 0}, "log_every": 1, "epochs": 2, "global_batch": 8}
@@ -283,7 +272,7 @@ def test_a_control_reads_the_windows_of_a_student_in_the_same_order(
     )
     for settings in (control, student):
         train(settings)
-    read = [[line["hard"] for line in lines(settings, "hard")] for settings in (control, student)]
+    read = [[line["hard"] for line in log_of(settings, "hard")] for settings in (control, student)]
     assert read[0] == read[1]
     assert len(set(read[0])) == len(read[0]) > 80
 
@@ -299,7 +288,7 @@ def test_a_teacher_without_weight_changes_no_bit(
 
 
 def test_distillation_moves_a_student_to_its_teacher(
-    make_settings: MakeSettings, caches: dict[str, CaptureSettings]
+    make_settings: MakeSettings, caches: dict[str, CaptureSettings], log_of: LogOf
 ) -> None:
     settings = make_settings(
         teachers={"llama": {"cache": caches["llama"].output}},
@@ -308,9 +297,9 @@ def test_distillation_moves_a_student_to_its_teacher(
         log_every=5,
     )
     train(settings)
-    terms = [line["logit/llama"] for line in lines(settings, "logit/llama")]
+    terms = [line["logit/llama"] for line in log_of(settings, "logit/llama")]
     assert terms[-1] < 0.7 * terms[0]
-    assert "hard" not in lines(settings, "loss")[0]
+    assert "hard" not in log_of(settings, "loss")[0]
 
 
 def test_a_run_that_is_whole_is_not_trained_again(
@@ -328,11 +317,13 @@ def test_a_run_that_is_whole_is_not_trained_again(
     assert train(moved) == result
 
 
-def test_what_a_killed_run_left_ends_as_an_undisturbed_one(make_settings: MakeSettings, contents: Contents) -> None:
+def test_what_a_killed_run_left_ends_as_an_undisturbed_one(
+    make_settings: MakeSettings, contents: Contents, log_of: LogOf
+) -> None:
     settings = make_settings()
     train(settings)
     before = contents(settings.output)
-    metrics = lines(settings, "loss")
+    metrics = log_of(settings, "loss")
     (settings.output / "result.json").unlink()
     (settings.output / "model.safetensors").write_bytes(b"half")
     leftover = settings.output / f"model.{'0' * 32}.partial"
@@ -347,7 +338,7 @@ def test_what_a_killed_run_left_ends_as_an_undisturbed_one(make_settings: MakeSe
         "result.json",
     }  # seconds
     assert len(Run(settings.output).calls()) == 2
-    assert [line["loss"] for line in lines(settings, "loss")] == [line["loss"] for line in metrics]
+    assert [line["loss"] for line in log_of(settings, "loss")] == [line["loss"] for line in metrics]
 
 
 @pytest.mark.parametrize(
@@ -396,7 +387,7 @@ def test_bf16_computes_coarsely_and_keeps_float32_weights(make_settings: MakeSet
     assert train(again).validation_cross_entropy == losses[0]
 
 
-def test_tensorboard_gets_what_the_metrics_hold(make_settings: MakeSettings) -> None:
+def test_tensorboard_gets_what_the_metrics_hold(make_settings: MakeSettings, log_of: LogOf) -> None:
     from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
     settings = make_settings(trackers=["tensorboard"])
@@ -408,7 +399,7 @@ def test_tensorboard_gets_what_the_metrics_hold(make_settings: MakeSettings) -> 
         for value in event.summary.value
     }
     expected = {
-        (key, line["step"]): value for line in lines(settings, "step") for key, value in line.items() if key != "step"
+        (key, line["step"]): value for line in log_of(settings, "step") for key, value in line.items() if key != "step"
     }
     assert found == pytest.approx(expected, rel=1e-6)
 
@@ -421,7 +412,7 @@ def test_a_tracker_that_is_not_installed_is_refused(make_settings: MakeSettings)
     assert not settings.output.exists()
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_with_one_sentence(make_settings: MakeSettings) -> None:
+def test_a_loss_that_is_not_finite_stops_the_run_with_one_sentence(make_settings: MakeSettings, log_of: LogOf) -> None:
     settings = make_settings(optimizer={"learning_rate": 1e30, "warmup_steps": 0}, log_every=1)
     with pytest.raises(
         UserError,
@@ -430,16 +421,16 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_one_sentence(make_settings
         train(settings)
     assert "\n" not in str(stop.value)
     assert not (settings.output / "result.json").exists()
-    assert all(math.isfinite(line["loss"]) for line in lines(settings, "loss"))
+    assert all(math.isfinite(line["loss"]) for line in log_of(settings, "loss"))
 
 
 def test_settings_that_fit_no_corpus_or_machine_are_refused_before_anything_is_written(
     make_settings: MakeSettings, corpus: Corpus
 ) -> None:
-    windows = round(len(corpus.tokens) // LENGTH * 0.01)
+    windows = round(len(corpus.tokens) // 16 * 0.01)
     refused: list[tuple[Mapping[str, object], str]] = [
         ({"windows": {"length": 33}}, "windows have 33 tokens, but model has 32 positions; shorten windows.length"),
-        ({"fraction": 0.01}, f"are {windows} windows of {LENGTH} tokens, but global_batch is 16; lower it"),
+        ({"fraction": 0.01}, f"are {windows} windows of 16 tokens, but global_batch is 16; lower it"),
         ({"split": "other"}, "has no split 'other'; choose one that it has: train, dev, test"),
     ]
     if not torch.cuda.is_available():
@@ -563,7 +554,7 @@ def test_views_that_no_epoch_reads_are_not_missed(
     shutil.copytree(caches["llama"].output, tmp_path / "cache")
     for record in (tmp_path / "cache" / "commits").glob("1-*.json"):
         record.unlink()
-    changes = {"windows": {"length": LENGTH, "views": 2}, "teachers": {"llama": {"cache": tmp_path / "cache"}}}
+    changes = {"windows": {"length": 16, "views": 2}, "teachers": {"llama": {"cache": tmp_path / "cache"}}}
     train(make_settings("first view", objective={"logit": 1.0}, **changes))
     with pytest.raises(UserError, match="shards needed: commits/1-0.json is missing"):
         train(make_settings("both views", objective={"logit": 1.0}, epochs=2, **changes))
@@ -577,16 +568,18 @@ def test_teacher_terms_without_teachers_and_no_terms_at_all_are_refused(make_set
 
 
 def test_a_finished_run_is_not_taken_for_that_of_a_cache_captured_anew(
-    make_settings: MakeSettings, caches: dict[str, CaptureSettings], make_teacher: Callable[..., Path], tmp_path: Path
+    make_settings: MakeSettings,
+    caches: dict[str, CaptureSettings],
+    make_teacher: Callable[..., Path],
+    tmp_path: Path,
+    changed: Callable[..., CaptureSettings],
 ) -> None:
-    first = CaptureSettings.model_validate(
-        caches["llama"].as_plain() | {"output": str(tmp_path / "c"), "fraction": 0.05}
-    )
+    first = changed(caches["llama"], output=tmp_path / "c", fraction=0.05)
     capture(first)
     settings = make_settings(fraction=0.05, teachers={"t": {"cache": first.output}}, objective={"logit": 1.0})
     train(settings)
     shutil.rmtree(first.output)
-    capture(CaptureSettings.model_validate(first.as_plain() | {"teacher": str(make_teacher("llama", seed=77))}))
+    capture(changed(first, teacher=make_teacher("llama", seed=77)))
     with pytest.raises(UserError, match=r"teachers.teacher.weights is '\w{64}' there, but '\w{64}' is expected"):
         train(settings)
 

@@ -162,23 +162,14 @@ def stepped(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 @pytest.fixture(scope="module")
 def captures(
-    corpus_directory: Path, teacher: Path, tmp_path_factory: pytest.TempPathFactory
+    settings_of_capture: Callable[..., CaptureSettings], tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[str], CaptureSettings]:
     """Settings of a capture with hidden states, by the kind of its logits."""
     folder = tmp_path_factory.mktemp("caches")
 
     def make(kind: str) -> CaptureSettings:
-        return CaptureSettings.model_validate(
-            {
-                "teacher": teacher,
-                "corpus": corpus_directory,
-                "output": folder / kind,
-                "windows": {"length": 16},
-                "logits": {"kind": kind},
-                "hidden": {"positions": 5, "components": 8, "sample_windows": 40},
-                "micro_batch": 8,
-            }
-        )
+        hidden = {"positions": 5, "components": 8, "sample_windows": 40}
+        return settings_of_capture(output=folder / kind, logits={"kind": kind}, hidden=hidden, micro_batch=8)
 
     return make
 
@@ -299,6 +290,6 @@ def _captured(
 
         monkeypatch.setattr(capturing, "capture_shards", two)
         with pytest.raises(EnoughError):
-            capture(CaptureSettings.model_validate(settings.as_plain() | {"output": str(folder / "cache")}))
+            capture(settings.model_copy(update={"output": folder / "cache"}))
 
     return look_at
