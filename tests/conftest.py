@@ -280,6 +280,16 @@ def normal() -> Callable[..., Tensor]:
     return draw
 
 
+@pytest.fixture(scope="session")
+def logits_of(normal: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Logits of a seed and a shape, nats apart."""
+
+    def draw(seed: int, *shape: int, scale: float = 3.0) -> Tensor:
+        return scale * normal(seed, *shape)
+
+    return draw
+
+
 @pytest.fixture
 def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     """Runs a command that ends with status 2; returns what it says, which is one sentence on one line."""
@@ -342,7 +352,7 @@ def student_of_cache(
 
 @pytest.fixture(scope="session")
 def log_of() -> Callable[..., list[dict[str, Any]]]:
-    """Reads the lines of a run's log that have a key, or all; what depends on the machine's speed only with `speeds`."""
+    """Reads the lines of a run's log that have a key, or all; what depends on the machine's speed if `speeds`."""
 
     def read(settings: TrainSettings, key: str | None = None, *, speeds: bool = False) -> list[dict[str, Any]]:
         lines = map(json.loads, (settings.output / "metrics.jsonl").read_text().splitlines())

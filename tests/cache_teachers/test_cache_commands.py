@@ -29,10 +29,10 @@ Contents = Callable[[Path], dict[str, bytes]]
 
 
 @pytest.fixture
-def settings(capture_settings: CaptureSettings) -> CaptureSettings:
+def settings(settings_of_capture: Callable[..., CaptureSettings], tmp_path: Path) -> CaptureSettings:
     """Two views, logits and hidden states."""
-    changes = {"windows": {"length": 16, "views": 2}, "hidden": {"positions": 4, "sample_windows": 40}}
-    return CaptureSettings.model_validate(capture_settings.as_plain() | changes)
+    windows, hidden = {"length": 16, "views": 2}, {"positions": 4, "sample_windows": 40}
+    return settings_of_capture(output=tmp_path / "cache", windows=windows, hidden=hidden)
 
 
 def told(command: list[str], settings: CaptureSettings, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
@@ -81,14 +81,12 @@ def test_a_fresh_cache_is_what_its_teacher_says(settings: CaptureSettings, capsy
 
 
 def test_low_rank_is_told_from_truncation_and_rounding(
-    settings: CaptureSettings, capsys: pytest.CaptureFixture[str]
+    settings: CaptureSettings, capsys: pytest.CaptureFixture[str], changed: Callable[..., CaptureSettings]
 ) -> None:
     errors = []
     for rank in (2, 8):
         logits = {"kind": "low_rank", "k": 8, "rank": rank}
-        some = CaptureSettings.model_validate(
-            settings.as_plain() | {"logits": logits, "output": settings.output.with_name(f"rank-{rank}")}
-        )
+        some = changed(settings, logits=logits, output=settings.output.with_name(f"rank-{rank}"))
         capture(some)
         found = told(["verify"], some, capsys)
         for temperature in ("1.0", "2.0"):
@@ -284,9 +282,11 @@ def test_damage_of_the_only_shard_is_named(
     assert "logits/log_odds/c/0/0/0/0 differs from its checksum" in " ".join(capsys.readouterr().err.split())
 
 
-def test_draws_that_were_changed_show_as_differing_codes(capture_settings: CaptureSettings) -> None:
+def test_draws_that_were_changed_show_as_differing_codes(
+    capture_settings: CaptureSettings, changed: Callable[..., CaptureSettings]
+) -> None:
     encoding = {"kind": "hybrid", "k": 4, "draws": 6}
-    settings = CaptureSettings.model_validate(capture_settings.as_plain() | {"logits": encoding})
+    settings = changed(capture_settings, logits=encoding)
     capture(settings)
     found = verify(VerifySettings.model_validate(settings.as_plain()))
     assert set(found["differing_codes"].values()) == {0.0}

@@ -64,14 +64,13 @@ def watched_step(no_waiting: Callable[[], Any], monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.fixture
-def capture_of(capture_settings: CaptureSettings, tmp_path: Path) -> Callable[..., CaptureSettings]:
+def capture_of(settings_of_capture: Callable[..., CaptureSettings], tmp_path: Path) -> Callable[..., CaptureSettings]:
     """Settings of a capture with hidden states, by the kind of its logits and the device."""
 
     def make(kind: str, device: str = "cuda", **changes: object) -> CaptureSettings:
         hidden = {"positions": 5, "components": None, "sample_windows": 40}
         fields = {"logits": {"kind": kind}, "hidden": hidden, "device": device, "compile": False}
-        output = {"output": str(tmp_path / f"{kind}-{device}")}
-        return CaptureSettings.model_validate(capture_settings.as_plain() | fields | output | changes)
+        return settings_of_capture(**({"output": tmp_path / f"{kind}-{device}"} | fields | changes))
 
     return make
 

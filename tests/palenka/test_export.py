@@ -23,27 +23,19 @@ from palenka.eval.suite import Conditions
 from palenka.export import main
 from palenka.ground.command_line import USER_MISTAKE
 from palenka.ground.settings import read_yaml
-from palenka.train_student.model.shapes import ModelShape
 from palenka.train_student.settings import TrainSettings
 from palenka.train_student.train import train
 
 
 @pytest.fixture
-def finished(capture_settings: CaptureSettings, make_shape: Callable[..., ModelShape], tmp_path: Path) -> Path:
+def finished(
+    capture_settings: CaptureSettings,
+    changed: Callable[..., CaptureSettings],
+    student_of_cache: Callable[..., TrainSettings],
+) -> Path:
     """A short run with a hidden term."""
-    capture(CaptureSettings.model_validate(capture_settings.as_plain() | {"hidden": {"positions": 2}}))
-    settings = TrainSettings.model_validate(
-        {
-            "corpus": capture_settings.corpus,
-            "output": tmp_path / "run",
-            "model": make_shape(),
-            "windows": capture_settings.windows,
-            "fraction": 0.05,
-            "teachers": {"t": {"cache": capture_settings.output}},
-            "objective": {"hidden": 0.3},
-            "checkpoint_every": 1,
-        }
-    )
+    capture(changed(capture_settings, hidden={"positions": 2}))
+    settings = student_of_cache(fraction=0.05, objective={"hidden": 0.3}, checkpoint_every=1)
     train(settings)
     return settings.output
 
@@ -148,18 +140,9 @@ def test_what_cannot_be_exported_is_refused(finished: Path, tmp_path: Path, caps
 
 
 @pytest.fixture
-def with_revisions(capture_settings: CaptureSettings, make_shape: Callable[..., ModelShape], tmp_path: Path) -> Path:
+def with_revisions(student_of_text: Callable[..., TrainSettings], tmp_path: Path) -> Path:
     """A short run that kept two revisions."""
-    settings = TrainSettings.model_validate(
-        {
-            "corpus": capture_settings.corpus,
-            "output": tmp_path / "kept",
-            "model": make_shape(),
-            "windows": capture_settings.windows,
-            "fraction": 0.1,
-            "revisions": [100, 300],
-        }
-    )
+    settings = student_of_text(output=tmp_path / "kept", fraction=0.1, revisions=[100, 300])
     train(settings)
     return settings.output
 

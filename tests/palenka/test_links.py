@@ -18,9 +18,10 @@ from palenka.eval.measure import Measurement, measure
 from palenka.eval.suite import Conditions
 from palenka.ground.errors import UserError
 from palenka.ground.files import whole_directory, write_whole
-from palenka.train_student.model.shapes import ModelShape
 from palenka.train_student.settings import TrainSettings
 from palenka.train_student.train import train
+
+MakeSettings = Callable[..., TrainSettings]
 
 
 @pytest.fixture(params=["folder", "disk"])
@@ -44,7 +45,7 @@ def test_every_stage_writes_through_a_link(
     elsewhere: Path,
     capture_settings: CaptureSettings,
     corpus_directory: Path,
-    make_shape: Callable[..., ModelShape],
+    student_of_text: MakeSettings,
     tmp_path: Path,
 ) -> None:
     def link(name: str) -> Path:
@@ -58,17 +59,8 @@ def test_every_stage_writes_through_a_link(
     captured = capture_settings.model_copy(update={"output": link("linked-cache")})
     capture(captured)
     capture(captured)
-    settings = TrainSettings.model_validate(
-        {
-            "corpus": corpus_directory,
-            "output": link("run"),
-            "model": make_shape(),
-            "windows": captured.windows,
-            "fraction": 0.05,
-            "teachers": {"t": {"cache": captured.output}},
-            "objective": {"logit": 0.5},
-        }
-    )
+    teachers = {"t": {"cache": captured.output}}
+    settings = student_of_text(output=link("run"), fraction=0.05, teachers=teachers, objective={"logit": 0.5})
     result = train(settings)
     assert train(settings) == result
     asked = Measurement(settings.output, {"held_out": corpus_directory}, Conditions(length=16, windows=8))
@@ -100,7 +92,7 @@ def test_a_place_that_cannot_be_taken_is_refused_at_once(tmp_path: Path, monkeyp
 
 
 def test_what_is_written_follows_the_umask(
-    capture_settings: CaptureSettings, make_shape: Callable[..., ModelShape], tmp_path: Path
+    capture_settings: CaptureSettings, student_of_text: MakeSettings, tmp_path: Path
 ) -> None:
     text = tmp_path / "text"
     text.mkdir()
@@ -109,9 +101,7 @@ def test_what_is_written_follows_the_umask(
     try:
         prepare(CorpusSettings(sources=text, output=tmp_path / "corpus", vocabulary_size=260))
         capture(capture_settings)
-        settings = {"corpus": capture_settings.corpus, "output": tmp_path / "run", "model": make_shape()}
-        settings |= {"windows": capture_settings.windows, "fraction": 0.05, "checkpoint_every": 5}
-        train(TrainSettings.model_validate(settings))
+        train(student_of_text(fraction=0.05, checkpoint_every=5))
         asked = Measurement(tmp_path / "run", {"held_out": capture_settings.corpus}, Conditions(length=16, windows=8))
         measure(asked, tmp_path / "measures" / "x.json")
     finally:
@@ -124,7 +114,7 @@ def test_what_is_written_follows_the_umask(
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can be another user")
 def test_a_cache_that_another_user_owns_is_read_and_trained_on(
-    cache_directory: Path, capture_settings: CaptureSettings, make_shape: Callable[..., ModelShape], tmp_path: Path
+    cache_directory: Path, capture_settings: CaptureSettings, student_of_cache: MakeSettings, tmp_path: Path
 ) -> None:
     for path in (cache_directory, *cache_directory.rglob("*")):
         path.chmod(0o555 if path.is_dir() else 0o444)
@@ -134,9 +124,7 @@ def test_a_cache_that_another_user_owns_is_read_and_trained_on(
         if Path(tempfile.gettempdir()) in folder.parents:
             folder.chmod(0o755)
     shutil.chown(mine, 1234)
-    settings = {"corpus": capture_settings.corpus, "output": mine / "run", "model": make_shape()}
-    settings |= {"windows": capture_settings.windows, "fraction": 0.05, "objective": {"logit": 0.5}}
-    run = TrainSettings.model_validate(settings | {"teachers": {"t": {"cache": cache_directory}}})
+    run = student_of_cache(output=mine / "run", fraction=0.05, objective={"logit": 0.5})
     # Once before, since the interpreter's files may be closed to others: all that is imported is there then.
     train(run.model_copy(update={"output": tmp_path / "before"}))
     child = os.fork()

@@ -59,9 +59,9 @@ def test_importing_it_waits_for_nothing() -> None:
     "logits", [{"kind": "topk", "k": 8}, {"kind": "low_rank", "k": 8, "rank": 16}, {"kind": "topk", "k": 320}]
 )
 def test_a_look_shows_what_the_teacher_says_of_the_text(
-    logits: dict[str, object], capture_settings: CaptureSettings, teacher: Path
+    logits: dict[str, object], capture_settings: CaptureSettings, teacher: Path, changed: Callable[..., CaptureSettings]
 ) -> None:
-    settings = CaptureSettings.model_validate(capture_settings.as_plain() | {"logits": logits})
+    settings = changed(capture_settings, logits=logits)
     capture(settings)
     corpus = palenka.Corpus.open(settings.corpus)
     seen = palenka.look(palenka.TeacherCache.open(settings.output), corpus, slot=7, guesses=4)

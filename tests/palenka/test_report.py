@@ -47,7 +47,6 @@ from palenka.train_student.run import Run
 from palenka.train_student.settings import TrainSettings
 from palenka.train_student.train import train
 
-LENGTH = 16
 HOSTILE = "<script>alert(1)<&\"'x_🦊$"
 
 
@@ -96,38 +95,28 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def study(corpus_directory: Path, make_teacher: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def study(
+    corpus_directory: Path,
+    settings_of_capture: Callable[..., CaptureSettings],
+    settings_of_run: Callable[..., TrainSettings],
+    changed: Callable[..., TrainSettings],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
     """A folder as a study leaves it: a cache, a control, a student with a hostile name, measures and seconds."""
     from palenka.cache_teachers.capture import capture
 
     folder = tmp_path_factory.mktemp("study") / "small"
-    captured = {
-        "teacher": make_teacher("llama", seed=1),
-        "corpus": corpus_directory,
-        "output": folder / "cache-big",
-        "windows": {"length": LENGTH},
-        "logits": {"kind": "topk", "k": 8},
-    }
-    capture(CaptureSettings.model_validate(captured))
-    run = {
-        "corpus": corpus_directory,
-        "model": {"architecture": "llama", "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2},
-        "windows": {"length": LENGTH},
-        "global_batch": 16,
-        "epochs": 2,
-        "fraction": 0.2,
-        "log_every": 5,
-    }
-    distilled = {
-        "teachers": {"<i>big": {"cache": folder / "cache-big"}},
-        "objective": {"hard": 0.5, "logit": 0.25, "temperature": 2.0},
-    }
-    train(TrainSettings.model_validate(run | {"output": folder / "control"}))
-    train(TrainSettings.model_validate(run | distilled | {"output": folder / HOSTILE}))
+    captured = settings_of_capture(output=folder / "cache-big")
+    capture(captured)
+    run = settings_of_run(output=folder / "control", global_batch=16, epochs=2, fraction=0.2, log_every=5)
+    teachers = {"<i>big": {"cache": folder / "cache-big"}}
+    objective = {"hard": 0.5, "logit": 0.25, "temperature": 2.0}
+    train(run)
+    train(changed(run, output=folder / HOSTILE, teachers=teachers, objective=objective))
     for name in ("control", HOSTILE):
-        asked = Measurement(folder / name, {"held_out": corpus_directory}, Conditions(length=LENGTH))
+        asked = Measurement(folder / name, {"held_out": corpus_directory}, Conditions(length=run.windows.length))
         measure(asked, folder / "held_out" / f"{name}.json")
-    verify(VerifySettings.model_validate(captured | {"sample": 8}))
+    verify(VerifySettings.model_validate(captured.as_plain() | {"sample": 8}))
     drawn = GenerateSettings(model=folder / HOSTILE, prompt=("<b>the teacher", ""), tokens=4)
     draw_samples(drawn.model_copy(update={"out": folder / "samples" / "student.json"}))
     seconds = {"corpus": 1.5, "cache big": 12.25, "student control": 3.0, f"student {HOSTILE}": 4.0}
@@ -358,12 +347,12 @@ def test_a_sentence_about_a_corpus_has_the_windows_of_its_best_student(copy: Pat
     # The same weights: of two that are as good, the first by name counts as the best.
     shorter = Path(shutil.copytree(copy / HOSTILE, copy / "zz"))
     config = (shorter / "config.yaml").read_text(encoding="utf-8")
-    assert f"length: {LENGTH}" in config
-    (shorter / "config.yaml").write_text(config.replace(f"length: {LENGTH}", "length: 8"), encoding="utf-8")
+    assert "length: 16" in config
+    (shorter / "config.yaml").write_text(config.replace("length: 16", "length: 8"), encoding="utf-8")
     commit_again(shorter)
     words = report(copy, out=tmp_path / "report.html").words()
     assert "the best of 2 students" in words
-    assert re.search(rf"That is about [^.]*windows of {LENGTH} tokens", words)
+    assert re.search(r"That is about [^.]*windows of 16 tokens", words)
 
 
 @pytest.mark.usefixtures("no_drawings")
@@ -527,8 +516,8 @@ def test_the_card_is_what_the_cache_holds(study: Path) -> None:
     files = [path for path in (study / "cache-big").rglob("c/*/*/0/0") if path.is_file()]
     assert sum(card.bytes_by_array.values()) == sum(path.stat().st_size for path in files)
     assert card.bytes_per_token() == pytest.approx(sum(cache.bytes_per_token().values()))
-    assert card.tokens == card.possible_tokens == cache.manifest.num_windows(0) * LENGTH
-    signal = cache.read(0, np.arange(card.sampled_tokens // LENGTH))
+    assert card.tokens == card.possible_tokens == cache.manifest.num_windows(0) * 16
+    signal = cache.read(0, np.arange(card.sampled_tokens // 16))
     for temperature in cache.manifest.logits.temperatures:
         kept = signal.at(temperature).log_kept.double().exp()
         mass = kept.sum(-1)
@@ -542,12 +531,11 @@ def test_the_card_is_what_the_cache_holds(study: Path) -> None:
 
 
 def test_an_entropy_is_a_lower_bound_where_the_others_are_not_known(
-    study: Path, capture_settings: CaptureSettings
+    study: Path, capture_settings: CaptureSettings, changed: Callable[..., CaptureSettings]
 ) -> None:
     from palenka.cache_teachers.capture import capture
 
-    plain = capture_settings.as_plain() | {"logits": {"kind": "low_rank", "k": 4, "rank": 4}}
-    capture(CaptureSettings.model_validate(plain))
+    capture(changed(capture_settings, logits={"kind": "low_rank", "k": 4, "rank": 4}))
     for folder, is_bound in ((study / "cache-big", True), (capture_settings.output, False)):
         drawn = cache_figures(make_card("cache", TeacherCache(folder)))
         (caption,) = (caption for caption, _ in drawn if caption.startswith("Entropy"))
@@ -595,7 +583,7 @@ def test_what_a_run_was_trained_with_and_by_which_command_is_shown(study: Path, 
     for name in ("control", HOSTILE):
         (call,) = Run(study / name).calls()
         row = page.row(name)
-        assert f"0.0005cosine | 16 × {LENGTH} | 0" in row
+        assert "0.0005cosine | 16 × 16 | 0" in row
         assert f"{call.date[:10]} {call.date[11:16]} | {call.hardware}; float32" in row
         assert f"torch {torch.__version__}" in row
         assert call.command in row

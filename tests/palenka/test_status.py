@@ -17,9 +17,13 @@ from palenka.ground.lock import sole_writer
 from palenka.train_student.settings import TrainSettings
 from palenka.train_student.train import train
 
+SettingsOfCapture = Callable[..., CaptureSettings]
+
 
 @pytest.fixture
-def folder(settings_of_run: Callable[..., TrainSettings], capture_settings: CaptureSettings, tmp_path: Path) -> Path:
+def folder(
+    settings_of_run: Callable[..., TrainSettings], settings_of_capture: SettingsOfCapture, tmp_path: Path
+) -> Path:
     """A run of 10 steps that is finished, one that was interrupted after a checkpoint, and a cache in two views."""
     runs = tmp_path / "runs"
     train(settings_of_run(output=runs / "whole", fraction=0.3, checkpoint_every=4))
@@ -27,8 +31,7 @@ def folder(settings_of_run: Callable[..., TrainSettings], capture_settings: Capt
     (runs / "part" / "result.json").unlink()
     metrics = runs / "part" / "metrics.jsonl"
     metrics.write_text(metrics.read_text() + '{"step": 11, "lo')
-    views = {"output": str(runs / "cache"), "windows": {"length": 16, "views": 2}}
-    capture(CaptureSettings.model_validate(capture_settings.as_plain() | views))
+    capture(settings_of_capture(output=runs / "cache", windows={"length": 16, "views": 2}))
     return runs
 
 
@@ -66,11 +69,10 @@ def test_runs_and_caches_are_told_by_how_far_they_are(folder: Path, capsys: pyte
 
 
 def test_a_fraction_that_was_asked_for_is_a_whole_cache(
-    capture_settings: CaptureSettings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    settings_of_capture: SettingsOfCapture, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "cache"
-    views = {"output": str(output), "windows": {"length": 16, "views": 2}}
-    asked = CaptureSettings.model_validate(capture_settings.as_plain() | views | {"fraction": 0.1})
+    asked = settings_of_capture(output=output, windows={"length": 16, "views": 2}, fraction=0.1)
     for fraction in (0.1, 0.05):  # less than before changes nothing
         capture(asked.model_copy(update={"fraction": fraction}))
         assert statuses(tmp_path, capsys)["cache"][1:] == ("done", "2 of 2 shards, a fraction of 0.1")
@@ -80,7 +82,7 @@ def test_a_fraction_that_was_asked_for_is_a_whole_cache(
 
 def test_what_a_plug_in_made_is_not_damaged_without_it(
     folder: Path,
-    capture_settings: CaptureSettings,
+    settings_of_capture: SettingsOfCapture,
     plug_in: Callable[..., None],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -89,11 +91,7 @@ def test_what_a_plug_in_made_is_not_damaged_without_it(
         named.setattr(ENCODINGS, "_entries", dict(ENCODINGS))
         plug_in(Path(__file__).parents[1] / "plugins", "toy_encoding")
         output = folder / "[own] cache"
-        capture(
-            CaptureSettings.model_validate(
-                capture_settings.as_plain() | {"output": str(output), "logits": {"kind": "whole"}}
-            )
-        )
+        capture(settings_of_capture(output=output, logits={"kind": "whole"}))
         assert statuses(folder, capsys)[output.name] == ("cache", "done", "2 of 2 shards")
     kind, state, detail = statuses(folder, capsys)[output.name]
     assert (kind, state) == ("cache", "unknown")

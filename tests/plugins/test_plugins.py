@@ -1,6 +1,5 @@
 """Plug-ins, each one file: captured and trained from end to end, their values against independent float64 ones."""
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -35,6 +34,7 @@ Changed = Callable[..., CaptureSettings]
 PLUGINS = Path(__file__).parent
 BATCH = 16
 SettingsOfRun = Callable[..., TrainSettings]
+FirstStep = Callable[[TrainSettings], tuple[dict[str, float], Tensor, Tensor, Any]]
 
 
 @pytest.fixture(autouse=True)
@@ -55,36 +55,39 @@ def outputs_of(directory: Path, tokens: Tensor) -> Any:
         return model(input_ids=tokens, output_hidden_states=True)
 
 
-def first_step(settings: TrainSettings, corpus: Corpus) -> tuple[dict[str, float], Tensor, Tensor, Any]:
-    """Train; what the log says of step 1, its tokens and positions, and the new student's outputs, float64."""
-    train(settings)
-    lines = [json.loads(line) for line in (settings.output / "metrics.jsonl").read_text().splitlines()]
-    trained = [line for line in lines if "loss" in line]
-    assert len(trained) > 5
-    assert trained[-1]["loss"] < trained[0]["loss"]
-    order = ReadingOrder(
-        settings.windows, len(corpus.tokens), settings.seed, settings.epochs, settings.fraction, batch=BATCH
-    )
-    ((view, _, indices),) = order.pieces(0, BATCH)
-    tokens = torch.from_numpy(gather(corpus.tokens, settings.windows, view, indices))
-    positions = torch.from_numpy(settings.windows.positions(view, indices, 5))
-    student: Any = settings.model.build(corpus, settings.seed).double().eval()
-    with torch.no_grad():
-        return trained[0], tokens, positions, student(input_ids=tokens, output_hidden_states=True)
+@pytest.fixture
+def first_step(corpus: Corpus, log_of: Callable[..., list[dict[str, Any]]]) -> FirstStep:
+    """Trains; what the log says of step 1, its tokens and positions, and the new student's outputs, float64."""
+
+    def step(settings: TrainSettings) -> tuple[dict[str, float], Tensor, Tensor, Any]:
+        train(settings)
+        trained = log_of(settings, "loss")
+        assert len(trained) > 5
+        assert trained[-1]["loss"] < trained[0]["loss"]
+        order = ReadingOrder(
+            settings.windows, len(corpus.tokens), settings.seed, settings.epochs, settings.fraction, batch=BATCH
+        )
+        ((view, _, indices),) = order.pieces(0, BATCH)
+        tokens = torch.from_numpy(gather(corpus.tokens, settings.windows, view, indices))
+        positions = torch.from_numpy(settings.windows.positions(view, indices, 5))
+        student: Any = settings.model.build(corpus, settings.seed).double().eval()
+        with torch.no_grad():
+            return trained[0], tokens, positions, student(input_ids=tokens, output_hidden_states=True)
+
+    return step
 
 
 @pytest.fixture
-def run_settings(settings_of_run: SettingsOfRun, capture_settings: CaptureSettings, tmp_path: Path) -> SettingsOfRun:
+def run_settings(student_of_cache: SettingsOfRun, capture_settings: CaptureSettings) -> SettingsOfRun:
     """Makes settings of a short run with a cached teacher t, every step of which is logged."""
 
-    def make(objective: Mapping[str, object]) -> TrainSettings:
-        return settings_of_run(
-            output=tmp_path / "run",
+    def make(objective: Mapping[str, object], **teacher: object) -> TrainSettings:
+        return student_of_cache(
             fraction=0.2,
             global_batch=BATCH,
             optimizer={"learning_rate": 1e-2, "warmup_steps": 2},
             log_every=1,
-            teachers={"t": {"cache": capture_settings.output}},
+            teachers={"t": {"cache": capture_settings.output, **teacher}},
             objective=objective,
         )
 
@@ -92,7 +95,12 @@ def run_settings(settings_of_run: SettingsOfRun, capture_settings: CaptureSettin
 
 
 def test_an_encoding(
-    capture_settings: CaptureSettings, corpus: Corpus, teacher: Path, run_settings: SettingsOfRun, changed: Changed
+    capture_settings: CaptureSettings,
+    corpus: Corpus,
+    teacher: Path,
+    run_settings: SettingsOfRun,
+    changed: Changed,
+    first_step: FirstStep,
 ) -> None:
     settings = changed(capture_settings, logits={"kind": "whole"})
     capture(settings)
@@ -119,14 +127,19 @@ def test_an_encoding(
     assert foretold["bytes_per_token"]["logits/beside_mean"] < 2 * corpus.vocabulary_size
     assert cache.manifest.logits.summary() == "the whole distribution"
 
-    logged, tokens, _, student = first_step(run_settings({"hard": 0.5, "logit": 0.5}), corpus)
+    logged, tokens, _, student = first_step(run_settings({"hard": 0.5, "logit": 0.5}))
     theirs, ours = ((logits / 2).log_softmax(-1) for logits in (outputs_of(teacher, tokens).logits, student.logits))
     expected = 4 * (theirs.exp() * (theirs - ours)).sum(-1).mean().item()
     assert logged["logit/t"] == pytest.approx(expected, rel=1e-3)
 
 
 def test_an_encoding_of_hidden_states(
-    hidden_capture: CaptureSettings, corpus: Corpus, teacher: Path, run_settings: SettingsOfRun, changed: Changed
+    hidden_capture: CaptureSettings,
+    corpus: Corpus,
+    teacher: Path,
+    run_settings: SettingsOfRun,
+    changed: Changed,
+    first_step: FirstStep,
 ) -> None:
     settings = changed(hidden_capture, hidden={"kind": "signs", "positions": 5, "layers": [0, 2]})
     capture(settings)
@@ -150,9 +163,8 @@ def test_an_encoding_of_hidden_states(
     checked = verify(VerifySettings.model_validate(settings.as_plain()))
     assert set(checked["differing_codes"].values()) == {0.0}
 
-    chosen = run_settings({"hard": 0.5, "hidden": {"weight": 0.5, "projection": "none"}}).as_plain()
-    chosen["teachers"] = {"t": {"cache": settings.output, "layers": {2: 2}}}
-    logged, tokens, positions, student = first_step(TrainSettings.model_validate(chosen), corpus)
+    objective = {"hard": 0.5, "hidden": {"weight": 0.5, "projection": "none"}}
+    logged, tokens, positions, student = first_step(run_settings(objective, layers={2: 2}))
     rows = torch.arange(BATCH)[:, None]
     theirs = (outputs_of(teacher, tokens).hidden_states[2][rows, positions] - mean).sign()
     ours = (student.hidden_states[2][rows, positions] - mean) / deviation
@@ -169,11 +181,15 @@ def test_a_cache_of_a_plugin_that_was_not_named(
 
 
 def test_a_divergence(
-    capture_settings: CaptureSettings, corpus: Corpus, teacher: Path, run_settings: SettingsOfRun, changed: Changed
+    capture_settings: CaptureSettings,
+    teacher: Path,
+    run_settings: SettingsOfRun,
+    changed: Changed,
+    first_step: FirstStep,
 ) -> None:
     capture(changed(capture_settings, logits={"kind": "topk", "k": 8, "values": "float32"}))
     settings = run_settings({"hard": 0.5, "logit": 0.5, "divergence": "skewed"})
-    logged, tokens, _, student = first_step(settings, corpus)
+    logged, tokens, _, student = first_step(settings)
     said = outputs_of(teacher, tokens).logits
     ids = said.topk(8).indices
 
@@ -188,12 +204,17 @@ def test_a_divergence(
 
 
 def test_a_term(
-    hidden_capture: CaptureSettings, corpus: Corpus, teacher: Path, run_settings: SettingsOfRun, changed: Changed
+    hidden_capture: CaptureSettings,
+    corpus: Corpus,
+    teacher: Path,
+    run_settings: SettingsOfRun,
+    changed: Changed,
+    first_step: FirstStep,
 ) -> None:
     hidden = {"positions": 5, "components": None, "sample_windows": 40, "values": "float32"}
     capture(changed(hidden_capture, hidden=hidden))
     settings = run_settings({"hard": 0.5, "last_cosine": {"weight": 2.0, "schedule": {"start": 1.0}}})
-    logged, tokens, positions, student = first_step(settings, corpus)
+    logged, tokens, positions, student = first_step(settings)
     # The map that a run of this seed begins with.
     key, layer = "teacher/2", TeacherCache(hidden_capture.output, ["teacher/2"]).measured.layers["teacher/2"]
     begun = Objective(settings.model.build(corpus, 0), settings.objective, {"t": [LayerPair(key, 2, layer)]}, 0)

@@ -1,11 +1,14 @@
-"""Runs that were interrupted."""
+"""Runs that were interrupted, and teachers of two tokens."""
 
 import math
 import shutil
 from collections.abc import Callable
 
 import pytest
+import torch
+from torch import Tensor
 
+from palenka.data.signals.distribution import Distribution, log1mexp
 from palenka.train_student.settings import TrainSettings
 
 
@@ -26,3 +29,14 @@ def interrupted() -> Callable[..., TrainSettings]:
         return copy
 
     return make
+
+
+@pytest.fixture(scope="session")
+def spoken_of() -> Callable[[Tensor, Tensor], Distribution]:
+    """What a teacher says of two tokens [B, L, 2] beside a tail [B, L] of any mass."""
+
+    def speak(ids: Tensor, log_tail: Tensor) -> Distribution:
+        shares = torch.tensor([-0.5, -1.0]).log_softmax(-1).expand(ids.shape)
+        return Distribution(ids, shares + log1mexp(log_tail).unsqueeze(-1), log_tail)
+
+    return speak

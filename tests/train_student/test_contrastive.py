@@ -25,11 +25,8 @@ from palenka.train_student.settings import TrainSettings
 from palenka.train_student.teachers import open_teachers
 from palenka.train_student.train import train
 
+Normal = Callable[..., Tensor]
 CPU = torch.device("cpu")
-
-
-def vectors(seed: int, count: int, width: int = 5) -> Tensor:
-    return torch.randn(count, width, generator=torch.Generator().manual_seed(seed))
 
 
 def by_definition(ours: Tensor, theirs: Tensor, temperature: float, pools: list[list[int]]) -> Tensor:
@@ -45,10 +42,10 @@ def by_definition(ours: Tensor, theirs: Tensor, temperature: float, pools: list[
 
 @given(seed=st.integers(0, 1000), count=st.integers(2, 14), temperature=st.sampled_from([0.1, 2.0]), data=st.data())
 def test_value_and_gradients_are_those_of_the_definition(
-    seed: int, count: int, temperature: float, data: st.DataObject
+    normal: Normal, seed: int, count: int, temperature: float, data: st.DataObject
 ) -> None:
     negatives = data.draw(st.integers(1, count + 3))
-    ours, theirs = (vectors(seed + side, count).requires_grad_() for side in (0, 1))
+    ours, theirs = (normal(seed + side, count, 5).requires_grad_() for side in (0, 1))
     value = info_nce(ours, theirs, temperature, negatives)
     value.backward()
     num_pools = math.ceil(count / (negatives + 1))
@@ -65,15 +62,17 @@ def test_value_and_gradients_are_those_of_the_definition(
 
 
 @given(seed=st.integers(0, 1000), count=st.integers(2, 40), scale=st.floats(0.01, 100))
-def test_it_stays_within_two_over_temperature_of_the_logarithm_of_the_pool(seed: int, count: int, scale: float) -> None:
-    ours, theirs = vectors(seed, count), vectors(seed + 1, count)
+def test_it_stays_within_two_over_temperature_of_the_logarithm_of_the_pool(
+    normal: Normal, seed: int, count: int, scale: float
+) -> None:
+    ours, theirs = normal(seed, count, 5), normal(seed + 1, count, 5)
     value = info_nce(ours, theirs, 2.0, 1023).item()
     assert math.log(count) - 1 - 1e-5 <= value <= math.log(count) + 1 + 1e-5
     assert info_nce(scale * ours, theirs, 2.0, 1023).item() == pytest.approx(value, abs=1e-5)
 
 
-def test_bf16_is_compared_in_float32() -> None:
-    ours, theirs = vectors(0, 64, 256), vectors(1, 64, 256)
+def test_bf16_is_compared_in_float32(normal: Normal) -> None:
+    ours, theirs = normal(0, 64, 256), normal(1, 64, 256)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         value = info_nce(ours.bfloat16(), theirs.bfloat16(), 0.1, 1023)
     assert value.dtype == torch.float32

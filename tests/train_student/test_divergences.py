@@ -16,7 +16,7 @@ from torch.distributions import Categorical, kl_divergence
 from palenka.cache_teachers.capture import capture
 from palenka.cache_teachers.settings import CaptureSettings
 from palenka.data.corpus import Corpus
-from palenka.data.signals.distribution import Distribution, log1mexp
+from palenka.data.signals.distribution import Distribution
 from palenka.data.signals.signal import TeacherSignal
 from palenka.ground.errors import UserError
 from palenka.train_student.objective.divergences import DIVERGENCES
@@ -25,20 +25,13 @@ from palenka.train_student.settings import TrainSettings
 from palenka.train_student.teachers import open_teachers
 
 Losses = Callable[..., tuple[Tensor, dict[str, Tensor]]]
+LogitsOf = Callable[..., Tensor]
+SpokenOf = Callable[[Tensor, Tensor], Distribution]
 SignalOf = Callable[..., TeacherSignal]
 Measure = Callable[[str, Tensor, Tensor, int, float], Tensor]
 
 VOCABULARY = 24
 KINDS = ["forward", "reverse", "js"]
-
-
-def log_shares(values: Tensor, log_tail: Tensor, temperature: float) -> Tensor:
-    """Log-probabilities of kept tokens whose values are known, beside a tail."""
-    return (values / temperature).log_softmax(-1) + log1mexp(log_tail).unsqueeze(-1)
-
-
-def logits_of(seed: int, vocabulary: int = VOCABULARY, scale: float = 3.0) -> Tensor:
-    return torch.randn(2, 3, vocabulary, generator=torch.Generator().manual_seed(seed)) * scale
 
 
 def coarsened(probabilities: Tensor, ids: Tensor | None) -> Tensor:
@@ -75,12 +68,12 @@ def measured(losses_of_logits: Losses, signal_of: SignalOf) -> Measure:
 @pytest.mark.parametrize("kind", ["reverse", "js"])
 @given(seed=st.integers(0, 10_000), k=st.integers(1, VOCABULARY), temperature=st.sampled_from([1.0, 2.0]))
 def test_value_and_gradient_equal_dense_autograd_in_float64(
-    losses_of_logits: Losses, signal_of: SignalOf, kind: str, seed: int, k: int, temperature: float
+    logits_of: LogitsOf, losses_of_logits: Losses, signal_of: SignalOf, kind: str, seed: int, k: int, temperature: float
 ) -> None:
-    teachers = {"a": logits_of(seed), "b": logits_of(seed + 1, scale=0.5)}
+    teachers = {"a": logits_of(seed, 2, 3, VOCABULARY), "b": logits_of(seed + 1, 2, 3, VOCABULARY, scale=0.5)}
     weights = {"a": 0.3, "b": 1.7}
     spoken = {name: signal_of(logits, k).at(temperature) for name, logits in teachers.items()}
-    student = logits_of(seed + 2).requires_grad_()
+    student = logits_of(seed + 2, 2, 3, VOCABULARY).requires_grad_()
     tokens = torch.randint(0, VOCABULARY, (2, 3), generator=torch.Generator().manual_seed(seed))
     total, values = losses_of_logits(student, spoken, weights, temperature, kind, tokens=tokens, hard=0.7)
     total.backward()
@@ -102,8 +95,10 @@ def test_value_and_gradient_equal_dense_autograd_in_float64(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_with_everything_kept_it_is_the_divergence_over_all_tokens(measured: Measure, kind: str) -> None:
-    teacher, student = logits_of(0), logits_of(1)
+def test_with_everything_kept_it_is_the_divergence_over_all_tokens(
+    measured: Measure, kind: str, logits_of: LogitsOf
+) -> None:
+    teacher, student = logits_of(0, 2, 3, VOCABULARY), logits_of(1, 2, 3, VOCABULARY)
     t, q = (Categorical(logits=logits.double() / 2) for logits in (teacher, student))
     m = Categorical(probs=(t.probs + q.probs) / 2)
     full = {
@@ -118,9 +113,9 @@ def test_with_everything_kept_it_is_the_divergence_over_all_tokens(measured: Mea
 @pytest.mark.parametrize("kind", KINDS)
 @given(seed=st.integers(0, 10_000), k=st.integers(1, VOCABULARY - 1))
 def test_keeping_more_tokens_never_lowers_it_and_it_stays_within_its_bounds(
-    measured: Measure, kind: str, seed: int, k: int
+    logits_of: LogitsOf, measured: Measure, kind: str, seed: int, k: int
 ) -> None:
-    teacher, student = logits_of(seed), logits_of(seed + 1)
+    teacher, student = logits_of(seed, 2, 3, VOCABULARY), logits_of(seed + 1, 2, 3, VOCABULARY)
     fewer, more = (measured(kind, student, teacher, kept, 2.0).item() for kept in (k, k + 1))
     assert -1e-6 <= fewer <= more + 1e-5
     if kind == "js":
@@ -128,8 +123,10 @@ def test_keeping_more_tokens_never_lowers_it_and_it_stays_within_its_bounds(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_it_is_zero_with_no_gradient_where_student_and_teacher_agree(measured: Measure, kind: str) -> None:
-    teacher = logits_of(4)
+def test_it_is_zero_with_no_gradient_where_student_and_teacher_agree(
+    measured: Measure, kind: str, logits_of: LogitsOf
+) -> None:
+    teacher = logits_of(4, 2, 3, VOCABULARY)
     student = teacher.clone().requires_grad_()
     value = measured(kind, student, teacher, 6, 2.0)
     value.backward()
@@ -138,28 +135,28 @@ def test_it_is_zero_with_no_gradient_where_student_and_teacher_agree(measured: M
     assert student.grad.abs().max() < 1e-6
 
 
-def test_js_is_symmetric_and_reverse_is_forward_with_sides_exchanged(measured: Measure) -> None:
-    a, b = logits_of(0), logits_of(1)
+def test_js_is_symmetric_and_reverse_is_forward_with_sides_exchanged(measured: Measure, logits_of: LogitsOf) -> None:
+    a, b = logits_of(0, 2, 3, VOCABULARY), logits_of(1, 2, 3, VOCABULARY)
     assert measured("js", a, b, VOCABULARY, 1.0).item() == pytest.approx(measured("js", b, a, VOCABULARY, 1.0).item())
     reverse, forward = measured("reverse", a, b, VOCABULARY, 1.0), measured("forward", b, a, VOCABULARY, 1.0)
     assert reverse.item() == pytest.approx(forward.item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["reverse", "js"])
-def test_gradcheck_in_float64(measured: Measure, kind: str) -> None:
-    teacher = logits_of(3, 9)
-    student = logits_of(7, 9).double().requires_grad_()
+def test_gradcheck_in_float64(measured: Measure, kind: str, logits_of: LogitsOf) -> None:
+    teacher = logits_of(3, 2, 3, 9)
+    student = logits_of(7, 2, 3, 9).double().requires_grad_()
     assert torch.autograd.gradcheck(lambda z: measured(kind, z, teacher, 4, 2.0), student)
 
 
 @pytest.mark.parametrize("kind", ["reverse", "js"])
 @pytest.mark.parametrize("student_scale", [1.0, 1000.0])
 @pytest.mark.parametrize("log_tail", [-math.inf, -60.0, -1e-7])
-def test_extreme_masses_stay_finite(losses_of_logits: Losses, kind: str, student_scale: float, log_tail: float) -> None:
-    ids, values = torch.tensor([3, 5]).expand(1, 4, 2), torch.tensor([-0.5, -1.0]).expand(1, 4, 2)
-    tail = torch.full((1, 4), log_tail)
-    spoken = Distribution(ids, log_shares(values, tail, 1.0), tail)
-    student = (torch.randn(1, 4, 16, generator=torch.Generator().manual_seed(0)) * student_scale).requires_grad_()
+def test_extreme_masses_stay_finite(
+    losses_of_logits: Losses, kind: str, student_scale: float, log_tail: float, logits_of: LogitsOf, spoken_of: SpokenOf
+) -> None:
+    spoken = spoken_of(torch.tensor([3, 5]).expand(1, 4, 2), torch.full((1, 4), log_tail))
+    student = logits_of(0, 1, 4, 16, scale=student_scale).requires_grad_()
     value, _ = losses_of_logits(student, {"t": spoken}, {"t": 1.0}, 1.0, kind)
     value.backward()
     assert value.isfinite()
@@ -195,8 +192,13 @@ def test_a_divergence_that_is_not_known_is_refused_by_name(settings_of_run: Call
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_square_of_the_temperature_scales_those_that_ask_for_it(signal_of: SignalOf, kind: str) -> None:
-    spoken, student = [signal_of(logits_of(0), 5).at(2.0)], logits_of(1).flatten(0, 1)
+def test_the_square_of_the_temperature_scales_those_that_ask_for_it(
+    signal_of: SignalOf, kind: str, logits_of: LogitsOf
+) -> None:
+    spoken, student = (
+        [signal_of(logits_of(0, 2, 3, VOCABULARY), 5).at(2.0)],
+        logits_of(1, 2, 3, VOCABULARY).flatten(0, 1),
+    )
     found = []
     for squared in (True, False):
         divergence = replace(DIVERGENCES[kind], squares_temperature=squared)

@@ -26,26 +26,21 @@ WIDTH = 8
 WEIGHTS = {"a": 0.5, "b": 0.25}
 
 
-def normal(seed: int, *shape: int, scale: float = 1.0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * scale
-
-
 def linear(vocabulary: int, seed: int = 0, *, bias: bool = True) -> nn.Linear:
-    head = nn.Linear(WIDTH, vocabulary, bias=bias)
-    with torch.no_grad():
-        for number, parameter in enumerate(head.parameters()):
-            parameter.copy_(normal(seed + number, *parameter.shape))
+    head, draw = nn.Linear(WIDTH, vocabulary, bias=bias), torch.Generator().manual_seed(seed)
+    for parameter in head.parameters():
+        nn.init.normal_(parameter, generator=draw)
     return head
 
 
 @pytest.fixture
-def case(signal_of: SignalOf) -> Case:
+def case(signal_of: SignalOf, normal: Callable[..., Tensor], logits_of: Callable[..., Tensor]) -> Case:
     """Makes states, tokens and what two teachers say of them."""
 
     def make(windows: int, length: int, vocabulary: int, k: int = 5) -> tuple[Tensor, Tensor, Signals]:
         tokens = torch.randint(0, vocabulary, (windows, length), generator=torch.Generator().manual_seed(9))
         signals = {
-            name: signal_of(normal(seed, windows, length, vocabulary, scale=3), k)
+            name: signal_of(logits_of(seed, windows, length, vocabulary), k)
             for seed, name in enumerate(WEIGHTS, start=10)
         }
         return normal(20, windows, length, WIDTH), tokens, signals

@@ -55,7 +55,8 @@ def configuration(settings: Settings, folder: Path) -> str:
 @pytest.fixture
 def long_capture(capture_settings: CaptureSettings, changed: Changed) -> CaptureSettings:
     """A capture of 12 shards that takes seconds."""
-    return changed(capture_settings, windows={"length": 16, "views": 6}, micro_batch=1)
+    long: CaptureSettings = changed(capture_settings, windows={"length": 16, "views": 6}, micro_batch=1)
+    return long
 
 
 @pytest.fixture

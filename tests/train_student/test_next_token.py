@@ -11,20 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from palenka.data.signals.distribution import Distribution, Others, log1mexp
+from palenka.data.signals.distribution import Distribution, Others
 from palenka.data.signals.signal import TeacherSignal
 
 Losses = Callable[..., tuple[Tensor, dict[str, Tensor]]]
+LogitsOf = Callable[..., Tensor]
+SpokenOf = Callable[[Tensor, Tensor], Distribution]
 SignalOf = Callable[..., TeacherSignal]
-
-
-def log_shares(values: Tensor, log_tail: Tensor, temperature: float) -> Tensor:
-    """Log-probabilities of kept tokens whose values are known, beside a tail."""
-    return (values / temperature).log_softmax(-1) + log1mexp(log_tail).unsqueeze(-1)
-
-
-def logits_of(seed: int, vocabulary: int = 24, scale: float = 3.0) -> Tensor:
-    return torch.randn(2, 3, vocabulary, generator=torch.Generator().manual_seed(seed)) * scale
 
 
 def dense_tail_bucket(student: Tensor, teacher: Tensor, ids: Tensor | None, temperature: float) -> Tensor:
@@ -37,11 +30,6 @@ def dense_tail_bucket(student: Tensor, teacher: Tensor, ids: Tensor | None, temp
     inside = (kept * t * (t.log() - q.log())).sum(-1)
     t_tail, q_tail = ((1 - kept) * t).sum(-1), ((1 - kept) * q).sum(-1)
     return (inside + t_tail * (t_tail.log() - q_tail.log())).mean()
-
-
-def spoken_of(ids: Tensor, log_tail: Tensor) -> Distribution:
-    """Of two tokens [B, L, 2] beside a tail [B, L] of any mass."""
-    return Distribution(ids, log_shares(torch.tensor([-0.5, -1.0]).expand_as(ids), log_tail, 1.0), log_tail)
 
 
 def shifted_cross_entropy(student: Tensor, tokens: Tensor) -> Tensor:
@@ -58,12 +46,18 @@ def shifted_cross_entropy(student: Tensor, tokens: Tensor) -> Tensor:
     hard=st.sampled_from([None, 0.0, 0.7]),
 )
 def test_values_and_gradient_equal_dense_autograd_in_float64(
-    losses_of_logits: Losses, signal_of: SignalOf, seed: int, k: int, temperature: float, hard: float | None
+    logits_of: LogitsOf,
+    losses_of_logits: Losses,
+    signal_of: SignalOf,
+    seed: int,
+    k: int,
+    temperature: float,
+    hard: float | None,
 ) -> None:
-    teachers = {"a": logits_of(seed), "b": logits_of(seed + 1, scale=0.5)}
+    teachers = {"a": logits_of(seed, 2, 3, 24), "b": logits_of(seed + 1, 2, 3, 24, scale=0.5)}
     weights = {"a": 0.3, "b": 1.7}
     spoken = {name: signal_of(logits, k).at(temperature) for name, logits in teachers.items()}
-    student = logits_of(seed + 2).requires_grad_()
+    student = logits_of(seed + 2, 2, 3, 24).requires_grad_()
     tokens = torch.randint(0, 24, (2, 3), generator=torch.Generator().manual_seed(seed))
     with_labels = {"tokens": tokens, "hard": hard} if hard is not None else {}
     total, values = losses_of_logits(student, spoken, weights, temperature, **with_labels)
@@ -89,9 +83,9 @@ def test_values_and_gradient_equal_dense_autograd_in_float64(
 
 @given(seed=st.integers(0, 10_000), k=st.integers(1, 24), temperature=st.sampled_from([1.0, 2.0]))
 def test_it_never_exceeds_the_full_divergence(
-    losses_of_logits: Losses, signal_of: SignalOf, seed: int, k: int, temperature: float
+    logits_of: LogitsOf, losses_of_logits: Losses, signal_of: SignalOf, seed: int, k: int, temperature: float
 ) -> None:
-    teacher, student = logits_of(seed), logits_of(seed + 1)
+    teacher, student = logits_of(seed, 2, 3, 24), logits_of(seed + 1, 2, 3, 24)
     kept = signal_of(teacher, k).at(temperature)
     bounded, _ = losses_of_logits(student, {"t": kept}, {"t": 1.0}, temperature)
     full = F.kl_div(
@@ -103,8 +97,10 @@ def test_it_never_exceeds_the_full_divergence(
     assert -1e-6 <= bounded.item() <= temperature**2 * full.sum(-1).mean().item() + 1e-5
 
 
-def test_with_everything_kept_it_is_the_full_divergence(losses_of_logits: Losses, signal_of: SignalOf) -> None:
-    teacher, student = logits_of(0), logits_of(1)
+def test_with_everything_kept_it_is_the_full_divergence(
+    losses_of_logits: Losses, signal_of: SignalOf, logits_of: LogitsOf
+) -> None:
+    teacher, student = logits_of(0, 2, 3, 24), logits_of(1, 2, 3, 24)
     value, _ = losses_of_logits(student, {"t": signal_of(teacher, 24).at(2.0)}, {"t": 1.0}, 2.0)
     full = F.kl_div((student / 2).log_softmax(-1), (teacher / 2).softmax(-1), reduction="none").sum(-1).mean()
     torch.testing.assert_close(value, 4 * full, rtol=1e-5, atol=1e-6)
@@ -112,11 +108,11 @@ def test_with_everything_kept_it_is_the_full_divergence(losses_of_logits: Losses
 
 @pytest.mark.parametrize("gap", [0.0, 30.0, 300.0])
 def test_a_student_without_mass_where_the_teacher_has_its_tail_is_pulled_there(
-    losses_of_logits: Losses, gap: float
+    losses_of_logits: Losses, gap: float, logits_of: LogitsOf, spoken_of: SpokenOf
 ) -> None:
     ids = torch.tensor([3, 5]).expand(2, 3, 2)
     spoken = spoken_of(ids, torch.full((2, 3), -2.0))
-    student = logits_of(0, 16)
+    student = logits_of(0, 2, 3, 16)
     student = student.scatter_add(-1, ids, torch.full(ids.shape, gap)).requires_grad_()
     value, _ = losses_of_logits(student, {"t": spoken}, {"t": 1.0}, 1.0)
     value.backward()
@@ -134,10 +130,12 @@ def test_a_student_without_mass_where_the_teacher_has_its_tail_is_pulled_there(
 
 @pytest.mark.parametrize("student_scale", [1.0, 1000.0])
 @pytest.mark.parametrize("mass", ["kept mass exactly 1", "kept mass 1 in float32", "no kept mass to speak of"])
-def test_extreme_masses_stay_finite(losses_of_logits: Losses, mass: str, student_scale: float) -> None:
+def test_extreme_masses_stay_finite(
+    losses_of_logits: Losses, mass: str, student_scale: float, logits_of: LogitsOf, spoken_of: SpokenOf
+) -> None:
     log_tail = {"kept mass exactly 1": -math.inf, "kept mass 1 in float32": -60.0, "no kept mass to speak of": -1e-7}
     spoken = spoken_of(torch.tensor([3, 5]).expand(1, 4, 2), torch.full((1, 4), log_tail[mass]))
-    student = (torch.randn(1, 4, 16, generator=torch.Generator().manual_seed(0)) * student_scale).requires_grad_()
+    student = logits_of(0, 1, 4, 16, scale=student_scale).requires_grad_()
     value, _ = losses_of_logits(student, {"t": spoken}, {"t": 1.0}, 1.0)
     value.backward()
     assert student.grad is not None
@@ -145,8 +143,10 @@ def test_extreme_masses_stay_finite(losses_of_logits: Losses, mass: str, student
     assert student.grad.isfinite().all()
 
 
-def test_a_common_shift_of_the_logits_changes_nothing(losses_of_logits: Losses, signal_of: SignalOf) -> None:
-    teacher, student = logits_of(0), logits_of(1)
+def test_a_common_shift_of_the_logits_changes_nothing(
+    losses_of_logits: Losses, signal_of: SignalOf, logits_of: LogitsOf
+) -> None:
+    teacher, student = logits_of(0, 2, 3, 24), logits_of(1, 2, 3, 24)
     spoken, shifted = (signal_of(logits, 6).at(2.0) for logits in (teacher, teacher - 1000.0))
     torch.testing.assert_close(shifted.log_tail, spoken.log_tail, rtol=0, atol=2e-4)
     value, _ = losses_of_logits(student, {"t": spoken}, {"t": 1.0}, 2.0)
@@ -157,6 +157,7 @@ def test_a_common_shift_of_the_logits_changes_nothing(losses_of_logits: Losses, 
 @pytest.mark.parametrize("divergence", ["forward", "reverse", "js"])
 @given(seed=st.integers(0, 10_000), k=st.integers(1, 23))
 def test_with_the_others_known_it_is_the_divergence_over_all_tokens(
+    logits_of: LogitsOf,
     losses_of_logits: Losses,
     signal_of: SignalOf,
     others_of: Callable[[Tensor], Others],
@@ -164,12 +165,12 @@ def test_with_the_others_known_it_is_the_divergence_over_all_tokens(
     seed: int,
     k: int,
 ) -> None:
-    teacher = logits_of(seed)
+    teacher = logits_of(seed, 2, 3, 24)
     bucketed, whole = signal_of(teacher, k).at(2.0), signal_of(teacher, 24).at(2.0)
     known = replace(bucketed, others=others_of(teacher / 2 + 5.0))
     found = []
     for spoken in (known, whole):
-        student = logits_of(seed + 1).requires_grad_()
+        student = logits_of(seed + 1, 2, 3, 24).requires_grad_()
         value, _ = losses_of_logits(student, {"t": spoken}, {"t": 1.0}, 2.0, divergence)
         value.backward()
         found.append((value.detach(), student.grad))

@@ -399,7 +399,10 @@ def test_tensorboard_gets_what_the_metrics_hold(make_settings: MakeSettings, log
         for value in event.summary.value
     }
     expected = {
-        (key, line["step"]): value for line in log_of(settings, "step") for key, value in line.items() if key != "step"
+        (key, line["step"]): value
+        for line in log_of(settings, "step", speeds=True)
+        for key, value in line.items()
+        if key != "step"
     }
     assert found == pytest.approx(expected, rel=1e-6)
 

@@ -164,12 +164,16 @@ def test_any_zarr_reader_reads_the_arrays(cache_directory: Path) -> None:
 
 @pytest.mark.parametrize(("windows", "fraction"), [(2, 0.03), (64, 0.3), (128, 0.3)])
 def test_chunks_are_what_zarr_reads(
-    windows: int, fraction: float, hidden_capture: CaptureSettings, monkeypatch: pytest.MonkeyPatch
+    windows: int,
+    fraction: float,
+    hidden_capture: CaptureSettings,
+    monkeypatch: pytest.MonkeyPatch,
+    changed: Callable[..., CaptureSettings],
 ) -> None:
     monkeypatch.setattr("palenka.data.signals.manifest.LARGEST_SHARD_WINDOWS", windows)
     hidden = {"positions": 5, "sample_windows": 40, "components": 8}
     changes = {"logits": {"kind": "low_rank", "k": 4, "rank": 6}, "hidden": hidden, "fraction": fraction}
-    capture(CaptureSettings.model_validate(hidden_capture.as_plain() | changes))
+    capture(changed(hidden_capture, **changes))
     cache = TeacherCache(hidden_capture.output, read_manifest(hidden_capture.output).hidden_keys())
     group = zarr.open_group(hidden_capture.output, mode="r")
     assert len(cache.committed()) > 1
@@ -208,10 +212,12 @@ def test_a_reader_checks_the_files_that_it_reads_and_no_others(hidden_capture: C
 
 
 @pytest.mark.parametrize("kind", ["topk", "low_rank"])
-def test_less_is_read_than_was_kept(kind: str, capture_settings: CaptureSettings) -> None:
+def test_less_is_read_than_was_kept(
+    kind: str, capture_settings: CaptureSettings, changed: Callable[..., CaptureSettings]
+) -> None:
     rank = {"rank": 8, "codes": "float32"} if kind == "low_rank" else {}
     logits = {"kind": kind, "k": 8, "values": "float32", **rank}
-    capture(CaptureSettings.model_validate(capture_settings.as_plain() | {"logits": logits}))
+    capture(changed(capture_settings, logits=logits))
     whole = TeacherCache(capture_settings.output)
     fewer = whole.manifest.logits.reading(3, 2 if rank else None, "the cache")
     slots = np.arange(20, dtype=np.int64)
@@ -329,10 +335,9 @@ def test_a_layer_that_is_not_kept_is_refused(hidden_capture: CaptureSettings) ->
     ("hidden", "logits"), [((), True), (("teacher/1",), True), (("teacher/2", "teacher/0"), False)]
 )
 def test_what_is_read_is_fixed_when_a_cache_is_opened(
-    capture_settings: CaptureSettings, hidden: tuple[str, ...], logits: bool
+    capture_settings: CaptureSettings, hidden: tuple[str, ...], logits: bool, changed: Callable[..., CaptureSettings]
 ) -> None:
-    more = {"hidden": {"positions": 4, "sample_windows": 40}, "fraction": 0.5}
-    capture(CaptureSettings.model_validate(capture_settings.as_plain() | more))
+    capture(changed(capture_settings, hidden={"positions": 4, "sample_windows": 40}, fraction=0.5))
     cache = TeacherCache(capture_settings.output, hidden, logits=logits)
     # Layers that others are predicted from are read with them.
     layers = [f"teacher/{layer}" for layer in range(1 + max((int(key[-1]) for key in hidden), default=-1))]
@@ -395,12 +400,15 @@ def test_a_shard_of_zeros_is_written_and_read(cache_directory: Path) -> None:
 
 @pytest.mark.parametrize("windows", [64, 128])
 def test_shards_are_the_bytes_that_zarr_writes(
-    windows: int, hidden_capture: CaptureSettings, monkeypatch: pytest.MonkeyPatch
+    windows: int,
+    hidden_capture: CaptureSettings,
+    monkeypatch: pytest.MonkeyPatch,
+    changed: Callable[..., CaptureSettings],
 ) -> None:
     monkeypatch.setattr("palenka.data.signals.manifest.LARGEST_SHARD_WINDOWS", windows)
     hidden = {"positions": 5, "sample_windows": 40, "components": 8}
     changes = {"logits": {"kind": "low_rank", "k": 4, "rank": 6}, "hidden": hidden}
-    capture(CaptureSettings.model_validate(hidden_capture.as_plain() | changes))
+    capture(changed(hidden_capture, **changes))
     manifest = read_manifest(hidden_capture.output)
     group = zarr.open_group(hidden_capture.output, mode="r+")
     *_, last = manifest.shards()

@@ -1,5 +1,6 @@
 """Codes predicted from the kept tokens, against least squares in numpy, and what the prediction saves."""
 
+from collections.abc import Callable
 from itertools import pairwise
 
 import numpy as np
@@ -9,11 +10,13 @@ from scipy import integrate, stats
 from torch import Tensor
 
 from palenka.data.signals.code_prediction import CodeRegression, gains, predict
+from palenka.data.signals.encoding import TeacherOutputs
 from palenka.data.signals.encodings import LowRankEncoding
 from palenka.data.signals.low_rank import LowRankMap, LowRankOthers, states_of
-from tests.data.signals.test_low_rank import SAMPLE, VOCABULARY, outputs
 
-RANK, KEPT, TEMPERATURES = 5, 3, 2
+Outputs = Callable[..., TeacherOutputs]
+
+VOCABULARY, RANK, KEPT, TEMPERATURES = 60, 5, 3, 2
 
 
 def tokens(seed: int, count: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -67,9 +70,11 @@ def test_without_any_token_and_with_infinite_odds_it_stays_finite() -> None:
     assert predict(ids, certain, BASIS, fitted([(ids, odds, codes), (ids, certain, codes)])).isfinite().all()
 
 
-def test_residuals_are_smaller_than_the_codes_and_decode_to_the_same() -> None:
-    encoding, said = LowRankEncoding(k=6, rank=8, step=0.2), outputs(93)
-    statics = encoding.measure(SAMPLE)
+def test_residuals_are_smaller_than_the_codes_and_decode_to_the_same(
+    outputs_of_heads: Outputs, sample_of_heads: list[TeacherOutputs]
+) -> None:
+    encoding, said = LowRankEncoding(k=6, rank=8, step=0.2), outputs_of_heads(93)
+    statics = encoding.measure(sample_of_heads)
     blind = {**statics, "prediction": torch.zeros_like(statics["prediction"])}
     with_it, without = encoding.encode(said, statics), encoding.encode(said, blind)
     assert with_it["codes"].float().square().mean() < 0.8 * without["codes"].float().square().mean()
@@ -107,11 +112,13 @@ def test_gains_are_limited_and_finite_for_components_without_variance() -> None:
     assert found.tolist() == pytest.approx([1.5, 1.5, 1.0, 1.0], abs=1e-3)
 
 
-def test_decoded_components_are_as_large_as_the_teachers() -> None:
+def test_decoded_components_are_as_large_as_the_teachers(
+    outputs_of_heads: Outputs, sample_of_heads: list[TeacherOutputs]
+) -> None:
     encoding = LowRankEncoding(k=3, rank=12, step=4.0)
-    statics = encoding.measure(SAMPLE)
+    statics = encoding.measure(sample_of_heads)
     exact, found = [], []
-    for said in (outputs(seed) for seed in range(50, 150)):
+    for said in (outputs_of_heads(seed) for seed in range(50, 150)):
         arrays = encoding.encode(said, statics)
         predicted = encoding._predicted_codes(arrays, statics)
         exact.append((LowRankMap.of(statics).codes(states_of(said)) - predicted).flatten(0, 1))
@@ -125,8 +132,8 @@ def test_decoded_components_are_as_large_as_the_teachers() -> None:
     assert (slopes[corrected] / gain[corrected]).max() < 0.95
 
 
-def test_where_all_tokens_are_kept_nothing_is_predicted() -> None:
+def test_where_all_tokens_are_kept_nothing_is_predicted(sample_of_heads: list[TeacherOutputs]) -> None:
     encoding = LowRankEncoding(k=VOCABULARY, rank=4)
-    statics = encoding.measure(SAMPLE)
+    statics = encoding.measure(sample_of_heads)
     assert not statics["prediction"].any()
-    assert encoding.decode(encoding.encode(SAMPLE[0], statics), statics, 1.0).ids is None
+    assert encoding.decode(encoding.encode(sample_of_heads[0], statics), statics, 1.0).ids is None

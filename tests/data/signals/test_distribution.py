@@ -18,10 +18,6 @@ VOCABULARY = 12
 KNOWN = {"a part": 5, "all": VOCABULARY}
 
 
-def random_logits(seed: int) -> Tensor:
-    return torch.randn(4, 6, VOCABULARY, generator=torch.Generator().manual_seed(seed)) * 3
-
-
 WithOthers = Callable[[Distribution, Tensor], Distribution]
 
 
@@ -38,9 +34,9 @@ def with_others(others_of: Callable[[Tensor], Others]) -> WithOthers:
 
 @pytest.mark.parametrize("known", ["a part", "all", "others"])
 def test_rows_and_positions_are_those_of_the_tokens(
-    signal_of: Callable[..., TeacherSignal], with_others: WithOthers, known: str
+    signal_of: Callable[..., TeacherSignal], with_others: WithOthers, known: str, logits_of: Callable[..., Tensor]
 ) -> None:
-    logits = random_logits(0)
+    logits = logits_of(0, 4, 6, VOCABULARY)
     whole = signal_of(logits, KNOWN.get(known, 5)).at(2.0)
     if known == "others":
         whole = with_others(whole, logits / 2)
@@ -66,9 +62,13 @@ def same(one: Distribution, here: tuple[int, ...], other: Distribution, there: t
 
 @given(seed=st.integers(0, 10_000), temperature=st.sampled_from([1.0, 2.0]))
 def test_with_the_others_known_it_is_the_whole_distribution(
-    signal_of: Callable[..., TeacherSignal], with_others: WithOthers, seed: int, temperature: float
+    logits_of: Callable[..., Tensor],
+    signal_of: Callable[..., TeacherSignal],
+    with_others: WithOthers,
+    seed: int,
+    temperature: float,
 ) -> None:
-    logits = random_logits(seed)
+    logits = logits_of(seed, 4, 6, VOCABULARY)
     exact = (logits.double() / temperature).log_softmax(-1)
     known = with_others(signal_of(logits, 5).at(temperature), logits / temperature)
     torch.testing.assert_close(known.log_probabilities(VOCABULARY).double(), exact, rtol=0, atol=1e-4)
@@ -101,19 +101,21 @@ def test_the_entropy_of_many_tokens_takes_the_memory_of_few() -> None:
 
 @given(seed=st.integers(0, 10_000), k=st.integers(1, VOCABULARY - 1))
 def test_with_the_others_unknown_its_entropy_is_that_of_one_bucket(
-    signal_of: Callable[..., TeacherSignal], seed: int, k: int
+    logits_of: Callable[..., Tensor], signal_of: Callable[..., TeacherSignal], seed: int, k: int
 ) -> None:
-    probabilities = random_logits(seed).double().softmax(-1).sort(-1, descending=True).values
+    probabilities = logits_of(seed, 4, 6, VOCABULARY).double().softmax(-1).sort(-1, descending=True).values
     bucketed = torch.cat([probabilities[..., :k], probabilities[..., k:].sum(-1, keepdim=True)], dim=-1)
-    found = signal_of(random_logits(seed), k).at(1.0).entropy()
+    found = signal_of(logits_of(seed, 4, 6, VOCABULARY), k).at(1.0).entropy()
     assert found.dtype == torch.float64
     torch.testing.assert_close(found, -(bucketed * bucketed.log()).sum(-1), rtol=1e-4, atol=1e-5)
     assert bool((found <= -(probabilities * probabilities.log()).sum(-1) + 1e-6).all())
 
 
-def test_what_is_not_known_of_the_others_is_not_invented(signal_of: Callable[..., TeacherSignal]) -> None:
+def test_what_is_not_known_of_the_others_is_not_invented(
+    signal_of: Callable[..., TeacherSignal], logits_of: Callable[..., Tensor]
+) -> None:
     with pytest.raises(ValueError, match="5 of 12 tokens are known one by one, the others are not"):
-        signal_of(random_logits(0), 5).at(1.0).log_probabilities(VOCABULARY)
+        signal_of(logits_of(0, 4, 6, VOCABULARY), 5).at(1.0).log_probabilities(VOCABULARY)
 
 
 @given(x=st.floats(-80, -1e-30))

@@ -16,18 +16,17 @@ from torch import Tensor
 
 from palenka.cache_teachers.capture import capture
 from palenka.cache_teachers.settings import CaptureSettings
-from palenka.data.corpus import Corpus
 from palenka.data.signals.cache import TeacherCache
 from palenka.data.signals.distribution import Distribution
 from palenka.data.signals.draws import draw
 from palenka.data.signals.encoding import LogitEncoding, TeacherOutputs
 from palenka.data.signals.encodings import AnyLogitEncoding, TopKEncoding
 from palenka.data.windows import WindowRule
-from palenka.train_student.model.shapes import ModelShape
 
 Contents = Callable[[Path], dict[str, bytes]]
 
 VOCABULARY = 300
+LogitsOf = Callable[..., Tensor]
 OutputsOf = Callable[..., TeacherOutputs]
 ENCODING: TypeAdapter[LogitEncoding] = TypeAdapter(AnyLogitEncoding)
 
@@ -37,8 +36,10 @@ def encoding_of(**fields: Any) -> LogitEncoding:
     return ENCODING.validate_python(fields)
 
 
-def logits_of(seed: int, *shape: int) -> Tensor:
-    return 3 * torch.randn(*shape, VOCABULARY, generator=torch.Generator().manual_seed(seed)) - 70
+@pytest.fixture(scope="module")
+def logits_of(logits_of: LogitsOf) -> LogitsOf:
+    """Those over this vocabulary, far from 0."""
+    return lambda seed, *shape: logits_of(seed, *shape, VOCABULARY) - 70
 
 
 def numbers(seed: int, *shape: int) -> Tensor:
@@ -57,7 +58,7 @@ def settings_of(kind: str, k: int, draws: int) -> dict[str, Any]:
     st.floats(0.5, 4),
 )
 def test_every_encoding_survives_json_and_decodes_to_a_distribution(
-    outputs_of: OutputsOf, kind: str, values: str, k: int, draws: int, temperature: float
+    logits_of: LogitsOf, outputs_of: OutputsOf, kind: str, values: str, k: int, draws: int, temperature: float
 ) -> None:
     coarse = {} if kind == "sampled" else {"values": values}
     encoding = encoding_of(kind=kind, temperatures=(temperature,), **settings_of(kind, k, draws), **coarse)
@@ -76,7 +77,7 @@ def test_every_encoding_survives_json_and_decodes_to_a_distribution(
 
 @pytest.mark.parametrize(("kind", "kept"), [("topk", 9), ("sampled", VOCABULARY), ("hybrid", 9)])
 def test_the_mass_outside_the_kept_tokens_needs_the_arrays_of_the_tail_alone(
-    outputs_of: OutputsOf, kind: str, kept: int
+    outputs_of: OutputsOf, kind: str, kept: int, logits_of: LogitsOf
 ) -> None:
     encoding, logits = encoding_of(kind=kind, **settings_of(kind, 9, 5)), logits_of(3, 2, 3)
     arrays = encoding.encode(outputs_of(logits, numbers(4, 2, 3, 5)), {})
@@ -88,7 +89,7 @@ def test_the_mass_outside_the_kept_tokens_needs_the_arrays_of_the_tail_alone(
         torch.testing.assert_close(found[..., number].exp().double(), exact, rtol=1 / 64, atol=0)
 
 
-def test_coarse_values_cost_little_and_their_mass_is_right(outputs_of: OutputsOf) -> None:
+def test_coarse_values_cost_little_and_their_mass_is_right(outputs_of: OutputsOf, logits_of: LogitsOf) -> None:
     logits = logits_of(1, 4, 50)
     encoding = TopKEncoding(k=16, temperatures=(1.0, 2.0))
     arrays = encoding.encode(outputs_of(logits), {})
@@ -115,7 +116,9 @@ def dense(found: Distribution) -> Tensor:
 @pytest.mark.parametrize(
     "fields", [{"kind": "sampled", "draws": 40}, {"kind": "hybrid", "k": 8, "draws": 20, "values": "float32"}]
 )
-def test_draws_are_unbiased(outputs_of: OutputsOf, fields: dict[str, Any], temperature: float) -> None:
+def test_draws_are_unbiased(
+    outputs_of: OutputsOf, fields: dict[str, Any], temperature: float, logits_of: LogitsOf
+) -> None:
     encoding = encoding_of(temperatures=(temperature,), **fields)
     logits = logits_of(2, 1, 1).expand(50, 100, -1)
     exact = (logits[0, 0].double() / temperature).softmax(-1)
@@ -131,7 +134,7 @@ def test_draws_are_unbiased(outputs_of: OutputsOf, fields: dict[str, Any], tempe
         torch.testing.assert_close(found[:, top], exact[top].expand(5000, -1), rtol=1e-4, atol=0)
 
 
-def test_counts_are_those_of_a_plain_loop_over_the_cumulative_distribution() -> None:
+def test_counts_are_those_of_a_plain_loop_over_the_cumulative_distribution(logits_of: LogitsOf) -> None:
     logits, uniforms = logits_of(4, 3, 5), numbers(5, 3, 5, 30)
     ids, counts = draw(logits, uniforms, 2.0)
     probabilities = (logits.double() / 2).softmax(-1).numpy()
@@ -146,7 +149,10 @@ def test_counts_are_those_of_a_plain_loop_over_the_cumulative_distribution() -> 
 
 @pytest.mark.parametrize("fields", [{"kind": "sampled", "draws": 12}, {"kind": "hybrid", "k": 6, "draws": 5}])
 def test_the_loss_of_draws_is_cross_entropy_against_them(
-    losses_of_logits: Callable[..., tuple[Tensor, dict[str, Tensor]]], outputs_of: OutputsOf, fields: dict[str, Any]
+    losses_of_logits: Callable[..., tuple[Tensor, dict[str, Tensor]]],
+    outputs_of: OutputsOf,
+    fields: dict[str, Any],
+    logits_of: LogitsOf,
 ) -> None:
     encoding = encoding_of(temperatures=(2.0,), **fields)
     teacher, student = logits_of(6, 2, 7), logits_of(7, 2, 7).requires_grad_()
@@ -178,9 +184,12 @@ def test_the_draws_of_a_window_follow_from_its_address() -> None:
 
 @pytest.mark.parametrize("logits", [{"kind": "sampled", "draws": 9}, {"kind": "hybrid", "k": 4, "draws": 5}])
 def test_a_resumed_capture_draws_the_same(
-    capture_settings: CaptureSettings, logits: dict[str, object], contents: Contents
+    capture_settings: CaptureSettings,
+    changed: Callable[..., CaptureSettings],
+    logits: dict[str, object],
+    contents: Contents,
 ) -> None:
-    settings = CaptureSettings.model_validate(capture_settings.as_plain() | {"logits": logits})
+    settings = changed(capture_settings, logits=logits)
     capture(settings)
     whole = contents(settings.output)
     (settings.output / "commits" / "0-1.json").unlink()
@@ -193,28 +202,13 @@ def test_a_resumed_capture_draws_the_same(
 
 
 def test_a_student_learns_from_draws(
-    capture_settings: CaptureSettings, corpus: Corpus, make_shape: Callable[..., ModelShape]
+    capture_settings: CaptureSettings, changed: Callable[..., CaptureSettings], student_of_cache: Callable[..., Any]
 ) -> None:
-    from palenka.train_student.settings import TrainSettings
     from palenka.train_student.train import train
 
     encoding = {"kind": "sampled", "draws": 20, "temperatures": [2.0]}
-    settings = CaptureSettings.model_validate(capture_settings.as_plain() | {"logits": encoding})
-    capture(settings)
-    result = train(
-        TrainSettings.model_validate(
-            {
-                "corpus": corpus.directory,
-                "output": settings.output.with_name("run"),
-                "model": make_shape(),
-                "windows": settings.windows,
-                "fraction": 0.3,
-                "teachers": {"t": {"cache": settings.output}},
-                "objective": {"hard": 0.5, "logit": 0.5},
-                "global_batch": 16,
-            }
-        )
-    )
+    capture(changed(capture_settings, logits=encoding))
+    result = train(student_of_cache(fraction=0.3, objective={"hard": 0.5, "logit": 0.5}))
     assert math.isfinite(result.validation_cross_entropy)
 
 

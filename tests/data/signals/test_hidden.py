@@ -29,8 +29,6 @@ from palenka.ground.errors import UserError
 Changed = Callable[..., CaptureSettings]
 StatesOf = Callable[[Path, Tensor], tuple[Tensor, tuple[Tensor, ...]]]
 
-LENGTH = 16
-
 
 @given(st.integers(2, 40), st.integers(0, 5), st.integers(0, 2**31), st.data())
 def test_positions_differ_are_nested_and_follow_from_the_address_alone(
@@ -328,7 +326,7 @@ def in_own_units(layer: Layer, components: Tensor) -> Tensor:
 def test_a_cache_holds_the_states_of_the_teacher_at_the_positions(
     hidden_capture: CaptureSettings, corpus: Corpus, teacher: Path, changed: Changed, states_of: StatesOf
 ) -> None:
-    settings = changed(hidden_capture, windows={"length": LENGTH, "views": 2}, fraction=0.3)
+    settings = changed(hidden_capture, windows={"length": 16, "views": 2}, fraction=0.3)
     capture(settings)
     cache = TeacherCache(settings.output, ["teacher/0", "teacher/2"])
     order = ReadingOrder(settings.windows, len(corpus.tokens), seed=1, epochs=2, fraction=0.3)

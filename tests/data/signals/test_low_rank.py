@@ -13,33 +13,17 @@ from palenka.cache_teachers.capture import capture
 from palenka.cache_teachers.settings import CaptureSettings
 from palenka.data.signals.cache import TeacherCache
 from palenka.data.signals.distribution import Distribution
-from palenka.data.signals.encoding import OutputMatrix, TeacherOutputs
+from palenka.data.signals.encoding import TeacherOutputs
 from palenka.data.signals.encodings import LowRankEncoding, TopKEncoding
 from palenka.data.signals.signal import TeacherSignal
 
 Contents = Callable[[Path], dict[str, bytes]]
 
-VOCABULARY, WIDTHS = 60, {"one": 12, "two": 7}
+Normal = Callable[..., Tensor]
+Outputs = Callable[..., TeacherOutputs]
+
+VOCABULARY = 60
 LossesOfLogits = Callable[..., tuple[Tensor, dict[str, Tensor]]]
-
-
-def normal(seed: int, *shape: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def outputs(seed: int, models: tuple[str, ...] = ("one",), cap: float | None = None) -> TeacherOutputs:
-    """What models with linear heads say of two windows of 40 tokens, perhaps with capped logits."""
-    shrink = {name: torch.linspace(3, 0.1, WIDTHS[name]) for name in models}
-    last = {name: normal(seed + len(name), 2, 40, WIDTHS[name]) * shrink[name] for name in models}
-    weights = {name: normal(100 + WIDTHS[name], VOCABULARY, WIDTHS[name]) for name in models}
-    bias = normal(7, VOCABULARY)
-    heads = {name: OutputMatrix(weights[name], bias) for name in models}
-    logits = torch.stack([last[name] @ weights[name].T + bias for name in models]).mean(0)
-    return TeacherOutputs(logits if cap is None else cap * torch.tanh(logits / cap), {}, last, heads, _no_numbers)
-
-
-def _no_numbers(count: int) -> Tensor:
-    raise AssertionError(f"nothing is drawn, but {count} numbers were asked for")
 
 
 def decoded(
@@ -54,30 +38,32 @@ def decoded(
     return {temperature: encoding.decode(arrays, statics, temperature) for temperature in encoding.temperatures}
 
 
-SAMPLE = [outputs(seed) for seed in range(20)]
-
-
-@pytest.mark.parametrize("models", [("one",), ("one", "two")])
-def test_at_full_rank_in_float32_nothing_is_lost(models: tuple[str, ...]) -> None:
-    said, sample = outputs(99, models), [outputs(seed, models) for seed in range(20)]
-    width = sum(WIDTHS[name] for name in models)
+@pytest.mark.parametrize(("models", "width"), [(("one",), 12), (("one", "two"), 12 + 7)])
+def test_at_full_rank_in_float32_nothing_is_lost(
+    models: tuple[str, ...], width: int, outputs_of_heads: Outputs
+) -> None:
+    said, sample = outputs_of_heads(99, models), [outputs_of_heads(seed, models) for seed in range(20)]
     encoding = LowRankEncoding(k=5, rank=width, codes="float32", values="float32")
     for temperature, found in decoded(encoding, said, sample).items():
         expected = (said.logits.double() / temperature).log_softmax(-1)
         torch.testing.assert_close(found.log_probabilities(VOCABULARY).double(), expected, rtol=0, atol=2e-4)
 
 
-def test_a_rank_beyond_the_width_is_that_of_the_width() -> None:
-    said = outputs(98)
-    encoding = LowRankEncoding(k=5, rank=WIDTHS["one"] + 9, codes="float32", values="float32")
-    found = decoded(encoding, said, SAMPLE)[1.0].log_probabilities(VOCABULARY)
+def test_a_rank_beyond_the_width_is_that_of_the_width(
+    outputs_of_heads: Outputs, sample_of_heads: list[TeacherOutputs]
+) -> None:
+    said = outputs_of_heads(98)
+    encoding = LowRankEncoding(k=5, rank=12 + 9, codes="float32", values="float32")
+    found = decoded(encoding, said, sample_of_heads)[1.0].log_probabilities(VOCABULARY)
     torch.testing.assert_close(found, said.logits.log_softmax(-1), rtol=0, atol=2e-4)
 
 
-def test_kept_tokens_and_the_mass_of_the_others_are_exact_whatever_the_rank() -> None:
-    said = outputs(97)
+def test_kept_tokens_and_the_mass_of_the_others_are_exact_whatever_the_rank(
+    outputs_of_heads: Outputs, sample_of_heads: list[TeacherOutputs]
+) -> None:
+    said = outputs_of_heads(97)
     encoding = LowRankEncoding(k=6, rank=2, values="float32")
-    for temperature, found in decoded(encoding, said, SAMPLE).items():
+    for temperature, found in decoded(encoding, said, sample_of_heads).items():
         exact = (said.logits.double() / temperature).log_softmax(-1)
         whole = found.log_probabilities(VOCABULARY).double()
         assert found.ids is not None
@@ -85,14 +71,16 @@ def test_kept_tokens_and_the_mass_of_the_others_are_exact_whatever_the_rank() ->
         torch.testing.assert_close(whole.exp().sum(-1), torch.ones(2, 40, dtype=torch.float64), rtol=0, atol=1e-5)
 
 
-def test_more_rank_leaves_less_and_little_beside_a_flat_tail() -> None:
-    said = outputs(96)
+def test_more_rank_leaves_less_and_little_beside_a_flat_tail(
+    outputs_of_heads: Outputs, sample_of_heads: list[TeacherOutputs]
+) -> None:
+    said = outputs_of_heads(96)
     exact = said.logits.double().log_softmax(-1)
 
     def left(found: Distribution) -> float:
         return float((exact.exp() * (exact - found.log_probabilities(VOCABULARY).double())).sum(-1).mean())
 
-    by_rank = [left(decoded(LowRankEncoding(k=4, rank=rank), said, SAMPLE)[1.0]) for rank in (1, 2, 4, 8)]
+    by_rank = [left(decoded(LowRankEncoding(k=4, rank=rank), said, sample_of_heads)[1.0]) for rank in (1, 2, 4, 8)]
     assert by_rank == sorted(by_rank, reverse=True)
     kept = exact.topk(4).indices
     outside = exact.scatter(-1, kept, -torch.inf)
@@ -101,8 +89,8 @@ def test_more_rank_leaves_less_and_little_beside_a_flat_tail() -> None:
     assert by_rank[-1] < 0.25 * float(truncated)
 
 
-def test_a_head_that_caps_its_logits_is_met_by_regression() -> None:
-    sample = [outputs(seed, cap=4.0) for seed in range(20)]
+def test_a_head_that_caps_its_logits_is_met_by_regression(outputs_of_heads: Outputs) -> None:
+    sample = [outputs_of_heads(seed, cap=4.0) for seed in range(20)]
     statics = LowRankEncoding(k=5, rank=12).measure(sample)
     by_head, by_regression = statics["errors"].tolist()
     assert by_regression < by_head
@@ -115,10 +103,15 @@ def test_a_head_that_caps_its_logits_is_met_by_regression() -> None:
 @pytest.mark.parametrize("divergence", ["forward", "reverse", "js"])
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
 def test_losses_and_gradients_are_those_of_the_dense_distribution(
-    losses_of_logits: LossesOfLogits, divergence: str, temperature: float
+    losses_of_logits: LossesOfLogits,
+    divergence: str,
+    temperature: float,
+    outputs_of_heads: Outputs,
+    sample_of_heads: list[TeacherOutputs],
+    normal: Normal,
 ) -> None:
-    said = outputs(95)
-    found = decoded(LowRankEncoding(k=5, rank=3), said, SAMPLE)[temperature]
+    said = outputs_of_heads(95)
+    found = decoded(LowRankEncoding(k=5, rank=3), said, sample_of_heads)[temperature]
     student = (2 * normal(5, 2, 40, VOCABULARY)).requires_grad_()
     total, _ = losses_of_logits(student, {"t": found}, {"t": 0.7}, temperature, divergence)
     (gradient,) = torch.autograd.grad(total, student)
@@ -136,11 +129,13 @@ def test_losses_and_gradients_are_those_of_the_dense_distribution(
     torch.testing.assert_close(gradient.double(), expected_gradient, rtol=1e-4, atol=1e-7)
 
 
-def test_full_rank_in_float32_gives_the_live_teachers_loss(losses_of_logits: LossesOfLogits) -> None:
-    said, student = outputs(94), 2 * normal(6, 2, 40, VOCABULARY)
+def test_full_rank_in_float32_gives_the_live_teachers_loss(
+    losses_of_logits: LossesOfLogits, outputs_of_heads: Outputs, sample_of_heads: list[TeacherOutputs], normal: Normal
+) -> None:
+    said, student = outputs_of_heads(94), 2 * normal(6, 2, 40, VOCABULARY)
     encoding = LowRankEncoding(k=5, rank=12, codes="float32", values="float32")
     live = TopKEncoding(k=VOCABULARY, values="float32")
-    for temperature, found in decoded(encoding, said, SAMPLE).items():
+    for temperature, found in decoded(encoding, said, sample_of_heads).items():
         whole = live.decode(live.encode(said, {}), {}, temperature)
         for divergence in ("forward", "reverse", "js"):
             ours, theirs = (
@@ -151,9 +146,9 @@ def test_full_rank_in_float32_gives_the_live_teachers_loss(losses_of_logits: Los
 
 
 def test_a_capture_keeps_what_it_measured_and_goes_on_with_it(
-    capture_settings: CaptureSettings, contents: Contents
+    capture_settings: CaptureSettings, contents: Contents, changed: Callable[..., CaptureSettings]
 ) -> None:
-    settings = CaptureSettings.model_validate(capture_settings.as_plain() | {"logits": {"kind": "low_rank", "rank": 4}})
+    settings = changed(capture_settings, logits={"kind": "low_rank", "rank": 4})
     capture(settings)
     whole = contents(settings.output)
     (settings.output / "commits" / "0-1.json").unlink()
@@ -168,10 +163,14 @@ def test_a_capture_keeps_what_it_measured_and_goes_on_with_it(
 
 @pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
 def test_a_student_in_half_precision_hears_its_teacher_in_float32(
-    kind: torch.dtype, losses_of_logits: LossesOfLogits
+    kind: torch.dtype,
+    losses_of_logits: LossesOfLogits,
+    outputs_of_heads: Outputs,
+    sample_of_heads: list[TeacherOutputs],
+    normal: Normal,
 ) -> None:
-    encoding, said = LowRankEncoding(k=5, rank=8), outputs(96)
-    statics = encoding.measure(SAMPLE)
+    encoding, said = LowRankEncoding(k=5, rank=8), outputs_of_heads(96)
+    statics = encoding.measure(sample_of_heads)
     arrays = encoding.encode(said, statics)
     logits = normal(4, 2, 40, VOCABULARY).to(kind).float()
     found = []

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -13,6 +14,8 @@ from palenka.data.signals.encoding import OutputMatrix, TeacherOutputs
 from palenka.data.signals.encodings import LowRankEncoding, TopKEncoding
 from palenka.data.signals.rounding import LARGEST_INT8, narrowed, to_int8, widened
 
+Normal = Callable[..., Tensor]
+
 VOCABULARY, WIDTH = 80, 10
 TEMPERATURES = st.floats(2.0, 64.0, exclude_min=True)
 SCALES = st.floats(0.05, 12.0)
@@ -21,15 +24,11 @@ HALF_CODE = 1 / 32
 HALF_ODDS = 1 / 64
 
 
-def normal(seed: int, *shape: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
 @given(TEMPERATURES, SCALES, st.integers(1, VOCABULARY), st.integers(0, 50))
 @example(64.0, 12.0, VOCABULARY, 0)
 @example(2.5, 0.05, 1, 0)
 def test_kept_tokens_are_off_by_half_a_code_over_the_temperature(
-    outputs_of: Callable[..., TeacherOutputs], temperature: float, scale: float, k: int, seed: int
+    normal: Normal, outputs_of: Callable[..., TeacherOutputs], temperature: float, scale: float, k: int, seed: int
 ) -> None:
     logits = scale * normal(seed, 2, 3, VOCABULARY) + 400
     encoding = TopKEncoding(k=k, temperatures=(temperature,))
@@ -47,18 +46,25 @@ def test_kept_tokens_are_off_by_half_a_code_over_the_temperature(
     torch.testing.assert_close(whole, torch.ones_like(whole), rtol=0, atol=1e-5)
 
 
-def said(seed: int, scale: float) -> TeacherOutputs:
-    """A linear head's logits; a scale of 12 leaves them hundreds of nats apart."""
-    last, weight = scale * normal(seed, 2, 30, WIDTH), normal(11, VOCABULARY, WIDTH)
-    head = OutputMatrix(weight, torch.zeros(VOCABULARY))
-    return TeacherOutputs(last @ weight.T, {}, {"one": last}, {"one": head}, lambda count: torch.empty(count))
+@pytest.fixture(scope="module")
+def said(normal: Normal) -> Callable[[int, float], TeacherOutputs]:
+    """A linear head's logits of a seed and a scale; a scale of 12 leaves them hundreds of nats apart."""
+
+    def say(seed: int, scale: float) -> TeacherOutputs:
+        last, weight = scale * normal(seed, 2, 30, WIDTH), normal(11, VOCABULARY, WIDTH)
+        head = OutputMatrix(weight, torch.zeros(VOCABULARY))
+        return TeacherOutputs(last @ weight.T, {}, {"one": last}, {"one": head}, lambda count: torch.empty(count))
+
+    return say
 
 
 @given(TEMPERATURES, SCALES, st.integers(1, 12), st.integers(0, 20))
 @example(64.0, 12.0, 8, 0)
 @example(4.0, 12.0, 1, 0)
 @example(2.5, 10.5, 5, 11)  # a mass that rounds to 1
-def test_by_low_rank_the_whole_vocabulary_keeps_its_masses(temperature: float, scale: float, k: int, seed: int) -> None:
+def test_by_low_rank_the_whole_vocabulary_keeps_its_masses(
+    said: Callable[[int, float], TeacherOutputs], temperature: float, scale: float, k: int, seed: int
+) -> None:
     outputs = said(seed, scale)
     encoding = LowRankEncoding(k=k, rank=WIDTH, temperatures=(temperature,))
     statics = encoding.measure([said(number + 100, scale) for number in range(6)])

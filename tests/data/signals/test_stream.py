@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import threading
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -20,16 +21,12 @@ from palenka.ground.errors import UserError
 
 
 @pytest.fixture
-def two_caches(capture_settings: CaptureSettings, tmp_path: Path) -> dict[str, TeacherCache]:
+def two_caches(settings_of_capture: Callable[..., CaptureSettings], tmp_path: Path) -> dict[str, TeacherCache]:
     """A cache of two views, and a coarser one of the same teacher."""
     caches = {}
     for name, k in (("fine", 8), ("coarse", 2)):
-        changes = {
-            "output": str(tmp_path / name),
-            "logits": {"kind": "topk", "k": k},
-            "windows": {"length": 16, "views": 2},
-        }
-        settings = CaptureSettings.model_validate(capture_settings.as_plain() | changes)
+        windows, logits = {"length": 16, "views": 2}, {"kind": "topk", "k": k}
+        settings = settings_of_capture(output=tmp_path / name, windows=windows, logits=logits)
         capture(settings)
         caches[name] = TeacherCache(settings.output)
     return caches

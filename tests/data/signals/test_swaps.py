@@ -44,18 +44,22 @@ def test_a_copied_record_makes_no_missing_shard_whole(cache_directory: Path, cap
 
 
 def test_a_shard_of_another_teachers_cache_is_refused_and_captured_again(
-    cache_directory: Path, capture_settings: CaptureSettings, make_teacher: Callable[..., Path], tmp_path: Path
+    cache_directory: Path,
+    capture_settings: CaptureSettings,
+    make_teacher: Callable[..., Path],
+    tmp_path: Path,
+    settings_of_capture: Callable[..., CaptureSettings],
+    contents: Callable[[Path], dict[str, bytes]],
 ) -> None:
-    whole = {path: path.read_bytes() for path in cache_directory.rglob("*") if path.is_file()}
-    other = capture_settings.as_plain() | {"teacher": str(make_teacher("llama", seed=9)), "output": str(tmp_path / "o")}
-    capture(CaptureSettings.model_validate(other))
+    whole = contents(cache_directory)
+    capture(settings_of_capture(teacher=make_teacher("llama", seed=9), output=tmp_path / "o"))
     for path in [*files_of(tmp_path / "o", 1), tmp_path / "o" / "commits/0-1.json"]:
         shutil.copyfile(path, cache_directory / path.relative_to(tmp_path / "o"))
     cache = TeacherCache(cache_directory)
     with pytest.raises(UserError, match=r"commits/0-1.json is of another store: '\w{64}', not '\w{64}'"):
         cache.read(0, everything(cache))
     capture(capture_settings)
-    assert {path: path.read_bytes() for path in cache_directory.rglob("*") if path.is_file()} == whole
+    assert contents(cache_directory) == whole
 
 
 def test_a_shard_that_is_deleted_after_its_first_read_is_not_read_as_zeros(cache_directory: Path) -> None:

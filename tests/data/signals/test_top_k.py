@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
 from palenka.data.signals.encodings import TopKEncoding
 from palenka.data.signals.signal import TeacherSignal
@@ -26,13 +27,11 @@ from palenka.data.signals.top_k import (
 TEMPERATURES = (1.0, 2.0, 0.7)
 
 
-def random_logits(seed: int, vocabulary: int, scale: float = 4.0) -> torch.Tensor:
-    return torch.randn(2, 5, vocabulary, generator=torch.Generator().manual_seed(seed)) * scale
-
-
 @given(seed=st.integers(0, 10_000), vocabulary=st.integers(2, 60), scale=st.sampled_from([0.1, 4.0, 30.0]))
-def test_top_k_and_tail_agree_with_float64(seed: int, vocabulary: int, scale: float) -> None:
-    logits = random_logits(seed, vocabulary, scale)
+def test_top_k_and_tail_agree_with_float64(
+    logits_of: Callable[..., Tensor], seed: int, vocabulary: int, scale: float
+) -> None:
+    logits = logits_of(seed, 2, 5, vocabulary, scale=scale)
     k = 1 + seed % (vocabulary - 1)
     kept = top_k(logits, k, TEMPERATURES)
     assert kept.ids is not None
@@ -50,8 +49,10 @@ def test_top_k_and_tail_agree_with_float64(seed: int, vocabulary: int, scale: fl
 
 @pytest.mark.parametrize("coarse", [False, True])
 @given(seed=st.integers(0, 10_000), k=st.integers(1, 20))
-def test_decoding_keeps_the_mass_however_coarse_the_values(coarse: bool, seed: int, k: int) -> None:
-    logits = random_logits(seed, 20)
+def test_decoding_keeps_the_mass_however_coarse_the_values(
+    logits_of: Callable[..., Tensor], coarse: bool, seed: int, k: int
+) -> None:
+    logits = logits_of(seed, 2, 5, 20)
     kept = top_k(logits, k, TEMPERATURES)
     below = gaps(kept.values)
     values = -unpack_gaps(pack_gaps(below)) if coarse else -below
@@ -99,9 +100,9 @@ def test_odds_are_exact_at_both_ends() -> None:
 
 
 def test_everything_kept_is_the_whole_distribution_in_its_order_without_ids(
-    signal_of: Callable[..., TeacherSignal],
+    signal_of: Callable[..., TeacherSignal], logits_of: Callable[..., Tensor]
 ) -> None:
-    logits = random_logits(0, 12)
+    logits = logits_of(0, 2, 5, 12)
     kept = top_k(logits, 12, (1.0, 2.0))
     assert kept.ids is None
     assert (kept.log_tail == -math.inf).all()
@@ -113,8 +114,8 @@ def test_everything_kept_is_the_whole_distribution_in_its_order_without_ids(
     assert set(TopKEncoding(k=12).arrays(12)) == {"values", "log_odds"}
 
 
-def test_large_batches_are_computed_in_chunks_without_a_difference() -> None:
-    logits = torch.randn(3, 7, 2**18, generator=torch.Generator().manual_seed(0))
+def test_large_batches_are_computed_in_chunks_without_a_difference(normal: Callable[..., Tensor]) -> None:
+    logits = normal(0, 3, 7, 2**18)
     whole, single = top_k(logits, 4, (1.0,)), top_k(logits[1:2, 3:4], 4, (1.0,))
     assert whole.ids is not None
     assert single.ids is not None
@@ -122,6 +123,8 @@ def test_large_batches_are_computed_in_chunks_without_a_difference() -> None:
     torch.testing.assert_close(whole.log_tail[1:2, 3:4], single.log_tail)
 
 
-def test_a_signal_at_another_temperature_is_refused(signal_of: Callable[..., TeacherSignal]) -> None:
+def test_a_signal_at_another_temperature_is_refused(
+    signal_of: Callable[..., TeacherSignal], logits_of: Callable[..., Tensor]
+) -> None:
     with pytest.raises(ValueError, match=r"temperatures \(1.0, 2.0\), not at 4.0"):
-        signal_of(random_logits(0, 8), 3).at(4.0)
+        signal_of(logits_of(0, 2, 5, 8), 3).at(4.0)
