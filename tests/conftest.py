@@ -3,7 +3,6 @@
 import json
 import os
 import random
-import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -292,14 +291,15 @@ def logits_of(normal: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 @pytest.fixture
 def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Runs a command that ends with status 2; returns what it says, which is one sentence on one line."""
+    """Runs a command that ends with status 2; returns the one sentence that says why, on the last line."""
 
     def call(*words: object) -> str:
         capsys.readouterr()
         assert main([*map(str, words)]) == USER_MISTAKE
-        said = capsys.readouterr().err
-        assert re.fullmatch(r"error: [^\n]+\n", said)
-        return said
+        *before, last = capsys.readouterr().err.splitlines()
+        assert last.startswith("error: ")
+        assert not any(line.startswith("error: ") for line in before)
+        return last
 
     return call
 
@@ -310,6 +310,20 @@ def contents() -> Callable[[Path], dict[str, bytes]]:
 
     def read(folder: Path) -> dict[str, bytes]:
         return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def state_of() -> Callable[..., dict[str, tuple[int, bytes]]]:
+    """Reads every file of a folder with the time of its last change, by its path there; some names are left out."""
+
+    def read(folder: Path, *left_out: str) -> dict[str, tuple[int, bytes]]:
+        return {
+            str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.read_bytes())
+            for path in folder.rglob("*")
+            if path.is_file() and path.name not in left_out
+        }
 
     return read
 

@@ -51,32 +51,51 @@ def random_decisions(seed: int, chance: float) -> dict[str, list[bool]]:
     return {task: (generator.random_sample(n) < chance).tolist() for task, n in (("a", 300), ("b", 80), ("c", 1))}
 
 
-def test_a_comparison_counts_what_one_model_alone_gets_right(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+ONE, OTHER = random_decisions(0, 0.8), random_decisions(1, 0.6)
+
+
+@pytest.fixture
+def compared(tmp_path: Path) -> tuple[Path, Path]:
+    """The results of two models that get `ONE` and `OTHER` right."""
+    return written(tmp_path / "one", scores(ONE)), written(tmp_path / "other", scores(OTHER))
+
+
+def test_the_command_prints_and_writes_the_comparison(
+    compared: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    one, other = random_decisions(0, 0.8), random_decisions(1, 0.6)
-    first, second = written(tmp_path / "one", scores(one)), written(tmp_path / "other", scores(other))
-    assert main(["compare", str(first), str(second), "--out", str(tmp_path / "deep" / "c.json")]) == 0
-    result = json.loads((tmp_path / "deep" / "c.json").read_text())["suites"]["blimp"]
-    assert result == compare(first, second)["suites"]["blimp"]
-    assert list(result["tasks"]) == ["a", "b", "c"]
-    assert result["higher_is_better"]
-    for task, row in result["tasks"].items():
-        wins = sum(x and not y for x, y in zip(one[task], other[task], strict=True))
-        losses = sum(y and not x for x, y in zip(one[task], other[task], strict=True))
-        assert (row["n"], row["first_alone"], row["second_alone"]) == (len(one[task]), wins, losses)
-        assert row["difference"] == pytest.approx((wins - losses) / len(one[task]))
-        assert (row["first"], row["second"]) == (np.mean(one[task]), np.mean(other[task]))
+    out = tmp_path / "deep" / "c.json"
+    assert main(["compare", *map(str, compared), "--out", str(out)]) == 0
+    result = json.loads(out.read_text())["suites"]["blimp"]
+    assert result == compare(*compared)["suites"]["blimp"]
+    assert f"{result['tasks']['a']['difference']:+.4f}" in capsys.readouterr().out
+
+
+def test_a_comparison_counts_what_one_model_alone_gets_right_in_each_task(compared: tuple[Path, Path]) -> None:
+    tasks = compare(*compared)["suites"]["blimp"]["tasks"]
+    assert list(tasks) == ["a", "b", "c"]
+    for task, row in tasks.items():
+        wins = sum(x and not y for x, y in zip(ONE[task], OTHER[task], strict=True))
+        losses = sum(y and not x for x, y in zip(ONE[task], OTHER[task], strict=True))
+        assert (row["n"], row["first_alone"], row["second_alone"]) == (len(ONE[task]), wins, losses)
+        assert row["difference"] == pytest.approx((wins - losses) / len(ONE[task]))
+        assert (row["first"], row["second"]) == (np.mean(ONE[task]), np.mean(OTHER[task]))
         assert row["p_value"] == mcnemar_p_value(alone(wins, losses))
         assert row["interval"][0] <= row["difference"] <= row["interval"][1]
+
+
+def test_a_comparison_of_a_suite_is_the_mean_over_its_tasks(compared: tuple[Path, Path]) -> None:
+    result = compare(*compared)["suites"]["blimp"]
+    rows = result["tasks"].values()
     assert result["n"] == 381
-    assert result["difference"] == pytest.approx(np.mean([row["difference"] for row in result["tasks"].values()]))
-    assert result["first_alone"] == sum(row["first_alone"] for row in result["tasks"].values())
-    told = capsys.readouterr().out
-    assert f"{result['tasks']['a']['difference']:+.4f}" in told
-    # The other way round, everything changes its sign.
-    back = compare(second, first)["suites"]["blimp"]
-    assert (back["difference"], back["p_value"]) == (-result["difference"], result["p_value"])
+    assert result["higher_is_better"]
+    assert result["difference"] == pytest.approx(np.mean([row["difference"] for row in rows]))
+    assert result["first_alone"] == sum(row["first_alone"] for row in rows)
+
+
+def test_the_other_way_round_everything_changes_its_sign(compared: tuple[Path, Path]) -> None:
+    first, second = compared
+    there, back = (compare(*pair)["suites"]["blimp"] for pair in ((first, second), (second, first)))
+    assert (back["difference"], back["p_value"]) == (-there["difference"], there["p_value"])
 
 
 @pytest.mark.parametrize(("columns", "has_counts"), [(80, False), (160, True)])

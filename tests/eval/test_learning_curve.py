@@ -132,15 +132,12 @@ def test_data_is_read_for_predictions_once(
 
 
 def test_a_mistake_is_one_sentence(
-    run: Path, download: Path, teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: Path, download: Path, teacher: Path, tmp_path: Path, refused: Callable[..., str]
 ) -> None:
-    def told(*words: str) -> str:
-        assert main([*words, "--babylm", str(download), "--out", str(tmp_path / "x.json")]) == 2
-        return " ".join(capsys.readouterr().err.split())
-
-    assert "has no revisions; they are kept while a run trains" in told(str(teacher), "--revisions")
+    options = ["--revisions", "--babylm", download, "--out", tmp_path / "x.json"]
+    assert "has no revisions; they are kept while a run trains" in refused("eval", teacher, *options)
     (tmp_path / "x.json").write_text("{}")
-    assert "x.json holds no learning curve" in told(str(run), "--revisions")
+    assert "x.json holds no learning curve" in refused("eval", run, *options)
     (download / "fast_eval").rename(tmp_path / "elsewhere")
     (tmp_path / "x.json").unlink()
-    assert "has no folder of a suite that is known; these are aoa, blimp_fast, " in told(str(run), "--revisions")
+    assert "has no folder of a suite that is known; these are aoa, blimp_fast, " in refused("eval", run, *options)

@@ -1,15 +1,19 @@
 """`palenka eval` on minimal pairs: figures from their definition, files whole, nothing twice, mistakes named."""
 
+import contextlib
+import io
 import json
 import math
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
 import palenka.eval.scoring
@@ -24,10 +28,9 @@ TASKS = {"agreement": 12, "order": 30, "single": 1}
 NOUNS = ("teacher", "student", "river", "stone", "garden", "token")
 
 
-@pytest.fixture
-def blimp(tmp_path: Path) -> Path:
+def write_blimp(parent: Path) -> Path:
     """Three tasks of pairs, some of which tie since the tokenizer (NFKC) reads both sentences alike."""
-    folder = tmp_path / "blimp_filtered"
+    folder = parent / "blimp_filtered"
     folder.mkdir()
     for task, count in TASKS.items():
         rows = []
@@ -39,6 +42,12 @@ def blimp(tmp_path: Path) -> Path:
                 rows[-1]["sentence_good"] = "fi"
         (folder / f"{task}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
+
+
+@pytest.fixture
+def blimp(tmp_path: Path) -> Path:
+    """Minimal pairs of the test's own: they may be changed."""
+    return write_blimp(tmp_path)
 
 
 @pytest.fixture
@@ -58,45 +67,95 @@ def run(model: Path, data: Path, out: Path, *options: str) -> int:
     return main([str(model), "--data", str(data), "--out", str(out), *options])
 
 
-def test_figures_are_those_of_the_scores(
-    teacher: Path, blimp: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = tmp_path / "deep" / "result.json"
-    assert run(teacher, blimp, out, "--suite", "blimp_filtered", "--protocol", "babylm-2024") == 0
+@dataclass(frozen=True)
+class Scored:
+    """One suite as it was measured: what is in the file, its items, and what was printed."""
+
+    result: dict[str, Any]
+    rows: list[dict[str, Any]]
+    said: str
+
+    @property
+    def accuracy(self) -> dict[str, Any]:
+        """The figure of the suite."""
+        figure: dict[str, Any] = self.result["figures"]["accuracy"]
+        return figure
+
+    def of_task(self, task: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Scores of good and bad sentences."""
+        rows = [row for row in self.rows if row["task"] == task]
+        return np.array([row["score_good"] for row in rows]), np.array([row["score_bad"] for row in rows])
+
+    def error(self, task: str) -> float:
+        """The standard error of a task's accuracy."""
+        good, bad = self.of_task(task)
+        return float(np.std(good >= bad, ddof=1)) / math.sqrt(len(good)) if len(good) > 1 else 0.0
+
+
+@pytest.fixture(scope="module")
+def scored(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Scored:
+    """The minimal pairs, measured in a folder that was not there."""
+    folder = tmp_path_factory.mktemp("scored")
+    out = folder / "deep" / "result.json"
+    options = ["--suite", "blimp_filtered", "--protocol", "babylm-2024"]
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        assert run(teacher, write_blimp(folder), out, *options) == 0
     (result,) = json.loads(out.read_text())["suites"]
-    accuracy, facts = result["figures"]["accuracy"], result["facts"]
-    rows = pq.read_table(out.with_suffix(".parquet")).to_pylist()
-    assert set(rows[0]) == {"suite", "task", "index", "score_good", "score_bad"}
-    assert [(row["suite"], row["task"], row["index"]) for row in rows] == [
+    return Scored(result, pq.read_table(out.with_suffix(".parquet")).to_pylist(), said.getvalue())
+
+
+def test_every_pair_is_kept_with_its_scores(scored: Scored) -> None:
+    assert set(scored.rows[0]) == {"suite", "task", "index", "score_good", "score_bad"}
+    assert [(row["suite"], row["task"], row["index"]) for row in scored.rows] == [
         ("blimp_filtered", task, index) for task, count in TASKS.items() for index in range(count)
     ]
-    assert (result["suite"], result["conditions"]["protocol"]) == ("blimp_filtered", "babylm-2024")
-    assert facts["ties"] == 3
-    accuracies, halves, errors = [], [], []
-    for task, count in TASKS.items():
-        good = np.array([row["score_good"] for row in rows if row["task"] == task])
-        bad = np.array([row["score_bad"] for row in rows if row["task"] == task])
-        accuracies.append(np.mean(good >= bad))
-        halves.append(np.mean((good > bad) + 0.5 * (good == bad)))
-        errors.append(np.std(good >= bad, ddof=1) / math.sqrt(count) if count > 1 else 0)
-        assert accuracy["tasks"][task] == {
-            "value": pytest.approx(accuracies[-1]),
-            "stderr": pytest.approx(errors[-1]),
-            "interval": pytest.approx(share_interval(float(accuracies[-1]), count)),
-            "n": count,
-        }
-    assert accuracy["value"] == pytest.approx(np.mean(accuracies))
-    assert accuracy["higher_is_better"]
-    assert facts["tie_half_accuracy"] == pytest.approx(np.mean(halves))
-    sizes = list(TASKS.values())
+
+
+def test_a_result_names_its_suite_and_protocol(scored: Scored) -> None:
+    assert (scored.result["suite"], scored.result["conditions"]["protocol"]) == ("blimp_filtered", "babylm-2024")
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_accuracy_of_a_task_is_that_of_its_scores(scored: Scored, task: str) -> None:
+    good, bad = scored.of_task(task)
+    accuracy = float(np.mean(good >= bad))
+    assert scored.accuracy["tasks"][task] == {
+        "value": pytest.approx(accuracy),
+        "stderr": pytest.approx(scored.error(task)),
+        "interval": pytest.approx(share_interval(accuracy, TASKS[task])),
+        "n": TASKS[task],
+    }
+
+
+def test_the_accuracy_is_the_mean_over_tasks(scored: Scored) -> None:
+    means = [np.mean(good >= bad) for good, bad in map(scored.of_task, TASKS)]
+    assert scored.accuracy["value"] == pytest.approx(np.mean(means))
+    assert scored.accuracy["higher_is_better"]
+
+
+def test_ties_are_counted_and_halved_beside_the_accuracy(scored: Scored) -> None:
+    halves = [np.mean((good > bad) + 0.5 * (good == bad)) for good, bad in map(scored.of_task, TASKS)]
+    assert scored.result["facts"]["ties"] == 3
+    assert scored.result["facts"]["tie_half_accuracy"] == pytest.approx(np.mean(halves))
+
+
+def test_the_standard_error_is_that_of_a_mean_over_tasks_and_the_other_is_pooled(scored: Scored) -> None:
+    errors, sizes = [scored.error(task) for task in TASKS], list(TASKS.values())
+    assert scored.accuracy["stderr"] == pytest.approx(math.sqrt(sum(e**2 for e in errors)) / len(sizes))
     pooled = sum((n - 1) * e**2 * n for n, e in zip(sizes, errors, strict=True)) / (sum(sizes) - len(sizes))
-    assert accuracy["pooled_stderr"] == pytest.approx(math.sqrt(pooled / sum(sizes)))
-    assert accuracy["stderr"] == pytest.approx(math.sqrt(sum(e**2 for e in errors)) / len(sizes))
-    low, high = accuracy["interval"]
-    assert ((low + high) / 2, (high - low) / 2) == pytest.approx((accuracy["value"], 1.959964 * accuracy["stderr"]))
-    told = capsys.readouterr().out
-    assert f"{accuracy['value']:.4f} ({low:.4f} to {high:.4f})" in told
-    assert "ties 3, tie rate" in told
+    assert scored.accuracy["pooled_stderr"] == pytest.approx(math.sqrt(pooled / sum(sizes)))
+
+
+def test_the_interval_is_that_of_the_normal_distribution(scored: Scored) -> None:
+    low, high = scored.accuracy["interval"]
+    expected = (scored.accuracy["value"], 1.959964 * scored.accuracy["stderr"])
+    assert ((low + high) / 2, (high - low) / 2) == pytest.approx(expected)
+
+
+def test_the_accuracy_with_its_interval_and_the_ties_are_printed(scored: Scored) -> None:
+    low, high = scored.accuracy["interval"]
+    assert f"{scored.accuracy['value']:.4f} ({low:.4f} to {high:.4f})" in scored.said
+    assert "ties 3, tie rate" in scored.said
 
 
 def test_several_suites_share_a_file_and_are_read_one_by_one(
@@ -140,53 +199,73 @@ def test_suites_are_listed_as_comes_naturally(
     assert list(read_results(out).by_suite) == ["blimp_filtered", "ewok_filtered"]
 
 
-def test_the_same_is_not_computed_again(
-    teacher: Path,
-    blimp: Path,
-    ewok: Path,
-    make_teacher: Callable[..., Path],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    out, items = tmp_path / "result.json", tmp_path / "result.parquet"
-    asked = Measurement(teacher, {"blimp_filtered": blimp})
-    first = measure(asked, out)
-    computed: list[int] = []
+@pytest.fixture
+def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Grows when something is scored."""
+    calls: list[int] = []
+    original = palenka.eval.scoring.log_likelihoods
 
     def counting(*arguments: Any, **options: Any) -> Any:
-        computed.append(1)
+        calls.append(1)
         return original(*arguments, **options)
 
-    original = palenka.eval.scoring.log_likelihoods
     monkeypatch.setattr(palenka.eval.scoring, "log_likelihoods", counting)
+    return calls
+
+
+def test_the_same_is_not_computed_again(teacher: Path, blimp: Path, tmp_path: Path, computed: list[int]) -> None:
+    out, asked = tmp_path / "result.json", Measurement(teacher, {"blimp_filtered": blimp})
+    first = measure(asked, out)
+    assert computed
+    computed.clear()
     stamp = out.stat().st_mtime_ns
     assert measure(asked, out) == first
     assert (computed, out.stat().st_mtime_ns) == ([], stamp)
 
-    # A further suite is computed alone, and what was there stays.
+
+def test_a_further_suite_is_computed_alone_and_what_was_there_stays(
+    teacher: Path, blimp: Path, ewok: Path, tmp_path: Path, computed: list[int]
+) -> None:
+    out, asked = tmp_path / "result.json", Measurement(teacher, {"blimp_filtered": blimp})
+    first = measure(asked, out)
     both = measure(Measurement(teacher, {"ewok_filtered": ewok, "blimp_filtered": blimp}), out)
     assert list(both.by_suite) == ["ewok_filtered", "blimp_filtered"]
     assert both.by_suite["blimp_filtered"] == first.suites[0]
-    assert set(pq.read_table(items).column("suite").to_pylist()) == {"blimp_filtered", "ewok_filtered"}
-    count, stamp = len(computed), out.stat().st_mtime_ns
+    items = pq.read_table(out.with_suffix(".parquet"))
+    assert set(items.column("suite").to_pylist()) == {"blimp_filtered", "ewok_filtered"}
+    computed.clear()
+    stamp = out.stat().st_mtime_ns
     assert measure(asked, out).suites == first.suites
     assert list(read_results(out).by_suite) == ["blimp_filtered", "ewok_filtered"]
-    assert (len(computed), out.stat().st_mtime_ns) == (count, stamp)
+    assert (computed, out.stat().st_mtime_ns) == ([], stamp)
 
-    out.unlink()
-    # Whatever decides a result makes another one: conditions, weights, tokenizer, data; and items that are gone.
-    other = make_teacher("llama", seed=8)
-    for changed in (
-        Measurement(teacher, asked.folders, Conditions(protocol="babylm-2025")),
-        Measurement(other, asked.folders),
-        Measurement(teacher, asked.folders, Conditions(precision="bf16")),
-    ):
-        measure(asked, out)
-        computed.clear()
-        measure(changed, out)
-        assert computed
-    config = other / "tokenizer_config.json"
-    measure(Measurement(other, asked.folders), out)
+
+@pytest.mark.parametrize("conditions", [{"protocol": "babylm-2025"}, {"precision": "bf16"}], ids=str)
+def test_other_conditions_make_another_result(
+    teacher: Path, blimp: Path, tmp_path: Path, computed: list[int], conditions: dict[str, Any]
+) -> None:
+    folders = {"blimp_filtered": blimp}
+    measure(Measurement(teacher, folders), tmp_path / "result.json")
+    computed.clear()
+    measure(Measurement(teacher, folders, Conditions(**conditions)), tmp_path / "result.json")
+    assert computed
+
+
+def test_other_weights_make_another_result(
+    teacher: Path, blimp: Path, make_teacher: Callable[..., Path], tmp_path: Path, computed: list[int]
+) -> None:
+    measure(Measurement(teacher, {"blimp_filtered": blimp}), tmp_path / "result.json")
+    computed.clear()
+    measure(Measurement(make_teacher("llama", seed=8), {"blimp_filtered": blimp}), tmp_path / "result.json")
+    assert computed
+
+
+def test_a_changed_tokenizer_and_changed_data_and_items_that_are_gone_are_measured_again(
+    blimp: Path, make_teacher: Callable[..., Path], tmp_path: Path, computed: list[int]
+) -> None:
+    items, other = tmp_path / "result.parquet", make_teacher("llama", seed=8)
+    config, asked = other / "tokenizer_config.json", Measurement(other, {"blimp_filtered": blimp})
+    measure(asked, tmp_path / "result.json")
     for change in (
         lambda: config.write_text(config.read_text() + " "),
         lambda: (blimp / "single.jsonl").write_text((blimp / "order.jsonl").read_text()),
@@ -195,7 +274,7 @@ def test_the_same_is_not_computed_again(
     ):
         change()
         computed.clear()
-        measure(Measurement(other, asked.folders), out)
+        measure(asked, tmp_path / "result.json")
         assert computed
     assert not list(tmp_path.glob("*.partial"))
 
@@ -248,37 +327,67 @@ def test_a_file_that_is_something_else_is_left_alone(
         measure(asked, tmp_path / "file" / "result.json")
 
 
-def test_what_does_not_match_the_model_is_refused(
-    teacher: Path, blimp: Path, make_teacher: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def told(model: Path) -> str:
-        assert run(model, blimp, tmp_path / "result.json", "--suite", "blimp_filtered") == 2
-        assert not (tmp_path / "result.json").exists()
-        return " ".join(capsys.readouterr().err.split())
+@pytest.fixture
+def why_refused(blimp: Path, tmp_path: Path, refused: Callable[..., str]) -> Callable[[Path], str]:
+    """Why a model cannot be measured on the minimal pairs; nothing is written."""
 
-    copy = tmp_path / "model"
-    shutil.copytree(teacher, copy)
+    def why(model: Path) -> str:
+        out = tmp_path / "result.json"
+        said = refused("eval", model, "--data", blimp, "--out", out, "--suite", "blimp_filtered")
+        assert not out.exists()
+        return said
+
+    return why
+
+
+@pytest.fixture
+def copy(teacher: Path, tmp_path: Path) -> Path:
+    """A copy of the teacher, which may be damaged."""
+    return Path(shutil.copytree(teacher, tmp_path / "model"))
+
+
+def test_a_tokenizer_with_more_or_fewer_tokens_than_the_model_is_refused(
+    copy: Path, why_refused: Callable[[Path], str]
+) -> None:
     tokenizer = json.loads((copy / "tokenizer.json").read_text())
     tokenizer["model"]["vocab"]["extra"] = len(tokenizer["model"]["vocab"])
     (copy / "tokenizer.json").write_text(json.dumps(tokenizer))
-    assert "has 321 tokens, but the model has a vocabulary of 320; put the tokenizer that the model" in told(copy)
+    assert "has 321 tokens, but the model has a vocabulary of 320; put the tokenizer that the model" in why_refused(
+        copy
+    )
     vocabulary = {token: number for token, number in tokenizer["model"]["vocab"].items() if number < 100}
     tokenizer["model"] |= {"vocab": vocabulary, "merges": []}
     (copy / "tokenizer.json").write_text(json.dumps(tokenizer))
-    assert "has 100 tokens, but the model has a vocabulary of 320" in told(copy)
+    assert "has 100 tokens, but the model has a vocabulary of 320" in why_refused(copy)
+
+
+def test_a_tokenizer_that_cannot_be_read_or_is_not_there_is_refused(
+    copy: Path, why_refused: Callable[[Path], str]
+) -> None:
     (copy / "tokenizer.json").write_text("{}")
-    assert f"the tokenizer in {copy} cannot be read" in told(copy)
+    assert f"the tokenizer in {copy} cannot be read" in why_refused(copy)
     for file in copy.glob("tokenizer*"):
         file.unlink()
-    assert f"model {copy} has no tokenizer beside it" in told(copy)
-    run_directory = tmp_path / "run"
-    shutil.copytree(teacher, run_directory)
-    (run_directory / "inputs.json").write_text('{"corpus": "c", "tokenizer": "t"}')
-    assert "but the model was trained with tokenizer t; put the tokenizer" in told(run_directory)
-    short = make_teacher("gpt2", max_position_embeddings=4)
-    assert "agreement.jsonl:1 has" in (said := told(short))
+    assert f"model {copy} has no tokenizer beside it" in why_refused(copy)
+
+
+def test_a_tokenizer_that_the_model_was_not_trained_with_is_refused(
+    copy: Path, why_refused: Callable[[Path], str]
+) -> None:
+    (copy / "inputs.json").write_text('{"corpus": "c", "tokenizer": "t"}')
+    assert "but the model was trained with tokenizer t; put the tokenizer" in why_refused(copy)
+
+
+def test_a_text_that_is_longer_than_the_model_is_not_cut_off(
+    make_teacher: Callable[..., Path], why_refused: Callable[[Path], str]
+) -> None:
+    said = why_refused(make_teacher("gpt2", max_position_embeddings=4))
+    assert "agreement.jsonl:1 has" in said
     assert "before its last, but the model has 4 positions; nothing is cut off" in said
-    assert "is not a Hugging Face model" in told(tmp_path)
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path: Path, why_refused: Callable[[Path], str]) -> None:
+    assert "is not a Hugging Face model" in why_refused(tmp_path)
 
 
 def test_weights_that_give_no_number_are_refused(

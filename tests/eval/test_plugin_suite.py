@@ -71,40 +71,54 @@ def test_before_it_is_imported_the_name_is_refused(tmp_path: Path, capsys: pytes
         SUITES["last_word"]
 
 
-@pytest.mark.usefixtures("plugin")
-def test_it_is_measured_exported_compared_and_reported_like_ours(
-    teacher: Path,
-    make_teacher: Callable[..., Path],
-    data: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    models = {"ours": teacher, "theirs": make_teacher("gpt2", seed=5)}
-    expected: dict[str, dict[str, list[bool]]] = {}
+@pytest.fixture
+def models(teacher: Path, make_teacher: Callable[..., Path]) -> dict[str, Path]:
+    """Two models by name."""
+    return {"ours": teacher, "theirs": make_teacher("gpt2", seed=5)}
+
+
+@pytest.fixture
+def measured(models: dict[str, Path], data: Path, tmp_path: Path) -> list[Path]:
+    """The results of both on the suite."""
     for name, model in models.items():
         out = tmp_path / f"{name}.json"
         assert main([str(model), "--suite", "last_word", "--data", str(data), "--out", str(out)]) == 0
-        texts = {
-            file.stem: [json.loads(line)["text"] for line in file.read_text().splitlines()]
-            for file in sorted(data.glob("*.jsonl"))
-        }
-        expected[name] = {task: [greedy_last_word(model, text) for text in of] for task, of in texts.items()}
-        figure = read_results(out).by_suite["last_word"].main
-        accuracies = {task: sum(right) / len(right) for task, right in expected[name].items()}
+    return [tmp_path / f"{name}.json" for name in models]
+
+
+def decisions(model: Path, data: Path) -> dict[str, list[bool]]:
+    """What a model gets right by definition, by task."""
+    texts = {
+        file.stem: [json.loads(line)["text"] for line in file.read_text().splitlines()]
+        for file in sorted(data.glob("*.jsonl"))
+    }
+    return {task: [greedy_last_word(model, text) for text in of_task] for task, of_task in texts.items()}
+
+
+@pytest.mark.usefixtures("plugin")
+def test_it_is_measured_by_its_definition(measured: list[Path], models: dict[str, Path], data: Path) -> None:
+    for file, model in zip(measured, models.values(), strict=True):
+        figure = read_results(file).by_suite["last_word"].main
+        accuracies = {task: sum(right) / len(right) for task, right in decisions(model, data).items()}
         assert {task: score.value for task, score in figure.tasks.items()} == pytest.approx(accuracies)
         assert figure.value == pytest.approx(sum(accuracies.values()) / 2)
-    ours, theirs = (list(chain(*expected[name].values())) for name in models)
-    assert any(ours)
-    assert not all(ours)
 
+
+@pytest.mark.usefixtures("plugin")
+def test_it_is_a_column_of_an_exported_table(measured: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
-    files = [str(tmp_path / f"{name}.json") for name in models]
-    assert main(["export", *(f"{Path(file).stem}={file}" for file in files), "--published", "false"]) == 0
+    assert main(["export", *(f"{file.stem}={file}" for file in measured), "--published", "false"]) == 0
     table = capsys.readouterr().out.splitlines()
     assert table[0].endswith("| last word | source |")
-    assert f"{read_results(Path(files[0])).suites[0].main.value:.3f} ± " in table[2]
+    assert f"{read_results(measured[0]).suites[0].main.value:.3f} ± " in table[2]
 
-    assert main(["compare", *files, "--out", str(tmp_path / "c" / "c.json")]) == 0
+
+@pytest.mark.usefixtures("plugin")
+def test_it_is_compared_item_by_item(measured: list[Path], models: dict[str, Path], data: Path, tmp_path: Path) -> None:
+    ours, theirs = (list(chain(*decisions(model, data).values())) for model in models.values())
+    assert any(ours)
+    assert not all(ours)
+    assert main(["compare", *map(str, measured), "--out", str(tmp_path / "c" / "c.json")]) == 0
     row = json.loads((tmp_path / "c" / "c.json").read_text())["suites"]["last_word"]
     alone = [sum(a and not b for a, b in zip(*pair, strict=True)) for pair in ((ours, theirs), (theirs, ours))]
     assert [row["first_alone"], row["second_alone"]] == alone
@@ -112,6 +126,9 @@ def test_it_is_measured_exported_compared_and_reported_like_ours(
     assert row["p_value"] == pytest.approx(binomtest(alone[0], sum(alone)).pvalue if sum(alone) else 1.0, abs=0.01)
     assert math.isclose(row["difference"], row["first"] - row["second"])
 
+
+@pytest.mark.usefixtures("plugin", "measured")
+def test_a_report_finds_and_names_it(tmp_path: Path) -> None:
     assert [list(found.by_suite) for _, found in find_sources([tmp_path]).results] == [["last_word"]] * 2
     write_report([tmp_path], tmp_path / "report.html")
     assert "last word" in (tmp_path / "report.html").read_text()

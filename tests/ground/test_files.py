@@ -160,25 +160,51 @@ def test_files_of_a_store(tmp_path: Path) -> None:
     assert not names(path.parent)
 
 
-def test_every_change_of_a_commit_is_told(tmp_path: Path) -> None:
+@pytest.fixture
+def committed(tmp_path: Path) -> Path:
+    """A folder with two files, a and b, and their record."""
     (tmp_path / "a").write_text("one")
     (tmp_path / "b").write_text("two")
     commit(tmp_path, "commits/0.json", ["a", "b"], note="kept")
-    assert damage_of(tmp_path, "commits/0.json") is None
-    (tmp_path / "b").write_text("too")
-    assert damage_of(tmp_path, "commits/0.json", contents=False) is None
-    assert damage_of(tmp_path, "commits/0.json") == "b differs from its checksum"
-    (tmp_path / "b").write_text("three")
-    assert damage_of(tmp_path, "commits/0.json") == "b has 5 bytes where 3 were written"
-    (tmp_path / "a").unlink()
-    assert damage_of(tmp_path, "commits/0.json") == "a is missing"
-    record = tmp_path / "commits" / "0.json"
-    assert json.loads(record.read_text())["note"] == "kept"
+    return tmp_path
+
+
+def test_a_commit_that_is_whole_has_no_damage_and_keeps_its_facts(committed: Path) -> None:
+    assert damage_of(committed, "commits/0.json") is None
+    assert json.loads((committed / "commits" / "0.json").read_text())["note"] == "kept"
+
+
+def test_other_contents_of_the_same_size_are_told_where_contents_are_read(committed: Path) -> None:
+    (committed / "b").write_text("too")
+    assert damage_of(committed, "commits/0.json", contents=False) is None
+    assert damage_of(committed, "commits/0.json") == "b differs from its checksum"
+
+
+@pytest.mark.parametrize("contents", [False, True])
+def test_another_size_is_told(committed: Path, contents: bool) -> None:
+    (committed / "b").write_text("three")
+    assert damage_of(committed, "commits/0.json", contents=contents) == "b has 5 bytes where 3 were written"
+
+
+def test_a_file_that_is_gone_is_told(committed: Path) -> None:
+    (committed / "a").unlink()
+    assert damage_of(committed, "commits/0.json") == "a is missing"
+
+
+def test_a_changed_record_is_told(committed: Path) -> None:
+    record = committed / "commits" / "0.json"
     record.write_text(record.read_text().replace("kept", "kepT"))
-    assert damage_of(tmp_path, "commits/0.json") == "commits/0.json differs from its checksum"
+    assert damage_of(committed, "commits/0.json") == "commits/0.json differs from its checksum"
+
+
+def test_what_is_no_record_is_told(committed: Path) -> None:
+    record = committed / "commits" / "0.json"
     record.write_text("[]")
-    assert damage_of(tmp_path, "commits/0.json") == "commits/0.json is not a commit record"
+    assert damage_of(committed, "commits/0.json") == "commits/0.json is not a commit record"
     with pytest.raises(UserError, match="is damaged: it is not a JSON object; delete it"):
         read_record(record)
-    record.unlink()
-    assert damage_of(tmp_path, "commits/0.json") == "commits/0.json is missing"
+
+
+def test_a_record_that_is_gone_is_told(committed: Path) -> None:
+    (committed / "commits" / "0.json").unlink()
+    assert damage_of(committed, "commits/0.json") == "commits/0.json is missing"

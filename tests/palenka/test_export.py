@@ -2,9 +2,11 @@
 
 import json
 import re
+import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -18,24 +20,27 @@ from palenka.cache_teachers.settings import CaptureSettings
 from palenka.data.corpus import Corpus
 from palenka.data.signals.store import read_manifest
 from palenka.eval.measure import Measurement, measure
-from palenka.eval.results import read_results
+from palenka.eval.results import SuiteResult, read_results
 from palenka.eval.suite import Conditions
 from palenka.export import main
 from palenka.ground.command_line import USER_MISTAKE
-from palenka.ground.settings import read_yaml
 from palenka.train_student.settings import TrainSettings
 from palenka.train_student.train import train
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def finished(
-    capture_settings: CaptureSettings,
-    changed: Callable[..., CaptureSettings],
-    student_of_cache: Callable[..., TrainSettings],
+    settings_of_capture: Callable[..., CaptureSettings],
+    settings_of_run: Callable[..., TrainSettings],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
-    """A short run with a hidden term."""
-    capture(changed(capture_settings, hidden={"positions": 2}))
-    settings = student_of_cache(fraction=0.05, objective={"hidden": 0.3}, checkpoint_every=1)
+    """A short run with a hidden term, of a cache beside it; not to be changed."""
+    folder = tmp_path_factory.mktemp("finished")
+    capture(settings_of_capture(output=folder / "cache", hidden={"positions": 2}))
+    teachers, objective = {"t": {"cache": folder / "cache"}}, {"hidden": 0.3}
+    settings = settings_of_run(
+        output=folder / "run", fraction=0.05, teachers=teachers, objective=objective, checkpoint_every=1
+    )
     train(settings)
     return settings.output
 
@@ -74,38 +79,73 @@ def test_a_tokenizer_can_open_texts_by_itself(finished: Path, tmp_path: Path) ->
     assert ids[1] == [1, *ids[0]]
 
 
-def test_the_card_says_what_the_files_say_and_the_hub_reads_it(finished: Path, tmp_path: Path) -> None:
-    corpus = read_yaml(finished / "config.yaml")["corpus"]
-    measured = tmp_path / "measured.json"
-    measure(Measurement(finished, {"held_out": Path(str(corpus))}, Conditions(length=16)), measured)
-    out = tmp_path / "a|b_c"
+@dataclass(frozen=True)
+class Exported:
+    """The card of an export, and the result that was exported with it."""
+
+    card: Any
+    result: SuiteResult
+
+
+@pytest.fixture(scope="module")
+def exported(finished: Path, corpus_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """The run, measured on held-out text and exported under a name that Markdown would read as its own."""
+    folder = tmp_path_factory.mktemp("exported")
+    measured, out = folder / "measured.json", folder / "a|b_c"
+    measure(Measurement(finished, {"held_out": corpus_directory}, Conditions(length=16)), measured)
     assert main([str(finished), "--out", str(out), "--results", str(measured), "--license", "cc-by-4.0"]) == 0
-    card = ModelCard.load(out / "README.md")
-    assert card.data.license == "cc-by-4.0"
-    assert card.data.library_name == "transformers"
-    assert card.data.tags == ["palenka", "knowledge-distillation"]
-    (entry,) = card.data.eval_results
-    result = read_results(measured).suites[0]
+    return Exported(ModelCard.load(out / "README.md"), read_results(measured).suites[0])
+
+
+def test_the_hub_reads_licence_library_and_tags_of_the_card(exported: Exported) -> None:
+    data = exported.card.data
+    assert data.license == "cc-by-4.0"
+    assert data.library_name == "transformers"
+    assert data.tags == ["palenka", "knowledge-distillation"]
+
+
+def test_the_hub_reads_the_results_of_the_card(exported: Exported) -> None:
+    (entry,) = exported.card.data.eval_results
     assert (entry.dataset_type, entry.metric_type) == ("held_out", "cross_entropy")
-    assert entry.metric_value == pytest.approx(result.main.value, abs=1e-4)
-    assert card.data.model_name == "a|b_c"
-    text = card.text
-    assert text.lstrip().startswith(r"# a\|b\_c")
+    assert entry.metric_value == pytest.approx(exported.result.main.value, abs=1e-4)
+
+
+def test_the_name_of_a_model_is_escaped_in_the_heading_alone(exported: Exported) -> None:
+    assert exported.card.data.model_name == "a|b_c"
+    assert exported.card.text.lstrip().startswith(r"# a\|b\_c")
+
+
+def test_the_card_has_the_result_with_its_interval_and_conditions(exported: Exported) -> None:
+    result = exported.result
     low, high = result.main.interval or (0.0, 0.0)
     under = ", ".join(f"{name} {value}" for name, value in result.conditions.items())
     assert "length 16" in under
-    assert f"{result.main.value:.4g} nats per token | {low:.4g} to {high:.4g} | {under} |" in text
-    train_split = Corpus.open(Path(str(corpus)), "train")
-    assert f"{train_split.counts.words:,} words" in text
-    assert "| `switchboard.train` |" in text
+    assert f"{result.main.value:.4g} nats per token | {low:.4g} to {high:.4g} | {under} |" in exported.card.text
+
+
+def test_the_card_says_what_the_corpus_holds(exported: Exported, corpus: Corpus) -> None:
+    assert f"{corpus.counts.words:,} words" in exported.card.text
+    assert "| `switchboard.train` |" in exported.card.text
+
+
+def test_the_card_has_the_size_and_the_words_read_of_the_run(exported: Exported, finished: Path) -> None:
     record = json.loads((finished / "result.json").read_text())
-    assert f"{record['parameters']:,} parameters" in text
+    assert f"{record['parameters']:,} parameters" in exported.card.text
     read, words = f"{record['words']['read']:,}", f"{record['words']['corpus_words']:,}"
-    assert f"of a corpus of {words} words the model read 5 % of it in 1 epoch, {read} words in all" in text
-    assert "distilled from 1 teacher" in text
-    manifest = read_manifest(tmp_path / "cache")
-    assert manifest.teachers["teacher"].weights[:12] in text
-    tables = [lines for part in text.split("\n\n") if (lines := part.splitlines()) and lines[0].startswith("|")]
+    said = f"of a corpus of {words} words the model read 5 % of it in 1 epoch, {read} words in all"
+    assert said in exported.card.text
+
+
+def test_the_card_names_the_teacher_by_its_weights(exported: Exported, finished: Path) -> None:
+    assert "distilled from 1 teacher" in exported.card.text
+    manifest = read_manifest(finished.with_name("cache"))
+    assert manifest.teachers["teacher"].weights[:12] in exported.card.text
+
+
+def test_the_tables_of_the_card_are_whole(exported: Exported) -> None:
+    parts = exported.card.text.split("\n\n")
+    tables = [lines for part in parts if (lines := part.splitlines()) and lines[0].startswith("|")]
+    assert tables
     for lines in tables:
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in lines}) == 1
         assert set(lines[1]) == {"|", " ", "-"}
@@ -120,11 +160,10 @@ def test_without_a_licence_the_card_says_so(finished: Path, tmp_path: Path) -> N
 
 
 def test_results_of_another_model_are_refused(
-    finished: Path, teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    finished: Path, teacher: Path, corpus_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    corpus = Path(str(read_yaml(finished / "config.yaml")["corpus"]))
     other = tmp_path / "other.json"
-    measure(Measurement(teacher, {"held_out": corpus}, Conditions(length=16)), other)
+    measure(Measurement(teacher, {"held_out": corpus_directory}, Conditions(length=16)), other)
     assert main([str(finished), "--out", str(tmp_path / "x"), "--results", str(other)]) == USER_MISTAKE
     assert "give results of the model that is exported" in capsys.readouterr().err
     assert not (tmp_path / "x").exists()
@@ -139,10 +178,10 @@ def test_what_cannot_be_exported_is_refused(finished: Path, tmp_path: Path, caps
     assert "these options are missing: out" in capsys.readouterr().err
 
 
-@pytest.fixture
-def with_revisions(student_of_text: Callable[..., TrainSettings], tmp_path: Path) -> Path:
-    """A short run that kept two revisions."""
-    settings = student_of_text(output=tmp_path / "kept", fraction=0.1, revisions=[100, 300])
+@pytest.fixture(scope="module")
+def with_revisions(settings_of_run: Callable[..., TrainSettings], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A short run that kept two revisions; not to be changed."""
+    settings = settings_of_run(output=tmp_path_factory.mktemp("kept") / "run", fraction=0.1, revisions=[100, 300])
     train(settings)
     return settings.output
 
@@ -166,9 +205,10 @@ def test_a_run_without_revisions_or_with_a_damaged_one_is_not_exported(
 ) -> None:
     assert main([str(finished), "--revisions", "--out", str(tmp_path / "hub")]) == USER_MISTAKE
     assert "has no revisions; they are kept while a run trains" in " ".join(capsys.readouterr().err.split())
-    weights = with_revisions / "revisions" / "chck_300" / "model.safetensors"
+    damaged = Path(shutil.copytree(with_revisions, tmp_path / "damaged"))
+    weights = damaged / "revisions" / "chck_300" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x00")
-    assert main([str(with_revisions), "--revisions", "--out", str(tmp_path / "hub")]) == USER_MISTAKE
+    assert main([str(damaged), "--revisions", "--out", str(tmp_path / "hub")]) == USER_MISTAKE
     assert "chck_300 is damaged: model.safetensors" in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "hub").exists()
 
@@ -194,19 +234,39 @@ class Hub:
         self.calls.append(("upload", repo_id, revision, files))
 
 
-def test_each_folder_is_sent_to_its_branch_where_there_is_a_token(
-    with_revisions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Callable[[str | None], list[tuple[str, ...]]]:
+    """Puts `Hub` in the place of the client, with a token or none; gives what will be asked of it."""
+
+    def connect(token: str | None) -> list[tuple[str, ...]]:
+        monkeypatch.setattr("huggingface_hub.HfApi", Hub)
+        monkeypatch.setattr("huggingface_hub.get_token", lambda: token)
+        calls: list[tuple[str, ...]] = []
+        monkeypatch.setattr(Hub, "calls", calls)
+        return calls
+
+    return connect
+
+
+Connect = Callable[[str | None], list[tuple[str, ...]]]
+
+
+def test_without_a_token_nothing_is_written_or_sent(
+    with_revisions: Path, tmp_path: Path, hub: Connect, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
-    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
-    words = [str(with_revisions), "--revisions", "--push", "org/name", "--out"]
-    assert main([*words, str(tmp_path / "none")]) == USER_MISTAKE
+    calls, out = hub(None), tmp_path / "none"
+    assert main([str(with_revisions), "--revisions", "--push", "org/name", "--out", str(out)]) == USER_MISTAKE
     assert "there is no token for the Hugging Face Hub" in " ".join(capsys.readouterr().err.split())
-    assert (Hub.calls, (tmp_path / "none").exists()) == ([], False)
-    monkeypatch.setattr("huggingface_hub.get_token", lambda: "secret")
-    assert main([*words, str(tmp_path / "hub")]) == 0
+    assert (calls, out.exists()) == ([], False)
+
+
+def test_each_folder_is_sent_to_its_branch(
+    with_revisions: Path, tmp_path: Path, hub: Connect, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls, out = hub("secret"), tmp_path / "hub"
+    assert main([str(with_revisions), "--revisions", "--push", "org/name", "--out", str(out)]) == 0
     files = "config.json,generation_config.json,model.safetensors,tokenizer.json,tokenizer_config.json"
-    assert Hub.calls == [
+    assert calls == [
         ("repository", "secret", "org/name", "private=True exist_ok=True"),
         ("branch", "org/name", "chck_100", "exist_ok=True"),
         ("upload", "org/name", "chck_100", files),
@@ -214,13 +274,23 @@ def test_each_folder_is_sent_to_its_branch_where_there_is_a_token(
         ("upload", "org/name", "chck_300", files),
         ("upload", "org/name", "main", f"README.md,{files}"),
     ]
-    told = capsys.readouterr()
-    assert "sent to https://huggingface.co/org/name" in told.out
-    assert "secret" not in told.out + told.err
-    monkeypatch.setattr("huggingface_hub.get_token", lambda: "expired")
-    assert main([*words, str(tmp_path / "cut-off")]) == USER_MISTAKE
+    said = capsys.readouterr()
+    assert "sent to https://huggingface.co/org/name" in said.out
+    assert "secret" not in said.out + said.err
+
+
+def test_a_branch_that_cannot_be_sent_is_named_and_what_was_exported_is_kept(
+    with_revisions: Path, tmp_path: Path, hub: Connect, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hub("expired")
+    out = tmp_path / "cut-off"
+    assert main([str(with_revisions), "--revisions", "--push", "org/name", "--out", str(out)]) == USER_MISTAKE
     assert "branch chck_300 of org/name cannot be sent" in " ".join(capsys.readouterr().err.split())
-    assert (tmp_path / "cut-off" / "main" / "model.safetensors").is_file()
+    assert (out / "main" / "model.safetensors").is_file()
+
+
+def test_a_name_without_an_owner_is_no_place_to_send_to(with_revisions: Path, tmp_path: Path, hub: Connect) -> None:
+    hub("secret")
     assert main([str(with_revisions), "--push", "name alone", "--out", str(tmp_path / "x")]) == USER_MISTAKE
 
 
@@ -251,7 +321,8 @@ def test_a_push_that_failed_is_repeated_and_sends_what_was_exported(
 def test_a_run_whose_weights_were_deleted_is_not_exported(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (finished / "model.safetensors").unlink()
-    assert main([str(finished), "--out", str(tmp_path / "hub")]) == USER_MISTAKE
+    lost = Path(shutil.copytree(finished, tmp_path / "lost"))
+    (lost / "model.safetensors").unlink()
+    assert main([str(lost), "--out", str(tmp_path / "hub")]) == USER_MISTAKE
     assert "has no weights: model.safetensors was deleted" in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "hub").exists()

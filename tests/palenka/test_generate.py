@@ -2,6 +2,8 @@
 
 import json
 import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -77,27 +79,52 @@ def test_samples_are_printed_as_text_or_json(teacher: Path, capsys: pytest.Captu
     assert capsys.readouterr().out == "\n\n".join(sample["text"].strip() for sample in samples) + "\n"
 
 
-def test_samples_are_kept_for_the_report_and_drawn_once(
-    teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+@dataclass(frozen=True)
+class Kept:
+    """A file of samples, the words of the command that wrote it, and what that printed."""
+
+    file: Path
+    words: list[str]
+    printed: str
+
+
+@pytest.fixture
+def kept(teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Kept:
+    """A sample that is kept in a folder that was not there."""
     out = tmp_path / "deep" / "samples.json"
-    options = [str(teacher), "--prompt", PROMPT, "--tokens", "3", "--out", str(out)]
-    assert main(["generate", *options]) == 0
-    kept, printed = read_samples(out), capsys.readouterr().out
-    assert [sample.text.strip() + "\n" for sample in kept.samples] == [printed]
-    assert kept.weights == identity_of(teacher, "float32").weights
-    with monkeypatch.context() as patch:
-        patch.setattr(EvaluatedModel, "load", None)  # nothing is drawn again
-        assert main(["generate", *options]) == 0
-    assert capsys.readouterr().out == printed
-    assert main(["generate", *options, "--seed", "1"]) == 0
-    assert read_samples(out).drawing.seed == 1
-    out.write_text(out.read_text().replace("the", "thy", 1))
+    words = ["generate", str(teacher), "--prompt", PROMPT, "--tokens", "3", "--out", str(out)]
+    assert main(words) == 0
+    return Kept(out, words, capsys.readouterr().out)
+
+
+def test_samples_are_kept_as_they_are_printed_with_their_models_weights(kept: Kept, teacher: Path) -> None:
+    found = read_samples(kept.file)
+    assert [sample.text.strip() + "\n" for sample in found.samples] == [kept.printed]
+    assert found.weights == identity_of(teacher, "float32").weights
+
+
+def test_samples_are_drawn_once(
+    kept: Kept, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(EvaluatedModel, "load", None)  # nothing is drawn again
+    assert main(kept.words) == 0
+    assert capsys.readouterr().out == kept.printed
+
+
+def test_another_seed_draws_other_samples(kept: Kept) -> None:
+    assert main([*kept.words, "--seed", "1"]) == 0
+    assert read_samples(kept.file).drawing.seed == 1
+
+
+def test_samples_that_were_changed_are_refused(kept: Kept) -> None:
+    kept.file.write_text(kept.file.read_text().replace("the", "thy", 1))
     with pytest.raises(UserError, match="was changed since it was written"):
-        read_samples(out)
+        read_samples(kept.file)
+
+
+def test_only_samples_are_overwritten(kept: Kept, tmp_path: Path, refused: Callable[..., str]) -> None:
     (tmp_path / "notes.json").write_text('{"mine": 1}')
-    assert main(["generate", *options[:-1], str(tmp_path / "notes.json")]) == 2
-    assert "notes.json exists and is no file of samples" in capsys.readouterr().err
+    assert "notes.json exists and is no file of samples" in refused(*kept.words[:-1], tmp_path / "notes.json")
 
 
 def test_a_prompt_that_fills_the_positions_is_refused(teacher: Path, capsys: pytest.CaptureFixture[str]) -> None:

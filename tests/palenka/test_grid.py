@@ -1,9 +1,13 @@
 """Grids: which points there are, what is refused before any of them runs, what fails alone, and who is ranked first."""
 
+import contextlib
+import functools
+import io
 import json
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,60 +37,60 @@ from palenka.train_student.train import train
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SHAPE = {"architecture": "llama", "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+OF_A_CALL = ("grid.json", "report.html")
+"""Files that each call writes."""
 GridFile = Callable[..., Path]
+StateOf = Callable[..., dict[str, tuple[int, bytes]]]
 
 
 def read_grid(file: Path, *overrides: str) -> Grid:
     return Grid(*parse_file(GridSettings, ["--config", str(file), *overrides], "palenka grid"))
 
 
-@pytest.fixture
-def grid_file(capture_settings: CaptureSettings, tmp_path: Path) -> GridFile:
-    """Writes a grid of two points, each with its seeds, and the student that it varies: 4 steps a run."""
+def write_student(settings: CaptureSettings, file: Path) -> None:
+    """A student of a cache, 4 steps a run."""
     student = {
-        "corpus": str(capture_settings.corpus),
+        "corpus": str(settings.corpus),
         "output": "decided by the grid",
         "model": SHAPE,
         "windows": {"length": 16},
         "fraction": 0.5,
-        "teachers": {"t": {"cache": str(capture_settings.output)}},
+        "teachers": {"t": {"cache": str(settings.output)}},
         "objective": {"hard": 0.5, "logit": 0.5},
         "global_batch": 16,
         "optimizer": {"learning_rate": 0.01, "warmup_steps": 2},
         "validation": {"windows": 8},
     }
-    (tmp_path / "students").mkdir()
-    (tmp_path / "students" / "small.yaml").write_text(yaml.safe_dump(student))
+    file.parent.mkdir()
+    file.write_text(yaml.safe_dump(student))
 
-    def write(**changes: object) -> Path:
-        fields: dict[str, object] = {
-            "output": str(tmp_path / "grid"),
-            "student": "../students/small.yaml",
-            "product": {"objective.logit": [0.1, 0.9]},
-            "overrides": {"fraction": 0.1},
-            "held_out_windows": 40,
-            "finalists": {"count": 1, "overrides": {"fraction": 0.2}},
-            "local": {"isolated": False},
-        }
-        (tmp_path / "grids").mkdir(exist_ok=True)
-        (tmp_path / "grids" / "grid.yaml").write_text(yaml.safe_dump(fields | changes, sort_keys=False))
-        return tmp_path / "grids" / "grid.yaml"
 
-    return write
+def write_grid(folder: Path, **changes: object) -> Path:
+    """A grid of two points, each with its seeds."""
+    fields: dict[str, object] = {
+        "output": str(folder / "grid"),
+        "student": "../students/small.yaml",
+        "product": {"objective.logit": [0.1, 0.9]},
+        "overrides": {"fraction": 0.1},
+        "held_out_windows": 40,
+        "finalists": {"count": 1, "overrides": {"fraction": 0.2}},
+        "local": {"isolated": False},
+    }
+    (folder / "grids").mkdir(exist_ok=True)
+    (folder / "grids" / "grid.yaml").write_text(yaml.safe_dump(fields | changes, sort_keys=False))
+    return folder / "grids" / "grid.yaml"
+
+
+@pytest.fixture
+def grid_file(capture_settings: CaptureSettings, tmp_path: Path) -> GridFile:
+    """Writes a grid, and the student that it varies."""
+    write_student(capture_settings, tmp_path / "students" / "small.yaml")
+    return functools.partial(write_grid, tmp_path)
 
 
 def results(file: Path) -> dict[str, Any]:
     read: dict[str, Any] = json.loads((file.parents[1] / "grid" / "grid.json").read_text())
     return read
-
-
-def state(directory: Path) -> dict[str, tuple[int, bytes]]:
-    """Every file with the time of its last change; aside from the ranking and its report, which each call writes."""
-    return {
-        str(path.relative_to(directory)): (path.stat().st_mtime_ns, path.read_bytes())
-        for path in directory.rglob("*")
-        if path.is_file() and path.name not in ("grid.json", "report.html")
-    }
 
 
 def test_the_points_are_the_product_with_every_seed_and_a_control(grid_file: GridFile) -> None:
@@ -239,79 +243,141 @@ def test_a_grid_without_a_file_is_refused(capsys: pytest.CaptureFixture[str]) ->
     assert "palenka grid finds other files beside its own; give it as palenka grid FILE.yaml" in capsys.readouterr().err
 
 
-def test_a_grid_is_trained_ranked_and_ended_by_finalists_and_does_nothing_twice(
-    grid_file: GridFile, capture_settings: CaptureSettings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    capture(capture_settings)
-    write_pairs(tmp_path / "pairs")
-    for suite in (tmp_path / "pairs").iterdir():
+@dataclass(frozen=True)
+class Finished:
+    """A grid of two seeds that was run once: its file, what it printed and what it recorded."""
+
+    file: Path
+    said: str
+    record: dict[str, Any]
+
+    @property
+    def output(self) -> Path:
+        """Where its points are."""
+        return self.file.parents[1] / "grid"
+
+
+@pytest.fixture(scope="module")
+def finished(settings_of_capture: Callable[..., CaptureSettings], tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """A grid with pairs to measure on; who changes its points leaves them as they were."""
+    folder = tmp_path_factory.mktemp("grid")
+    settings = settings_of_capture(output=folder / "cache")
+    capture(settings)
+    write_student(settings, folder / "students" / "small.yaml")
+    write_pairs(folder / "pairs")
+    for suite in (folder / "pairs").iterdir():
         suite.write_text("".join(suite.read_text().splitlines(keepends=True)[:5]))
-    file = grid_file(seeds=[0, 1], suites={"minimal_pairs": str(tmp_path / "pairs")})
-    assert main(["grid", "--config", str(file)]) == 0
-    told, found = capsys.readouterr().out, results(file)
-    ranking = found["points"]["ranking"]
+    file = write_grid(folder, seeds=[0, 1], suites={"minimal_pairs": str(folder / "pairs")})
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        assert main(["grid", "--config", str(file)]) == 0
+    return Finished(file, said.getvalue(), results(file))
+
+
+def test_variants_are_ranked_by_their_mean_held_out_loss(finished: Finished) -> None:
+    ranking = finished.record["points"]["ranking"]
     assert [row["rank"] for row in ranking] == [1, 2, 3]
     assert {row["variant"] for row in ranking} == {"control", "logit0.1", "logit0.9"}
     means = [row["measures"]["held_out"]["mean"] for row in ranking]
     assert means == sorted(means)
-    assert "control (control)" in told
-    runs = found["points"]["runs"]
+
+
+def test_the_table_marks_the_control(finished: Finished) -> None:
+    assert "control (control)" in finished.said
+
+
+def test_every_point_is_measured_on_the_windows_and_the_pairs_that_were_asked_for(finished: Finished) -> None:
+    runs = finished.record["points"]["runs"]
     assert len(runs) == 6
     assert all(run["measures"]["held_out"]["n"] == 40 for run in runs.values())
     assert all(run["measures"]["minimal_pairs"]["n"] == 60 for run in runs.values())
-    (point,) = (row for row in ranking if row["variant"] == "logit0.9")
-    losses = {name: run["measures"]["held_out"]["value"] for name, run in runs.items()}
+
+
+def test_a_difference_is_the_mean_over_seeds_of_that_to_the_control_of_a_seed(finished: Finished) -> None:
+    points = finished.record["points"]
+    (point,) = (row for row in points["ranking"] if row["variant"] == "logit0.9")
+    losses = {name: run["measures"]["held_out"]["value"] for name, run in points["runs"].items()}
     differences = [losses[f"points/logit0.9-seed{seed}"] - losses[f"points/control-seed{seed}"] for seed in (0, 1)]
     assert point["measures"]["held_out"]["difference"] == pytest.approx(sum(differences) / 2)
-    winner = next(row["variant"] for row in ranking if row["role"] == "point")
-    finalists = found["finalists"]
-    assert {row["variant"] for row in finalists["ranking"]} == {"control", winner}
-    assert all(run["measures"]["held_out"]["n"] > 40 for run in finalists["runs"].values())
-    for stage, split in (("points", "dev"), ("finalists", "test")):  # what has chosen is not what is told
-        for name in found[stage]["runs"]:
-            measured = read_results(GridFiles(tmp_path / "grid").measures(name)).by_suite["held_out"]
-            assert measured.conditions["split"] == split
+
+
+def test_the_finalists_are_the_winner_and_the_control(finished: Finished) -> None:
+    winner = next(row["variant"] for row in finished.record["points"]["ranking"] if row["role"] == "point")
+    assert {row["variant"] for row in finished.record["finalists"]["ranking"]} == {"control", winner}
+
+
+def test_finalists_are_measured_on_more_windows(finished: Finished) -> None:
+    assert all(run["measures"]["held_out"]["n"] > 40 for run in finished.record["finalists"]["runs"].values())
+
+
+@pytest.mark.parametrize(("stage", "split"), [("points", "dev"), ("finalists", "test")])
+def test_the_split_that_has_chosen_is_not_the_one_that_is_told(finished: Finished, stage: str, split: str) -> None:
+    assert finished.record[stage]["runs"]
+    for name in finished.record[stage]["runs"]:
+        measured = read_results(GridFiles(finished.output).measures(name)).by_suite["held_out"]
+        assert measured.conditions["split"] == split
+
+
+def test_finalists_train_with_their_overrides(finished: Finished) -> None:
     steps = {
-        stage: json.loads((tmp_path / "grid" / stage / "control-seed0" / "result.json").read_text())["steps"]
+        stage: json.loads((finished.output / stage / "control-seed0" / "result.json").read_text())["steps"]
         for stage in ("points", "finalists")
     }
     assert steps["finalists"] > 1.8 * steps["points"]
-    page = (tmp_path / "grid" / "report.html").read_text()
-    assert all(f'<th scope="row">{row["variant"]}</th>' in page for row in ranking)
+
+
+def test_a_report_has_every_variant_and_the_paired_tests(finished: Finished) -> None:
+    page = (finished.output / "report.html").read_text()
+    assert all(f'<th scope="row">{row["variant"]}</th>' in page for row in finished.record["points"]["ranking"])
     assert "Held-out cross-entropy over objective.logit" in page
     assert "The paired test asks how far" in page
     assert "McNemar, minimal pairs" in page
 
-    before = state(tmp_path / "grid")
-    assert main(["grid", "--config", str(file)]) == 0
-    assert main(["grid", "rank", "--config", str(file)]) == 0
-    assert state(tmp_path / "grid") == before
-    assert results(file) == found
 
-    # A point that is gone is trained again, to the same bits, and nothing else is.
-    shutil.rmtree(tmp_path / "grid" / "points" / "logit0.1-seed1")
-    assert main(["grid", "rank", "--config", str(file)]) == 1
-    assert results(file)["points"]["untried"] == ["points/logit0.1-seed1"]
-    assert results(file)["finalists"] is None
-    assert main(["grid", "--config", str(file)]) == 0
-    after = state(tmp_path / "grid")
+@pytest.mark.parametrize("command", [[], ["rank"]])
+def test_a_second_call_does_nothing(finished: Finished, state_of: StateOf, command: list[str]) -> None:
+    before = state_of(finished.output, *OF_A_CALL)
+    assert main(["grid", *command, "--config", str(finished.file)]) == 0
+    assert state_of(finished.output, *OF_A_CALL) == before
+    assert results(finished.file) == finished.record
+
+
+def test_a_point_that_is_gone_is_untried_and_trained_again_to_the_same_bits_and_nothing_else_is(
+    finished: Finished, state_of: StateOf
+) -> None:
+    before = state_of(finished.output, *OF_A_CALL)
+    shutil.rmtree(finished.output / "points" / "logit0.1-seed1")
+    assert main(["grid", "rank", "--config", str(finished.file)]) == 1
+    assert results(finished.file)["points"]["untried"] == ["points/logit0.1-seed1"]
+    assert results(finished.file)["finalists"] is None
+    assert main(["grid", "--config", str(finished.file)]) == 0
+    after = state_of(finished.output, *OF_A_CALL)
     assert after.keys() == before.keys()
     assert all(after[name] == before[name] for name in before if "points/logit0.1-seed1/" not in name)
     weights = "points/logit0.1-seed1/model.safetensors"
     assert after[weights][1] == before[weights][1]
-    assert results(file) == found
+    assert results(finished.file) == finished.record
 
 
-def test_a_failed_point_is_reported_alone_and_tried_again(
-    grid_file: GridFile, capture_settings: CaptureSettings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture
+def failed(grid_file: GridFile, capsys: pytest.CaptureFixture[str]) -> tuple[Path, str]:
+    """A grid that was run without its cache, and what was said: every point failed but the control."""
     file = grid_file()
-    # Without the cache every point fails but the control.
     assert main(["grid", "--config", str(file)]) == 1
-    found, told = results(file), capsys.readouterr().err
-    assert set(found["points"]["failures"]) == {"points/logit0.1-seed0", "points/logit0.9-seed0"}
-    assert all(str(capture_settings.output) in reason for reason in found["points"]["failures"].values())
-    assert "points/logit0.1-seed0 failed: " in told
+    return file, capsys.readouterr().err
+
+
+def test_a_failed_point_is_reported_with_its_reason(
+    failed: tuple[Path, str], capture_settings: CaptureSettings
+) -> None:
+    file, said = failed
+    failures = results(file)["points"]["failures"]
+    assert set(failures) == {"points/logit0.1-seed0", "points/logit0.9-seed0"}
+    assert all(str(capture_settings.output) in reason for reason in failures.values())
+    assert "points/logit0.1-seed0 failed: " in said
+
+
+def test_a_failed_point_has_no_rank_and_no_finalist_is_chosen(failed: tuple[Path, str]) -> None:
+    found = results(failed[0])
     assert [(row["variant"], row["rank"]) for row in found["points"]["ranking"]] == [
         ("control", 1),
         ("logit0.1", None),
@@ -319,12 +385,17 @@ def test_a_failed_point_is_reported_alone_and_tried_again(
     ]
     assert found["finalists"] is None
 
-    control = state(tmp_path / "grid" / "points" / "control-seed0")
+
+def test_failed_points_alone_are_tried_again(
+    failed: tuple[Path, str], capture_settings: CaptureSettings, tmp_path: Path, state_of: StateOf
+) -> None:
+    file, _ = failed
+    control = state_of(tmp_path / "grid" / "points" / "control-seed0")
     capture(capture_settings)
     assert main(["grid", "--config", str(file)]) == 0
     assert results(file)["points"]["failures"] == {}
     assert {row["rank"] for row in results(file)["points"]["ranking"]} == {1, 2, 3}
-    assert state(tmp_path / "grid" / "points" / "control-seed0") == control
+    assert state_of(tmp_path / "grid" / "points" / "control-seed0") == control
     assert not list((tmp_path / "grid").rglob("*.failure.json"))
 
 
@@ -442,15 +513,19 @@ def test_while_a_grid_is_launched_no_other_is_but_points_run_and_are_ranked(
 
 
 def test_a_run_with_other_settings_is_refused_before_anything_runs(
-    grid_file: GridFile, capture_settings: CaptureSettings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    grid_file: GridFile,
+    capture_settings: CaptureSettings,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    state_of: StateOf,
 ) -> None:
     capture(capture_settings)
     assert main(["grid", "--config", str(grid_file())]) == 0
-    before = state(tmp_path / "grid")
+    before = state_of(tmp_path / "grid", *OF_A_CALL)
     capsys.readouterr()
     assert main(["grid", "--config", str(grid_file(overrides={"fraction": 0.1, "epochs": 2}))]) == 2
     assert "control-seed0 was begun with epochs 1, and 2 are asked for, but its learning" in capsys.readouterr().err
-    assert state(tmp_path / "grid") == before
+    assert state_of(tmp_path / "grid", *OF_A_CALL) == before
 
 
 def measured(

@@ -184,25 +184,36 @@ def pairs_of(study: Path, name: str, accuracies: dict[str, float], suite: str = 
     return {"name": name, "model": model, "parameters": 1, "suites": [result]}
 
 
-def test_it_says_what_the_files_say(study: Path, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("no_drawings")
+@pytest.mark.parametrize("name", ["control", HOSTILE])
+def test_the_row_of_a_run_is_what_its_files_say(study: Path, tmp_path: Path, name: str) -> None:
+    row = report(study, out=tmp_path / "report.html").row(name)
+    result, held_out = read(study / name / "result.json"), loss_in(read(study / "held_out" / f"{name}.json"))
+    assert f"{result['parameters']:,}" in row
+    low, high = held_out["interval"]
+    assert f"{held_out['value']:.4f}{low:.4f} to {high:.4f}" in row
+    assert f"{result['tokens']:,}" in row
+    assert f"{result['validation_cross_entropy']:.4f}" in row
+
+
+@pytest.mark.usefixtures("no_drawings")
+def test_the_row_of_a_run_has_its_role_and_objective(study: Path, tmp_path: Path) -> None:
     page = report(study, out=tmp_path / "report.html")
-    for name in ("control", HOSTILE):
-        result, held_out = read(study / name / "result.json"), loss_in(read(study / "held_out" / f"{name}.json"))
-        row = page.row(name)
-        assert f"{result['parameters']:,}" in row
-        low, high = held_out["interval"]
-        assert f"{held_out['value']:.4f}{low:.4f} to {high:.4f}" in row
-        assert f"{result['tokens']:,}" in row
-        assert f"{result['validation_cross_entropy']:.4f}" in row
     assert "student | " in page.row(HOSTILE)
     assert "control | control" in page.row("control")
     assert "0.5 hard + 0.25 logit, T = 2; 1.0 <i>big" in page.row(HOSTILE)
-    cache = TeacherCache(study / "cache-big")
-    row = page.row("cache-big")
+
+
+@pytest.mark.usefixtures("no_drawings")
+def test_the_row_of_a_cache_is_what_the_cache_measures(study: Path, tmp_path: Path) -> None:
+    cache, row = TeacherCache(study / "cache-big"), report(study, out=tmp_path / "report.html").row("cache-big")
     assert f"{sum(cache.bytes_per_token().values()):.2f}" in row
     assert all(f"{mass:.4f}" in row for mass in cache.kept_mass().values())
     assert f"{cache.captured_tokens():,}" in row
-    assert "logit/<i>big" in page.words()
+
+
+def test_a_term_is_drawn_under_its_name(study: Path, tmp_path: Path) -> None:
+    assert "logit/<i>big" in report(study, out=tmp_path / "report.html").words()
 
 
 def test_everything_is_on_the_page_and_everything_is_escaped(study: Path, tmp_path: Path) -> None:
@@ -682,28 +693,53 @@ def test_the_command(study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert main(["report", str(study), f"--out={out}"]) == 0
 
 
-def test_a_mistake_is_one_sentence(copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    def told(*arguments: object) -> str:
-        assert main(["report", *map(str, arguments)]) == 2
-        error = capsys.readouterr().err
-        assert re.fullmatch(r"error: [^\n]+\n", error)
-        return error
+@pytest.fixture
+def why_refused(refused: Callable[..., str], tmp_path: Path) -> Callable[..., str]:
+    """Why there is no report about folders; none is written, and what lies in its place stays."""
 
+    def why(*folders: Path, out: Path = tmp_path / "report.html") -> str:
+        was_there = out.exists()
+        said = refused("report", *folders, "--out", out)
+        assert out.exists() == was_there
+        return said
+
+    return why
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path: Path, why_refused: Callable[..., str]) -> None:
+    assert "none is not a folder" in why_refused(tmp_path / "none")
+
+
+def test_there_is_no_report_about_nothing(tmp_path: Path, why_refused: Callable[..., str]) -> None:
     (tmp_path / "empty").mkdir()
-    (tmp_path / "file").write_text("")
-    out = tmp_path / "report.html"
-    assert "none is not a folder" in told(tmp_path / "none", "--out", out)
-    assert "nothing to report on in" in told(tmp_path / "empty", "--out", out)
+    assert "nothing to report on in" in why_refused(tmp_path / "empty")
+    assert "these options are missing" in why_refused()
+
+
+def test_there_is_no_report_about_a_grid_without_a_ranking_alone(
+    tmp_path: Path, why_refused: Callable[..., str]
+) -> None:
     (tmp_path / "young" / "grid" / "points").mkdir(parents=True)
     (tmp_path / "young" / "grid" / "points" / "control-seed0.failure.json").write_text("{}")
-    assert "no study and no grid with a ranking" in told(tmp_path / "young", "--out", out)
-    assert "these options are missing" in told("--out", out)
-    assert "file exists and is no report; choose another out" in told(copy, "--out", tmp_path / "file")
-    assert "exists and is no report" in told(copy, "--out", tmp_path / "empty")
-    assert "cannot write" in told(copy, "--out", tmp_path / "file" / "report.html")
+    assert "no study and no grid with a ranking" in why_refused(tmp_path / "young")
+
+
+def test_only_a_report_is_overwritten(copy: Path, tmp_path: Path, why_refused: Callable[..., str]) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("")
+    said = why_refused(copy, out=tmp_path / "file")
+    assert "file exists and is no report; choose another out" in said
+    assert "exists and is no report" in why_refused(copy, out=tmp_path / "empty")
+
+
+def test_a_report_that_cannot_be_written_is_told(copy: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
+    (tmp_path / "file").write_text("")
+    assert "cannot write" in refused("report", copy, "--out", tmp_path / "file" / "report.html")
+
+
+def test_a_broken_file_of_results_is_named(copy: Path, why_refused: Callable[..., str]) -> None:
     (copy / "held_out" / "broken.json").write_text("{")
-    assert "broken.json is not JSON" in told(copy, "--out", out)
-    assert not out.exists()
+    assert "broken.json is not JSON" in why_refused(copy)
 
 
 @pytest.mark.parametrize(

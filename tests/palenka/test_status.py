@@ -20,12 +20,14 @@ from palenka.train_student.train import train
 SettingsOfCapture = Callable[..., CaptureSettings]
 
 
-@pytest.fixture
-def folder(
-    settings_of_run: Callable[..., TrainSettings], settings_of_capture: SettingsOfCapture, tmp_path: Path
+@pytest.fixture(scope="module")
+def made(
+    settings_of_run: Callable[..., TrainSettings],
+    settings_of_capture: SettingsOfCapture,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
     """A run of 10 steps that is finished, one that was interrupted after a checkpoint, and a cache in two views."""
-    runs = tmp_path / "runs"
+    runs = tmp_path_factory.mktemp("made")
     train(settings_of_run(output=runs / "whole", fraction=0.3, checkpoint_every=4))
     shutil.copytree(runs / "whole", runs / "part")
     (runs / "part" / "result.json").unlink()
@@ -35,6 +37,12 @@ def folder(
     return runs
 
 
+@pytest.fixture
+def folder(made: Path, tmp_path: Path) -> Path:
+    """A copy of them, which may be changed."""
+    return Path(shutil.copytree(made, tmp_path / "runs"))
+
+
 def statuses(folder: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, tuple[str, str, str]]:
     capsys.readouterr()
     assert main(["status", str(folder), "--json"]) == 0
@@ -42,7 +50,9 @@ def statuses(folder: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, tupl
     return {Path(each["path"]).name: (each["kind"], each["state"], each["detail"]) for each in found}
 
 
-def test_runs_and_caches_are_told_by_how_far_they_are(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_done_and_what_was_interrupted_are_told_by_how_far_they_are(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     found = statuses(folder, capsys)
     assert found["cache"] == ("cache", "done", "4 of 4 shards")
     kind, state, detail = found["whole"]
@@ -50,19 +60,28 @@ def test_runs_and_caches_are_told_by_how_far_they_are(folder: Path, capsys: pyte
     assert detail.startswith("10 steps, validation ")
     assert found["part"] == ("run", "interrupted", "at step 10, goes on after step 8")
 
+
+def test_what_is_being_written_is_running(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with sole_writer(folder / "part"), sole_writer(folder / "cache.part-1-of-2"):
         found = statuses(folder, capsys)
     assert found["part"][1] == "running"
     assert "after step 10, by process " in found["part"][2]
     assert found["cache"][1] == "running"
 
+
+def test_a_run_without_its_weights_is_damaged(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "whole" / "model.safetensors").write_bytes(b"")
+    kind, state, detail = statuses(folder, capsys)["whole"]
+    assert (kind, state) == ("run", "damaged")
+    assert "model.safetensors has 0 bytes" in detail
+
+
+def test_a_cache_with_a_damaged_shard_is_damaged_and_without_it_interrupted(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     shard = next((folder / "cache" / "logits" / "ids").rglob("c/1/*/*/*"))
     shard.write_bytes(shard.read_bytes()[:-1])
-    found = statuses(folder, capsys)
-    assert found["whole"][:2] == ("run", "damaged")
-    assert "model.safetensors has 0 bytes" in found["whole"][2]
-    assert found["cache"][:2] == ("cache", "damaged")
+    assert statuses(folder, capsys)["cache"][:2] == ("cache", "damaged")
     (folder / "cache" / "commits" / "1-0.json").unlink()
     shard.unlink()
     assert statuses(folder, capsys)["cache"][1:] == ("interrupted", "3 of 4 shards")

@@ -1,10 +1,13 @@
 """A study: from raw text to a table in one call, and only what is missing in the next."""
 
+import contextlib
+import io
 import json
 import os
 import random
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +30,13 @@ from palenka.samples import read_samples
 from palenka.study import Study, StudySettings
 from palenka.templates import write_pairs
 
+StateOf = Callable[..., dict[str, tuple[int, bytes]]]
+
 LENGTH = 16
-LOGITS = {"kind": "topk", "k": 8}
+MODELS = {"big": "teacher", "control": "control", "distilled": "distilled"}
+"""The folder of each model of the study."""
+OF_A_CALL = ("results.json", "seconds.json", "report.html")
+"""Files that each call writes."""
 SHAPE = {"architecture": "llama", "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
 
 
@@ -42,13 +50,12 @@ def parsed(*arguments: str | Path) -> Study:
     return Study(*parse_file(StudySettings, [str(word) for word in arguments], "palenka study"))
 
 
-@pytest.fixture
-def study_file(tmp_path: Path) -> Path:
+def write_study(folder: Path) -> Path:
     """A study of a teacher, its cache, a control and a student, every stage in a file of its own."""
-    (tmp_path / "text").mkdir()
-    (tmp_path / "text" / "switchboard.train").write_text(sentences(0, 1500))
-    (tmp_path / "text" / "switchboard.dev").write_text(sentences(1, 200))
-    runs = tmp_path / "runs"
+    (folder / "text").mkdir()
+    (folder / "text" / "switchboard.train").write_text(sentences(0, 1500))
+    (folder / "text" / "switchboard.dev").write_text(sentences(1, 200))
+    runs = folder / "runs"
     shared: dict[str, object] = {"corpus": str(runs / "corpus"), "windows": {"length": LENGTH}}
     run = shared | {
         "model": SHAPE,
@@ -65,30 +72,27 @@ def study_file(tmp_path: Path) -> Path:
             "teachers": {"big": "stages/teacher.yaml"},
             "caches": {"big": "stages/cache.yaml"},
             "students": {"control": "stages/control.yaml", "distilled": "stages/distilled.yaml"},
-            "suites": {"minimal_pairs": str(tmp_path / "pairs")},
+            "suites": {"minimal_pairs": str(folder / "pairs")},
             "prompts": ["the teacher", ""],
         },
-        "stages/corpus": {"sources": str(tmp_path / "text"), "output": shared["corpus"], "vocabulary_size": 300},
+        "stages/corpus": {"sources": str(folder / "text"), "output": shared["corpus"], "vocabulary_size": 300},
         "stages/teacher": run | {"output": teacher, "model": SHAPE | {"hidden_size": 32}},
         "stages/cache": shared
         | {"output": str(runs / "cache"), "teacher": teacher, "logits": {"kind": "topk", "k": 8}},
         "stages/control": run | {"output": str(runs / "control")},
         "stages/distilled": run | distilled | {"output": str(runs / "distilled")},
     }
-    (tmp_path / "stages").mkdir()
-    write_pairs(tmp_path / "pairs")
+    (folder / "stages").mkdir()
+    write_pairs(folder / "pairs")
     for name, content in files.items():
-        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(content))
-    return tmp_path / "study.yaml"
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(content))
+    return folder / "study.yaml"
 
 
-def state(directory: Path) -> dict[str, tuple[int, bytes]]:
-    """Every file with the time of its last change; aside from the study's own, which each call writes."""
-    return {
-        str(path.relative_to(directory)): (path.stat().st_mtime_ns, path.read_bytes())
-        for path in directory.rglob("*")
-        if path.is_file() and path.name not in ("results.json", "seconds.json", "report.html")
-    }
+@pytest.fixture
+def study_file(tmp_path: Path) -> Path:
+    """A study that was not run."""
+    return write_study(tmp_path)
 
 
 def results(study_file: Path) -> dict[str, Any]:
@@ -96,93 +100,158 @@ def results(study_file: Path) -> dict[str, Any]:
     return read
 
 
-def test_a_study_goes_from_text_to_a_table_and_does_nothing_twice(
-    study_file: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    runs = study_file.parent / "runs"
-    assert main(["study", "--config", str(study_file)]) == 0
-    first, told = results(study_file), capsys.readouterr().out
-    rows = {row["name"]: row for row in first["models"]}
-    assert {name: row["role"] for name, row in rows.items()} == {
-        "big": "teacher",
-        "control": "control",
-        "distilled": "student",
-    }
-    for name, folder in (("big", "teacher"), ("control", "control"), ("distilled", "distilled")):
-        assert rows[name]["parameters"] == AutoModelForCausalLM.from_pretrained(runs / folder).num_parameters()
-        loss = rows[name]["suites"]["held_out"]["figures"]["cross_entropy"]
-        low, high = loss["interval"]
-        assert low < loss["value"] < high < 4
-        assert f"{loss['value']:.4f} ({low:.4f} to {high:.4f})" in told
-        scored = read_results(runs / "measures" / f"{name}.json").by_suite["minimal_pairs"].main
-        assert rows[name]["suites"]["minimal_pairs"]["figures"]["accuracy"]["value"] == scored.value
-        assert scored.n == 1200
-        assert str(scored) in told
-        # A table reads the test split; dev, all of which a validation reads here, has chosen the checkpoint.
-        model = load_model(runs / folder, torch.device("cpu"))
-        means = {}
-        for split in ("dev", "test"):
-            corpus = Corpus.open(runs / "corpus", split)
-            losses = window_losses(model, fixed_windows(corpus, LENGTH), corpus.vocabulary_size, 8)
-            means[split] = float(np.concatenate(list(losses)).mean())
-        validated = json.loads((runs / folder / "result.json").read_text())["validation_cross_entropy"]
-        assert validated == pytest.approx(means["dev"], abs=1e-5)
-        assert loss["value"] == pytest.approx(means["test"], abs=1e-5)
-        assert means["dev"] != pytest.approx(means["test"], abs=1e-4)
-    (cache,) = first["caches"]
-    stored = TeacherCache(runs / "cache")
+@dataclass(frozen=True)
+class Finished:
+    """A study that was run once: its file, what it printed and what it recorded."""
+
+    file: Path
+    said: str
+    record: dict[str, Any]
+
+    @property
+    def runs(self) -> Path:
+        """Where its stages are."""
+        return self.file.parent / "runs"
+
+    def row(self, model: str) -> dict[str, Any]:
+        """What is recorded of a model."""
+        rows: dict[str, dict[str, Any]] = {row["name"]: row for row in self.record["models"]}
+        return rows[model]
+
+    def copy(self, folder: Path) -> Path:
+        """A copy of its file and those of its stages, which may be changed; its stages stay where they are."""
+        shutil.copytree(self.file.parent / "stages", folder / "stages")
+        return Path(shutil.copyfile(self.file, folder / self.file.name))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """A study that was run; who changes its stages leaves them as they were."""
+    file = write_study(tmp_path_factory.mktemp("study"))
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        assert main(["study", "--config", str(file)]) == 0
+    return Finished(file, said.getvalue(), results(file))
+
+
+def test_every_model_has_its_role(finished: Finished) -> None:
+    roles = {row["name"]: row["role"] for row in finished.record["models"]}
+    assert roles == {"big": "teacher", "control": "control", "distilled": "student"}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_model_has_its_size(finished: Finished, name: str) -> None:
+    model = AutoModelForCausalLM.from_pretrained(finished.runs / MODELS[name])
+    assert finished.row(name)["parameters"] == model.num_parameters()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_table_has_held_out_losses_with_their_intervals(finished: Finished, name: str) -> None:
+    loss = finished.row(name)["suites"]["held_out"]["figures"]["cross_entropy"]
+    low, high = loss["interval"]
+    assert low < loss["value"] < high < 4
+    assert f"{loss['value']:.4f} ({low:.4f} to {high:.4f})" in finished.said
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_table_has_the_accuracies_that_were_measured(finished: Finished, name: str) -> None:
+    scored = read_results(finished.runs / "measures" / f"{name}.json").by_suite["minimal_pairs"].main
+    assert finished.row(name)["suites"]["minimal_pairs"]["figures"]["accuracy"]["value"] == scored.value
+    assert scored.n == 1200
+    assert str(scored) in finished.said
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_table_reads_the_test_split_and_dev_has_chosen_the_checkpoint(finished: Finished, name: str) -> None:
+    model = load_model(finished.runs / MODELS[name], torch.device("cpu"))
+    means = {}
+    for split in ("dev", "test"):
+        corpus = Corpus.open(finished.runs / "corpus", split)
+        losses = window_losses(model, fixed_windows(corpus, LENGTH), corpus.vocabulary_size, 8)
+        means[split] = float(np.concatenate(list(losses)).mean())
+    # A validation reads all of dev here.
+    validated = json.loads((finished.runs / MODELS[name] / "result.json").read_text())["validation_cross_entropy"]
+    assert validated == pytest.approx(means["dev"], abs=1e-5)
+    loss = finished.row(name)["suites"]["held_out"]["figures"]["cross_entropy"]["value"]
+    assert loss == pytest.approx(means["test"], abs=1e-5)
+    assert means["dev"] != pytest.approx(means["test"], abs=1e-4)
+
+
+def test_the_row_of_a_cache_is_what_the_cache_measures(finished: Finished) -> None:
+    (cache,) = finished.record["caches"]
+    stored = TeacherCache(finished.runs / "cache")
     assert (cache["name"], cache["path"]) == ("big", "cache")
     assert cache["bytes_per_token"] == pytest.approx(sum(stored.bytes_per_token().values()), abs=0.005)
     assert cache["kept_mass"] == stored.kept_mass()[1.0]
     assert 0.3 < cache["kept_mass"] < 1
+
+
+def test_a_cache_is_compared_with_its_teacher(finished: Finished) -> None:
+    stored = TeacherCache(finished.runs / "cache")
     fidelity = stored.fidelity()
     assert fidelity is not None
-    assert fidelity.missing["1.0"] == pytest.approx(1 - cache["kept_mass"], abs=0.1)  # of a few windows
-    for name in rows:
-        samples = read_samples(runs / "samples" / f"{name}.json")
-        assert [sample.prompt for sample in samples.samples] == ["the teacher", ""]
+    assert fidelity.missing["1.0"] == pytest.approx(1 - stored.kept_mass()[1.0], abs=0.1)  # of a few windows
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_model_goes_on_from_every_prompt(finished: Finished, name: str) -> None:
+    samples = read_samples(finished.runs / "samples" / f"{name}.json")
+    assert [sample.prompt for sample in samples.samples] == ["the teacher", ""]
+
+
+def test_the_seconds_of_every_stage_are_kept(finished: Finished) -> None:
     stages = ["corpus", "teacher big", "cache big", "fidelity big", "student control", "student distilled"]
-    measures = [f"{stage} {name}" for name in rows for stage in ("measures", "samples")]
-    assert set(first["seconds"]) == {*stages, *measures}
-    assert sum(first["seconds"].values()) > 0
+    measures = [f"{stage} {name}" for name in MODELS for stage in ("measures", "samples")]
+    assert set(finished.record["seconds"]) == {*stages, *measures}
+    assert sum(finished.record["seconds"].values()) > 0
 
-    before, report = state(runs), (runs / "report.html").read_bytes()
-    assert b"distilled" in report
-    assert main(["study", str(study_file)]) == 0
-    assert state(runs) == before
-    assert (runs / "report.html").read_bytes() == report
-    assert results(study_file) == first
 
-    # A student that is gone is trained again, to the same bits, and nothing else is.
-    shutil.rmtree(runs / "distilled")
-    assert main(["study", str(study_file)]) == 0
-    after = state(runs)
+def test_a_report_names_the_students(finished: Finished) -> None:
+    assert b"distilled" in (finished.runs / "report.html").read_bytes()
+
+
+def test_a_second_call_does_nothing(finished: Finished, state_of: StateOf) -> None:
+    before, report = state_of(finished.runs, *OF_A_CALL), (finished.runs / "report.html").read_bytes()
+    assert main(["study", str(finished.file)]) == 0
+    assert state_of(finished.runs, *OF_A_CALL) == before
+    assert (finished.runs / "report.html").read_bytes() == report
+    assert results(finished.file) == finished.record
+
+
+def test_a_student_that_is_gone_is_trained_again_to_the_same_bits_and_nothing_else_is(
+    finished: Finished, state_of: StateOf
+) -> None:
+    before = state_of(finished.runs, *OF_A_CALL)
+    shutil.copytree(finished.runs / "distilled", away := finished.file.parent / "distilled")
+    seconds = (finished.runs / "seconds.json").read_bytes()
+    shutil.rmtree(finished.runs / "distilled")
+    assert main(["study", str(finished.file)]) == 0
+    after = state_of(finished.runs, *OF_A_CALL)
     assert after.keys() == before.keys()
     assert after["distilled/model.safetensors"][1] == before["distilled/model.safetensors"][1]
     assert all(after[name] == before[name] for name in before if not name.startswith("distilled/"))
-    assert results(study_file)["models"] == first["models"]
+    assert results(finished.file)["models"] == finished.record["models"]
+    # As it was, with the seconds of its first training.
+    shutil.rmtree(finished.runs / "distilled")
+    away.rename(finished.runs / "distilled")
+    (finished.runs / "seconds.json").write_bytes(seconds)
 
 
-def test_teachers_that_no_file_trains_are_measured_under_their_caches_name(study_file: Path) -> None:
-    runs = study_file.parent / "runs"
-    assert main(["study", str(study_file)]) == 0
-    elsewhere = shutil.copytree(runs / "teacher", study_file.parent / "elsewhere")
-    cache = study_file.parent / "stages" / "cache.yaml"
-    cache.write_text(cache.read_text().replace(str(runs / "teacher"), str(elsewhere)))
-    options = [str(study_file), "--teachers", "{}", "--output", str(study_file.parent / "again")]
-    assert main(["study", *options, "--held_out_windows", "20"]) == 0
-    rows = json.loads((study_file.parent / "again" / "results.json").read_text())["models"]
+def test_teachers_that_no_file_trains_are_measured_under_their_caches_name(finished: Finished, tmp_path: Path) -> None:
+    file, again = finished.copy(tmp_path), tmp_path / "again"
+    elsewhere = shutil.copytree(finished.runs / "teacher", tmp_path / "elsewhere")
+    cache = tmp_path / "stages" / "cache.yaml"
+    cache.write_text(cache.read_text().replace(str(finished.runs / "teacher"), str(elsewhere)))
+    options = ["--teachers", "{}", "--output", str(again), "--held_out_windows", "20"]
+    assert main(["study", str(file), *options]) == 0
+    rows = json.loads((again / "results.json").read_text())["models"]
     assert [(row["name"], row["role"]) for row in rows] == [
         ("big", "teacher"),
         ("control", "control"),
         ("distilled", "student"),
     ]
     assert {row["suites"]["held_out"]["figures"]["cross_entropy"]["n"] for row in rows} == {20}
-    assert (study_file.parent / "again" / "measures" / "big.json").is_file()
-    whole = {
-        row["name"]: row["suites"]["held_out"]["figures"]["cross_entropy"] for row in results(study_file)["models"]
-    }
-    assert whole["big"]["n"] > 20
+    assert (again / "measures" / "big.json").is_file()
+    assert finished.row("big")["suites"]["held_out"]["figures"]["cross_entropy"]["n"] > 20
 
 
 def test_a_teacher_from_elsewhere_takes_no_other_models_name(
@@ -226,10 +295,9 @@ def test_overrides_reach_the_study(study_file: Path, tmp_path: Path) -> None:
     assert list(study.students) == ["control", "distilled"]
 
 
-def test_changed_settings_of_a_finished_stage_are_refused(study_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["study", str(study_file)]) == 0
-    control = study_file.parent / "stages" / "control.yaml"
+def test_changed_settings_of_a_finished_stage_are_refused(
+    finished: Finished, tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    file, control = finished.copy(tmp_path), tmp_path / "stages" / "control.yaml"
     control.write_text(control.read_text() + "seed: 5\n")
-    capsys.readouterr()
-    assert main(["study", str(study_file)]) == 2
-    assert "seed is 0 there, but 5 is expected; delete it or choose another output" in capsys.readouterr().err
+    assert "seed is 0 there, but 5 is expected; delete it or choose another output" in refused("study", file)

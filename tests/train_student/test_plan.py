@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from palenka.cache_teachers.capture import capture
 from palenka.cache_teachers.settings import CaptureSettings
 from palenka.ground.errors import UserError
 from palenka.train_student.plan import plan
+from palenka.train_student.run_facts import RunResult
 from palenka.train_student.settings import TrainCommand, TrainSettings
 from palenka.train_student.train import train
 
@@ -35,26 +37,74 @@ def everything(folder: Path) -> dict[str, int]:
     return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in folder.rglob("*")}
 
 
-def test_what_it_says_is_what_the_run_comes_to(student: MakeSettings, tmp_path: Path) -> None:
+@dataclass(frozen=True)
+class Planned:
+    """What was said of a run beforehand, the run's result and its directory."""
+
+    found: dict[str, Any]
+    result: RunResult
+    output: Path
+
+
+@pytest.fixture(scope="module")
+def planned(
+    settings_of_capture: Callable[..., CaptureSettings],
+    settings_of_run: MakeSettings,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Planned:
+    """A run of two epochs with a cached teacher that was planned, then trained."""
+    folder = tmp_path_factory.mktemp("planned")
+    capture(
+        settings_of_capture(output=folder / "cache", hidden={"positions": 5, "components": None, "sample_windows": 40})
+    )
+    settings = settings_of_run(
+        output=folder / "run",
+        teachers={"t": {"cache": folder / "cache"}},
+        objective=HIDDEN,
+        fraction=0.3,
+        epochs=2,
+        global_batch=16,
+        micro_batch=4,
+        trackers=["tensorboard"],
+    )
+    found = plan(settings)
+    return Planned(found, train(settings), settings.output)
+
+
+def test_nothing_is_written(student: MakeSettings, tmp_path: Path) -> None:
     settings = student(trackers=["tensorboard"])
     before = everything(tmp_path)
-    found = plan(settings)
+    plan(settings)
     assert everything(tmp_path) == before
-    result = train(settings)
+
+
+def test_it_counts_what_the_run_comes_to(planned: Planned) -> None:
+    found, result = planned.found, planned.result
     assert (found["parameters"], found["steps"], found["tokens"]) == (result.parameters, result.steps, result.tokens)
-    projections = load_file(settings.output / "projections.safetensors")
-    assert found["trained_beside"] == sum(weight.numel() for weight in projections.values())
+    assert found["windows"] == result.steps * 16
     assert found["validations"] == 2
     assert found["done_steps"] == 0
+
+
+def test_it_counts_what_is_trained_beside_the_student(planned: Planned) -> None:
+    projections = load_file(planned.output / "projections.safetensors")
+    assert planned.found["trained_beside"] == sum(weight.numel() for weight in projections.values())
+
+
+def test_its_seconds_are_those_of_the_micro_batches_that_it_timed(planned: Planned) -> None:
+    found = planned.found
     assert found["micro_batch"] == 4
     assert 1 <= found["timed_micro_batches"] <= 8
-    assert found["windows"] == result.steps * 16
     every_step = found["steps"] * found["step_seconds"]
     # The terms' gradients are measured once, at the price of a step for each of the three.
     assert found["seconds"] == pytest.approx(
         every_step + 3 * found["step_seconds"] + 2 * found["validation_seconds"], rel=1e-6
     )
-    model = sum(path.stat().st_size for path in settings.output.glob("*.safetensors"))
+
+
+def test_it_knows_the_disk_and_the_memory_that_a_run_needs(planned: Planned) -> None:
+    model = sum(path.stat().st_size for path in planned.output.glob("*.safetensors"))
+    found = planned.found
     assert model < found["disk_bytes"] < 20 * model
     assert found["weights_bytes"] < found["peak_memory_bytes"] < found["memory_bytes"]
 

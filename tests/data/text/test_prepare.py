@@ -186,23 +186,41 @@ def test_a_word_torn_between_pieces_counts_once(settings: CorpusSettings) -> Non
     assert sum(Corpus.open(settings.output, split).counts.words for split in ("dev", "test")) == 3
 
 
-def test_the_command(settings: CorpusSettings, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    config = tmp_path / "config.yaml"
-    settings.write_yaml(config)
+@pytest.fixture
+def config(settings: CorpusSettings, tmp_path: Path) -> Path:
+    """Its settings in a file."""
+    settings.write_yaml(tmp_path / "config.yaml")
+    return tmp_path / "config.yaml"
+
+
+def test_the_command_prints_what_the_corpus_holds(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["prepare", "--config", str(config)]) == 0
     assert re.search(r"train .*documents .* 2 .*words .* 14 .*bytes .* 54 ", capsys.readouterr().out, re.DOTALL)
-    assert main(["prepare", "--config", str(config), "--min_frequency", "5"]) == 2
-    assert "min_frequency is 2 there, but 5 is expected" in capsys.readouterr().err
+
+
+def test_a_corpus_with_other_settings_is_not_overwritten(config: Path, refused: Callable[..., str]) -> None:
+    assert main(["prepare", "--config", str(config)]) == 0
+    said = refused("data", "prepare", "--config", config, "--min_frequency", "5")
+    assert "min_frequency is 2 there, but 5 is expected" in said
+
+
+def test_an_option_that_is_not_known_is_named(config: Path, refused: Callable[..., str]) -> None:
     config.write_text("sources: a\noutput: b\nvocabulary: 3\n")
-    assert main(["prepare", "--config", str(config)]) == 2
-    assert "vocabulary" in capsys.readouterr().err
-    for arguments in ([], ["tidy"]):
-        assert main(arguments) == 2
-        assert "choose from fetch, prepare" in capsys.readouterr().err
-    for help_of in (["--help"], ["prepare", "--help"], ["fetch", "--help"]):
-        with pytest.raises(SystemExit, match="0"):
-            main(help_of)
-        assert "usage: palenka data" in capsys.readouterr().out
+    assert "vocabulary" in refused("data", "prepare", "--config", config)
+
+
+@pytest.mark.parametrize("arguments", [[], ["tidy"]])
+def test_without_a_command_that_is_known_the_commands_are_named(
+    arguments: list[str], refused: Callable[..., str]
+) -> None:
+    assert "choose from fetch, prepare" in refused("data", *arguments)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["prepare", "--help"], ["fetch", "--help"]])
+def test_each_command_has_help(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(arguments)
+    assert "usage: palenka data" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["babylm-10m", "babylm-100m"])
@@ -298,21 +316,30 @@ def test_what_opens_and_ends_documents_can_be_changed(
         assert main([*words, *options]) == 0
 
 
-def test_settings_that_exclude_each_other_or_have_no_bound(
-    settings: CorpusSettings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        (["--tokenizer", "x", "--vocabulary_size", "300"], "which is not learnt; leave vocabulary_size out"),
+        (["--vocabulary_size", "1000000000000"], "vocabulary_size is 1000000000000"),
+        (["--min_frequency", "1e18"], "min_frequency is 1e18"),
+        (["--document_start", "<nope>"], "document_start is '<nope>', but the tokenizer has no such token"),
+        (["--tokenizer", "."], "has no tokenizer"),
+    ],
+    ids=lambda given: given[0] if isinstance(given, list) else "",
+)
+def test_settings_that_exclude_each_other_or_have_no_bound_are_refused(
+    settings: CorpusSettings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    refused: Callable[..., str],
+    options: list[str],
+    why: str,
 ) -> None:
-    words = ["prepare", "--sources", str(settings.sources[0]), "--output", str(tmp_path / "out")]
-
-    def told(*options: str) -> str:
-        assert main([*words, *options]) == 2
-        return " ".join(capsys.readouterr().err.split())
-
-    assert "which is not learnt; leave vocabulary_size out" in told("--tokenizer", "x", "--vocabulary_size", "300")
-    assert "vocabulary_size is 1000000000000" in told("--vocabulary_size", "1000000000000")
-    assert "min_frequency is 1e18" in told("--min_frequency", "1e18")
-    assert "document_start is '<nope>', but the tokenizer has no such token" in told("--document_start", "<nope>")
-    assert "has no tokenizer" in told("--tokenizer", str(tmp_path))
-    assert not (tmp_path / "out").exists()
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    out = tmp_path / "out"
+    assert why in refused("data", "prepare", "--sources", settings.sources[0], "--output", out, *options)
+    assert not out.exists()
 
 
 def test_a_token_type_wide_enough_for_the_vocabulary(
