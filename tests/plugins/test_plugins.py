@@ -94,77 +94,124 @@ def run_settings(student_of_cache: SettingsOfRun, capture_settings: CaptureSetti
     return make
 
 
-def test_an_encoding(
-    capture_settings: CaptureSettings,
-    corpus: Corpus,
-    teacher: Path,
-    run_settings: SettingsOfRun,
-    changed: Changed,
-    first_step: FirstStep,
-) -> None:
+@pytest.fixture
+def whole(capture_settings: CaptureSettings, changed: Changed) -> CaptureSettings:
+    """A cache of an encoding of logits that a plug-in brings."""
     settings = changed(capture_settings, logits={"kind": "whole"})
     capture(settings)
-    cache = TeacherCache(settings.output)
-    assert cache.manifest.logits.as_plain() == {"kind": "whole", "temperatures": [1.0, 2.0]}
-    rule, slots = settings.windows, np.arange(2**13 // settings.windows.length)
-    order = rule.slots(len(corpus.tokens), 0)
-    exact = outputs_of(teacher, torch.from_numpy(gather(corpus.tokens, rule, 0, order[slots]))).logits
-    # What is measured once, on the first windows on disk, and the arrays.
+    return settings
+
+
+@pytest.fixture
+def exact(teacher: Path, corpus: Corpus, capture_settings: CaptureSettings) -> Tensor:
+    """The teacher's logits for the first 8,192 tokens on disk, on which an encoding is measured, in float64."""
+    rule, slots = capture_settings.windows, slice(2**13 // capture_settings.windows.length)
+    indices = rule.slots(len(corpus.tokens), 0)[slots]
+    logits: Tensor = outputs_of(teacher, torch.from_numpy(gather(corpus.tokens, rule, 0, indices))).logits
+    return logits
+
+
+def test_an_encoding_is_measured_once_and_read_as_it_was_written(whole: CaptureSettings, exact: Tensor) -> None:
+    cache = TeacherCache(whole.output)
     mean = exact.log_softmax(-1).flatten(0, 1).mean(0)
     torch.testing.assert_close(cache.measured.statics["mean"].double(), mean, rtol=1e-5, atol=1e-5)
     for temperature in (1.0, 2.0):
-        found = cache.read(0, slots).at(temperature).log_kept.double()
+        found = cache.read(0, np.arange(len(exact))).at(temperature).log_kept.double()
         torch.testing.assert_close(found, (exact / temperature).log_softmax(-1), rtol=2e-3, atol=2e-3)
-    # Everything that asks an encoding what it is.
+
+
+def test_an_encoding_says_what_it_is(whole: CaptureSettings) -> None:
+    cache = TeacherCache(whole.output)
+    assert cache.manifest.logits.as_plain() == {"kind": "whole", "temperatures": [1.0, 2.0]}
+    assert cache.manifest.logits.summary() == "the whole distribution"
     assert cache.kept_mass() == {1.0: 1.0, 2.0: 1.0}
-    checked = verify(VerifySettings.model_validate(settings.as_plain()))
+
+
+def test_an_encoding_is_verified(whole: CaptureSettings) -> None:
+    checked = verify(VerifySettings.model_validate(whole.as_plain()))
     assert set(checked["differing_codes"].values()) == {0.0}
     assert all(abs(divergence) < 1e-5 for divergence in checked["rounding"].values())
-    entropy = -(exact.softmax(-1) * exact.log_softmax(-1)).sum(-1).mean().item()
-    shown = inspect(InspectSettings(cache=settings.output, sample=512))
-    assert shown["entropy"]["1.0"] == pytest.approx(entropy, rel=5e-2)
-    foretold = plan(PlanSettings.model_validate(settings.as_plain()))
-    assert foretold["bytes_per_token"]["logits/beside_mean"] < 2 * corpus.vocabulary_size
-    assert cache.manifest.logits.summary() == "the whole distribution"
 
+
+def test_an_encoding_is_inspected(whole: CaptureSettings, exact: Tensor) -> None:
+    entropy = -(exact.softmax(-1) * exact.log_softmax(-1)).sum(-1).mean().item()
+    shown = inspect(InspectSettings(cache=whole.output, sample=512))
+    assert shown["entropy"]["1.0"] == pytest.approx(entropy, rel=5e-2)
+
+
+def test_an_encoding_is_planned(whole: CaptureSettings, corpus: Corpus) -> None:
+    foretold = plan(PlanSettings.model_validate(whole.as_plain()))
+    assert foretold["bytes_per_token"]["logits/beside_mean"] < 2 * corpus.vocabulary_size
+
+
+@pytest.mark.usefixtures("whole")
+def test_a_student_learns_from_an_encoding(teacher: Path, run_settings: SettingsOfRun, first_step: FirstStep) -> None:
     logged, tokens, _, student = first_step(run_settings({"hard": 0.5, "logit": 0.5}))
     theirs, ours = ((logits / 2).log_softmax(-1) for logits in (outputs_of(teacher, tokens).logits, student.logits))
     expected = 4 * (theirs.exp() * (theirs - ours)).sum(-1).mean().item()
     assert logged["logit/t"] == pytest.approx(expected, rel=1e-3)
 
 
-def test_an_encoding_of_hidden_states(
-    hidden_capture: CaptureSettings,
-    corpus: Corpus,
-    teacher: Path,
-    run_settings: SettingsOfRun,
-    changed: Changed,
-    first_step: FirstStep,
-) -> None:
-    settings = changed(hidden_capture, hidden={"kind": "signs", "positions": 5, "layers": [0, 2]})
+LAYERS = (0, 2)
+
+
+@pytest.fixture
+def signs(hidden_capture: CaptureSettings, changed: Changed) -> CaptureSettings:
+    """A cache of an encoding of hidden states that a plug-in brings."""
+    settings = changed(hidden_capture, hidden={"kind": "signs", "positions": 5, "layers": list(LAYERS)})
     capture(settings)
-    # Measured on the first windows on disk, without position 0.
-    states = outputs_of(teacher, corpus_windows(corpus, settings)).hidden_states
-    layers = TeacherCache(settings.output, ["teacher/0", "teacher/2"]).measured.layers
-    # Nothing predicts such codes: a layer is read by itself.
-    assert TeacherCache(settings.output, ["teacher/2"]).measured.layers.keys() == {"teacher/2"}
-    for index in (0, 2):
-        sample = states[index][:, 1:].flatten(0, 1)
-        mean, deviation = sample.mean(0), sample.var(0, correction=0).mean().sqrt()
+    return settings
+
+
+@pytest.fixture
+def samples(hidden_capture: CaptureSettings, corpus: Corpus, teacher: Path) -> dict[int, Tensor]:
+    """What each layer is measured on: the first windows on disk, without position 0."""
+    states = outputs_of(teacher, corpus_windows(corpus, hidden_capture)).hidden_states
+    return {layer: states[layer][:, 1:].flatten(0, 1) for layer in LAYERS}
+
+
+def mean_and_deviation(sample: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean of a layer's states, and the RMS of their deviations."""
+    return sample.mean(0), sample.var(0, correction=0).mean().sqrt()
+
+
+def test_an_encoding_of_hidden_states_is_measured_once(signs: CaptureSettings, samples: dict[int, Tensor]) -> None:
+    layers = TeacherCache(signs.output, [f"teacher/{layer}" for layer in LAYERS]).measured.layers
+    for index, sample in samples.items():
+        mean, deviation = mean_and_deviation(sample)
         layer = layers[f"teacher/{index}"]
         torch.testing.assert_close(layer.mean.double(), mean, rtol=1e-4, atol=1e-5)
         assert float(layer.rms_deviation) == pytest.approx(deviation.item(), rel=1e-4)  # no dimension at all
-        # The part of the variance that signs times the deviation lose.
+
+
+def test_a_layer_from_which_no_codes_are_predicted_is_read_by_itself(signs: CaptureSettings) -> None:
+    assert TeacherCache(signs.output, ["teacher/2"]).measured.layers.keys() == {"teacher/2"}
+
+
+def test_the_error_of_an_encoding_of_hidden_states_is_the_part_of_the_variance_that_it_loses(
+    signs: CaptureSettings, samples: dict[int, Tensor]
+) -> None:
+    shown = inspect(InspectSettings(cache=signs.output))
+    assert shown["hidden_encoding"] == "signs"
+    for index, sample in samples.items():
+        mean, deviation = mean_and_deviation(sample)
         centred = sample - mean
         lost = (centred - deviation * centred.sign()).square().sum() / centred.square().sum()
-        shown = inspect(InspectSettings(cache=settings.output))
         assert shown["hidden_error"][f"teacher/{index}"] == pytest.approx(lost.item(), rel=0.1)
-    assert shown["hidden_encoding"] == "signs"
-    checked = verify(VerifySettings.model_validate(settings.as_plain()))
+
+
+def test_an_encoding_of_hidden_states_is_verified(signs: CaptureSettings) -> None:
+    checked = verify(VerifySettings.model_validate(signs.as_plain()))
     assert set(checked["differing_codes"].values()) == {0.0}
 
+
+@pytest.mark.usefixtures("signs")
+def test_a_student_learns_from_an_encoding_of_hidden_states(
+    samples: dict[int, Tensor], teacher: Path, run_settings: SettingsOfRun, first_step: FirstStep
+) -> None:
     objective = {"hard": 0.5, "hidden": {"weight": 0.5, "projection": "none"}}
     logged, tokens, positions, student = first_step(run_settings(objective, layers={2: 2}))
+    mean, deviation = mean_and_deviation(samples[2])
     rows = torch.arange(BATCH)[:, None]
     theirs = (outputs_of(teacher, tokens).hidden_states[2][rows, positions] - mean).sign()
     ours = (student.hidden_states[2][rows, positions] - mean) / deviation

@@ -1,7 +1,7 @@
 """Every distillation method from its file, shrunk: from caches and from live teachers, with every term pulling."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from palenka.data.signals.hidden import ComponentsEncoding
 from palenka.ground.command_line import parse
 from palenka.train_student.model.shapes import ModelShape
 from palenka.train_student.objective.settings import HiddenTerm
-from palenka.train_student.settings import TrainSettings
+from palenka.train_student.settings import TeacherSource, TrainSettings
 from palenka.train_student.train import train
 
 STUDENTS = Path(__file__).parents[2] / "configs" / "students"
@@ -107,28 +107,58 @@ def parse_published(name: str) -> TrainSettings:
     return parse(TrainSettings, ["--config", str(STUDENTS / f"{name}.yaml")], "palenka train")
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_the_caches_hold_what_the_students_read(name: str) -> None:
-    student = parse_published(name)
-    for source in student.teachers.values():
+def published_caches(name: str) -> Iterator[tuple[TeacherSource, CaptureSettings]]:
+    """Each teacher of a method, and the settings of the capture that it reads."""
+    for source in parse_published(name).teachers.values():
         assert source.cache is not None
         file = STUDENTS.parent / "caches" / f"{source.cache.name}.yaml"
-        cache = parse(CaptureSettings, ["--config", str(file)], "palenka cache run")
-        assert source.cache == cache.output
-        assert source.model == cache.teacher
+        yield source, parse(CaptureSettings, ["--config", str(file)], "palenka cache run")
+
+
+def widths_of(cache: CaptureSettings) -> list[int]:
+    """The width of each model that is captured."""
+    files = [STUDENTS.parent / f"{path.relative_to('runs')}.yaml" for path in cache.models().values()]
+    return [yaml.safe_load(file.read_text())["model"]["hidden_size"] for file in files]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_student_reads_the_cache_of_its_teacher(name: str) -> None:
+    for source, cache in published_caches(name):
+        assert (source.cache, source.model) == (cache.output, cache.teacher)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_cache_holds_the_layers_that_the_student_maps_to_its_own(name: str) -> None:
+    student = parse_published(name).model
+    assert isinstance(student, ModelShape)
+    for source, cache in published_caches(name):
         assert cache.hidden is not None
         assert isinstance(source.layers, dict)
-        assert isinstance(student.model, ModelShape)
         assert set(source.layers) <= set(cache.hidden.layers)
-        assert max(source.layers.values()) <= student.model.num_hidden_layers
-        assert student.objective.temperature in cache.logits.temperatures
-        teachers = [STUDENTS.parent / f"{path.relative_to('runs')}.yaml" for path in cache.models().values()]
-        widths = [yaml.safe_load(teacher.read_text())["model"]["hidden_size"] for teacher in teachers]
-        codes = len(cache.hidden.layers) * sum(cache.hidden.array(width, 1).width for width in widths)
-        assert codes * cache.hidden.within(128).num_positions() / 128 <= 640  # before compression
-        compared = student.objective.terms["hidden"]
-        assert isinstance(compared, HiddenTerm)
-        if compared.projection == "none":
-            assert widths == [student.model.hidden_size]
-            assert isinstance(cache.hidden, ComponentsEncoding)
-            assert cache.hidden.components is None
+        assert max(source.layers.values()) <= student.num_hidden_layers
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_cache_has_the_temperature_of_the_student(name: str) -> None:
+    temperature = parse_published(name).objective.temperature
+    assert all(temperature in cache.logits.temperatures for _, cache in published_caches(name))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_hidden_states_take_640_bytes_a_token_at_most_before_compression(name: str) -> None:
+    for _, cache in published_caches(name):
+        assert cache.hidden is not None
+        codes = len(cache.hidden.layers) * sum(cache.hidden.array(width, 1).width for width in widths_of(cache))
+        assert codes * cache.hidden.within(128).num_positions() / 128 <= 640
+
+
+def test_without_a_projection_widths_are_equal_and_no_component_is_left_out() -> None:
+    objectives = {name: parse_published(name).objective.terms["hidden"] for name in METHODS}
+    unprojected = [n for n, each in objectives.items() if isinstance(each, HiddenTerm) and each.projection == "none"]
+    assert unprojected == ["hidden-state-58m"]
+    student = parse_published("hidden-state-58m")
+    assert isinstance(student.model, ModelShape)
+    for _, cache in published_caches("hidden-state-58m"):
+        assert widths_of(cache) == [student.model.hidden_size]
+        assert isinstance(cache.hidden, ComponentsEncoding)
+        assert cache.hidden.components is None
