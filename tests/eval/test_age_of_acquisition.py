@@ -18,6 +18,8 @@ from palenka.eval.age_of_acquisition import _crossing, acquisition, children_age
 from palenka.eval.learning_curve import read_curve
 from palenka.eval.results import read_items
 from palenka.ground.errors import UserError
+from palenka.train_student.settings import TrainSettings
+from palenka.train_student.train import train
 
 MONTHS = np.arange(16, 31)
 WORDS = np.array([1, 2, 3, 4, 5, 6, 7, 8, 9, *range(10, 101, 10)]) * 10**6
@@ -118,9 +120,9 @@ def data(tmp_path: Path) -> Path:
 
 
 def test_words_are_scored_in_their_contexts_over_a_runs_revisions(
-    train_with_revisions: Callable[..., Path], data: Path, tmp_path: Path
+    settings_of_run: Callable[..., TrainSettings], data: Path, tmp_path: Path
 ) -> None:
-    train_with_revisions("run", [100, 300, 900], fraction=0.3)
+    train(settings_of_run(output=tmp_path / "run", revisions=[100, 300, 900], fraction=0.3))
     out = tmp_path / "out" / "run.json"
     assert main([str(tmp_path / "run"), "--revisions", "--babylm", str(data), "--out", str(out)]) == 0
     curve = read_curve(out)
@@ -149,9 +151,9 @@ def test_words_are_scored_in_their_contexts_over_a_runs_revisions(
 
 
 def test_what_children_say_is_read_before_any_model_is(
-    train_with_revisions: Callable[..., Path], data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    settings_of_run: Callable[..., TrainSettings], data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    train_with_revisions("run", [100, 300], fraction=0.1)
+    train(settings_of_run(output=tmp_path / "run", revisions=[100, 300], fraction=0.1))
     (data / "full_eval" / "aoa" / "cdi_human.csv").unlink()
     out = tmp_path / "out" / "run.json"
     assert main([str(tmp_path / "run"), "--revisions", "--babylm", str(data), "--out", str(out)]) == 2
