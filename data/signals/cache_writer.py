@@ -32,7 +32,7 @@ from palenka.ground.files import remove, whole_directory
 from palenka.ground.records import commit
 
 HiddenError = Mapping[str, tuple[float, float]]
-"""For every layer the residual and the total sum of squares (`Layer.squared_error`)."""
+"""For every layer the residual and the total sum of squares of a part of its states (`Layer.squared_error`)."""
 
 
 class CacheWriter:
