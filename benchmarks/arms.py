@@ -37,10 +37,14 @@ warm-up seeds leave the plateau at the unigrams' entropy at other steps, and end
 
 @dataclass(frozen=True)
 class Arm:
-    """A group of students with the same objective and teacher, and their losses by seed."""
+    """A group of students with the same objective and teacher, and their losses by seed.
+
+    With `after`, each goes on from the student of the same seed of the arm with this name.
+    """
 
     objective: Mapping[str, Any]
     teacher: Mapping[str, Any] | None = None
+    after: str | None = None
     losses: dict[int, float] = field(default_factory=dict)
 
     def row(self) -> str:
@@ -91,7 +95,7 @@ def run_arms(given: argparse.Namespace, arms: Mapping[str, Arm], fraction: float
     """
     for seed in given.seeds:
         for name, arm in arms.items():
-            output = given.output / "students" / f"{folder_name(name)}-{seed}"
+            output = _place(given, name, seed)
             measured = output.with_suffix(".json")
             if not measured.is_file():
                 if given.only_table or not is_chosen(given, name):
@@ -99,7 +103,7 @@ def run_arms(given: argparse.Namespace, arms: Mapping[str, Arm], fraction: float
                 settings = {
                     "corpus": given.corpus,
                     "output": output,
-                    "model": STUDENT,
+                    "model": {"from": _place(given, arm.after, seed)} if arm.after else STUDENT,
                     "teachers": {"t": arm.teacher} if arm.teacher else {},
                     "objective": arm.objective,
                     "fraction": fraction,
@@ -114,6 +118,11 @@ def run_arms(given: argparse.Namespace, arms: Mapping[str, Arm], fraction: float
                 train(TrainSettings.model_validate(settings))
                 write_record(measured, {"held_out": held_out(output, Corpus.open(given.corpus, "test"))})
             arm.losses[seed] = float(read_record(measured)["held_out"])
+
+
+def _place(given: argparse.Namespace, name: str, seed: int) -> Path:
+    """The folder of an arm's student."""
+    return Path(given.output) / "students" / f"{folder_name(name)}-{seed}"
 
 
 def held_out(model: Path, corpus: Corpus) -> float:

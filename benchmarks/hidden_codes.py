@@ -2,12 +2,15 @@
 
     python -m benchmarks.hidden_codes --corpus CORPUS --teacher TEACHER --output FOLDER [--seeds 0 1 2 3 4]
 
-Captures the teacher with codes of its principal components and with the same components in float32, and trains the same
-student from each with the hidden term, beside one with the logit term alone. Codes that are as exact as 64 components
-are of 80; the float32 ones are 80 too, so that both students have the same projections, and more exact than the 64 that
-the codes replace. Prints bytes and relative errors by layer, held-out cross-entropies, and Student's interval of codes
-minus float32, paired by seed. Finished runs are kept, so calls with other seeds add to those before; each takes minutes
-on a core. `--only-table` runs nothing.
+Captures the teacher with codes of its principal components and with the same components in float32. Trains a student
+with the logit term alone, and from it, for as many steps again, one with the hidden term of each cache and one without.
+Students from scratch leave the plateau at the unigrams' entropy at steps that chance decides, and would differ by that.
+Codes that are as exact as 64 components are of 80; the float32 ones are 80 too, so that both students have the same
+projections, and more exact than the 64 that the codes replace.
+
+Prints bytes and relative errors by layer, held-out cross-entropies, and Student's interval of each arm minus float32,
+paired by seed. Finished runs are kept, so calls with other seeds add to those before; each takes minutes on a core.
+`--only-table` runs nothing.
 """
 
 from pathlib import Path
@@ -36,7 +39,9 @@ def main() -> None:
         if not given.only_table:
             capture(CaptureSettings.model_validate(settings | {"fraction": FRACTION, "micro_batch": 8}))
     arms = {"logits alone": Arm(OBJECTIVE, {"cache": caches["codes"]})}
-    arms |= {name: Arm(OBJECTIVE | {"hidden": 0.3}, {"cache": cache}) for name, cache in caches.items()}
+    supervised = OBJECTIVE | {"hidden": 0.3}
+    arms |= {name: Arm(supervised, {"cache": cache}, after="logits alone") for name, cache in caches.items()}
+    arms["logits longer"] = Arm(OBJECTIVE, {"cache": caches["codes"]}, after="logits alone")
     run_arms(given, arms, FRACTION, EPOCHS)
     print("| student | bytes a token | error by layer | held-out, by seed | mean | minus float32 | 95 % | pairs |")
     print("|---|---|---|---|---|---|---|---|")

@@ -12,7 +12,8 @@ an import runs the line), those that run the fewest lines first, until they have
 the coverage. So a survivor may still die by a test that was not tried: what is counted as killed is a lower bound.
 Every mutant has a process of its own, forked from one that has imported torch and nothing of the project.
 
-Two streams on two cores: `--first 0 --most 150` and `--first 150 --most 300`, each in a clone and with its own log.
+Two streams on two cores: `--first 0 --most 150` and `--first 150 --most 300`, each in a clone with a copy of
+`.coverage` and `.durations.xml`, and with its own log.
 """
 
 import argparse
@@ -120,7 +121,7 @@ def tests_of_lines() -> dict[str, dict[int, list[str]]]:
     found: dict[str, dict[int, list[str]]] = {}
     for file in data.measured_files():
         by_line = data.contexts_by_lineno(file)
-        path = Path(file).resolve()
+        path = (ROOT / file).resolve()
         if path.is_relative_to(ROOT):
             lines = {line: sorted({test.split("|")[0] for test in tests if test}) for line, tests in by_line.items()}
             found[str(path.relative_to(ROOT))] = lines
