@@ -5,11 +5,12 @@ It changes files of the checkout that it lies in, one at a time, and puts them b
     $ git clone . /tmp/mutants && cd /tmp/mutants && pip install -e '.[demo,dev,mutation]'
     $ python -m benchmarks.mutation --coverage          # which test runs which line
     $ python -m benchmarks.mutation --log mutants.jsonl --most 300   # goes on where it was stopped
+    $ python -m benchmarks.mutation --log mutants.jsonl --again      # survivors, with all tests, new ones too
     $ python -m benchmarks.mutation --log mutants.jsonl --table
 
 A sample has at most one mutant a place of the code. It is tried with the tests that run its line (its module, if only
 an import runs the line), those that run the fewest lines first, until they have taken SECONDS in the run that measured
-the coverage. So a survivor may still die by a test that was not tried: what is counted as killed is a lower bound.
+the coverage. A survivor may still die by a test that was not tried, which `--again` looks for.
 Every mutant has a process of its own, forked from one that has imported torch and nothing of the project.
 
 Two streams on two cores: `--first 0 --most 150` and `--first 150 --most 300`, each in a clone with a copy of
@@ -26,10 +27,12 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 ROOT = Path(__file__).parents[1]
@@ -80,6 +83,12 @@ def in_annotations(source: str) -> set[tuple[int, int]]:
     return places
 
 
+def in_functions(source: str) -> set[int]:
+    """The lines of bodies of functions; all others are run by an import."""
+    functions = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef)]
+    return {line for node in functions for line in range(node.body[0].lineno, (node.end_lineno or 0) + 1)}
+
+
 def mutants(seed: int) -> list[Mutant]:
     """One mutant for every place of the modules, in random order."""
     from cosmic_ray.ast import ast_nodes, get_ast_from_path
@@ -112,43 +121,70 @@ def measure_coverage() -> None:
     subprocess.run([sys.executable, "-m", *command, *durations], cwd=ROOT, check=True)
 
 
-def tests_of_lines() -> dict[str, dict[int, list[str]]]:
-    """By file and line, the tests that run it; none for a line that only an import runs."""
-    from coverage import CoverageData
+@dataclass(frozen=True)
+class Coverage:
+    """What `measure_coverage` found.
 
-    data = CoverageData(str(ROOT / ".coverage"))
-    data.read()
-    found: dict[str, dict[int, list[str]]] = {}
-    for file in data.measured_files():
-        by_line = data.contexts_by_lineno(file)
-        path = (ROOT / file).resolve()
-        if path.is_relative_to(ROOT):
-            lines = {line: sorted({test.split("|")[0] for test in tests if test}) for line, tests in by_line.items()}
-            found[str(path.relative_to(ROOT))] = lines
-    return found
+    Attributes:
+        by_file: the tests that run each line, by file and line; none for a line that only an import runs.
+        seconds: that each test takes, its set-up counted.
+    """
 
+    by_file: dict[str, dict[int, list[str]]]
+    seconds: dict[str, float]
 
-def lines_run(by_file: dict[str, dict[int, list[str]]]) -> Counter[str]:
-    """How many lines each test runs: the fewer, the more it is about them."""
-    return Counter(test for by_line in by_file.values() for tests in by_line.values() for test in tests)
+    @staticmethod
+    def read() -> "Coverage":
+        """From the files of the last measurement."""
+        from coverage import CoverageData
 
+        data = CoverageData(str(ROOT / ".coverage"))
+        data.read()
+        by_file: dict[str, dict[int, list[str]]] = {}
+        for file in data.measured_files():
+            path = (ROOT / file).resolve()
+            if path.is_relative_to(ROOT):
+                tests_by_line = data.contexts_by_lineno(file).items()
+                lines = {line: sorted({test.split("|")[0] for test in tests if test}) for line, tests in tests_by_line}
+                by_file[str(path.relative_to(ROOT))] = lines
+        cases = ElementTree.parse(DURATIONS).iter("testcase")
+        return Coverage(
+            by_file, {f"{case.get('file')}::{case.get('name')}": float(case.get("time", 0)) for case in cases}
+        )
 
-def durations() -> dict[str, float]:
-    """Seconds of each test, its set-up counted."""
-    cases = ElementTree.parse(DURATIONS).iter("testcase")
-    return {f"{case.get('file')}::{case.get('name')}": float(case.get("time", 0)) for case in cases}
+    @cached_property
+    def breadth(self) -> Counter[str]:
+        """How many lines each test runs: the fewer, the more it is about them."""
+        return Counter(test for by_line in self.by_file.values() for tests in by_line.values() for test in tests)
 
+    def tests_of(self, mutant: Mutant, at_most: float) -> list[str]:
+        """The tests that a mutant has to pass, those that run the fewest lines first.
 
-def tests_of(mutant: Mutant, by_line: dict[int, list[str]], breadth: Counter[str], took: dict[str, float]) -> list[str]:
-    """The tests that a mutant has to pass, those that run the fewest lines first."""
-    if mutant.line not in by_line:
-        return []
-    lines = Counter(test for tests in by_line.values() for test in tests)
-    # A line that only an import runs, such as a constant: the tests that are most about its module.
-    tests = by_line[mutant.line] or [test for test in lines if lines[test] > breadth[test] / 10] or list(lines)
-    ordered = sorted(tests, key=lambda test: (breadth[test], test))
-    sums = accumulate(took.get(test, 1.0) for test in ordered)
-    return [test for test, seconds in zip(ordered, sums, strict=True) if seconds <= SECONDS] or ordered[:1]
+        Args:
+            mutant: whose line they run, or whose module if an import runs the line: coverage gives such a line to the
+                first test that imported it.
+            at_most: seconds that they take together.
+        """
+        by_line = self.by_file.get(mutant.path, {})
+        if mutant.line not in by_line:
+            return []
+        tests: Iterable[str] = by_line[mutant.line]
+        if mutant.line not in in_functions((ROOT / mutant.path).read_text(encoding="utf-8")):
+            lines = Counter(test for tests in by_line.values() for test in tests)
+            tests = [test for test in lines if lines[test] > self.breadth[test] / 10] or lines
+        ordered = sorted(tests, key=lambda test: (self.breadth[test], test))
+        sums = accumulate(map(self.seconds_of, ordered))
+        return [test for test, seconds in zip(ordered, sums, strict=True) if seconds <= at_most] or ordered[:1]
+
+    def seconds_of(self, test: str) -> float:
+        """What a test takes."""
+        return self.seconds.get(test, 1.0)
+
+    def some_tests(self) -> list[str]:
+        """A test of each module, so that what cannot run here is seen before it is called killed."""
+        found = (self.by_file.get(str(path.relative_to(ROOT)), {}).values() for path in modules())
+        by_module = [{test for tests in by_line for test in tests} for by_line in found]
+        return sorted({min(tests, key=lambda test: (self.breadth[test], test)) for tests in by_module if tests})
 
 
 def passes(tests: Sequence[str], seconds: float, output: Path) -> bool:
@@ -193,65 +229,65 @@ def passes(tests: Sequence[str], seconds: float, output: Path) -> bool:
     return False
 
 
-def try_mutants(log: Path, chosen: Sequence[Mutant]) -> None:
-    """Try the mutants that the log has not."""
-    from cosmic_ray.mutating import use_mutation
-    from cosmic_ray.plugins import get_operator
-
+def try_mutants(log: Path, chosen: Sequence[Mutant], again: bool) -> None:
+    """Try the mutants that the log has not, or `again` its survivors with all tests that run them."""
     changed = subprocess.run(
         ["git", "status", "--porcelain", "--untracked-files=no"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout
     if changed:
         sys.exit(f"files of this checkout differ from its commit:\n{changed}put them back (git checkout .) first")
-    done = len(log.read_text().splitlines()) if log.exists() else 0
-    by_file, took = tests_of_lines(), durations()
-    breadth = lines_run(by_file)
+    coverage = Coverage.read()
     for name in HEAVY:
         importlib.import_module(name)
     os.chdir(ROOT)
+    output = log.with_suffix(".out")
     # Before anything is called killed: without a change, the tests pass.
-    if not passes(_tests_of_some(by_file, breadth), SECONDS, log.with_suffix(".out")):
-        sys.exit(f"the tests fail without a mutant too; see {log.with_suffix('.out')}")
-    for mutant in chosen[done:]:
-        started = time.monotonic()
-        path, ran = ROOT / mutant.path, 0
-        original = path.read_text(encoding="utf-8").splitlines()
-        with use_mutation(path, get_operator(mutant.operator)(**mutant.arguments), mutant.occurrence):
-            now = path.read_text(encoding="utf-8").splitlines()
-            is_code = _compiles("\n".join(now))
-            outcome = "not run" if is_code else "no Python"
-            tests = tests_of(mutant, by_file.get(mutant.path, {}), breadth, took) if is_code else []
-            for group in filter(None, (tests[:FIRST_TESTS], tests[FIRST_TESTS:])):
-                ran += len(group)
-                seconds = sum(took.get(test, 1.0) for test in group)
-                outcome = "survived" if passes(group, seconds, log.with_suffix(".out")) else "killed"
-                if outcome == "killed":
-                    break
-        number = next(n for n, (old, new) in enumerate(zip(original, now, strict=False)) if old != new)
-        record = {
-            "path": mutant.path,
-            "line": number + 1,
-            "operator": mutant.operator,
-            "outcome": outcome,
-            "old": original[number].strip(),
-            "new": now[number].strip(),
-            "tried": ran,
-            "seconds": round(time.monotonic() - started, 1),
-        }
-        with log.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
-        print(
-            record["outcome"], f"{record['path']}:{record['line']}", record["new"], f"{record['seconds']} s", flush=True
-        )
+    if not passes(coverage.some_tests(), SECONDS, output):
+        sys.exit(f"the tests fail without a mutant too; see {output}")
+    records = _read(log)
+    for place, mutant in enumerate(chosen):
+        if place < len(records) and not (again and records[place]["outcome"] in ("survived", "not run")):
+            continue
+        records[place : place + 1] = [_tried(mutant, coverage, 1e6 if again else SECONDS, output)]
+        aside = log.with_suffix(".new")
+        aside.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+        aside.replace(log)
+        print(*(records[place][key] for key in ("outcome", "path", "line", "new", "seconds")), flush=True)
 
 
-def _tests_of_some(by_file: dict[str, dict[int, list[str]]], breadth: Counter[str]) -> list[str]:
-    """A test of each module, so that what cannot run here is seen before it is called killed."""
-    tests = []
-    for path in modules():
-        found = {test for tests in by_file.get(str(path.relative_to(ROOT)), {}).values() for test in tests}
-        tests += [min(found, key=lambda test: (breadth[test], test))] if found else []
-    return sorted(set(tests))
+def _read(log: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()] if log.exists() else []
+
+
+def _tried(mutant: Mutant, coverage: Coverage, at_most: float, output: Path) -> dict[str, Any]:
+    """The record of a mutant: whether a test fails with it."""
+    from cosmic_ray.mutating import use_mutation
+    from cosmic_ray.plugins import get_operator
+
+    started, path = time.monotonic(), ROOT / mutant.path
+    original, ran = path.read_text(encoding="utf-8").splitlines(), 0
+    tests = coverage.tests_of(mutant, at_most)
+    with use_mutation(path, get_operator(mutant.operator)(**mutant.arguments), mutant.occurrence):
+        now = path.read_text(encoding="utf-8").splitlines()
+        is_code = _compiles("\n".join(now))
+        outcome = "not run" if is_code else "no Python"
+        for group in filter(None, (tests[:FIRST_TESTS], tests[FIRST_TESTS:]) if is_code else ()):
+            ran += len(group)
+            seconds = sum(map(coverage.seconds_of, group))
+            outcome = "survived" if passes(group, seconds, output) else "killed"
+            if outcome == "killed":
+                break
+    number = next(n for n, (old, new) in enumerate(zip(original, now, strict=False)) if old != new)
+    return {
+        "path": mutant.path,
+        "line": number + 1,
+        "operator": mutant.operator,
+        "outcome": outcome,
+        "old": original[number].strip(),
+        "new": now[number].strip(),
+        "tried": ran,
+        "seconds": round(time.monotonic() - started, 1),
+    }
 
 
 def _compiles(source: str) -> bool:
@@ -265,8 +301,7 @@ def _compiles(source: str) -> bool:
 
 def table(log: Path) -> None:
     """Print how many died by module, and each that did not."""
-    records = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
-    records = [record for record in records if record["outcome"] != "no Python"]
+    records = [record for record in _read(log) if record["outcome"] != "no Python"]
     paths = sorted({record["path"] for record in records})
     print("| module | mutants | killed | survived | no test runs it |\n|---|---|---|---|---|")
     for path in paths:
@@ -287,6 +322,7 @@ def main() -> None:
     parser.add_argument("--most", type=int, default=300, help="size of the sample")
     parser.add_argument("--first", type=int, default=0, help="place in the sample that this log begins at")
     parser.add_argument("--seed", type=int, default=0, help="of the sample")
+    parser.add_argument("--again", action="store_true", help="try survivors again, with all tests that run their line")
     parser.add_argument("--table", action="store_true", help="print what the log says")
     arguments = parser.parse_args()
     if arguments.coverage:
@@ -294,7 +330,8 @@ def main() -> None:
     elif arguments.table:
         table(arguments.log)
     else:
-        try_mutants(arguments.log.resolve(), mutants(arguments.seed)[arguments.first : arguments.most])
+        chosen = mutants(arguments.seed)[arguments.first : arguments.most]
+        try_mutants(arguments.log.resolve(), chosen, arguments.again)
 
 
 if __name__ == "__main__":
