@@ -219,8 +219,9 @@ def passes(tests: Sequence[str], seconds: float, output: Path) -> bool:
         done, status = os.waitpid(child, os.WNOHANG)
         if done:
             code = os.waitstatus_to_exitcode(status)
-            is_import = "while loading conftest" in output.read_text(encoding="utf-8", errors="replace")
-            if code in _NO_TESTS_RUN and not is_import:
+            said = output.read_text(encoding="utf-8", errors="replace")
+            fails_to_import = "while loading conftest" in said or "ERROR collecting" in said
+            if code in _NO_TESTS_RUN and not fails_to_import:
                 sys.exit(f"the tests did not run: pytest ended with {code}; see {output}")
             return code == 0
         time.sleep(0.05)
