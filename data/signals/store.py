@@ -146,7 +146,7 @@ def read_measured(directory: Path, group: zarr.Group, manifest: CacheManifest, k
     try:
         measured = _measured_in(group, manifest, keys)
         damage = damage_of(directory, STORE_RECORD)
-    except (OSError, RuntimeError, ValueError, KeyError) as error:  # raised by codecs and Zarr
+    except (OSError, RuntimeError, TypeError, ValueError, KeyError) as error:  # by codecs, Zarr, or a missing array
         damage = str(error)
     if damage:
         raise UserError(f"teacher cache {directory} was changed while it was read ({damage}); leave it alone")

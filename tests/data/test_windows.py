@@ -30,6 +30,11 @@ def test_each_address_reads_exactly_the_tokens_of_its_span(length: int, view: in
     assert num_tokens - (rule.offset(view) + count * length) < length
 
 
+def test_a_view_before_the_first_does_not_exist() -> None:
+    with pytest.raises(ValueError, match="view -1 does not exist"):
+        WindowRule(length=16).offset(-1)
+
+
 @given(length=st.integers(2, 300))
 def test_views_have_offsets_of_their_own_that_more_views_do_not_move(length: int) -> None:
     offsets = [WindowRule(length=length, views=length).offset(view) for view in range(length)]

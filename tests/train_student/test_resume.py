@@ -1,5 +1,7 @@
 """Going on: what an interrupted run ends with is what an undisturbed one does, bit for bit."""
 
+import json
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -64,6 +66,14 @@ def test_a_run_goes_on_at_its_last_checkpoint_and_ends_with_the_same_bits(
         assert ours.keys() == theirs.keys()
         assert all((ours[name] == theirs[name]).all() for name in ours)
         assert log_of(again) == log_of(settings)
+
+
+def test_seconds_are_those_of_all_attempts(settings: TrainSettings, interrupted: Interrupted) -> None:
+    began = time.perf_counter()
+    train(settings)
+    again = interrupted(settings, "again", 16)
+    before = json.loads((again.output / "checkpoints/step-00000016/state.json").read_text())["seconds"]
+    assert 0 < before < train(again).seconds < time.perf_counter() - began
 
 
 def test_a_checkpoint_is_safetensors_and_json(settings: TrainSettings) -> None:

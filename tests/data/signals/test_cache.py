@@ -17,6 +17,7 @@ from palenka.cache_teachers.settings import SINGLE, CaptureSettings
 from palenka.data.corpus import Corpus
 from palenka.data.signals.cache import TeacherCache
 from palenka.data.signals.cache_writer import CacheWriter, create_cache, is_begun
+from palenka.data.signals.chunks import ArrayChunks
 from palenka.data.signals.encodings import LowRankEncoding, SampledEncoding, TopKEncoding
 from palenka.data.signals.hidden import ComponentsEncoding, HiddenLayers
 from palenka.data.signals.low_rank import LowRankOthers
@@ -380,6 +381,30 @@ def test_metadata_have_the_block_size_that_shards_are_compressed_with(tmp_path: 
         assert blosc.blocksize == blosc_of(stored.row, stored.empty(chunk_windows(manifest)).size).blocksize
         sizes.add(blosc.blocksize)
     assert sizes == {2**14, 2 * 64 * 112, 2**20}  # columns of codes, columns of hidden states, whole chunks
+
+
+@pytest.mark.parametrize("name", ["logits/codes", "logits/ids", "hidden/teacher/2/codes"])
+def test_columns_are_compressed_in_the_blocks_of_zarr(name: str, tmp_path: Path) -> None:
+    manifest = manifest_of(
+        windows=WindowRule(length=128),
+        logits=LowRankEncoding(k=8, rank=32),
+        hidden=ComponentsEncoding(positions=112),
+        hidden_layers={"teacher": HiddenLayers(depth=2, width=128, layers=(0, 2))},
+        windows_per_shard=64,
+    )
+    create_cache(tmp_path / "cache", manifest, Measured())
+    chunks, shard = ArrayChunks.of(tmp_path / "cache", manifest, name), next(manifest.shards())
+    stored = manifest.arrays()[name]
+    numbers = np.random.RandomState(0).standard_normal((64, stored.rows, stored.row.width))
+    values = numbers.round().astype(stored.row.dtype)
+    chunks.write(shard, [chunk.result() for chunk in chunks.compress(values)])
+    file = tmp_path / "cache" / shard.file_of(name)
+    ours = file.read_bytes()
+    file.unlink()
+    array = zarr.open_group(tmp_path / "cache", mode="r+")[name]
+    assert isinstance(array, zarr.Array)
+    array[0, : len(values)] = values
+    assert file.read_bytes() == ours
 
 
 @pytest.mark.parametrize("view", [-1, 1])

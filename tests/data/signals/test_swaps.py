@@ -140,3 +140,21 @@ def test_statics_that_change_while_a_cache_is_opened_are_refused(
     record.write_text(record.read_text().replace('"bytes": ', '"bytes": 1'))
     with pytest.raises(UserError, match="was changed while it was read"):
         TeacherCache(cache_directory)
+
+
+def _cut(array: Path) -> None:
+    """Cut the only chunk of an array short: its codec cannot decode it."""
+    (chunk,) = (path for path in (array / "c").rglob("*") if path.is_file())
+    chunk.write_bytes(chunk.read_bytes()[:-3])
+
+
+@pytest.mark.parametrize("change", [_cut, shutil.rmtree, lambda array: (array / "zarr.json").write_text("{")])
+def test_statics_that_are_damaged_while_a_cache_is_opened_are_refused(
+    change: Callable[[Path], object], hidden_capture: CaptureSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    capture(hidden_capture)
+    manifest = read_manifest(hidden_capture.output)
+    monkeypatch.setattr("palenka.data.signals.cache.read_manifest", lambda _: manifest)
+    change(hidden_capture.output / "hidden" / "teacher" / "1" / "mean")
+    with pytest.raises(UserError, match="was changed while it was read"):
+        TeacherCache(hidden_capture.output, ["teacher/1"])
