@@ -9,7 +9,6 @@ Shapes: B batch, L window length, V vocabulary, W width of a model, T temperatur
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self
@@ -98,7 +97,7 @@ class LogitEncoding(Settings):
 
     @model_validator(mode="after")
     def _temperatures_are_positive(self) -> Self:
-        if not self.temperatures or not all(0 < temperature < math.inf for temperature in self.temperatures):
+        if not self.temperatures or min(self.temperatures) <= 0:
             raise ValueError(
                 f"temperatures are {list(self.temperatures)}, but they should be numbers above 0, such as [1.0]"
             )

@@ -106,6 +106,13 @@ def test_writers_at_the_same_time_do_not_tear_each_others_files(tmp_path: Path) 
     assert names(tmp_path) == ["record.json"]
 
 
+def test_the_entry_with_a_number_that_is_not_finite_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "record.json"
+    with pytest.raises(UserError, match="record.json is not written: loss in it is not finite"):
+        write_record(path, {"steps": 3, "loss": [0.5, float("nan")], "seconds": float("inf")})
+    assert not path.exists()
+
+
 def test_a_directory_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     path = tmp_path / "model"
     path.mkdir()

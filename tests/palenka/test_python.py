@@ -96,6 +96,11 @@ def test_a_look_shows_what_the_teacher_says_of_the_text(
     assert f"window {index:,} of view 0 (slot 7), T = 1" in shown[0]
 
 
+def test_a_look_without_options_is_at_the_first_slot(cache: "palenka.TeacherCache", corpus_directory: Path) -> None:
+    corpus = palenka.Corpus.open(corpus_directory)
+    assert palenka.look(cache, corpus) == palenka.look(cache, corpus, slot=0, view=0, guesses=3, temperature=1.0)
+
+
 def test_line_breaks_and_special_tokens_are_spelt(cache: "palenka.TeacherCache", corpus_directory: Path) -> None:
     corpus = palenka.Corpus.open(corpus_directory)
     slots = cache.manifest.windows.slots(len(corpus.tokens), 0)

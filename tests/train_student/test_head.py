@@ -101,6 +101,15 @@ def test_chunks_give_the_value_and_gradients_of_the_whole(
         assert (one - other).norm() < 1e-4 * other.norm()
 
 
+def test_a_second_derivative_is_refused(case: Case) -> None:
+    states, tokens, signals = case(2, 3, 9, k=4)
+    states.requires_grad_()
+    loss = fused(states, linear(9), tokens, signals, 0.7, 1.0)
+    (gradient,) = torch.autograd.grad(loss.square(), states, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
+
+
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
 @pytest.mark.parametrize("divergence", ["forward", "reverse", "js"])
 def test_gradcheck_in_float64(case: Case, divergence: str, temperature: float) -> None:

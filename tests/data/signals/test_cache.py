@@ -21,7 +21,7 @@ from palenka.data.signals.chunks import ArrayChunks
 from palenka.data.signals.encodings import LowRankEncoding, SampledEncoding, TopKEncoding
 from palenka.data.signals.hidden import ComponentsEncoding, HiddenLayers
 from palenka.data.signals.low_rank import LowRankOthers
-from palenka.data.signals.manifest import CacheManifest, TeacherIdentity, blosc_of, windows_per_shard
+from palenka.data.signals.manifest import CacheManifest, Shard, TeacherIdentity, blosc_of, windows_per_shard
 from palenka.data.signals.store import Measured, chunk_windows, damage_of_shard, read_manifest
 from palenka.data.windows import WindowRule, gather
 from palenka.ground.errors import UserError
@@ -210,6 +210,19 @@ def test_a_reader_checks_the_files_that_it_reads_and_no_others(hidden_capture: C
     TeacherCache(hidden_capture.output, ["teacher/0", "teacher/2"]).read(0, slots)
     with pytest.raises(UserError, match="hidden/teacher/1/codes/c/0/0/0/0 has 7 bytes where"):
         TeacherCache(hidden_capture.output, ["teacher/1"]).read(0, slots)
+
+
+def test_a_file_that_goes_after_it_was_checked_is_named(cache_directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = TeacherCache(cache_directory)
+    check = cache._check
+
+    def check_and_lose(shard: Shard) -> None:
+        check(shard)
+        (cache_directory / shard.file_of("logits/ids")).unlink()
+
+    monkeypatch.setattr(cache, "_check", check_and_lose)
+    with pytest.raises(UserError, match="changed while shard 0 of view 0 was read: .*logits/ids/.* is missing"):
+        cache.read(0, 0)
 
 
 @pytest.mark.parametrize("kind", ["topk", "low_rank"])

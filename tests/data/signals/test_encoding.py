@@ -226,6 +226,7 @@ def test_a_student_learns_from_draws(
             "draws of kind sampled serve only the one they were made at",
         ),
         ({"temperatures": [0.0]}, (), "temperatures are .0.0., but they should be numbers above 0"),
+        ({"temperatures": [float("inf")]}, ("temperatures", 0), "Input should be a finite number"),
     ],
 )
 def test_numbers_that_do_not_fit_the_kind_are_refused(

@@ -263,6 +263,15 @@ def test_what_the_layer_before_predicts_is_not_stored() -> None:
         assert (saved > 20) if number else (abs(saved) < 1)
 
 
+@pytest.mark.parametrize("unit", [2.0**-10, 2.0**10])
+def test_codes_do_not_depend_on_the_unit_of_the_states(unit: float) -> None:
+    states, unseen = blocks(5), {key: some.unsqueeze(0) for key, some in blocks(6).items()}
+    codes = LayerStacks.of(measured(states, components=16)).encode(unseen)
+    scaled = measured({key: some * unit for key, some in states.items()}, components=16)
+    for key, found in LayerStacks.of(scaled).encode({key: some * unit for key, some in unseen.items()}).items():
+        assert torch.equal(found, codes[key])
+
+
 def test_decoding_is_what_the_statics_say_in_float64() -> None:
     layers = measured(blocks(1), components=16)
     stacks = LayerStacks.of(layers)

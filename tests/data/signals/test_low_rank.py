@@ -100,6 +100,11 @@ def test_a_head_that_caps_its_logits_is_met_by_regression(outputs_of_heads: Outp
     assert errors[1] < 2 * by_regression
 
 
+def test_both_maps_of_full_rank_leave_nothing() -> None:
+    errors = LowRankEncoding(k=5, rank=WIDTHS["one"]).measure(SAMPLE)["errors"]
+    assert errors.tolist() == pytest.approx([0.0, 0.0], abs=1e-4)
+
+
 @pytest.mark.parametrize("divergence", ["forward", "reverse", "js"])
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
 def test_losses_and_gradients_are_those_of_the_dense_distribution(
