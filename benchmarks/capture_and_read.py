@@ -33,7 +33,7 @@ from palenka.data.windows import gather
 from palenka.ground.settings import read_yaml
 from palenka.train_student.model.shapes import ModelShape
 
-ROUNDS, WINDOWS, MICRO_BATCH = 3, 128, 8
+ROUNDS, WINDOWS, MICRO_BATCH = 5, 128, 8
 SHARDS = 4
 """Shards of a measured capture: all but the last are compressed beside the forward passes, as in a real one."""
 HIDDEN = {"sample_windows": MICRO_BATCH}
