@@ -122,30 +122,58 @@ def test_the_order_of_pairs_in_a_file_does_not_matter(tmp_path: Path) -> None:
     assert results[0]["suites"] == results[1]["suites"]
 
 
-def test_files_of_other_pairs_are_refused_with_both_names(tmp_path: Path) -> None:
-    right = random_decisions(0, 0.8)
-    first = written(tmp_path / "one", scores(right))
-    fewer = written(tmp_path / "fewer", scores(right | {"a": right["a"][:-1]}))
+RIGHT = random_decisions(0, 0.8)
+
+
+@pytest.fixture
+def first(tmp_path: Path) -> Path:
+    """The results of a model."""
+    return written(tmp_path / "one", scores(RIGHT))
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_files_of_other_pairs_are_refused_with_both_names(first: Path, tmp_path: Path, is_first: bool) -> None:
+    fewer = written(tmp_path / "fewer", scores(RIGHT | {"a": RIGHT["a"][:-1]}))
     with pytest.raises(UserError, match=r"one\.json has item 299 of blimp task a, but .*fewer\.json has not"):
-        compare(first, fewer)
-    with pytest.raises(UserError, match=r"one\.json has item 299 of blimp task a, but .*fewer\.json has not"):
-        compare(fewer, first)
+        compare(*((first, fewer) if is_first else (fewer, first)))
+
+
+def test_files_of_other_protocols_are_refused(first: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"blimp\.conditions\.protocol is 'babylm-2025' there, but 'babylm-2024' is"):
-        compare(first, written(tmp_path / "later", scores(right), protocol="babylm-2025"))
+        compare(first, written(tmp_path / "later", scores(RIGHT), protocol="babylm-2025"))
+
+
+def test_files_of_other_data_are_refused(first: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"one\.json and .*data\.json were measured on other data of blimp"):
-        compare(first, written(tmp_path / "data", scores(right), data="other"))
+        compare(first, written(tmp_path / "data", scores(RIGHT), data="other"))
+
+
+def test_files_of_other_suites_are_refused(first: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"does not match: suites is \['blimp_filtered'\] there"):
-        compare(first, written(tmp_path / "suite", scores(right), "blimp_filtered"))
-    twice = written(tmp_path / "twice", pa.concat_tables([scores(right), scores(right)]))
+        compare(first, written(tmp_path / "suite", scores(RIGHT), "blimp_filtered"))
+
+
+def test_a_file_with_pairs_twice_is_refused(first: Path, tmp_path: Path) -> None:
+    twice = written(tmp_path / "twice", pa.concat_tables([scores(RIGHT), scores(RIGHT)]))
     with pytest.raises(UserError, match=r"twice\.json has 762 rows of 381 items of blimp; measure again"):
         compare(first, twice)
+
+
+def test_what_holds_no_results_is_refused(first: Path, tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text("precious")
     with pytest.raises(UserError, match=r"x\.json holds no results of `palenka eval`"):
         compare(first, tmp_path / "x.json")
+
+
+def test_a_file_that_is_not_there_and_a_folder_are_refused(first: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"cannot read results .*nowhere\.json"):
         compare(tmp_path / "nowhere.json", first)
     with pytest.raises(UserError, match=r" is a folder; give the FILE\.json"):
         compare(tmp_path, tmp_path)
+
+
+def test_items_that_are_not_those_of_the_results_are_refused(first: Path, tmp_path: Path) -> None:
+    fewer = written(tmp_path / "fewer", scores(RIGHT))
     items_file(fewer).write_text("precious")
     with pytest.raises(UserError, match=r"fewer\.parquet is missing or not what fewer\.json was made with"):
         compare(fewer, first)

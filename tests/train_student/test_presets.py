@@ -1,7 +1,7 @@
 """The configurations of published models: real sizes, layer maps, and the losses that were really minimised."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from palenka.ground.command_line import USER_MISTAKE, parse
 from palenka.parameters import main as print_parameters
 from palenka.train_student.model.shapes import ModelShape
 from palenka.train_student.objective.objective import Objective
-from palenka.train_student.settings import TrainSettings
+from palenka.train_student.settings import TeacherSource, TrainSettings
 from palenka.train_student.teachers import open_teachers
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -62,25 +62,52 @@ def test_a_file_without_a_model_is_refused(capsys: pytest.CaptureFixture[str]) -
     assert "has no model; give files of baselines, teachers or students" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("hidden", ["0.1", "0.3", "0.5"])
-def test_the_caches_hold_what_the_students_map(hidden: str) -> None:
-    student = settings_of(f"students/palenka-58m-l0.1-h{hidden}")
-    assert student.objective.terms["hidden"].weight == float(hidden)
+STRENGTHS = ["0.1", "0.3", "0.5"]
+
+
+def mapping_student(hidden: str) -> TrainSettings:
+    """The student that maps hidden states with a weight."""
+    return settings_of(f"students/palenka-58m-l0.1-h{hidden}")
+
+
+def caches_of(student: TrainSettings) -> Iterator[tuple[TeacherSource, CaptureSettings]]:
+    """Each teacher, and the settings of the capture that is read."""
     for source in student.teachers.values():
         assert source.cache is not None
         file = CONFIGS / "caches" / f"{source.cache.name}.yaml"
-        cache = parse(CaptureSettings, ["--config", str(file)], "palenka cache run")
+        yield source, parse(CaptureSettings, ["--config", str(file)], "palenka cache run")
+
+
+@pytest.mark.parametrize("hidden", STRENGTHS)
+def test_the_name_of_a_student_has_its_weight(hidden: str) -> None:
+    assert mapping_student(hidden).objective.terms["hidden"].weight == float(hidden)
+
+
+@pytest.mark.parametrize("hidden", STRENGTHS)
+def test_a_student_reads_the_cache_of_its_teacher(hidden: str) -> None:
+    for source, cache in caches_of(mapping_student(hidden)):
+        assert (source.cache, source.model) == (cache.output, cache.teacher)
+
+
+@pytest.mark.parametrize("hidden", STRENGTHS)
+def test_a_student_maps_every_layer_of_the_cache_to_one_of_its_own(hidden: str) -> None:
+    student = mapping_student(hidden)
+    assert isinstance(student.model, ModelShape)
+    for source, cache in caches_of(student):
         assert cache.hidden is not None
         assert isinstance(source.layers, dict)
         assert list(source.layers) == list(cache.hidden.layers)
-        assert (source.cache, source.model) == (cache.output, cache.teacher)
-        teacher = settings_of(f"teachers/{source.cache.name}").model
-        assert isinstance(teacher, ModelShape)
-        assert isinstance(student.model, ModelShape)
-        positions = cache.hidden.within(128).num_positions()
-        codes = len(cache.hidden.layers) * cache.hidden.array(teacher.hidden_size, 1).width
-        assert codes * positions / 128 <= 640  # before compression
         assert max(source.layers.values()) <= student.model.num_hidden_layers
+
+
+@pytest.mark.parametrize("hidden", STRENGTHS)
+def test_hidden_states_take_640_bytes_a_token_at_most_before_compression(hidden: str) -> None:
+    for _, cache in caches_of(mapping_student(hidden)):
+        assert cache.hidden is not None
+        teacher = settings_of(f"teachers/{cache.output.name}").model
+        assert isinstance(teacher, ModelShape)
+        codes = len(cache.hidden.layers) * cache.hidden.array(teacher.hidden_size, 1).width
+        assert codes * cache.hidden.within(128).num_positions() / 128 <= 640
 
 
 @pytest.mark.parametrize(
