@@ -2,9 +2,9 @@
 
     python -m benchmarks.side_by_side --corpus CORPUS --folder FOLDER
 
-Trains a small model alone and twice side by side, round after round, with threads that sleep while they wait for each
-other (the default of Palenka) and with threads that spin (libgomp's own). Prints tokens a second, as the runs say, and
-the ratio of each of two to one alone in the same round. Some minutes.
+Trains a small model alone and twice side by side, round after round: with threads that soon sleep while they wait for
+each other (the default of Palenka), that sleep at once, and that spin for milliseconds (libgomp's own). Prints tokens a
+second, as the runs say, and the ratio of each of two to one alone in the same round. Some minutes.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from pathlib import Path
 from palenka.ground.records import read_record
 
 ROUNDS = 3
-POLICIES = {"sleep": {}, "spin": {"OMP_WAIT_POLICY": "ACTIVE"}}
+POLICIES = {"soon sleep": {}, "sleep": {"GOMP_SPINCOUNT": "0"}, "spin": {"GOMP_SPINCOUNT": "300000"}}
 OPTIONS = {
     "model.architecture": "llama",
     "model.hidden_size": 96,

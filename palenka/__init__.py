@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 # Read when torch is imported. Its threads would otherwise spin while they wait for each other, and two processes on the
-# same cores would slow each other down many times over (benchmarks/records/threads.md). A user's own setting has
-# precedence.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# same cores would slow each other down many times over; libgomp's spin for some microseconds first, without which one
+# process alone would be a tenth slower (benchmarks/records/threads.md). A user's own setting has precedence.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 if TYPE_CHECKING:
     from palenka.cache_teachers.capture import capture

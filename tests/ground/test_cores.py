@@ -34,10 +34,17 @@ def test_the_processes_of_a_launch_share_the_cores(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("theirs", "found"), [(None, "PASSIVE"), ("active", "active")])
-def test_threads_that_wait_sleep_unless_the_user_says_otherwise(theirs: str | None, found: str) -> None:
-    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
-    environment |= {"OMP_WAIT_POLICY": theirs} if theirs else {}
-    program = "import os, palenka.train_student; print(os.environ['OMP_WAIT_POLICY'])"
+@pytest.mark.parametrize(
+    ("theirs", "found"),
+    [
+        ({}, ["PASSIVE", "1000"]),
+        ({"GOMP_SPINCOUNT": "7"}, ["PASSIVE", "7"]),
+        ({"OMP_WAIT_POLICY": "active"}, ["active", "None"]),
+    ],
+)
+def test_threads_that_wait_soon_sleep_unless_the_user_says_otherwise(theirs: dict[str, str], found: list[str]) -> None:
+    names = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+    environment = {name: value for name, value in os.environ.items() if name not in names} | theirs
+    program = f"import os, palenka.train_student; print(*map(os.environ.get, {names}))"
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout.split() == [found]
+    assert done.stdout.split() == found

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
+from palenka.data.corpus import Corpus
 from palenka.ground.errors import UserError
 from palenka.train_student.model.shapes import ModelShape
 from palenka.train_student.optimizer import LearningRate
@@ -132,6 +133,16 @@ def test_a_run_that_is_open_at_its_end_goes_on_to_the_bits_of_a_longer_one(
     assert Run(first.output).result() == result
     with pytest.raises(UserError, match="steps are not taken back"):
         train(first)
+
+
+def test_the_last_step_of_an_epoch_is_logged_with_it(make_settings: MakeSettings) -> None:
+    settings = make_settings(fraction=0.05, epochs=3, global_batch=4, micro_batch=4, log_every=1)
+    train(settings)
+    lines = [json.loads(line) for line in (settings.output / "metrics.jsonl").read_text().splitlines()]
+    epochs = [line["epoch"] for line in lines if "epoch" in line]
+    of_one = Corpus.open(settings.corpus, "train").tokens
+    windows = round(len(of_one) // settings.windows.length * 0.05)
+    assert epochs == [(4 * step - 1) // windows for step in range(1, len(epochs) + 1)]
 
 
 @given(

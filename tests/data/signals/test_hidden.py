@@ -370,6 +370,7 @@ def test_measures_leave_position_0_out(
     ("hidden", "message"),
     [
         ({"positions": 16}, "hidden.positions is 16, but windows of 16 tokens have only 15 beside position 0"),
+        ({"positions": 20}, "hidden.positions is 20, but windows of 16 tokens have only 15 beside position 0"),
         ({"layers": [0, 3]}, "hidden.layers has 3, but the teacher has the hidden states 0 to 2"),
     ],
 )
