@@ -3,14 +3,17 @@
 import importlib
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Annotated, Any
 
 import pytest
+from pydantic import TypeAdapter
 
 from palenka.__main__ import main
 from palenka.ground.help import WIDTH, help_of
 from palenka.ground.options import options_of
-from palenka.ground.settings import Command
+from palenka.ground.settings import Command, Settings
 
 COMMANDS = {
     "data fetch": "palenka.data.text.fetch:FetchSettings",
@@ -47,6 +50,25 @@ def told(command: str, capsys: pytest.CaptureFixture[str]) -> str:
     with pytest.raises(SystemExit, match="0"):
         main([*command.split(), "--help"])
     return capsys.readouterr().out
+
+
+def subclasses(schema: type[Settings]) -> Iterator[type[Settings]]:
+    for below in schema.__subclasses__():
+        yield below
+        yield from subclasses(below)
+
+
+def test_every_default_may_be_given() -> None:
+    for command in COMMANDS:
+        settings_of(command)  # its module defines the classes
+    checked = 0
+    for schema in set(subclasses(Settings)):
+        for field in schema.model_fields.values():
+            if not field.is_required():
+                rule: Any = Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation
+                TypeAdapter(rule).validate_python(field.get_default(call_default_factory=True))
+                checked += 1
+    assert checked > 200
 
 
 @pytest.mark.parametrize("command", COMMANDS)

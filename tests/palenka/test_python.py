@@ -92,7 +92,7 @@ def test_a_look_shows_what_the_teacher_says_of_the_text(
             assert each.probability is None
     shown = str(seen).splitlines()
     # The token that follows is the one of the next line.
-    assert [line[16:30].strip() for line in shown[2:-1]] == [line[:14].strip() for line in shown[3:]]
+    assert [line[15:29].strip() for line in shown[2:-1]] == [line[:14].strip() for line in shown[3:]]
     assert max(map(len, shown)) <= 80
     assert len(shown) == settings.windows.length + 2
     assert f"window {index:,} of view 0 (slot 7), T = 1" in shown[0]

@@ -100,8 +100,8 @@ def test_a_head_that_caps_its_logits_is_met_by_regression(outputs_of_heads: Outp
     assert errors[1] < 2 * by_regression
 
 
-def test_both_maps_of_full_rank_leave_nothing() -> None:
-    errors = LowRankEncoding(k=5, rank=WIDTHS["one"]).measure(SAMPLE)["errors"]
+def test_both_maps_of_full_rank_leave_nothing(sample_of_heads: list[TeacherOutputs]) -> None:
+    errors = LowRankEncoding(k=5, rank=12).measure(sample_of_heads)["errors"]
     assert errors.tolist() == pytest.approx([0.0, 0.0], abs=1e-4)
 
 
