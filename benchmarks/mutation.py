@@ -10,7 +10,9 @@ It changes files of the checkout that it lies in, one at a time, and puts them b
 
 A sample has at most one mutant a place of the code. It is tried with the tests that run its line (its module, if only
 an import runs the line), those that run the fewest lines first, until they have taken SECONDS in the run that measured
-the coverage. A survivor may still die by a test that was not tried, which `--again` looks for.
+the coverage. A survivor may still die by a test that was not tried, which `--again` looks for. Write "equivalent" as
+the outcome of one that is shown to be: no call then tries it.
+
 Every mutant has a process of its own, forked from one that has imported torch and nothing of the project.
 
 Two streams on two cores: `--first 0 --most 150` and `--first 150 --most 300`, each in a clone with a copy of
@@ -157,13 +159,13 @@ class Coverage:
         """How many lines each test runs: the fewer, the more it is about them."""
         return Counter(test for by_line in self.by_file.values() for tests in by_line.values() for test in tests)
 
-    def tests_of(self, mutant: Mutant, at_most: float) -> list[str]:
+    def tests_of(self, mutant: Mutant, everything: bool) -> list[str]:
         """The tests that a mutant has to pass, those that run the fewest lines first.
 
         Args:
             mutant: whose line they run, or whose module if an import runs the line: coverage gives such a line to the
                 first test that imported it.
-            at_most: seconds that they take together.
+            everything: all of them, not only those of SECONDS, nor only those that are most about the module.
         """
         by_line = self.by_file.get(mutant.path, {})
         if mutant.line not in by_line:
@@ -171,10 +173,12 @@ class Coverage:
         tests: Iterable[str] = by_line[mutant.line]
         if mutant.line not in in_functions((ROOT / mutant.path).read_text(encoding="utf-8")):
             lines = Counter(test for tests in by_line.values() for test in tests)
-            tests = [test for test in lines if lines[test] > self.breadth[test] / 10] or lines
+            about = [test for test in lines if lines[test] > self.breadth[test] / 10]
+            tests = about if about and not everything else lines
         ordered = sorted(tests, key=lambda test: (self.breadth[test], test))
         sums = accumulate(map(self.seconds_of, ordered))
-        return [test for test, seconds in zip(ordered, sums, strict=True) if seconds <= at_most] or ordered[:1]
+        few = [test for test, seconds in zip(ordered, sums, strict=True) if seconds <= SECONDS] or ordered[:1]
+        return ordered if everything else few
 
     def seconds_of(self, test: str) -> float:
         """What a test takes."""
@@ -249,7 +253,7 @@ def try_mutants(log: Path, chosen: Sequence[Mutant], again: bool) -> None:
     for place, mutant in enumerate(chosen):
         if place < len(records) and not (again and records[place]["outcome"] in ("survived", "not run")):
             continue
-        records[place : place + 1] = [_tried(mutant, coverage, 1e6 if again else SECONDS, output)]
+        records[place : place + 1] = [_tried(mutant, coverage, again, output)]
         aside = log.with_suffix(".new")
         aside.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
         aside.replace(log)
@@ -260,14 +264,14 @@ def _read(log: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()] if log.exists() else []
 
 
-def _tried(mutant: Mutant, coverage: Coverage, at_most: float, output: Path) -> dict[str, Any]:
+def _tried(mutant: Mutant, coverage: Coverage, everything: bool, output: Path) -> dict[str, Any]:
     """The record of a mutant: whether a test fails with it."""
     from cosmic_ray.mutating import use_mutation
     from cosmic_ray.plugins import get_operator
 
     started, path = time.monotonic(), ROOT / mutant.path
     original, ran = path.read_text(encoding="utf-8").splitlines(), 0
-    tests = coverage.tests_of(mutant, at_most)
+    tests = coverage.tests_of(mutant, everything)
     with use_mutation(path, get_operator(mutant.operator)(**mutant.arguments), mutant.occurrence):
         now = path.read_text(encoding="utf-8").splitlines()
         is_code = _compiles("\n".join(now))
@@ -304,12 +308,12 @@ def table(log: Path) -> None:
     """Print how many died by module, and each that did not."""
     records = [record for record in _read(log) if record["outcome"] != "no Python"]
     paths = sorted({record["path"] for record in records})
-    print("| module | mutants | killed | survived | no test runs it |\n|---|---|---|---|---|")
-    for path in paths:
-        of_path = Counter(record["outcome"] for record in records if record["path"] == path)
-        print(f"| `{path}` | {of_path.total()} | {of_path['killed']} | {of_path['survived']} | {of_path['not run']} |")
-    total = Counter(record["outcome"] for record in records)
-    print(f"| all | {total.total()} | {total['killed']} | {total['survived']} | {total['not run']} |\n")
+    outcomes = ("killed", "equivalent", "survived", "not run")
+    print(f"| module | mutants | {' | '.join(outcomes)} |\n|---|---{'|---' * len(outcomes)}|")
+    for path in [*paths, ""]:
+        found = Counter(record["outcome"] for record in records if path in ("", record["path"]))
+        counts = " | ".join(str(found[outcome]) for outcome in outcomes)
+        print(f"| {f'`{path}`' if path else 'all'} | {found.total()} | {counts} |")
     for record in records:
         if record["outcome"] != "killed":
             print(f"- `{record['path']}` {record['line']}: `{record['old']}` → `{record['new']}` ({record['outcome']})")
