@@ -218,6 +218,10 @@ def test_a_student_learns_from_draws(
         ({"kind": "topk", "draws": 3}, ("draws",), "Extra inputs are not permitted"),
         ({"kind": "sampled", "k": 3}, ("k",), "Extra inputs are not permitted"),
         ({"kind": "hybrid", "k": 0}, ("k",), "Input should be greater than or equal to 1"),
+        ({"kind": "low_rank", "step": 0}, ("step",), "Input should be greater than 0"),
+        # A byte counts how often a token was drawn.
+        ({"kind": "sampled", "draws": 256}, ("draws",), "Input should be less than or equal to 255"),
+        ({"kind": "hybrid", "draws": 256}, ("draws",), "Input should be less than or equal to 255"),
         ({"kind": ["topk"]}, ("kind",), "Input should be 'topk', 'low_rank', 'sampled'.* 'hybrid'"),
         ({"kind": "topkk"}, ("kind",), "Input should be 'topk', 'low_rank', 'sampled'.* 'hybrid'"),
         (

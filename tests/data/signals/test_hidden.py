@@ -187,6 +187,11 @@ def test_a_component_that_never_varies_is_zero() -> None:
     assert layer.decode(layer.encode(states))[:, 0].abs().max() == 0
 
 
+@pytest.mark.parametrize("components", [5, None])
+def test_exact_values_are_in_the_teachers_unit(components: int | None) -> None:
+    assert bool((fitted(sample(2), components=components, values="float32").scale == 1).all())
+
+
 @pytest.mark.parametrize("settings", [{}, {"components": 5}, {"components": None, "values": "float32"}])
 def test_a_layer_is_what_its_statics_say(settings: dict[str, Any]) -> None:
     states = sample(2)
