@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from palenka.ground.console import console, tell
 from palenka.ground.errors import UserError, system_error
 from palenka.ground.help import help_of, wrapped
-from palenka.ground.mistakes import first_mistake, sentence_of, taken_for_file
+from palenka.ground.mistakes import SUFFIXES, first_mistake, sentence_of, taken_for_file
 from palenka.ground.options import Annotation, Value, inner_of, is_list, locate, shorthand_of, types_of
 from palenka.ground.plain_yaml import load_yaml
 from palenka.ground.registry import import_plugins
@@ -245,7 +245,7 @@ def _split(schema: type[Command], words: Sequence[str]) -> tuple[list[str], list
         option, equals, value = word[2:].partition("=")
         annotation = _type_of(schema, option)
         values = [value] if equals else []
-        while not equals and rest and not rest[0].startswith("--") and _takes(annotation, len(values), rest[0]):
+        while not equals and rest and not rest[0].startswith("--") and _takes(schema, annotation, len(values), rest[0]):
             values.append(rest.pop(0))
         if option == "config" and values:
             files += values
@@ -277,12 +277,16 @@ def _may_be_list(annotation: Annotation) -> bool:
     return any(map(is_list, types_of(annotation)))
 
 
-def _takes(annotation: Annotation, count: int, word: str) -> bool:
+def _takes(schema: type[Command], annotation: Annotation, count: int, word: str) -> bool:
     """Whether an option with `count` words takes another: a list takes all, a boolean true or false, others one."""
     if _may_be_list(annotation):
         return True
     kinds = types_of(annotation)
-    return count == 0 and (bool not in kinds or str in kinds or word.lower() in _TRUTHS)
+    if count or bool not in kinds or str in kinds:
+        return count == 0
+    # Where words without a name are files, one that is no file is a mistaken value.
+    is_no_file = schema.positional == ("config",) and Path(word).suffix not in SUFFIXES and not Path(word).exists()
+    return word.lower() in _TRUTHS or is_no_file
 
 
 def _value(annotation: Annotation, words: Sequence[str]) -> Value:

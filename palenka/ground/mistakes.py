@@ -16,7 +16,7 @@ _LONGEST = 200
 """Characters of a value that are shown."""
 _GROUP_TYPES = ("model_type", "dict_type", "model_attributes_type")
 """Types of errors where a group of options is expected."""
-_SUFFIXES = (".yaml", ".yml", ".json")
+SUFFIXES = (".yaml", ".yml", ".json")
 """Suffixes of files of options."""
 _ALIKE = 0.6
 """Minimum similarity of a name to suggest it."""
@@ -56,7 +56,7 @@ def taken_for_file(schema: type[Settings], option: str, value: object) -> str | 
     """The remedy if a group of options was given the name of a file; None for any other value."""
     kinds = [kind for kind in types_of(locate(schema, option)[1]) if kind is not type(None)]
     is_group = kinds and all(groups_of(kind) or value_of(kind) is not None for kind in kinds)
-    if not is_group or not isinstance(value, str) or Path(value).suffix not in _SUFFIXES:
+    if not is_group or not isinstance(value, str) or Path(value).suffix not in SUFFIXES:
         return None
     last = option.rpartition(".")[2]
     return (

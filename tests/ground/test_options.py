@@ -87,6 +87,13 @@ class Toy(Command):
     """Some numbers."""
 
 
+class OfFiles(Command):
+    """A command whose words without a name are files of options."""
+
+    quick: bool = False
+    """A flag."""
+
+
 PLUGIN = """
 from toy_registry import TERMS, Term
 
@@ -230,3 +237,15 @@ def test_plugins_are_imported_before_settings_are_read(
 def test_a_record_that_needs_plugins_says_so(plugins: list[str], remedy: str) -> None:
     with pytest.raises(UserError, match=rf"^run/config.yaml cannot be read: .*toy_term: .*{remedy}"):
         read_as(Command, {"plugins": plugins, "toy_term": 0.3}, Path("run/config.yaml"))
+
+
+@pytest.mark.parametrize("words", [["--quick", "maybe"], ["--quick=maybe"]])
+def test_a_mistaken_boolean_is_named(words: list[str]) -> None:
+    with pytest.raises(UserError, match="quick is maybe, but it should be a valid boolean"):
+        parse(OfFiles, words, "toy")
+
+
+@pytest.mark.parametrize("name", ["options.yaml", "options"])
+def test_a_file_after_a_flag_is_a_file(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("{}")
+    assert parse(OfFiles, ["--quick", str(tmp_path / name)], "toy").quick
