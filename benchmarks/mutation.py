@@ -54,6 +54,10 @@ SECONDS = 60.0
 """What the tests of one mutant take together, when nothing is changed."""
 PATIENCE = 10
 """A mutant that takes so many times longer is killed: it does not end."""
+_PYTEST = (
+    *("-x", "-q", "-m", "not slow", "-p", "no:cacheprovider"),
+    *("-W", "ignore::pytest.PytestAssertRewriteWarning"),
+)
 _NO_TESTS_RUN = (3, 4, 5)
 """Exit statuses of pytest that say nothing of a mutant: an internal error, a wrong call, no tests."""
 
@@ -176,9 +180,10 @@ class Coverage:
             about = [test for test in lines if lines[test] > self.breadth[test] / 10]
             tests = about if about and not everything else lines
         ordered = sorted(tests, key=lambda test: (self.breadth[test], test))
+        if everything:
+            return ordered
         sums = accumulate(map(self.seconds_of, ordered))
-        few = [test for test, seconds in zip(ordered, sums, strict=True) if seconds <= SECONDS] or ordered[:1]
-        return ordered if everything else few
+        return [test for test, seconds in zip(ordered, sums, strict=True) if seconds <= SECONDS] or ordered[:1]
 
     def seconds_of(self, test: str) -> float:
         """What a test takes."""
@@ -201,23 +206,7 @@ def passes(tests: Sequence[str], seconds: float, output: Path) -> bool:
         os.setsid()
         import pytest
 
-        os._exit(
-            int(
-                pytest.main(
-                    [
-                        "-x",
-                        "-q",
-                        "-m",
-                        "not slow",
-                        "-p",
-                        "no:cacheprovider",
-                        "-W",
-                        "ignore::pytest.PytestAssertRewriteWarning",
-                        *tests,
-                    ]
-                )
-            )
-        )
+        os._exit(int(pytest.main([*_PYTEST, *tests])))
     # Naps are counted and not the clock, so that both processes can be stopped for a while.
     for _ in range(round(20 * (60 + PATIENCE * seconds))):
         done, status = os.waitpid(child, os.WNOHANG)

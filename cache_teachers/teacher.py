@@ -34,7 +34,7 @@ from palenka.data.signals.encoding import OutputMatrix, TeacherOutputs
 from palenka.data.signals.hidden import HiddenLayers, LayerFit
 from palenka.data.signals.layers import finished
 from palenka.data.signals.manifest import LOGITS, codes_of, hidden_key
-from palenka.data.signals.signal import TeacherSignal, rows_of
+from palenka.data.signals.signal import TeacherSignal, at_rows, rows_of
 from palenka.data.signals.store import Measured
 from palenka.data.unpadded import leave_out_masks
 from palenka.data.windows import WindowRule
@@ -182,9 +182,7 @@ class Teacher:
             return {}
         kept = to_device(positions[:, : self.hidden.num_positions()], self.device)
         rows = rows_of(kept, self._rule.length)  # once for all layers
-        return {
-            key: layer.flatten(0, 1).index_select(0, rows).unflatten(0, kept.shape) for key, layer in states.items()
-        }
+        return {key: at_rows(layer, rows).unflatten(0, kept.shape) for key, layer in states.items()}
 
     @torch.no_grad()
     def measure(self, micro_batch: int) -> None:

@@ -1,5 +1,7 @@
 """A small real corpus and small real teachers, made once for all tests."""
 
+import contextlib
+import io
 import json
 import os
 import random
@@ -287,6 +289,18 @@ def logits_of(normal: Callable[..., Tensor]) -> Callable[..., Tensor]:
         return scale * normal(seed, *shape)
 
     return draw
+
+
+@pytest.fixture(scope="session")
+def printed_by() -> Callable[..., str]:
+    """Runs a command that succeeds; returns what it prints, for fixtures that serve a whole file."""
+
+    def call(*words: object) -> str:
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            assert main([*map(str, words)]) == 0
+        return printed.getvalue()
+
+    return call
 
 
 @pytest.fixture

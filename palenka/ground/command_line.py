@@ -5,23 +5,21 @@ Precedence of settings: defaults < files < command line.
 
 import os
 import sys
-import typing
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import ValidationError
 
 from palenka.ground.console import console, tell
 from palenka.ground.errors import UserError, system_error
 from palenka.ground.help import help_of, wrapped
-from palenka.ground.mistakes import SUFFIXES, first_mistake, sentence_of, taken_for_file
-from palenka.ground.options import Annotation, Value, inner_of, is_list, locate, shorthand_of, types_of
-from palenka.ground.plain_yaml import load_yaml
+from palenka.ground.mistakes import first_mistake, sentence_of, taken_for_file
+from palenka.ground.options import Annotation, Value, inner_of, locate, shorthand_of
 from palenka.ground.registry import import_plugins
 from palenka.ground.settings import Command, Settings, path_of, read_yaml
 from palenka.ground.stopping import Stopped, stopped_at_once
+from palenka.ground.words import NOTHING, split_words
 
 SettingsType = TypeVar("SettingsType", bound=Command)
 
@@ -31,9 +29,6 @@ PIPE_CLOSED = 141
 """Exit status if the reader of the output, such as `head`, has closed the pipe."""
 
 _HELP = ("-h", "--help")
-_TRUTHS = ("true", "false", "yes", "no", "on", "off")
-_NOTHING: Any = object()
-"""Marks an option without the value that it needs."""
 
 
 def parse(schema: type[SettingsType], arguments: Sequence[str], program: str) -> SettingsType:
@@ -166,7 +161,7 @@ def _parsed(schema: type[SettingsType], arguments: Sequence[str], program: str) 
     if len(words) < len(arguments):
         sys.stdout.write(help_of(schema, program))
         sys.exit(0)
-    files, options, left = _split(schema, words)
+    files, options, left = split_words(schema, words)
     return _validated(schema, files, options, plugins, f"{program} --help", left), files
 
 
@@ -217,7 +212,7 @@ def _validated(
 
 def _import_plugins(schema: type[Command], words: Sequence[str]) -> list[str]:
     """Import the plugins that files and options name, before their additions are needed; returns their names."""
-    files, options, _ = _split(schema, words)
+    files, options, _ = split_words(schema, words)
     return _import_named(files, *(value for option, value in options if option == "plugins"))
 
 
@@ -229,91 +224,6 @@ def _import_named(files: Sequence[str], *given: Value) -> list[str]:
     plugins = list(dict.fromkeys(listed))
     import_plugins(plugins)
     return plugins
-
-
-def _split(schema: type[Command], words: Sequence[str]) -> tuple[list[str], list[tuple[str, Any]], list[str]]:
-    """The files, the options with their values, and the words that belong to none."""
-    files: list[str] = []
-    given: dict[str, list[str]] = {}
-    loose: list[str] = []
-    rest = list(words)
-    while rest:
-        word = rest.pop(0)
-        if not word.startswith("--"):
-            loose.append(word)
-            continue
-        option, equals, value = word[2:].partition("=")
-        annotation = _type_of(schema, option)
-        values = [value] if equals else []
-        while not equals and rest and not rest[0].startswith("--") and _takes(schema, annotation, len(values), rest[0]):
-            values.append(rest.pop(0))
-        if option == "config" and values:
-            files += values
-        else:
-            # An option given twice: lists are joined; of other values the later one wins, in its place.
-            earlier = given.pop(option, [])
-            given[option] = earlier + values if _may_be_list(annotation) else values
-    options = [(option, _value(_type_of(schema, option), values)) for option, values in given.items()]
-    left = [word for word in loose if word.startswith("-")]
-    loose = [word for word in loose if not word.startswith("-")]
-    for name in schema.positional:
-        if not loose or name in given or (name == "config" and files):
-            continue
-        if name == "config":
-            files.append(loose.pop(0))
-        elif _may_be_list(_type_of(schema, name)):
-            options.append((name, loose))
-            loose = []
-        else:
-            options.append((name, loose.pop(0)))
-    return files, options, left + loose
-
-
-def _type_of(schema: type[Command], option: str) -> Annotation:
-    return Path if option == "config" else locate(schema, option)[1]
-
-
-def _may_be_list(annotation: Annotation) -> bool:
-    return any(map(is_list, types_of(annotation)))
-
-
-def _takes(schema: type[Command], annotation: Annotation, count: int, word: str) -> bool:
-    """Whether an option with `count` words takes another: a list takes all, a boolean true or false, others one."""
-    if _may_be_list(annotation):
-        return True
-    kinds = types_of(annotation)
-    if count or bool not in kinds or str in kinds:
-        return count == 0
-    # Where words without a name are files, one that is no file is a mistaken value.
-    is_no_file = schema.positional == ("config",) and Path(word).suffix not in SUFFIXES and not Path(word).exists()
-    return word.lower() in _TRUTHS or is_no_file
-
-
-def _value(annotation: Annotation, words: Sequence[str]) -> Value:
-    """The value of an option's words; their type is left to the field."""
-    if not words:
-        # For an option that does not exist, this is the lesser mistake.
-        return True if annotation is None or bool in types_of(annotation) else _NOTHING
-    values = [_plain(annotation, word) for word in words]
-    if not _may_be_list(annotation):
-        return values[0]
-    is_only_list = all(is_list(kind) for kind in types_of(annotation) if kind is not type(None))
-    if len(values) == 1 and (not is_only_list or values[0] is None or isinstance(values[0], Mapping)):
-        return values[0]
-    return [inner for value in values for inner in (value if isinstance(value, list) else [value])]
-
-
-def _plain(annotation: Annotation, word: str) -> Value:
-    """A word's value: lists, mappings and null as in YAML; all of YAML if any type is allowed; else the word itself."""
-    if word == "null":
-        return None
-    may_be_anything = any(Any in (kind, *typing.get_args(kind)) for kind in types_of(annotation))
-    if word[:1] not in ("[", "{") and not may_be_anything:
-        return word
-    try:
-        return load_yaml(word)
-    except yaml.YAMLError:
-        return word
 
 
 def _spelled_out(annotation: Annotation, value: Value) -> Value:
@@ -346,7 +256,7 @@ def _refuse_dropped(schema: type[Settings], options: Sequence[tuple[str, Value]]
 
 def _changed(schema: type[Settings], content: Mapping[str, Any], option: str, value: Value) -> dict[str, Any]:
     """The same options with one of them changed, at any depth."""
-    if value is _NOTHING:
+    if value is NOTHING:
         raise _MistakeError(f"--{option} needs a value")
     path, annotation = locate(schema, option)
     spelled_out = _spelled_out(annotation, value)

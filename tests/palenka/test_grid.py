@@ -1,8 +1,6 @@
 """Grids: which points there are, what is refused before any of them runs, what fails alone, and who is ranked first."""
 
-import contextlib
 import functools
-import io
 import json
 import os
 import shutil
@@ -258,7 +256,11 @@ class Finished:
 
 
 @pytest.fixture(scope="module")
-def finished(settings_of_capture: Callable[..., CaptureSettings], tmp_path_factory: pytest.TempPathFactory) -> Finished:
+def finished(
+    settings_of_capture: Callable[..., CaptureSettings],
+    printed_by: Callable[..., str],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Finished:
     """A grid with pairs to measure on; who changes its points leaves them as they were."""
     folder = tmp_path_factory.mktemp("grid")
     settings = settings_of_capture(output=folder / "cache")
@@ -268,9 +270,8 @@ def finished(settings_of_capture: Callable[..., CaptureSettings], tmp_path_facto
     for suite in (folder / "pairs").iterdir():
         suite.write_text("".join(suite.read_text().splitlines(keepends=True)[:5]))
     file = write_grid(folder, seeds=[0, 1], suites={"minimal_pairs": str(folder / "pairs")})
-    with contextlib.redirect_stdout(io.StringIO()) as said:
-        assert main(["grid", "--config", str(file)]) == 0
-    return Finished(file, said.getvalue(), results(file))
+    said = printed_by("grid", "--config", file)
+    return Finished(file, said, results(file))
 
 
 def test_variants_are_ranked_by_their_mean_held_out_loss(finished: Finished) -> None:

@@ -1,7 +1,5 @@
 """A study: from raw text to a table in one call, and only what is missing in the next."""
 
-import contextlib
-import io
 import json
 import os
 import random
@@ -125,12 +123,11 @@ class Finished:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+def finished(printed_by: Callable[..., str], tmp_path_factory: pytest.TempPathFactory) -> Finished:
     """A study that was run; who changes its stages leaves them as they were."""
     file = write_study(tmp_path_factory.mktemp("study"))
-    with contextlib.redirect_stdout(io.StringIO()) as said:
-        assert main(["study", "--config", str(file)]) == 0
-    return Finished(file, said.getvalue(), results(file))
+    said = printed_by("study", "--config", file)
+    return Finished(file, said, results(file))
 
 
 def test_every_model_has_its_role(finished: Finished) -> None:
