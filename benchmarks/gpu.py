@@ -67,9 +67,9 @@ def captures(bench: Bench) -> dict[str, object]:
     return told
 
 
-def run_arm(bench: Bench, arm: str, number: int = 0) -> dict[str, Any]:
+def run_arm(bench: Bench, arm: str, number: int = 0, *, graphs: bool = False) -> dict[str, Any]:
     """Train an arm; tokens a second of its second half, the part spent waiting for data, and the memory."""
-    settings = student_of(bench, arm, bench.output / f"run-{arm}-{number}")
+    settings = student_of(bench, arm, bench.output / f"run-{arm}-{number}{'-graphs' * graphs}", graphs=graphs)
     if bench.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     train(settings)
@@ -85,15 +85,27 @@ def run_arm(bench: Bench, arm: str, number: int = 0) -> dict[str, Any]:
 
 def steps(bench: Bench) -> dict[str, Any]:
     """The student's step of every arm, and what a grid costs from caches and with live teachers."""
-    told: dict[str, Any] = {arm: run_arm(bench, arm) for arm in ("control", "cached", "live")}
-    control, cached, live = (1 / told[arm]["tokens_per_second"] for arm in ("control", "cached", "live"))
+    told: dict[str, Any] = {}
+    for kind, graphs in ways(bench).items():
+        told |= {f"{arm}{kind}": run_arm(bench, arm, graphs=graphs) for arm in ("control", "cached")}
+    told["live"] = run_arm(bench, "live")
+    seconds = {arm: 1 / figures["tokens_per_second"] for arm, figures in told.items()}
     passes, captured = POINTS * EPOCHS, bench.told.get("captures")
-    told["cached_against_control"] = round(cached / control, 3)
-    told["live_against_control"] = round(live / control, 3)
-    if isinstance(captured, dict):
-        once = sum(1 / each["capture_tokens_per_second"] for each in captured.values())
-        told["grid_of_25_live_against_cached"] = round(passes * live / (once + passes * cached), 2)
+    for kind in ways(bench):
+        control, cached = (seconds[f"{arm}{kind}"] for arm in ("control", "cached"))
+        told[f"cached_against_control{kind}"] = round(cached / control, 3)
+        told[f"live_against_control{kind}"] = round(seconds["live"] / control, 3)
+        if isinstance(captured, dict):
+            once = sum(1 / each["capture_tokens_per_second"] for each in captured.values())
+            told[f"grid_of_25_live_against_cached{kind}"] = round(
+                passes * seconds["live"] / (once + passes * cached), 2
+            )
     return told
+
+
+def ways(bench: Bench) -> dict[str, bool]:
+    """Whether passes are recorded as CUDA graphs, by a word for the record; a CPU has none."""
+    return {"": False, ", graphs": True} if bench.device.type == "cuda" else {"": False}
 
 
 def profiles(bench: Bench) -> dict[str, Any]:
@@ -102,7 +114,8 @@ def profiles(bench: Bench) -> dict[str, Any]:
     for arm in ("control", "cached"):
         settings = student_of(bench, arm, bench.output / f"profiled-{arm}")
         if bench.device.type == "cuda":
-            told[arm] = profile(settings)
+            for kind, graphs in ways(bench).items():
+                told[f"{arm}{kind}"] = profile(settings.model_copy(update={"cuda_graphs": graphs}))
         else:
             kinds = {word: settings.model_copy(update={"compile": word}) for word in ("false", "true")}
             told[arm] = {f"operations, compile {word}": operations_of(each) for word, each in kinds.items()}

@@ -150,14 +150,14 @@ def mfu(bench: Bench, operations_of_token: float, tokens_per_second: float) -> f
     return None if peak is None else round(operations_of_token * tokens_per_second / peak, 4)
 
 
-def student_of(bench: Bench, arm: str, output: Path) -> TrainSettings:
+def student_of(bench: Bench, arm: str, output: Path, *, graphs: bool = False) -> TrainSettings:
     """The published student for some steps, with the teachers of an arm: control, cached or live."""
     plain: dict[str, Any] = read_yaml(STUDENT)
     used = bench.windows * bench.steps * 128 / len(bench.corpus.tokens)
     plain |= {"corpus": bench.output / "corpus", "output": output, "model": shape_of(bench, STUDENT), "epochs": 1}
     plain |= {"fraction": min(1.0, used), "global_batch": bench.windows, "micro_batch": bench.windows}
     plain |= {"log_every": bench.steps // 2, "gradient_ratios_every": 10**6, "validation": {"windows": 8}}
-    plain |= {"precision": bench.precision, "device": bench.device.type}
+    plain |= {"precision": bench.precision, "device": bench.device.type, "cuda_graphs": graphs}
     plain["optimizer"] = plain["optimizer"] | {"warmup_steps": None}  # the published one is longer than these runs
     if arm == "control":
         plain |= {"teachers": {}, "objective": {"hard": 1.0}}

@@ -6,7 +6,10 @@ from typing import Any
 from palenka.ground.errors import UserError, refuse_difference
 from palenka.train_student.settings import TrainSettings
 
-_FREE = ("output", "corpus", "device", "compile", "plugins", "epochs", "log_every", "checkpoint_every", "trackers")
+_FREE = (
+    *("output", "corpus", "plugins", "device", "compile", "cuda_graphs"),
+    *("epochs", "log_every", "checkpoint_every", "trackers"),
+)
 """Options that change no step: paths, devices, logging. The epochs have their own rule.
 
 The content of a path has a fingerprint among the inputs, so a corpus, a cache or a run may be moved.

@@ -24,6 +24,7 @@ from palenka.ground.errors import UserError, system_error
 from palenka.ground.lock import sole_writer
 from palenka.ground.processes import open_processes
 from palenka.ground.progress import info
+from palenka.train_student.cuda_graph import require_graphs
 from palenka.train_student.objective.module import TermFit
 from palenka.train_student.reading import windows_of_process
 from palenka.train_student.run import Run
@@ -164,6 +165,8 @@ def _accelerator(settings: TrainSettings) -> Accelerator:
     state = open_processes(settings.device)
     if settings.precision == "fp16" and state.device.type != "cuda":
         raise UserError(f"precision fp16 needs a CUDA GPU; choose bf16 or float32 on {state.device.type}")
+    if settings.cuda_graphs:
+        require_graphs(state, settings.precision)
     windows_of_process(settings, state.num_processes)
     return Accelerator(
         # Given explicitly, though they are accelerate's defaults: otherwise it would read them from the environment.

@@ -30,6 +30,7 @@ from palenka.ground.progress import info
 from palenka.ground.stopping import Stopped, stopped_when_ready
 from palenka.train_student.agreement import Agreement
 from palenka.train_student.checkpoint import Checkpoints, step_of
+from palenka.train_student.cuda_graph import Graphed
 from palenka.train_student.diagnosis import not_finite_error
 from palenka.train_student.display import display, tell_result
 from palenka.train_student.gradients import gradient_ratios
@@ -105,6 +106,8 @@ class Trainer:
         self.learnt_from = words_of_others(settings)
         self.best, self.best_step = math.inf, 0
         self.seconds = 0.0
+        weights = [*self.objective.parameters()]
+        self._passes = Graphed(self._run_passes, weights) if settings.cuda_graphs else self._run_passes
         self.meter = Meter(accelerator)  # last, since its clock starts here
 
     def done_steps(self) -> int:
@@ -178,10 +181,12 @@ class Trainer:
             weights: of the terms.
             is_last: whether it is the last of its step, in which the processes average their gradients.
         """
-        complete = self.reading.complete(batch)
         with contextlib.nullcontext() if is_last else self.accelerator.no_sync(self.wrapped):
-            loss, terms = self.wrapped(complete, weights)
-            self.accelerator.backward(loss / self.reading.num_micro_batches)
+            return self._passes(batch, weights)
+
+    def _run_passes(self, batch: EncodedBatch, weights: Mapping[str, float]) -> dict[str, torch.Tensor]:
+        loss, terms = self.wrapped(self.reading.complete(batch), weights)
+        self.accelerator.backward(loss / self.reading.num_micro_batches)
         return {"loss": loss.detach(), **terms}
 
     def update(self, step: int) -> torch.Tensor:

@@ -60,11 +60,11 @@ class EncodedBatch:
 
     def to(self, device: torch.device) -> "EncodedBatch":
         """The same batch on another device; the copies are asynchronous if memory is pinned."""
-        return self._map(lambda part: part.to(device, non_blocking=True))
+        return self.map(lambda part: part.to(device, non_blocking=True))
 
     def pin_memory(self) -> "EncodedBatch":
         """The same batch in page-locked memory."""
-        return self._map(Tensor.pin_memory)
+        return self.map(Tensor.pin_memory)
 
     def tensors(self) -> Iterator[Tensor]:
         """All of its tensors."""
@@ -79,7 +79,8 @@ class EncodedBatch:
             self.tokens, self.positions, {name: caches[name].decode(codes) for name, codes in self.codes.items()}
         )
 
-    def _map(self, change: Callable[[Tensor], Tensor]) -> "EncodedBatch":
+    def map(self, change: Callable[[Tensor], Tensor]) -> "EncodedBatch":
+        """The same batch with each tensor changed."""
         codes = {teacher: {name: change(part) for name, part in parts.items()} for teacher, parts in self.codes.items()}
         return EncodedBatch(change(self.tokens), change(self.positions), codes)
 

@@ -124,6 +124,19 @@ def test_a_compiled_step_waits_for_nothing_and_is_the_plain_one(
     assert found["true"] == pytest.approx(found["false"], rel=2e-3)
 
 
+@pytest.mark.parametrize("compiled", ["false", "true"])
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_a_recorded_step_is_the_plain_one(
+    compiled: str, precision: str, capture_of: Any, student_of_cache: Any, tmp_path: Path
+) -> None:
+    captured = capture_of("low_rank", "cpu")
+    capture(captured)
+    changes = {"output": tmp_path, "objective": EVERY_TERM | {"auxiliary": 0.0}, "global_batch": 16, "micro_batch": 8}
+    changes |= {"precision": precision, "compile": compiled, "log_every": 1, "gradient_ratios_every": 5}
+    found = losses_by("cuda_graphs", ("false", "true"), student_of_cache, captured, changes)
+    assert found["true"] == pytest.approx(found["false"], rel=2e-3 if precision == "float32" else 2e-2)
+
+
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_half_precision_trains_as_float32_does(
     precision: str, capture_of: Any, student_of_cache: Any, tmp_path: Path

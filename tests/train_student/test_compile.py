@@ -104,7 +104,10 @@ def settings_keys(settings: CaptureSettings) -> tuple[str, ...]:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
 @pytest.mark.parametrize("are_others_known", [True, False])
-def test_compiled_terms_are_the_plain_ones_and_compiled_once_for_all_weights(*, are_others_known: bool) -> None:
+@pytest.mark.parametrize("kept_tokens", [8, 12])
+def test_compiled_terms_are_the_plain_ones_and_compiled_once_for_all_weights(
+    kept_tokens: int, *, are_others_known: bool
+) -> None:
     torch.compiler.reset()
     counters.clear()
     draw = torch.Generator().manual_seed(0)
@@ -113,7 +116,7 @@ def test_compiled_terms_are_the_plain_ones_and_compiled_once_for_all_weights(*, 
         return torch.randn(*shape, generator=draw)
 
     def spoken() -> Distribution:
-        kept, ids = random(4, 16, 500).log_softmax(-1).topk(8)
+        kept, ids = random(4, 16, 500).log_softmax(-1).topk(kept_tokens)
         others = LowRankOthers(random(4, 16, 5), random(500, 5), random(500)) if are_others_known else None
         return Distribution(ids, kept, torch.log1p(-kept.exp().sum(-1)), others)
 
@@ -128,6 +131,20 @@ def test_compiled_terms_are_the_plain_ones_and_compiled_once_for_all_weights(*, 
             found.append((gradient, sums))
         torch.testing.assert_close(found[0], found[1])
     assert counters["stats"]["unique_graphs"] == 1
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_a_compiled_cross_entropy_alone_is_the_plain_one(kind: torch.dtype) -> None:
+    torch.compiler.reset()
+    tokens, logits = torch.randint(300, (4, 16)), torch.randn(64, 300).to(kind)
+    found = []
+    for compiled in (False, True):
+        gradient, sums = logits.clone(), torch.zeros(1)
+        NextTokenTerms(tokens, 0.7, [], [], DIVERGENCES["forward"], 2.0, compiled).to_gradient(gradient, sums)
+        found.append((gradient, sums))
+    torch.testing.assert_close(found[0], found[1])
 
 
 def test_terms_whose_gradient_autograd_computes_are_not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from palenka.data.signals.distribution import Distribution
 from palenka.train_student.objective.divergences import Divergence
+from palenka.train_student.objective.places import add_at, are_compared, fill_at, is_among
 
 _IMPOSSIBLE = -100.0
 """Least log-probability of a teacher's outcome: e^−100 is 0 in float32, and reverse KL stays finite."""
@@ -86,27 +87,44 @@ class NextTokenTerms:
             sums: of the hard term and of every teacher's scaled divergence, to which those of these tokens are added;
                 their type, float32 or float64, is that of the computation.
         """
+        targets = [*([] if self.labels is None else [self.labels[0]]), *(teacher.ids for teacher in self.teachers)]
+        # Looked up here, where logits are not overwritten yet: the compiled work is then one pass over them.
+        spoken = [None if ids is None else logits.gather(-1, ids) for ids in targets]
         if self.compiled and (self.divergence.has_gradient or not self.teachers):
             # As a tensor on the CPU, whose numbers are passed to kernels: every new float would recompile the function.
-            _compiled()(self, logits, sums, *(torch.tensor(weight) for weight in (self.hard, *self.weights)))
+            weights = (torch.tensor(weight) for weight in (self.hard, *self.weights))
+            _compiled()(self, logits, spoken, sums, *weights)
         else:
-            _to_gradient(self, logits, sums, self.hard, *self.weights)
+            _to_gradient(self, logits, spoken, sums, self.hard, *self.weights)
 
 
-def _to_gradient(terms: NextTokenTerms, logits: Tensor, sums: Tensor, hard: Weight, *weights: Weight) -> None:
-    """The work of `NextTokenTerms.to_gradient`, with the given weights instead of those of the terms."""
+def _to_gradient(
+    terms: NextTokenTerms,
+    logits: Tensor,
+    spoken: Sequence[Tensor | None],
+    sums: Tensor,
+    hard: Weight,
+    *weights: Weight,
+) -> None:
+    """The work of `NextTokenTerms.to_gradient`, with the given weights instead of those of the terms.
+
+    `spoken` are the logits of the labels, if there are any, and of each teacher's kept tokens.
+    """
     exact = logits.to(sums.dtype)
     scale, temperature = terms.divergence.scale(terms.temperature), terms.temperature
     softmaxes: dict[float, _Softmax] = {}
     if terms.labels is not None:
+        of_labels, *spoken = spoken
+        assert of_labels is not None
         softmaxes[1.0] = _Softmax(exact, 1.0)
-        sums[0] += softmaxes[1.0].add_hard(hard, *terms.labels)
+        sums[0] += softmaxes[1.0].add_hard(hard, *terms.labels, of_labels)
     by_hand = len(terms.teachers) > 0 and terms.divergence.has_gradient
     if by_hand:
         if temperature not in softmaxes:
             softmaxes[temperature] = _Softmax(exact, temperature)
-        for number, (weight, teacher) in enumerate(zip(weights, terms.teachers, strict=True), start=1):
-            sums[number] += scale * softmaxes[temperature].add_forward(weight * scale, teacher)
+        parts = zip(weights, terms.teachers, spoken, strict=True)
+        for number, (weight, teacher, of_kept) in enumerate(parts, start=1):
+            sums[number] += scale * softmaxes[temperature].add_forward(weight * scale, teacher, of_kept)
     gradients = [softmax.gradient() for softmax in softmaxes.values()]
     if len(terms.teachers) > 0 and not by_hand:
         gradients.append(_by_autograd(terms, exact, sums, weights))
@@ -167,20 +185,17 @@ class _Softmax:
     def __init__(self, logits: Tensor, temperature: float) -> None:
         self.temperature = temperature
         self.logits = logits if temperature == 1 else logits / temperature
-        self.probabilities = self.logits.softmax(dim=-1)
         # All logits may share a large offset: the logarithm of q is relative to that of the most probable token.
-        # Two maxima are ten times as fast as one with its place.
-        self.peak = self.logits.amax(dim=-1, keepdim=True)
-        self.log_of_peak = self.probabilities.amax(dim=-1, keepdim=True).log()
+        self.probabilities, self.peak, self.log_of_peak = _softmax(self.logits)
         self.coefficient = torch.zeros_like(self.peak)
         self.dense: list[tuple[Tensor, Tensor]] = []
         self.scattered: list[tuple[Tensor, Tensor]] = []
         self.rows: list[tuple[Tensor, Tensor]] = []
 
-    def log_probabilities(self, ids: Tensor | None) -> Tensor:
-        """Log-probabilities of the tokens [n, k], or of all, [n, V]."""
-        logits = self.logits if ids is None else self.logits.gather(-1, ids)
-        return logits - self.peak + self.log_of_peak
+    def log_probabilities(self, logits: Tensor | None) -> Tensor:
+        """Log-probabilities of the tokens with these logits [n, k], as the student gave them; or of all, [n, V]."""
+        scaled = self.logits if logits is None else logits.to(self.logits.dtype) / self.temperature
+        return scaled - self.peak + self.log_of_peak
 
     def gradient(self) -> Tensor:
         """The gradient in the logits, [n, V]; overwrites q."""
@@ -188,19 +203,21 @@ class _Softmax:
         for values, factors in self.dense:
             gradient.addcmul_(values, factors)
         for ids, values in self.scattered:
-            gradient.scatter_add_(-1, ids, values)
+            gradient = add_at(gradient, ids, values)
         for rows, values in self.rows:
             gradient.index_add_(0, rows, values)
         return gradient
 
-    def add_hard(self, weight: Weight, labels: Tensor, shares: Tensor) -> Tensor:
-        """Add the cross-entropy of labels [n, 1] whose shares are [n, 1]; returns its sum."""
+    def add_hard(self, weight: Weight, labels: Tensor, shares: Tensor, logits: Tensor) -> Tensor:
+        """Add the cross-entropy of labels [n, 1] with shares and logits [n, 1]; returns its sum."""
         self.coefficient += weight * shares
         self.scattered.append((labels, (-weight * shares).to(self.logits.dtype)))
-        return -(shares * self.log_probabilities(labels)).sum()
+        return -(shares * self.log_probabilities(logits)).sum()
 
-    def add_forward(self, weight: Weight, teacher: Distribution) -> Tensor:
+    def add_forward(self, weight: Weight, teacher: Distribution, logits: Tensor | None) -> Tensor:
         """Add forward KL from a teacher's distributions of n tokens, times a weight; returns its sum without it.
+
+        `logits` are the student's for the kept tokens, [n, k].
 
         With r = (1 − a) / (1 − b) a teacher's t is r · q off K: the gradient is (1 − r) · q there, and on K r · q − t
         is added. So one softmax serves all teachers. If r is large, this would cancel, or 1 − b has underflowed: these
@@ -209,19 +226,17 @@ class _Softmax:
         """
         scale = weight / self.temperature  # by the chain rule, through logits / T
         ids, log_kept, log_tail = teacher.ids, teacher.log_kept, teacher.log_tail
+        log_q = self.log_probabilities(logits)
         if ids is None:
             kept = log_kept.to(self.logits.dtype).exp()
             self.coefficient += scale
             self.dense.append((kept, -scale * torch.ones_like(self.peak)))
-            return (kept * (log_kept - self.log_probabilities(None))).sum()
+            return (kept * (log_kept - log_q)).sum()
         if teacher.others is not None:
-            return self._add_whole(scale, ids, log_kept, log_tail, teacher.others.logits())
-        # `student` is q on K. For the mass outside K, the probabilities on K are set to 0, summed and put back,
-        # in place: 1 minus the mass on K would lose digits, and a copy would be as large as the logits.
-        kept, student = log_kept.exp(), self.probabilities.gather(-1, ids)
-        divergence = (kept * (log_kept - self.log_probabilities(ids))).sum(dim=-1)
-        outside = self.probabilities.scatter_(-1, ids, 0.0).sum(dim=-1)
-        self.probabilities.scatter_(-1, ids, student)
+            return self._add_whole(scale, teacher, log_q, teacher.others.logits())
+        kept = log_kept.exp()
+        divergence = (kept * (log_kept - log_q)).sum(dim=-1)
+        student, outside = self._on_and_off(ids, log_q)
         tail, log_outside = log_tail.exp(), outside.log()
         is_rare = tail > _LARGEST_RATIO * outside
         if self.logits.device.type == "cpu" and not torch.compiler.is_compiling():
@@ -242,31 +257,53 @@ class _Softmax:
         self.scattered.append((ids, scale * (ratio * student - kept)))
         return divergence.sum()
 
+    def _on_and_off(self, ids: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
+        """Probabilities on K, [n, k], and their mass off K, [n]. 1 minus the mass on K would lose digits."""
+        if are_compared(ids):
+            return log_q.exp(), torch.where(is_among(ids, self.probabilities), 0.0, self.probabilities).sum(dim=-1)
+        # Set to 0 on K, summed and put back, in place: a copy would be as large as the logits.
+        on = self.probabilities.gather(-1, ids)
+        off = self.probabilities.scatter_(-1, ids, 0.0).sum(dim=-1)
+        self.probabilities.scatter_(-1, ids, on)
+        return on, off
+
     def _apart(self, ids: Tensor, tail: Tensor, scale: Weight, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Log of q outside the ids of some rows, or of all, and the gradient of the teacher's mass there."""
         logits, peak, log_of_peak = (
             part if rows is None else part[rows] for part in (self.logits, self.peak, self.log_of_peak)
         )
-        complement = logits.scatter(-1, ids, -math.inf)
+        complement = fill_at(logits, ids, -math.inf, in_place=False)
         beside_peak = (complement - peak).logsumexp(dim=-1, keepdim=True)
         gradient = complement.softmax(dim=-1).mul_(-scale * tail.unsqueeze(-1))
         return (beside_peak + log_of_peak).squeeze(-1), gradient
 
-    def _add_whole(self, scale: Weight, ids: Tensor, log_kept: Tensor, log_tail: Tensor, others: Tensor) -> Tensor:
-        """The same if the others are known, by logits [n, V] that are overwritten.
+    def _add_whole(self, scale: Weight, teacher: Distribution, log_q: Tensor, others: Tensor) -> Tensor:
+        """The same if the others are known, by logits [n, V] that are overwritten; `log_q` is of K, [n, k].
 
         With o the others' distribution, 0 on K, and Z their log-normaliser, they add
         tail · [log tail + Σ o (logit_o − logit_q) − Z + log-normaliser of q]. The gradient is q − t everywhere.
         """
-        others = others.to(self.logits.dtype).scatter_(-1, ids, _NEVER)
-        shares = others.softmax(dim=-1)
-        log_normalizer = others.amax(dim=-1, keepdim=True) - shares.amax(dim=-1, keepdim=True).log()
-        normalizers = (self.peak - self.log_of_peak) - log_normalizer
+        ids, log_kept, log_tail = teacher.ids, teacher.log_kept, teacher.log_tail
+        assert ids is not None
+        others = fill_at(others.to(self.logits.dtype), ids, _NEVER)
+        shares, peak, log_of_peak = _softmax(others)
+        normalizers = (self.peak - self.log_of_peak) - (peak - log_of_peak)
         apart = others.sub_(self.logits).mul_(shares).sum(dim=-1) + normalizers.squeeze(-1)
         kept, tail = log_kept.exp(), log_tail.exp()
-        divergence = (kept * (log_kept - self.log_probabilities(ids))).sum(dim=-1)
+        divergence = (kept * (log_kept - log_q)).sum(dim=-1)
         divergence += torch.where(tail > 0, tail * (log_tail + apart), 0.0)
         self.coefficient += scale
         self.dense.append((shares, (-scale * tail).to(shares.dtype).unsqueeze(-1)))
         self.scattered.append((ids, (-scale * kept).to(shares.dtype)))
         return divergence.sum()
+
+
+def _softmax(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Probabilities [n, V] of logits, the largest logit, and the logarithm of its probability, [n, 1] both."""
+    peak = logits.amax(dim=-1, keepdim=True)
+    if torch.compiler.is_compiling():  # one pass less than a maximum of the probabilities, which need not be stored
+        total = (logits - peak).exp().sum(dim=-1, keepdim=True)
+        return (logits - peak).exp() / total, peak, -total.log()  # not the same tensor: torch 2.13 fails to compile it
+    probabilities = logits.softmax(dim=-1)
+    # Two maxima are ten times as fast as one with its place.
+    return probabilities, peak, probabilities.amax(dim=-1, keepdim=True).log()

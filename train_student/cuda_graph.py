@@ -1,0 +1,114 @@
+"""CUDA graphs: the passes of a micro-batch, recorded once and launched as a whole.
+
+A step of a student of 58 M parameters is some thousand kernels, and a GPU finishes most of them sooner than the host
+launches the next. A graph is one launch. It repeats the recorded kernels on the recorded addresses, so whatever may
+change between micro-batches must lie in memory: the batch is copied there. Numbers of the host, such as the weights of
+terms, are part of the recording, and other ones need another. An ordinary pass asks the device nothing
+(`tests/train_student/test_waiting.py`), which a recording requires.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from accelerate import PartialState
+from torch import Tensor, nn
+
+from palenka.data.signals.stream import EncodedBatch
+from palenka.ground.errors import UserError
+from palenka.ground.settings import Precision
+
+_PLAIN = 3
+"""Micro-batches with the same weights before one is recorded: they compile, choose kernels and make room."""
+
+Passes = Callable[[EncodedBatch, Mapping[str, float]], dict[str, Tensor]]
+"""Forward and backward pass of a micro-batch: adds to the gradients, and returns loss and terms."""
+
+
+class Graphed:
+    """`Passes` that are launched as a whole, once the weights of their terms have settled.
+
+    Results and gradients are overwritten by the next call. The memory of the passes is held between steps too.
+
+    Args:
+        passes: what is recorded.
+        parameters: that get gradients.
+    """
+
+    def __init__(self, passes: Passes, parameters: Sequence[nn.Parameter]) -> None:
+        self._passes, self._parameters = passes, parameters
+        self._asked: object = None
+        self._count = 0
+        self._recorded: _Recorded | None = None
+
+    def __call__(self, batch: EncodedBatch, weights: Mapping[str, float]) -> dict[str, Tensor]:
+        """See `Passes`.
+
+        Raises:
+            UserError: if the passes cannot be recorded.
+        """
+        asked = dict(weights), [part.shape for part in batch.tensors()]
+        if asked != self._asked:
+            self._asked, self._count, self._recorded = asked, 0, None
+        self._count += 1
+        if self._count <= _PLAIN:
+            return self._passes(batch, weights)
+        if self._recorded is None:
+            self._recorded = self._record(batch, weights)
+        return self._recorded.replay(batch)
+
+    def _record(self, batch: EncodedBatch, weights: Mapping[str, float]) -> "_Recorded":
+        inputs, graph = batch.map(torch.clone), torch.cuda.CUDAGraph()
+        before = [parameter.grad for parameter in self._parameters]
+        for parameter in self._parameters:
+            parameter.grad = None  # so that its gradient becomes memory of the graph
+        try:
+            # Other threads read and page-lock the next batches meanwhile, which the default mode forbids.
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                values = self._passes(inputs, weights)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            raise UserError(
+                f"this run's step cannot be recorded as a CUDA graph ({error}); set cuda_graphs to false"
+            ) from error
+        gradients = [(parameter, parameter.grad) for parameter in self._parameters if parameter.grad is not None]
+        for parameter, gradient in zip(self._parameters, before, strict=True):
+            parameter.grad = gradient
+        return _Recorded(graph, inputs, values, gradients)
+
+
+@dataclass(frozen=True)
+class _Recorded:
+    """A recording: the graph, and the memory that it reads and writes."""
+
+    graph: torch.cuda.CUDAGraph
+    inputs: EncodedBatch
+    values: dict[str, Tensor]
+    gradients: Sequence[tuple[nn.Parameter, Tensor]]
+
+    def replay(self, batch: EncodedBatch) -> dict[str, Tensor]:
+        """Forward and backward pass of a micro-batch of the recorded shape."""
+        torch._foreach_copy_([*self.inputs.tensors()], [*batch.tensors()], non_blocking=True)
+        # Of the step's earlier micro-batches. They may lie where the new ones will, so they are copied.
+        earlier = [parameter.grad for parameter, _ in self.gradients if parameter.grad is not None]
+        earlier = list(torch._foreach_mul(earlier, 1.0)) if earlier else []
+        self.graph.replay()
+        if earlier:
+            torch._foreach_add_([gradient for _, gradient in self.gradients], earlier)
+        for parameter, gradient in self.gradients:
+            parameter.grad = gradient
+        return self.values
+
+
+def require_graphs(processes: PartialState, precision: Precision) -> None:
+    """Require that a run's passes can be recorded.
+
+    Raises:
+        UserError: on anything but one GPU, or in fp16, whose loss scale changes.
+    """
+    if processes.device.type != "cuda" or processes.num_processes > 1 or precision == "fp16":
+        raise UserError(
+            f"cuda_graphs is true, but this run has {processes.num_processes} process(es) on {processes.device.type} "
+            f"and precision {precision}; passes are recorded on one GPU (cuda), in float32 or bf16: set it to false"
+        )
