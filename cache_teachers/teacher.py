@@ -97,9 +97,10 @@ class Teacher:
         }
         for directory, state in states.items():
             require_unchanged(directory, state)
+        self._compiled = is_compiled(settings.compile, device)
         for loaded in self._models.values():
             leave_out_masks(loaded, rule.length)
-            if is_compiled(settings.compile, device):
+            if self._compiled:
                 compile_blocks(loaded)
         self._logits_of = {name: int(model.config.get_text_config().vocab_size) for name, model in self._models.items()}
         size = corpus.vocabulary_size
@@ -149,7 +150,8 @@ class Teacher:
                 last[name] = given.hidden_states[-1]
         mean = logits[0] if len(logits) == 1 else torch.stack([part.float() for part in logits]).mean(0)
         addresses = np.empty(0, np.int64) if indices is None else indices
-        return TeacherOutputs(mean, hidden, last, self._heads, partial(self._uniforms, view, addresses))
+        uniforms = partial(self._uniforms, view, addresses)
+        return TeacherOutputs(mean, hidden, last, self._heads, uniforms, self._compiled)
 
     @torch.no_grad()
     def padding_mass(self, tokens: Tensor) -> dict[str, float]:

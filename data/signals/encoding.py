@@ -71,6 +71,7 @@ class TeacherOutputs:
         last: last hidden states by model, [B, L, W]; empty unless the encoding asks for them (`needs_states`).
         heads: the output matrices by model, except models whose head is not a linear map.
         uniforms: makes numbers in [0, 1) [B, L, n] float64, decided by the teacher and the windows' addresses.
+        compiled: whether sums over the vocabulary are compiled, as the teacher's blocks are.
     """
 
     logits: Tensor
@@ -78,6 +79,7 @@ class TeacherOutputs:
     last: Mapping[str, Tensor]
     heads: Mapping[str, OutputMatrix]
     uniforms: Callable[[int], Tensor]
+    compiled: bool = False
 
 
 class LogitEncoding(Settings):

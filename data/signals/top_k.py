@@ -6,7 +6,8 @@ Shapes: n tokens, k kept tokens, V vocabulary, T number of temperatures.
 """
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -14,6 +15,7 @@ import torch.nn.functional as F  # noqa: N812 - its usual name
 from torch import Tensor
 
 from palenka.data.signals.distribution import log1mexp, token_chunks
+from palenka.data.signals.places import fill_at
 
 LARGEST_GAP_CODE = 255
 _STEP, _WIDEN = 1 / 16, 8.0
@@ -36,13 +38,14 @@ class TopK(NamedTuple):
     log_tail: Tensor
 
 
-def top_k(logits: Tensor, k: int, temperatures: Sequence[float]) -> TopK:
+def top_k(logits: Tensor, k: int, temperatures: Sequence[float], *, compiled: bool = False) -> TopK:
     """The k most probable tokens of full-vocabulary logits [..., V], with the exact mass of the others.
 
     The mass is summed over the others themselves, in float32: 1 − (a sum near 1) would lose digits. Costs one top-k and
-    some 1 + 3T passes over the logits; memory beside them: some megabytes on a CPU (`values_at_once`).
+    some 1 + 3T passes over the logits, one if they are compiled; memory beside them: some megabytes on a CPU
+    (`values_at_once`).
     """
-    rows = [_top_k(part, k, temperatures) for part in token_chunks(logits.flatten(0, -2))]
+    rows = [_top_k(part, k, temperatures, compiled=compiled) for part in token_chunks(logits.flatten(0, -2))]
     leading = logits.shape[:-1]
     ids = None if k == logits.shape[-1] else torch.cat([row.ids for row in rows if row.ids is not None])
     return TopK(
@@ -91,7 +94,7 @@ def log_masses(odds: Tensor) -> tuple[Tensor, Tensor]:
     return F.logsigmoid(odds), F.logsigmoid(-odds)
 
 
-def _top_k(logits: Tensor, k: int, temperatures: Sequence[float]) -> TopK:
+def _top_k(logits: Tensor, k: int, temperatures: Sequence[float], *, compiled: bool) -> TopK:
     if k == logits.shape[-1]:
         values = logits.float().log_softmax(dim=-1)
         return TopK(None, values, values.new_full((len(logits), len(temperatures)), -math.inf))
@@ -102,24 +105,38 @@ def _top_k(logits: Tensor, k: int, temperatures: Sequence[float]) -> TopK:
     best = best.float()
     peak, edge = best[:, :1], best[:, k:].clamp_min(torch.finfo(torch.float32).min)
     kept = best[:, :k].gather(-1, order) - peak
-    others = (logits - edge).scatter_(-1, ids, -math.inf)  # float32, the only copy of the logits
     below = (edge - peak).squeeze(-1)
     log_all: dict[float, Tensor] = {}
     log_tail: dict[float, Tensor] = {}
-    sums = _log_sums(others, {1.0, *temperatures})  # at 1 for the values
-    for temperature, log_sum in sums.items():
+    asked = tuple(sorted({1.0, *temperatures}, reverse=True))  # at 1 for the values
+    sums = (_compiled() if compiled else _log_sums)(logits, ids, edge, asked)
+    for temperature, log_sum in zip(asked, sums, strict=True):
         log_others = log_sum + below / temperature
         log_all[temperature] = torch.logaddexp((kept / temperature).logsumexp(dim=-1), log_others)
         log_tail[temperature] = log_others - log_all[temperature]
     return TopK(ids, kept - log_all[1.0].unsqueeze(-1), torch.stack([log_tail[t] for t in temperatures], dim=-1))
 
 
-def _log_sums(logits: Tensor, temperatures: Collection[float]) -> dict[float, Tensor]:
-    """Log of the sum of exp(logits / T) for logits [n, V] that are 0 at most: [n] by temperature."""
-    found: dict[float, Tensor] = {}
-    above, scaled = 0.0, logits
-    for temperature in sorted(temperatures, reverse=True):
+def _log_sums(logits: Tensor, ids: Tensor, edge: Tensor, temperatures: Sequence[float]) -> list[Tensor]:
+    """Log of the sum of exp((logits − edge) / T) over all tokens but ids, [n] for each T.
+
+    Args:
+        logits: [n, V].
+        ids: of each row, [n, k].
+        edge: the largest of the others' logits, [n, 1] float32.
+        temperatures: in descending order.
+    """
+    others = fill_at(logits - edge, ids, -math.inf)  # float32, the only copy of the logits
+    found: list[Tensor] = []
+    above, scaled = 0.0, others
+    for temperature in temperatures:
         # exp(x / T) is the square of exp(x / 2T), in a fraction of the time.
-        scaled = scaled.square_() if above == 2 * temperature else (logits / temperature).exp_()
-        above, found[temperature] = temperature, scaled.sum(dim=-1).log()
+        scaled = scaled.square_() if above == 2 * temperature else (others / temperature).exp_()
+        above = temperature
+        found.append(scaled.sum(dim=-1).log())
     return found
+
+
+@cache
+def _compiled() -> Callable[..., list[Tensor]]:
+    return torch.compile(_log_sums, dynamic=False, fullgraph=True)

@@ -56,7 +56,7 @@ class TopKEncoding(LogitEncoding):
         """See `LogitEncoding`."""
         from palenka.data.signals.top_k import gaps, pack_gaps, top_k
 
-        kept = top_k(outputs.logits, self.k, self.temperatures)
+        kept = top_k(outputs.logits, self.k, self.temperatures, compiled=outputs.compiled)
         below = gaps(kept.values)
         return {**self._packed(kept), "values": below if self.values == "float32" else pack_gaps(below)}
 
@@ -155,7 +155,7 @@ class LowRankEncoding(TopKEncoding):
         found, errors = measure(sample, self.k, self.rank, self.temperatures)
         regression = CodeRegression(found.basis, len(self.temperatures))
         for outputs in sample:
-            kept = top_k(outputs.logits, self.k, self.temperatures)
+            kept = top_k(outputs.logits, self.k, self.temperatures, compiled=outputs.compiled)
             if kept.ids is not None:
                 regression.add(kept.ids.cpu(), log_odds(kept.log_tail).cpu(), found.codes(states_of(outputs)).cpu())
         errors_left = torch.tensor([errors.get(name, torch.nan) for name in ("head", "regression")])
@@ -169,7 +169,7 @@ class LowRankEncoding(TopKEncoding):
         from palenka.data.signals.residuals import pack_residuals, residuals
         from palenka.data.signals.top_k import top_k
 
-        kept = top_k(outputs.logits, self.k, self.temperatures)
+        kept = top_k(outputs.logits, self.k, self.temperatures, compiled=outputs.compiled)
         arrays = self._packed(kept)
         arrays["codes"] = self._coarse(
             LowRankMap.of(statics).codes(states_of(outputs)) - self._predicted_codes(arrays, statics)

@@ -18,6 +18,7 @@ from palenka.data.corpus import Corpus
 from palenka.data.signals.cache import TeacherCache
 from palenka.data.signals.distribution import Distribution
 from palenka.data.signals.low_rank import LowRankOthers
+from palenka.data.signals.top_k import top_k
 from palenka.ground.command_line import parse
 from palenka.ground.processes import is_compiled
 from palenka.train_student.objective import next_token
@@ -99,6 +100,20 @@ def settings_keys(settings: CaptureSettings) -> tuple[str, ...]:
     from palenka.data.signals.store import read_manifest
 
     return read_manifest(settings.output).hidden_keys()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("kept_tokens", [6, 12])
+def test_compiled_masses_of_the_others_are_exact(kept_tokens: int, normal: Callable[..., torch.Tensor]) -> None:
+    torch.compiler.reset()
+    logits = 5 * normal(0, 40, 300)
+    found = top_k(logits.bfloat16(), kept_tokens, (1.0, 2.0, 3.0), compiled=True)
+    exact = logits.bfloat16().double()
+    assert found.ids is not None
+    for number, temperature in enumerate((1.0, 2.0, 3.0)):
+        outside = (exact / temperature).log_softmax(-1).scatter(-1, found.ids, -torch.inf).logsumexp(-1)
+        torch.testing.assert_close(found.log_tail[:, number].double(), outside, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.slow

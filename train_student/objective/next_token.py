@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 
 from palenka.data.signals.distribution import Distribution
+from palenka.data.signals.places import add_at, are_compared, fill_at, is_among
 from palenka.train_student.objective.divergences import Divergence
-from palenka.train_student.objective.places import add_at, are_compared, fill_at, is_among
 
 _IMPOSSIBLE = -100.0
 """Least log-probability of a teacher's outcome: e^−100 is 0 in float32, and reverse KL stays finite."""

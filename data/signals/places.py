@@ -1,8 +1,8 @@
 """Numbers at some ids of each row: set, added to, and masked.
 
-A row [V] of logits has few such ids, so a CPU goes there (scatter). In compiled code that would end a pass over [n, V]
-and store it: a student with two teachers then moves twice the bytes. On a GPU such a pass is limited by memory, so each
-place is compared with the ids instead, and all passes become one (`benchmarks/records/gpu.md`).
+A row [V] of logits has few such ids, and a CPU goes to each of them (scatter). In compiled code that would end a pass
+over [n, V] and store all of it. On a GPU such a pass is limited by memory, so each place is compared with the ids
+instead, and passes become one: it moves a third of the bytes (`benchmarks/records/gpu.md`).
 
 Shapes: n rows, V vocabulary, k ids of a row.
 """
@@ -15,10 +15,7 @@ _FEW = 8
 
 
 def are_compared(ids: Tensor) -> bool:
-    """Whether the places of ids [n, k] are found by comparing: scattered, they would end a compiled pass over [n, V].
-
-    On a GPU such a pass is limited by memory, and some comparisons of each number cost nothing.
-    """
+    """Whether the places of ids [n, k] are found by comparing: if they are few, in compiled code."""
     return torch.compiler.is_compiling() and ids.shape[-1] <= _FEW
 
 
