@@ -32,7 +32,7 @@ from palenka.data.moving import to_device
 from palenka.data.signals.distribution import token_chunks
 from palenka.data.signals.encoding import OutputMatrix, TeacherOutputs
 from palenka.data.signals.hidden import HiddenLayers, LayerFit
-from palenka.data.signals.layers import finished
+from palenka.data.signals.layers import LayerStacks, finished
 from palenka.data.signals.manifest import LOGITS, codes_of, hidden_key
 from palenka.data.signals.signal import TeacherSignal, at_rows, rows_of
 from palenka.data.signals.store import Measured
@@ -98,6 +98,7 @@ class Teacher:
         for directory, state in states.items():
             require_unchanged(directory, state)
         self._compiled = is_compiled(settings.compile, device)
+        self._encode_states = torch.compile(LayerStacks.encode, dynamic=False) if self._compiled else LayerStacks.encode
         for loaded in self._models.values():
             leave_out_masks(loaded, rule.length)
             if self._compiled:
@@ -176,7 +177,7 @@ class Teacher:
             states: of these windows at the positions kept (`at`).
         """
         arrays = self.logits.encode(outputs, self.measured.statics)
-        return arrays, self.measured.stacks.encode(states)
+        return arrays, self._encode_states(self.measured.stacks, states)
 
     def at(self, states: Mapping[str, Tensor], positions: Tensor) -> dict[str, Tensor]:
         """Hidden states [B, L, W] at the first of the positions [B, P or more], as many as are kept: [B, P, W]."""
