@@ -107,19 +107,21 @@ def prepare(bench: Bench) -> None:
         capture(settings.model_copy(update={"micro_batch": 16}))
 
 
-def step_of(bench: Bench, arm: str, *, graphs: bool) -> dict[str, Any]:
-    """A step of an arm: launches, copies, waits, and the host's milliseconds for batches that lie ready."""
+def step_of(bench: Bench, arm: str, *, graphs: bool = False, micro_batches: int = 1) -> dict[str, Any]:
+    """A step of an arm, in so many micro-batches that lie ready."""
     torch.backends.cuda.enable_cudnn_sdp(enabled=False)  # cuDNN has a driver of its own
-    output = bench.output / f"run-{os.getpid()}"
-    with opened(student_of(bench, arm, output, graphs=graphs)) as ready:
+    settings = student_of(bench, arm, bench.output / f"run-{os.getpid()}", graphs=graphs)
+    settings = settings.model_copy(update={"micro_batch": bench.windows // micro_batches})
+    with opened(settings) as ready:
         trainer = ready.trainer()
-        weights = ready.settings.weights(1, trainer.num_steps)
+        weights = settings.weights(1, trainer.num_steps)
         with contextlib.closing(trainer.reading.batches(1)) as reading:
-            batches = list(islice(reading, WARMED + COUNTED))
+            batches = list(islice(reading, (WARMED + COUNTED) * micro_batches))
         trainer.wrapped.train()
 
         def step(number: int) -> None:
-            trainer.learn(batches[number], weights, is_last=True)
+            for batch in batches[number * micro_batches : (number + 1) * micro_batches]:
+                trainer.learn(batch, weights, is_last=batch is batches[-1])
             trainer.update(number + 1)
 
         return counted(bench, step)
@@ -218,10 +220,10 @@ def main() -> None:
 
 
 PARTS: dict[str, Callable[[Bench], dict[str, Any]]] = {
-    "control": partial(step_of, arm="control", graphs=False),
-    "control, graphs": partial(step_of, arm="control", graphs=True),
-    "cached": partial(step_of, arm="cached", graphs=False),
-    "cached, graphs": partial(step_of, arm="cached", graphs=True),
+    **{arm: partial(step_of, arm=arm) for arm in ("control", "cached")},
+    **{f"{arm}, graphs": partial(step_of, arm=arm, graphs=True) for arm in ("control", "cached")},
+    "control in four": partial(step_of, arm="control", micro_batches=4),
+    "control in four, graphs": partial(step_of, arm="control", micro_batches=4, graphs=True),
     **{f"capture, {name}": partial(capture_by, name=name) for name in TEACHERS},
     **{f"terms, {kind}": partial(terms_of, kind=kind) for kind in ("none", "top-k", "low rank")},
 }

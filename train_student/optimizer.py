@@ -1,8 +1,11 @@
-"""The optimizer: AdamW, and its learning rate, which depends only on the number of the step."""
+"""The optimizer: AdamW, its gradients, and its learning rate, which depends only on the number of the step."""
 
+import contextlib
 import math
+from collections.abc import Iterable, Iterator
 
 import torch
+from torch import nn
 
 from palenka.ground.errors import UserError
 from palenka.train_student.settings import OptimizerSettings
@@ -18,6 +21,24 @@ def adamw(module: torch.nn.Module, settings: OptimizerSettings, device: torch.de
     return torch.optim.AdamW(
         groups, lr=settings.learning_rate, betas=(settings.beta1, settings.beta2), fused=device.type == "cuda" or None
     )
+
+
+@contextlib.contextmanager
+def gradients_added(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Inside, gradients are made anew; then they are added to the earlier ones, in a few operations for all of them.
+
+    Autograd would add each by itself: 148 launches on a GPU for a student of 58 M. The sums are the same. Costs the
+    memory of one more set of gradients inside.
+    """
+    earlier = [(parameter, parameter.grad) for parameter in parameters if parameter.grad is not None]
+    for parameter, _ in earlier:
+        parameter.grad = None
+    yield
+    both = [(sums, parameter.grad) for parameter, sums in earlier if parameter.grad is not None]
+    if both:
+        torch._foreach_add_([sums for sums, _ in both], [more for _, more in both])
+    for parameter, sums in earlier:
+        parameter.grad = sums
 
 
 class LearningRate:

@@ -39,7 +39,7 @@ from palenka.train_student.meter import GRADIENT, Meter
 from palenka.train_student.model.probe import require_causal
 from palenka.train_student.model.student import count_parameters
 from palenka.train_student.objective.objective import Objective
-from palenka.train_student.optimizer import LearningRate, adamw
+from palenka.train_student.optimizer import LearningRate, adamw, gradients_added
 from palenka.train_student.reading import Reading
 from palenka.train_student.revisions import Revisions, planned_revisions, unreached_revisions
 from palenka.train_student.run import Run
@@ -185,8 +185,11 @@ class Trainer:
             return self._passes(batch, weights)
 
     def _run_passes(self, batch: EncodedBatch, weights: Mapping[str, float]) -> dict[str, torch.Tensor]:
-        loss, terms = self.wrapped(self.reading.complete(batch), weights)
-        self.accelerator.backward(loss / self.reading.num_micro_batches)
+        # Several processes add their own, as they average them.
+        is_alone_on_gpu = self.accelerator.device.type == "cuda" and self.accelerator.num_processes == 1
+        with gradients_added(self.objective.parameters()) if is_alone_on_gpu else contextlib.nullcontext():
+            loss, terms = self.wrapped(self.reading.complete(batch), weights)
+            self.accelerator.backward(loss / self.reading.num_micro_batches)
         return {"loss": loss.detach(), **terms}
 
     def update(self, step: int) -> torch.Tensor:

@@ -111,7 +111,7 @@ def both(
     return compare
 
 
-@pytest.mark.parametrize("kind", ["topk", "low_rank", "sampled", "hybrid"])
+@pytest.mark.parametrize("kind", ["low_rank", "hybrid"])
 def test_recorded_passes_train_as_plain_ones_do(
     kind: str,
     hidden_capture: CaptureSettings,
@@ -125,6 +125,18 @@ def test_recorded_passes_train_as_plain_ones_do(
     both(teachers=teachers, objective=EVERY_TERM, fraction=0.4, global_batch=8, micro_batch=8)
     (one,) = recorded
     assert one.replays > 3
+
+
+def test_a_live_teacher_is_recorded_with_its_student(
+    make_teacher: Callable[..., Any],
+    make_shape: Callable[..., Any],
+    both: Callable[..., None],
+    recorded: list[RecordedOperators],
+) -> None:
+    live = {"t": {"source": "live", "model": make_teacher("llama", 3), "hidden": {"positions": 5}}}
+    objective = {"hard": 0.5, "logit": 0.5, "hidden": 0.1}
+    both(model=make_shape("gpt2"), teachers=live, objective=objective, fraction=0.3, global_batch=8, micro_batch=8)
+    assert recorded
 
 
 def test_recorded_gradients_of_several_micro_batches_add_up(

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from palenka.cache_teachers.capture import capture
 from palenka.cache_teachers.settings import CaptureSettings
 from palenka.train_student.model.shapes import ModelShape
-from palenka.train_student.optimizer import adamw
+from palenka.train_student.optimizer import adamw, gradients_added
 from palenka.train_student.settings import TrainSettings
 from palenka.train_student.train import train
 from palenka.train_student.trainer import Trainer
@@ -185,3 +185,23 @@ def test_a_gpus_update_takes_as_few_operations_for_many_weights_as_for_few(
         output = tmp_path / str(depth)
         look_at(student_of_cache(model=model, teachers={}, objective={"hard": 1.0}, output=output), update)
     assert counts[0] == counts[1] < 40
+
+
+def test_gradients_of_several_passes_are_added_all_at_once(normal: Callable[..., Tensor]) -> None:
+    model = torch.nn.Sequential(*(torch.nn.Linear(8, 8) for _ in range(5)))
+    model.register_parameter("unused", torch.nn.Parameter(torch.zeros(3)))
+    batches = [normal(seed, 4, 8) for seed in range(3)]
+    for batch in batches:
+        model(batch).square().sum().backward()
+    expected = {name: weight.grad for name, weight in model.named_parameters()}
+    model.zero_grad()
+    with torch.profiler.profile() as recorder:
+        for batch in batches:
+            with gradients_added(model.parameters()):
+                model(batch).square().sum().backward()
+    for name, weight in model.named_parameters():
+        wanted = expected[name]
+        assert (weight.grad is None) == (wanted is None)
+        assert wanted is None or (weight.grad is not None and torch.equal(weight.grad, wanted))
+    names = [event.name for event in recorder.events() or [] if event.cpu_parent is None or "Accumulate" in event.name]
+    assert names.count("aten::_foreach_add_") == 2
