@@ -18,7 +18,7 @@ WARMED, PROFILED, KERNELS = 5, 5, 16
 
 
 def profile(settings: TrainSettings) -> dict[str, Any]:
-    """A mean over some steps of a run, of which nothing is kept: milliseconds, the busy share, launches, kernels."""
+    """A mean over some steps of a run, of which nothing is kept: milliseconds, the busy share, kernels."""
     with opened(settings) as ready:
         trainer = ready.trainer()
         batches, weights = trainer.reading.batches(1), settings.weights(1, trainer.num_steps)
@@ -42,7 +42,7 @@ def profile(settings: TrainSettings) -> dict[str, Any]:
     told: dict[str, Any] = {
         "milliseconds": round(1e3 * seconds / PROFILED, 2),
         "busy": round(busy / seconds, 3),
-        "launches": sum(each.count for each in kernels) // PROFILED,
+        "kernels": sum(each.count for each in kernels) // PROFILED,
     }
     for each in kernels[:KERNELS]:
         milliseconds, times = each.self_device_time_total / 1e3 / PROFILED, each.count / PROFILED

@@ -3,7 +3,7 @@
 A step of a student of 58 M parameters is some thousand kernels, and a GPU finishes most of them sooner than the host
 launches the next. A graph is one launch. It repeats the recorded kernels on the recorded addresses, so whatever may
 change between micro-batches must lie in memory: the batch is copied there. Numbers of the host, such as the weights of
-terms, are part of the recording, and other ones need another. An ordinary pass asks the device nothing
+terms, are part of a recording: if they change, a new one is needed. An ordinary pass asks the device nothing
 (`tests/train_student/test_waiting.py`), which a recording requires.
 """
 
@@ -15,34 +15,39 @@ from accelerate import PartialState
 from torch import Tensor, nn
 
 from palenka.data.signals.stream import EncodedBatch
-from palenka.ground.errors import UserError
+from palenka.ground.errors import UserError, reason_of
 from palenka.ground.settings import Precision
 
 _PLAIN = 3
-"""Micro-batches with the same weights before one is recorded: they compile, choose kernels and make room."""
+"""Plain micro-batches before one is recorded, at least: they compile, choose kernels and make room."""
 
 Passes = Callable[[EncodedBatch, Mapping[str, float]], dict[str, Tensor]]
 """Forward and backward pass of a micro-batch: adds to the gradients, and returns loss and terms."""
 
 
 class Graphed:
-    """`Passes` that are launched as a whole, once the weights of their terms have settled.
+    """Launches `Passes` as a whole, once the weights of their terms have stayed the same from one step to the next.
 
-    Results and gradients are overwritten by the next call. The memory of the passes is held between steps too.
+    Results and gradients are overwritten by the next call. The memory of the passes is held between steps too. The
+    passes are given with each call: kept here, they would keep their trainer alive, and with it the graph's memory.
 
     Args:
-        passes: what is recorded.
         parameters: that get gradients.
+        num_micro_batches: of a step.
     """
 
-    def __init__(self, passes: Passes, parameters: Sequence[nn.Parameter]) -> None:
-        self._passes, self._parameters = passes, parameters
+    def __init__(self, parameters: Sequence[nn.Parameter], num_micro_batches: int) -> None:
+        self._parameters, self._plain = parameters, max(_PLAIN, num_micro_batches)
         self._asked: object = None
         self._count = 0
         self._recorded: _Recorded | None = None
 
-    def __call__(self, batch: EncodedBatch, weights: Mapping[str, float]) -> dict[str, Tensor]:
-        """See `Passes`.
+    def forget(self) -> None:
+        """Give the memory of the recording back; another one is made after some plain passes."""
+        self._asked = self._recorded = None
+
+    def __call__(self, passes: Passes, batch: EncodedBatch, weights: Mapping[str, float]) -> dict[str, Tensor]:
+        """The result of the passes for a micro-batch; see `Passes`.
 
         Raises:
             UserError: if the passes cannot be recorded.
@@ -51,13 +56,13 @@ class Graphed:
         if asked != self._asked:
             self._asked, self._count, self._recorded = asked, 0, None
         self._count += 1
-        if self._count <= _PLAIN:
-            return self._passes(batch, weights)
+        if self._count <= self._plain:
+            return passes(batch, weights)
         if self._recorded is None:
-            self._recorded = self._record(batch, weights)
+            self._recorded = self._record(passes, batch, weights)
         return self._recorded.replay(batch)
 
-    def _record(self, batch: EncodedBatch, weights: Mapping[str, float]) -> "_Recorded":
+    def _record(self, passes: Passes, batch: EncodedBatch, weights: Mapping[str, float]) -> "_Recorded":
         inputs, graph = batch.map(torch.clone), torch.cuda.CUDAGraph()
         before = [parameter.grad for parameter in self._parameters]
         for parameter in self._parameters:
@@ -65,12 +70,14 @@ class Graphed:
         try:
             # Other threads read and page-lock the next batches meanwhile, which the default mode forbids.
             with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-                values = self._passes(inputs, weights)
+                values = passes(inputs, weights)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
+            # The end of a failed capture fails too, and hides what went wrong inside.
+            cause = error.__context__ if isinstance(error.__context__, RuntimeError) else error
             raise UserError(
-                f"this run's step cannot be recorded as a CUDA graph ({error}); set cuda_graphs to false"
+                f"this run's step cannot be recorded as a CUDA graph ({reason_of(cause)}); set cuda_graphs to false"
             ) from error
         gradients = [(parameter, parameter.grad) for parameter in self._parameters if parameter.grad is not None]
         for parameter, gradient in zip(self._parameters, before, strict=True):

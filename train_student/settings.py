@@ -164,8 +164,8 @@ class TrainSettings(Command):
     """Whether the blocks of student and live teachers are compiled: a minute at first, faster then; auto is so on a GPU
     (cuda). Results are the same except for rounding."""
     cuda_graphs: bool = False
-    """Whether a micro-batch is launched as one CUDA graph, recorded at its first steps: where the host launches kernels
-    more slowly than a GPU computes them. For one GPU, in float32 or bf16; not yet run on one."""
+    """Whether a micro-batch is launched as one CUDA graph, recorded at the run's first steps: where the host launches
+    kernels more slowly than a GPU computes them. For one GPU, in float32 or bf16; not yet run on one."""
     validation: ValidationSettings = ValidationSettings()
     """How the run is validated; the best model is kept."""
     log_every: int = Field(default=10, ge=1)

@@ -106,8 +106,8 @@ class Trainer:
         self.learnt_from = words_of_others(settings)
         self.best, self.best_step = math.inf, 0
         self.seconds = 0.0
-        weights = [*self.objective.parameters()]
-        self._passes = Graphed(self._run_passes, weights) if settings.cuda_graphs else self._run_passes
+        parameters, in_step = [*self.objective.parameters()], self.reading.num_micro_batches
+        self._graphed = Graphed(parameters, in_step) if settings.cuda_graphs else None
         self.meter = Meter(accelerator)  # last, since its clock starts here
 
     def done_steps(self) -> int:
@@ -182,10 +182,10 @@ class Trainer:
             is_last: whether it is the last of its step, in which the processes average their gradients.
         """
         with contextlib.nullcontext() if is_last else self.accelerator.no_sync(self.wrapped):
-            return self._passes(batch, weights)
+            return self._graphed(self._passes, batch, weights) if self._graphed else self._passes(batch, weights)
 
-    def _run_passes(self, batch: EncodedBatch, weights: Mapping[str, float]) -> dict[str, torch.Tensor]:
-        # Several processes add their own, as they average them.
+    def _passes(self, batch: EncodedBatch, weights: Mapping[str, float]) -> dict[str, torch.Tensor]:
+        # Several processes leave adding to DistributedDataParallel, which averages the sums.
         is_alone_on_gpu = self.accelerator.device.type == "cuda" and self.accelerator.num_processes == 1
         with gradients_added(self.objective.parameters()) if is_alone_on_gpu else contextlib.nullcontext():
             loss, terms = self.wrapped(self.reading.complete(batch), weights)
@@ -218,6 +218,8 @@ class Trainer:
         self, step: int, micro_batches: list[EncodedBatch], weights: Mapping[str, float]
     ) -> dict[str, float]:
         self.objective.train()
+        if self._graphed:
+            self._graphed.forget()  # these passes are plain, and would need its memory a second time
 
         def complete() -> Iterator[Batch]:
             self._seed(step)  # the same dropout for every term
