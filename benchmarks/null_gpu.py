@@ -5,8 +5,9 @@
 On a machine without a GPU, in an environment with a CUDA build of torch (`pip install torch==2.14.1`, 6 GB), with gcc
 and nm. `null_gpu.c` stands for NVIDIA's libraries: launches are counted and return at once. So numbers mean nothing,
 but all of the host's work is real: torch's CUDA code, kernels compiled by Triton for an H200, graphs that are captured.
-Counted are launches, waits, the host's milliseconds, and the gigabytes that the compiled terms over the vocabulary read
-and write, as torch's inductor reckons them. Caches have their published formats, but come from narrow teachers.
+Counted are launches, waits and the host's milliseconds. The gigabytes of the compiled terms over the vocabulary are
+inductor's estimate, which counts a buffer once for a kernel, however often it is read. Caches have their published
+formats, but come from narrow teachers.
 """
 
 import argparse
@@ -51,7 +52,7 @@ SITE = Path(torch.__file__).parents[1]
 
 
 class Steps(Bench):
-    """The benchmark of a GPU with as many steps as are counted, twice: reading ahead needs some."""
+    """The benchmark of a GPU with published shapes for a few steps; there is text for twice as many as are counted."""
 
     @property
     def steps(self) -> int:
@@ -165,7 +166,7 @@ def counted(bench: Bench, work: Callable[[int], object]) -> dict[str, Any]:
 
 
 def terms_of(_: Bench, kind: str) -> dict[str, Any]:
-    """The terms over a vocabulary of 16,000 for 16,384 tokens, of two teachers or none: gigabytes read and written."""
+    """The terms over a vocabulary of 16,000 for 16,384 tokens, of two teachers or none: estimated gigabytes."""
     tokens, kept, rank, size = (128, 128), 7, 64, 16_000
 
     def zeros(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -180,7 +181,10 @@ def terms_of(_: Bench, kind: str) -> dict[str, Any]:
     weights, divergence, sums = [0.05] * len(teachers), DIVERGENCES["forward"], zeros(1 + len(teachers))
     labels, logits = zeros(*tokens, dtype=torch.int64), zeros(128 * 128, size, dtype=torch.bfloat16)
     NextTokenTerms(labels, 1.0, teachers, weights, divergence, 2.0, compiled=True).to_gradient(logits, sums)
-    return {"gigabytes": round(metrics.num_bytes_accessed / 1e9, 2), "kernels": metrics.generated_kernel_count}
+    return {
+        "estimated_gigabytes": round(metrics.num_bytes_accessed / 1e9, 2),
+        "kernels": metrics.generated_kernel_count,
+    }
 
 
 def main() -> None:
@@ -204,11 +208,11 @@ def main() -> None:
         "LD_PRELOAD": str(library),
         "TRITON_LIBCUDA_PATH": str(library.parent),
         "LD_LIBRARY_PATH": str(library.parent),
-        "TORCH_LOGS": "inductor_metrics",  # without it inductor does not reckon
+        "TORCH_LOGS": "inductor_metrics",  # without it inductor does not estimate
     }
     told = {}
     for number, part in enumerate(given.parts):
-        # Of its own: what lies compiled from another call is not reckoned again.
+        # Of its own: nothing is estimated of what another call has compiled.
         environment["TORCHINDUCTOR_CACHE_DIR"] = str(given.output.absolute() / f"compiled-{time.time_ns()}-{number}")
         command = [sys.executable, "-m", "benchmarks.null_gpu", "--output", given.output, "--part", part]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)

@@ -16,7 +16,9 @@ from torch import Tensor, nn
 
 from palenka.data.signals.stream import EncodedBatch
 from palenka.ground.errors import UserError, reason_of
+from palenka.ground.processes import is_alone_on_gpu
 from palenka.ground.settings import Precision
+from palenka.train_student.optimizer import gradients_added
 
 _PLAIN = 3
 """Plain micro-batches before one is recorded, at least: they compile, choose kernels and make room."""
@@ -37,7 +39,7 @@ class Graphed:
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter], num_micro_batches: int) -> None:
-        self._parameters, self._plain = parameters, max(_PLAIN, num_micro_batches)
+        self._parameters, self._num_micro_batches = parameters, num_micro_batches
         self._asked: object = None
         self._count = 0
         self._recorded: _Recorded | None = None
@@ -56,7 +58,7 @@ class Graphed:
         if asked != self._asked:
             self._asked, self._count, self._recorded = asked, 0, None
         self._count += 1
-        if self._count <= self._plain:
+        if self._count <= max(_PLAIN, self._num_micro_batches):
             return passes(batch, weights)
         if self._recorded is None:
             self._recorded = self._record(passes, batch, weights)
@@ -82,13 +84,14 @@ class Graphed:
         gradients = [(parameter, parameter.grad) for parameter in self._parameters if parameter.grad is not None]
         for parameter, gradient in zip(self._parameters, before, strict=True):
             parameter.grad = gradient
-        return _Recorded(graph, inputs, values, gradients)
+        return _Recorded(self._num_micro_batches > 1, graph, inputs, values, gradients)
 
 
 @dataclass(frozen=True)
 class _Recorded:
-    """A recording: the graph, and the memory that it reads and writes."""
+    """A recording: whether a step has several micro-batches, the graph, and the memory that it reads and writes."""
 
+    is_followed: bool
     graph: torch.cuda.CUDAGraph
     inputs: EncodedBatch
     values: dict[str, Tensor]
@@ -97,14 +100,13 @@ class _Recorded:
     def replay(self, batch: EncodedBatch) -> dict[str, Tensor]:
         """Forward and backward pass of a micro-batch of the recorded shape."""
         torch._foreach_copy_([*self.inputs.tensors()], [*batch.tensors()], non_blocking=True)
-        # Of the step's earlier micro-batches. They may lie where the new ones will, so they are copied.
-        earlier = [parameter.grad for parameter, _ in self.gradients if parameter.grad is not None]
-        earlier = list(torch._foreach_mul(earlier, 1.0)) if earlier else []
-        self.graph.replay()
-        if earlier:
-            torch._foreach_add_([gradient for _, gradient in self.gradients], earlier)
-        for parameter, gradient in self.gradients:
-            parameter.grad = gradient
+        with gradients_added(parameter for parameter, _ in self.gradients):
+            self.graph.replay()
+            made = [gradient for _, gradient in self.gradients]
+            # A step's next micro-batch overwrites what this one made.
+            handed_over = torch._foreach_mul(made, 1.0) if self.is_followed else made
+            for (parameter, _), gradient in zip(self.gradients, handed_over, strict=True):
+                parameter.grad = gradient
         return self.values
 
 
@@ -114,7 +116,7 @@ def require_graphs(processes: PartialState, precision: Precision) -> None:
     Raises:
         UserError: on anything but one GPU, or in fp16, whose loss scale changes.
     """
-    if processes.device.type != "cuda" or processes.num_processes > 1 or precision == "fp16":
+    if not is_alone_on_gpu(processes) or precision == "fp16":
         raise UserError(
             f"cuda_graphs is true, but this run has {processes.num_processes} process(es) on {processes.device.type} "
             f"and precision {precision}; passes are recorded on one GPU (cuda), in float32 or bf16: set it to false"

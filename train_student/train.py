@@ -156,7 +156,8 @@ def memory_errors(settings: TrainSettings, device: torch.device) -> Iterator[Non
         raise UserError(
             f"the memory of {device.type} does not hold a forward and backward pass with micro_batch "
             f"{settings.micro_batch}, windows of {settings.windows.length} tokens and precision {settings.precision}; "
-            f"try micro_batch {fewer}{same}, precision bf16, shorter windows or a smaller model"
+            f"try micro_batch {fewer}{same}, precision bf16, {'cuda_graphs false, ' if settings.cuda_graphs else ''}"
+            "shorter windows or a smaller model"
         ) from error
 
 

@@ -25,7 +25,7 @@ from palenka.data.held_out import window_losses
 from palenka.data.signals.stream import Batch, EncodedBatch, ReadingOrder
 from palenka.data.unpadded import leave_out_masks
 from palenka.ground.errors import UserError
-from palenka.ground.processes import is_compiled
+from palenka.ground.processes import is_alone_on_gpu, is_compiled
 from palenka.ground.progress import info
 from palenka.ground.stopping import Stopped, stopped_when_ready
 from palenka.train_student.agreement import Agreement
@@ -106,8 +106,9 @@ class Trainer:
         self.learnt_from = words_of_others(settings)
         self.best, self.best_step = math.inf, 0
         self.seconds = 0.0
-        parameters, in_step = [*self.objective.parameters()], self.reading.num_micro_batches
-        self._graphed = Graphed(parameters, in_step) if settings.cuda_graphs else None
+        self._graphed: Graphed | None = None
+        if settings.cuda_graphs:
+            self._graphed = Graphed([*self.objective.parameters()], self.reading.num_micro_batches)
         self.meter = Meter(accelerator)  # last, since its clock starts here
 
     def done_steps(self) -> int:
@@ -186,8 +187,8 @@ class Trainer:
 
     def _passes(self, batch: EncodedBatch, weights: Mapping[str, float]) -> dict[str, torch.Tensor]:
         # Several processes leave adding to DistributedDataParallel, which averages the sums.
-        is_alone_on_gpu = self.accelerator.device.type == "cuda" and self.accelerator.num_processes == 1
-        with gradients_added(self.objective.parameters()) if is_alone_on_gpu else contextlib.nullcontext():
+        adds_all_at_once = is_alone_on_gpu(self.accelerator)
+        with gradients_added(self.objective.parameters()) if adds_all_at_once else contextlib.nullcontext():
             loss, terms = self.wrapped(self.reading.complete(batch), weights)
             self.accelerator.backward(loss / self.reading.num_micro_batches)
         return {"loss": loss.detach(), **terms}

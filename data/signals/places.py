@@ -2,7 +2,7 @@
 
 A row [V] of logits has few such ids, and a CPU goes to each of them (scatter). In compiled code that would end a pass
 over [n, V] and store all of it. On a GPU such a pass is limited by memory, so each place is compared with the ids
-instead, and the work is one kernel: it moves 30 to 60 % fewer bytes (`benchmarks/records/gpu.md`).
+instead, and passes share a kernel, which moves 30 to 60 % fewer bytes (`benchmarks/records/gpu.md`).
 
 Shapes: n rows, V vocabulary, k ids of a row.
 """

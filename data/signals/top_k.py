@@ -42,7 +42,7 @@ def top_k(logits: Tensor, k: int, temperatures: Sequence[float], *, compiled: bo
     """The k most probable tokens of full-vocabulary logits [..., V], with the exact mass of the others.
 
     The mass is summed over the others themselves, in float32: 1 − (a sum near 1) would lose digits. Costs one top-k and
-    some 1 + 3T passes over the logits, one if they are compiled; memory beside them: some megabytes on a CPU
+    some 1 + 3T passes over the logits, fewer if they are compiled; memory beside them: some megabytes on a CPU
     (`values_at_once`).
     """
     rows = [_top_k(part, k, temperatures, compiled=compiled) for part in token_chunks(logits.flatten(0, -2))]

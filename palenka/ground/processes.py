@@ -19,7 +19,7 @@ from palenka.ground.stopping import Stopped, ends_with, stopped_by_the_system
 
 if TYPE_CHECKING:
     import torch
-    from accelerate import PartialState
+    from accelerate import Accelerator, PartialState
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 """Where a model computes; auto is a GPU (cuda, or mps on a Mac) if there is one."""
@@ -137,6 +137,11 @@ def _require_launcher() -> None:
 def is_compiled(asked: Compile, device: "torch.device") -> bool:
     """Whether to compile a model on a device."""
     return asked == "true" or (asked == "auto" and device.type == "cuda")
+
+
+def is_alone_on_gpu(processes: "PartialState | Accelerator") -> bool:
+    """Whether this process has no others beside it, and computes on a GPU (cuda)."""
+    return bool(processes.device.type == "cuda" and processes.num_processes == 1)
 
 
 def _available(device: Device) -> str:

@@ -21,6 +21,7 @@ from palenka.cache_teachers.capture import capture
 from palenka.cache_teachers.settings import CaptureSettings
 from palenka.ground.errors import UserError
 from palenka.train_student import train as training
+from palenka.train_student import trainer
 from palenka.train_student.run_facts import RunResult
 from palenka.train_student.settings import TrainSettings
 from palenka.train_student.train import train
@@ -90,6 +91,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> list[RecordedOperators]:
     monkeypatch.setattr(torch.cuda, "CUDAGraph", RecordedOperators)
     monkeypatch.setattr(torch.cuda, "graph", recording)
     monkeypatch.setattr(training, "require_graphs", lambda *_: None)
+    monkeypatch.setattr(trainer, "is_alone_on_gpu", lambda _: True)
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     return made
 

@@ -25,9 +25,7 @@ from torch import Tensor
 from palenka.data.signals.distribution import Distribution
 from palenka.data.signals.places import add_at, are_compared, fill_at, is_among
 from palenka.train_student.objective.divergences import Divergence
-
-_IMPOSSIBLE = -100.0
-"""Least log-probability of a teacher's outcome: e^−100 is 0 in float32, and reverse KL stays finite."""
+from palenka.train_student.objective.outcomes import outcomes
 
 _NEVER = -1e9
 """Logit of a token that is not among the others: its probability is exactly 0, and 0 times it is 0."""
@@ -88,33 +86,33 @@ class NextTokenTerms:
                 their type, float32 or float64, is that of the computation.
         """
         targets = [*([] if self.labels is None else [self.labels[0]]), *(teacher.ids for teacher in self.teachers)]
-        # Looked up here, where logits are not overwritten yet: the compiled work is then one pass over them.
-        spoken = [None if ids is None else logits.gather(-1, ids) for ids in targets]
+        # Here, before logits are overwritten: inside, looking them up would end a compiled pass.
+        looked_up = [None if ids is None else logits.gather(-1, ids) for ids in targets]
         if self.compiled and (self.divergence.has_gradient or not self.teachers):
             # As a tensor on the CPU, whose numbers are passed to kernels: every new float would recompile the function.
             weights = (torch.tensor(weight) for weight in (self.hard, *self.weights))
-            _compiled()(self, logits, spoken, sums, *weights)
+            _compiled()(self, logits, looked_up, sums, *weights)
         else:
-            _to_gradient(self, logits, spoken, sums, self.hard, *self.weights)
+            _to_gradient(self, logits, looked_up, sums, self.hard, *self.weights)
 
 
 def _to_gradient(
     terms: NextTokenTerms,
     logits: Tensor,
-    spoken: Sequence[Tensor | None],
+    looked_up: Sequence[Tensor | None],
     sums: Tensor,
     hard: Weight,
     *weights: Weight,
 ) -> None:
     """The work of `NextTokenTerms.to_gradient`, with the given weights instead of those of the terms.
 
-    `spoken` are the logits of the labels, if there are any, and of each teacher's kept tokens.
+    `looked_up` are the student's logits of the labels, if there are any, and of each teacher's kept tokens.
     """
     exact = logits.to(sums.dtype)
     scale, temperature = terms.divergence.scale(terms.temperature), terms.temperature
     softmaxes: dict[float, _Softmax] = {}
     if terms.labels is not None:
-        of_labels, *spoken = spoken
+        of_labels, *looked_up = looked_up
         assert of_labels is not None
         softmaxes[1.0] = _Softmax(exact, 1.0)
         sums[0] += softmaxes[1.0].add_hard(hard, *terms.labels, of_labels)
@@ -122,7 +120,7 @@ def _to_gradient(
     if by_hand:
         if temperature not in softmaxes:
             softmaxes[temperature] = _Softmax(exact, temperature)
-        parts = zip(weights, terms.teachers, spoken, strict=True)
+        parts = zip(weights, terms.teachers, looked_up, strict=True)
         for number, (weight, teacher, of_kept) in enumerate(parts, start=1):
             sums[number] += scale * softmaxes[temperature].add_forward(weight * scale, teacher, of_kept)
     gradients = [softmax.gradient() for softmax in softmaxes.values()]
@@ -142,28 +140,10 @@ def _by_autograd(terms: NextTokenTerms, logits: Tensor, sums: Tensor, weights: S
         leaf = logits.detach().requires_grad_()
         total = leaf.new_zeros(())
         for number, (weight, teacher) in enumerate(zip(weights, terms.teachers, strict=True), start=1):
-            value = terms.divergence.formula(*_outcomes(leaf, teacher, terms.temperature)).sum()
+            value = terms.divergence.formula(*outcomes(leaf, teacher, terms.temperature)).sum()
             sums[number] += scale * value.detach()
             total = total + weight * scale * value
         return torch.autograd.grad(total, leaf)[0]
-
-
-def _outcomes(logits: Tensor, teacher: Distribution, temperature: float) -> tuple[Tensor, Tensor]:
-    """Log-probabilities of teacher and student over the same outcomes.
-
-    These are all V tokens if the teacher knows them, [n, V]; or those kept and all others as one, [n, k + 1].
-    """
-    scaled = logits / temperature
-    # All logits may share a large offset, which would cost float32 its digits.
-    scaled = scaled - scaled.detach().amax(dim=-1, keepdim=True)
-    normalizer = scaled.logsumexp(dim=-1, keepdim=True)
-    if teacher.ids is None or teacher.others is not None:
-        log_teacher, log_student = teacher.log_probabilities(logits.shape[-1]), scaled - normalizer
-    else:
-        outside = scaled.scatter(-1, teacher.ids, -math.inf).logsumexp(dim=-1, keepdim=True)
-        log_student = torch.cat([scaled.gather(-1, teacher.ids), outside], dim=-1) - normalizer
-        log_teacher = torch.cat([teacher.log_kept, teacher.log_tail.unsqueeze(-1)], dim=-1)
-    return log_teacher.to(log_student.dtype).clamp_min(_IMPOSSIBLE), log_student
 
 
 def _labels(tokens: Tensor) -> tuple[Tensor, Tensor]:
